@@ -1,0 +1,72 @@
+"""fsl-core: few-shot meta-learning from parts. Plugin authors need the names below and nothing else."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsl_core.data.pool import LabelledPool, PooledEpisodes
+    from fsl_core.data.source import EpisodeSource
+    from fsl_core.episode import (
+        Adapter,
+        Episode,
+        LabelledSet,
+        Learner,
+        Outcomes,
+        Predictor,
+        TaskShape,
+        TaskWeighting,
+        call_declared,
+        one_hot,
+    )
+    from fsl_core.errors import DataError, FslError, PluginError, RecipeError, RunError, ShapeError
+    from fsl_core.hooks.specs import HOOK_API, hookimpl
+    from fsl_core.norms import Norm, NormedBackbone, NormPolicy
+
+_HOME = {
+    **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
+    "EpisodeSource": "data.source",
+    **dict.fromkeys(("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"),
+    **dict.fromkeys(("TaskShape", "TaskWeighting", "call_declared", "one_hot"), "episode"),
+    **dict.fromkeys(("DataError", "FslError", "PluginError", "RecipeError", "RunError", "ShapeError"), "errors"),
+    **dict.fromkeys(("HOOK_API", "hookimpl"), "hooks.specs"),
+    **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone"), "norms"),
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "HOOK_API",
+    "Adapter",
+    "DataError",
+    "Episode",
+    "EpisodeSource",
+    "FslError",
+    "LabelledPool",
+    "LabelledSet",
+    "Learner",
+    "Norm",
+    "NormPolicy",
+    "NormedBackbone",
+    "Outcomes",
+    "PluginError",
+    "PooledEpisodes",
+    "Predictor",
+    "RecipeError",
+    "RunError",
+    "ShapeError",
+    "TaskShape",
+    "TaskWeighting",
+    "call_declared",
+    "hookimpl",
+    "one_hot",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when first used: `fsl --help` must not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fsl_core' has no attribute {name!r}")
+    return getattr(import_module(f"fsl_core.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

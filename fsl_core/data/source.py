@@ -1,0 +1,47 @@
+"""Where episodes come from: the contract every kind of episodes fulfils."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+
+from fsl_core.episode import Episode, TaskShape
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class EpisodeSource(ABC):
+    """Draws episodes. Episode `index` of `split` under `seed` is a pure function of the three: no global random state.
+
+    name: what recipes write under `episodes.name`.    task: the shape of an episode as the recipe asks for it.
+    """
+
+    name: ClassVar[str]
+    task: TaskShape
+
+    @abstractmethod
+    def batch(self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None) -> Episode:
+        """The episodes of these indices, with a leading (len(indices),) axis.
+
+        task: another shape than `self.task`, for an evaluation with more shots, queries or ways than training.
+        Raises DataError where the split has too few classes, or a class too few items.
+        """
+
+    def to(self, device: torch.device | str) -> EpisodeSource:
+        """Keep what is drawn from on this device; returns self."""
+        return self
+
+    def check(self, split: Split, task: TaskShape | None = None) -> None:
+        """Raise DataError if the split cannot give such episodes; called for every split in use before anything is trained."""
+
+    def fingerprint(self, episodes: Episode) -> bytes:
+        """A digest of a batch of episodes as `batch` returned it: equal digests, equal tensors."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (*episodes.support, *episodes.query):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()

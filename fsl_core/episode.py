@@ -1,0 +1,214 @@
+"""The words of few-shot learning as types: episodes, and the two things a plugin author writes, adapters and weightings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsl_core.norms import support_reference
+
+Predictor = Callable[[Tensor], Tensor]
+"""(n, *input_shape) -> (n, output_dim): logits of a classification task, values of a regression task."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(prediction, labels) -> scalar."""
+
+
+class LabelledSet(NamedTuple):
+    """Items with their labels.
+
+    x: (n, *input_shape), float.    y: (n,) class indices 0 .. n_way - 1, int64; or (n, output_dim) values, float.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One draw from a task. Rows are sorted by class, n_shot (n_query) rows each.
+
+    id: () int64, the episode's index in its split, or the number of its task where a source has a finite set of tasks.
+
+    A batch of episodes is the same tuple with a leading (meta_batch_size,) axis on every tensor.
+    """
+
+    support: LabelledSet
+    query: LabelledSet
+    id: Tensor
+
+    def unbatch(self) -> list[Episode]:
+        """The single episodes of a batch, as views."""
+        (support_x, support_y), (query_x, query_y), ids = self
+        rows = zip(support_x, support_y, query_x, query_y, ids, strict=True)
+        return [Episode(LabelledSet(sx, sy), LabelledSet(qx, qy), i) for sx, sy, qx, qy, i in rows]
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """What every episode of a split has in common.
+
+    n_way:  classes per episode; 1 for regression.    n_shot, n_query: labelled and unlabelled items per class.
+    input_shape: of one item, without the batch axis, such as (1, 28, 28).
+    output_dim:  of a prediction: n_way for classification.
+    """
+
+    kind: Literal["classification", "regression"]
+    n_way: int
+    n_shot: int
+    n_query: int
+    input_shape: tuple[int, ...]
+    output_dim: int
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of logits, or mean squared error of values; a scalar."""
+        return F.cross_entropy(prediction, y) if self.kind == "classification" else F.mse_loss(prediction, y)
+
+    @property
+    def metric(self) -> Literal["accuracy", "mse"]:
+        """What `score` computes; accuracy is better high, mse is better low."""
+        return "accuracy" if self.kind == "classification" else "mse"
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Share of right answers in 0 .. 1, or mean squared error in squared units of y; a scalar."""
+        if self.kind == "classification":
+            return (prediction.argmax(-1) == y).to(prediction.dtype).mean(-1)
+        return F.mse_loss(prediction, y)
+
+
+def one_hot(y: Tensor, n_way: int) -> Tensor:
+    """Class indices (n,) -> (n, n_way) of zeros and ones, float; reads no value, so it works under any order of vmap and grad.
+
+    >>> one_hot(torch.tensor([1, 0]), 3)
+    tensor([[0., 1., 0.],
+            [1., 0., 0.]])
+    """
+    return (y[..., None] == torch.arange(n_way, device=y.device)).to(torch.get_default_dtype())
+
+
+class Adapter(nn.Module):
+    """An inner loop: turns a support set into a predictor.
+
+    Subclasses set `name` and write `adapt` for one task in plain torch. The head and every other meta-parameter (of a
+    hypernetwork, a kernel, a learned step size) are parameters of the adapter; `adapt` changes none of them.
+
+    vectorizable: `adapt` works under torch.func.vmap: no value is read, no module is patched.
+    transductive: predictions depend on the other unlabelled queries.
+    order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second derivatives left out.
+    """
+
+    name: ClassVar[str]
+    vectorizable: bool = True
+    transductive: bool = False
+    order: int = 2
+
+    def adapt(self, backbone: nn.Module, support: LabelledSet) -> Predictor:
+        """Fit the support set. Two further arguments are passed to an adapter that declares them:
+
+        query_x: (n, *input_shape), the unlabelled queries.    task_id: () int64, `Episode.id`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}.adapt: not written. A function of (backbone, support) that returns a predictor"
+        )
+
+    def trajectory(self, backbone: nn.Module, support: LabelledSet) -> Sequence[Predictor]:
+        """The predictors before adaptation and after each inner step; the last one is what `adapt` returns.
+
+        Arguments as for `adapt`. Default: the last one alone.
+        """
+        return [self.adapt(backbone, support)]
+
+    def objective(self, backbone: nn.Module, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
+        """The scalar whose gradient the outer loop follows, and the prediction of the queries, (n_queries, output_dim).
+
+        Override it for update penalties, losses on the support set or after each step, or pseudo-gradients.
+        """
+        prediction = call_declared(self.adapt, backbone, episode)(episode.query.x)
+        return loss(prediction, episode.query.y), prediction
+
+    def on_progress(self, progress: float) -> None:
+        """Called before each outer step with step / total in 0 .. 1, for warm-ups and schedules."""
+
+
+def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
+    """Call `Adapter.adapt` or `Adapter.trajectory` with those of query_x and task_id that it declares."""
+    offered = {"query_x": episode.query.x, "task_id": episode.id}
+    declared = _argument_names(getattr(method, "__func__", method))
+    return method(backbone, episode.support, **{k: v for k, v in offered.items() if k in declared})
+
+
+@cache
+def _argument_names(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+class Outcomes(NamedTuple):
+    """What a task weighting may look at; all of it detached.
+
+    losses:    (meta_batch_size,) values of the objective.
+    gradients: (meta_batch_size, P) meta-gradients of the tasks, or None where the weighting does not ask for them.
+    """
+
+    losses: Tensor
+    gradients: Tensor | None = None
+
+
+class TaskWeighting(nn.Module):
+    """An outer loop's weights: the meta-gradient is sum_i weights[i] * gradient of task i.
+
+    needs: "losses" or "gradients" (or both): what `weigh` reads. An empty set: weights that depend on neither.
+    total: what the weights sum to: "one", or "tasks" for a sum over the meta-batch.
+    """
+
+    name: ClassVar[str]
+    needs: frozenset[str] = frozenset({"losses"})
+    total: Literal["one", "tasks"] = "one"
+
+    def weigh(self, outcomes: Outcomes) -> Tensor:
+        """(meta_batch_size,) non-negative weights."""
+        raise NotImplementedError(
+            f"{type(self).__name__}.weigh: not written. A function of Outcomes that returns one weight a task"
+        )
+
+
+class Learner(nn.Module):
+    """A backbone and an adapter: all that the outer loop optimises."""
+
+    def __init__(self, backbone: nn.Module, adapter: Adapter):
+        super().__init__()
+        self.backbone, self.adapter = backbone, adapter
+
+    def forward(self, support: LabelledSet, query_x: Tensor) -> Tensor:
+        """Logits or values of the queries, (n, output_dim)."""
+        unlabelled = Episode(support, LabelledSet(query_x, query_x.new_zeros(len(query_x))), torch.tensor(0))
+        return self.adapt(unlabelled)(query_x)
+
+    def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
+        """`Adapter.objective` of one episode."""
+        with support_reference(episode.support.x):
+            return self.adapter.objective(self.backbone, episode, loss)
+
+    def adapt(self, episode: Episode) -> Predictor:
+        """The predictor of one episode; of its query set only the unlabelled items are seen."""
+        with support_reference(episode.support.x):
+            return _within(episode.support.x, call_declared(self.adapter.adapt, self.backbone, episode))
+
+    def trajectory(self, episode: Episode) -> list[Predictor]:
+        """The predictors before adaptation and after each inner step, the last one that of `adapt`."""
+        with support_reference(episode.support.x):
+            predictors: Iterable[Predictor] = call_declared(self.adapter.trajectory, self.backbone, episode)
+        return [_within(episode.support.x, predictor) for predictor in predictors]
+
+
+def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
+    def predict(x: Tensor) -> Tensor:
+        with support_reference(support_x):
+            return predictor(x)
+
+    return predict

@@ -1,0 +1,40 @@
+"""Everything fsl-core raises on purpose. A message reads `<where>: <what was found>. <what would fit>.`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class FslError(Exception):
+    """Base of every error meant for a user: the command line prints it without a traceback."""
+
+
+class PluginError(FslError):
+    """A plugin is absent, broken, a duplicate, or offers something the hooks refuse."""
+
+
+class RecipeError(FslError):
+    """One or several faults of a recipe, all found in one reading.
+
+    faults: one line each, `<file>:<line>: <key>: <what was found>. <what would fit>.`
+    """
+
+    def __init__(self, faults: str | Iterable[str]):
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class DataError(FslError):
+    """Episodes cannot be made from the data found: absent, unreadable, damaged, or too small."""
+
+
+class ShapeError(FslError, ValueError):
+    """A tensor has a shape that the called function cannot take."""
+
+
+class RunError(FslError):
+    """A run directory, a checkpoint or a training step is not usable."""
+
+
+class TrainingError(RunError):
+    """Training cannot go on: a loss, gradient or weight is not finite."""

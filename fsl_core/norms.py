@@ -1,0 +1,145 @@
+"""Normalisation by a named policy, exact under `torch.func.vmap` and free of hidden state inside a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsl_core.errors import ShapeError
+
+NormPolicy = Literal["transductive", "support", "running", "group", "none"]
+NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
+
+
+class _Reference:
+    """What the norm layers of the running forward pass normalise by; set by the context managers below only."""
+
+    support: Tensor | None = None
+    leading_rows: int | None = None
+    collect: bool = False
+
+
+@contextmanager
+def support_reference(support_x: Tensor) -> Iterator[None]:
+    """Within this context, layers of policy `support` take their statistics from support_x, of shape (n, *input_shape)."""
+    outer, _Reference.support = _Reference.support, support_x
+    try:
+        yield
+    finally:
+        _Reference.support = outer
+
+
+@contextmanager
+def collect_statistics() -> Iterator[None]:
+    """Within this context, layers of policy `running` normalise by their batch and move their running averages."""
+    outer, _Reference.collect = _Reference.collect, True
+    try:
+        yield
+    finally:
+        _Reference.collect = outer
+
+
+class Norm(nn.Module):
+    """Per-channel normalisation of (n, channels) or (n, channels, height, width), with learned scale and shift.
+
+    policy, what mean and variance are taken over:
+      transductive  the batch of this very call: a query is normalised together with the other queries (MAML's code).
+      support       the rows of the support set under the same weights, for support and query alike.
+      running       averages over past meta-batches; constant within a task, moved once per outer step.
+      group         groups of channels of one item (Wu and He 2018, arXiv:1803.08494); no batch involved.
+      none          nothing: the identity, without parameters.
+
+    Affine BatchNorm, LayerNorm and InstanceNorm of torch give a wrong second-order gradient under vmap. Here the fused
+    kernel normalises without scale and shift, which are applied outside of it; that is exact.
+    """
+
+    def __init__(self, policy: NormPolicy, channels: int, momentum: float = 0.1, groups: int = 8, eps: float = 1e-5):
+        super().__init__()
+        if policy not in NORM_POLICIES:
+            raise ValueError(f"norm: {policy!r} is no policy. Expected one of {', '.join(NORM_POLICIES)}")
+        self.policy, self.momentum, self.eps = policy, momentum, eps
+        self.groups = max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0)
+        if policy == "none":
+            return
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+        if policy == "running":
+            self.register_buffer("running_mean", torch.zeros(channels))
+            self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.policy == "none":
+            return x
+        per_channel = (1, -1) + (1,) * (x.dim() - 2)
+        return self._normalise(x, per_channel) * self.scale.view(per_channel) + self.shift.view(per_channel)
+
+    def _normalise(self, x: Tensor, per_channel: tuple[int, ...]) -> Tensor:
+        if self.policy == "group":
+            return F.group_norm(x, self.groups, eps=self.eps)
+        if self.policy == "running" and not _Reference.collect:
+            mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
+            return (x - mean) * torch.rsqrt(var + self.eps)
+        if self.policy == "running":
+            self._move_averages(x)
+        rows = _Reference.leading_rows
+        if self.policy == "support" and rows is not None:
+            var, mean = torch.var_mean(x[:rows], _all_but_channels(x), correction=0, keepdim=True)
+            return (x - mean) * torch.rsqrt(var + self.eps)
+        if x.numel() == x.shape[1]:
+            raise ShapeError(f"norm: one value per channel in an input of shape {tuple(x.shape)}. A batch of two or more")
+        return F.batch_norm(x, None, None, training=True, eps=self.eps)
+
+    @torch.no_grad()
+    def _move_averages(self, x: Tensor) -> None:
+        var, mean = torch.var_mean(x, _all_but_channels(x))
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+    def extra_repr(self) -> str:
+        return self.policy
+
+
+class NormedBackbone(nn.Module):
+    """A backbone whose layers are normalised by `Norm`; write `features`, and every policy works.
+
+    norm:        the policy of all its layers; results name it.
+    feature_dim: length of one item's feature vector, no unit.
+
+    Under policy `support` a batch other than the support set is computed together with the support set, under the same
+    weights, and the support rows are dropped: no statistic is kept from one call to the next.
+    """
+
+    feature_dim: int
+
+    def __init__(self, norm: NormPolicy):
+        super().__init__()
+        self.norm = norm
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, *input_shape) -> (n, feature_dim)."""
+        raise NotImplementedError(f"{type(self).__name__}.features: not written. A map (n, *input_shape) -> (n, feature_dim)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        support = _Reference.support
+        if self.norm != "support" or support is None or x is support:
+            return self.features(x)
+        with _statistics_from(len(support)):
+            return self.features(torch.cat([support, x]))[len(support) :]
+
+
+@contextmanager
+def _statistics_from(rows: int) -> Iterator[None]:
+    outer, _Reference.leading_rows = _Reference.leading_rows, rows
+    try:
+        yield
+    finally:
+        _Reference.leading_rows = outer
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
