@@ -1,0 +1,99 @@
+"""A recipe file as plain data, with the place of every key, and `-s` overrides laid over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from fsl_core.errors import RecipeError
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass
+class Document:
+    """The data of a recipe, before it is checked.
+
+    places: where each key path was written: `file:line`, or `-s` for an override.
+    """
+
+    source: str
+    data: dict[str, Any]
+    places: dict[KeyPath, str] = field(default_factory=dict)
+
+    def where(self, path: Sequence[str | int]) -> str:
+        """`<file>:<line>: <key>` of a key path, or of its nearest written parent."""
+        path = tuple(path)
+        place = next((self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places), self.source)
+        key = ".".join(str(part) for part in path)
+        return f"{place}: {key}" if key else place
+
+
+def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:
+    """Read a recipe file (YAML 1.2, so `1e-3` is a number) and apply `key.path=value` overrides, whose values are YAML too."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: {reason}. A recipe file in YAML") from error
+    data = _parse(text, str(path))
+    if not isinstance(data, CommentedMap):
+        raise RecipeError(f"{path}:1: {_name(data)}. A mapping of sections such as episodes, backbone, adapter, outer")
+    document = Document(str(path), {}, {(): f"{path}:1"})
+    document.data = _plain(data, document, ())
+    for override in overrides:
+        _override(document, override)
+    return document
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(error.problem or error.context or "not YAML").split())
+        raise RecipeError(f"{source}{line}: YAML syntax: {problem}. Well-formed YAML") from error
+    except YAMLError as error:
+        raise RecipeError(f"{source}: YAML syntax: {' '.join(str(error).split())}. Well-formed YAML") from error
+
+
+def _plain(node: Any, document: Document, path: KeyPath) -> Any:
+    if isinstance(node, CommentedMap):
+        for key in node:
+            document.places[(*path, key)] = f"{document.source}:{node.lc.key(key)[0] + 1}"
+        return {str(key): _plain(value, document, (*path, key)) for key, value in node.items()}
+    if isinstance(node, CommentedSeq):
+        for i in range(len(node)):
+            document.places[(*path, i)] = f"{document.source}:{node.lc.item(i)[0] + 1}"
+        return [_plain(value, document, (*path, i)) for i, value in enumerate(node)]
+    for plain_type in (bool, int, float, str):
+        if isinstance(node, plain_type):
+            return plain_type(node)
+    return None if node is None else str(node)
+
+
+def _override(document: Document, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"-s {override}: not an override. key.path=value, such as adapter.inner_lr=0.1")
+    path = tuple(key.split("."))
+    value = _plain(_parse(text, f"-s {key}"), Document("-s", {}), ())
+    node = document.data
+    for depth, part in enumerate(path[:-1], start=1):
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"-s {override}: {'.'.join(path[:depth])} is {_name(node)}. A key path through mappings")
+    node[path[-1]] = value
+    document.places = {p: place for p, place in document.places.items() if p[: len(path)] != path}
+    document.places[path] = "-s"
+
+
+def _name(value: Any) -> str:
+    return "empty" if value is None else f"a {type(value).__name__.lower().removeprefix('commented')}"

@@ -1,0 +1,84 @@
+"""A constructor's signature is the schema of its options: names, types, bounds, defaults and docs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+Kind = Literal["episodes", "backbone", "adapter", "weighting", "optimizer", "schedule"]
+
+INJECTED: dict[Kind, frozenset[str]] = {
+    "episodes": frozenset(),
+    "backbone": frozenset({"task"}),
+    "adapter": frozenset({"task", "backbone"}),
+    "weighting": frozenset(),
+    "optimizer": frozenset({"parameters"}),
+    "schedule": frozenset(),
+}
+"""Arguments that the framework passes by name; every other argument is a recipe key."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something a recipe can name: a factory with its option schema and where it came from.
+
+    origin: for messages and listings, such as `fsl-maml 0.1.0`.
+    """
+
+    kind: Kind
+    name: str
+    factory: Callable[..., Any]
+    origin: str
+
+    @cached_property
+    def options(self) -> type[BaseModel]:
+        """The pydantic model of a recipe section that names this component."""
+        return _options_model(self)
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.factory) or ""
+
+    def build(self, section: BaseModel, **injected: Any) -> Any:
+        """Call the factory with a validated section and those injected arguments that it declares."""
+        declared = {parameter.name for parameter in _parameters(self.factory)}
+        given = {name: getattr(section, name) for name in type(section).model_fields if name != "name"}
+        return self.factory(**given, **{k: v for k, v in injected.items() if k in declared})
+
+
+def _options_model(component: Component) -> type[BaseModel]:
+    factory = component.factory
+    where = f"{component.kind} {component.name!r}"
+    options = [p for p in _parameters(factory) if p.name not in INJECTED[component.kind]]
+    hints = _type_hints(factory, options)
+    fields: dict[str, Any] = {"name": (Literal[component.name], ...)}
+    for parameter in options:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(
+                f"{where}: argument *{parameter.name}. Every option as an argument of its own: the signature is the schema"
+            )
+        if parameter.name == "name":
+            raise TypeError(f"{where}: argument 'name'. Another word: recipes use `name` to choose the component")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints[parameter.name], default)
+    config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False)
+    return create_model(f"{component.kind}.{component.name}", __config__=config, __doc__=component.doc or None, **fields)
+
+
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
+    if inspect.isclass(factory) and factory.__init__.__module__ == "torch.nn.modules.module":
+        return []  # a module without a constructor of its own
+    return list(inspect.signature(factory).parameters.values())
+
+
+def _type_hints(factory: Callable[..., Any], options: list[inspect.Parameter]) -> dict[str, Any]:
+    """Resolved annotations of the options alone: those of injected arguments may be imported for type checkers only."""
+    function = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else factory)
+    annotations = {p.name: Any if p.annotation is p.empty else p.annotation for p in options}
+    return get_type_hints(SimpleNamespace(__annotations__=annotations), getattr(function, "__globals__", {}), include_extras=True)

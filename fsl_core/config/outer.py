@@ -1,0 +1,88 @@
+"""What `outer.optimizer.name` and `outer.schedule.name` stand for. torch is imported when one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+Rate = Annotated[float, Field(gt=0, description="step size of the outer loop")]
+Decay = Annotated[float, Field(ge=0, description="L2 penalty (decoupled for adamw)")]
+Betas = Annotated[tuple[float, float], Field(description="decay of the running mean and of the running square")]
+Schedule = Callable[[int, int], float]
+"""(steps done, steps in all) -> factor on the optimizer's step size."""
+
+
+def adam(
+    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.0
+) -> Optimizer:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980)."""
+    from torch.optim import Adam
+
+    return Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def adamw(
+    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.01
+) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    from torch.optim import AdamW
+
+    return AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def sgd(
+    parameters: Iterable[Tensor],
+    lr: Rate = 0.1,
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    nesterov: bool = False,
+    weight_decay: Decay = 0.0,
+) -> Optimizer:
+    """Stochastic gradient descent, with (Nesterov) momentum by option."""
+    from torch.optim import SGD
+
+    return SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def rmsprop(
+    parameters: Iterable[Tensor],
+    lr: Rate = 0.001,
+    alpha: Annotated[float, Field(ge=0, lt=1, description="decay of the running square")] = 0.99,
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    weight_decay: Decay = 0.0,
+) -> Optimizer:
+    """RMSprop (Hinton's lecture 6e)."""
+    from torch.optim import RMSprop
+
+    return RMSprop(parameters, lr=lr, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
+
+
+def constant() -> Schedule:
+    """The step size stays what it is."""
+    return lambda step, total: 1.0
+
+
+def cosine(
+    final_factor: Annotated[float, Field(ge=0, le=1, description="share of the step size left at the end")] = 0.0,
+) -> Schedule:
+    """Half a cosine from 1 to final_factor over the run (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts)."""
+    from math import cos, pi
+
+    return lambda step, total: final_factor + (1 - final_factor) * (1 + cos(pi * step / max(1, total))) / 2
+
+
+def multistep(
+    milestones: Annotated[list[Annotated[int, Field(ge=0)]], Field(description="outer steps at which the step size drops")],
+    gamma: Annotated[float, Field(gt=0, le=1, description="factor at each milestone")] = 0.1,
+) -> Schedule:
+    """The step size is multiplied by gamma at each milestone."""
+    return lambda step, total: gamma ** sum(step >= milestone for milestone in milestones)
+
+
+OPTIMIZERS = {"adam": adam, "adamw": adamw, "rmsprop": rmsprop, "sgd": sgd}
+SCHEDULES = {"constant": constant, "cosine": cosine, "multistep": multistep}

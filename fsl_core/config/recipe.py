@@ -1,0 +1,258 @@
+"""A recipe, checked: every option against the constructor it goes to, every fault in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Union
+
+from packaging.requirements import InvalidRequirement, Requirement
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fsl_core.config.document import Document, KeyPath, read_document
+from fsl_core.config.options import Component, Kind
+from fsl_core.errors import PluginError, RecipeError
+from fsl_core.words import suggest
+
+SECTIONS: dict[KeyPath, Kind] = {
+    ("episodes",): "episodes",
+    ("backbone",): "backbone",
+    ("adapter",): "adapter",
+    ("outer", "weighting"): "weighting",
+    ("outer", "optimizer"): "optimizer",
+    ("outer", "schedule"): "schedule",
+}
+"""Where a recipe names a component, and of which kind."""
+
+DEFAULT_NAMES: dict[KeyPath, str] = {
+    ("outer", "weighting"): "uniform",
+    ("outer", "optimizer"): "adam",
+    ("outer", "schedule"): "constant",
+}
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class Catalogue(Protocol):
+    """What a recipe is checked against: `fsl_core.hooks.registry.Registry`."""
+
+    def get(self, kind: Kind, name: str) -> Component: ...
+    def components(self, kind: Kind) -> list[Component]: ...
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Evaluate(_Section):
+    """How the trained learner is judged, on episodes that are the same for every run with these settings."""
+
+    episodes: Annotated[int, Field(gt=1, description="number of test episodes")] = 600
+    seed: Annotated[int, Field(ge=0, description="of the frozen evaluation episodes; not the run's seed")] = 0
+    n_way: Annotated[Count | None, Field(description="classes per test episode, if not as in training")] = None
+    n_shot: Annotated[Count | None, Field(description="support items per class in test, if not as in training")] = None
+    n_query: Annotated[Count | None, Field(description="query items per class in test, if not as in training")] = None
+    checkpoint: Annotated[Literal["best", "last"], Field(description="best on validation, or the last")] = "best"
+
+
+class Expected(_Section):
+    """A measured figure and how far a new run may be from it."""
+
+    value: float
+    tolerance: Annotated[float, Field(ge=0)]
+
+
+class _Outer(_Section):
+    """The outer loop; weighting, optimizer and schedule are added from what is installed."""
+
+    meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
+    steps: Annotated[Count, Field(description="outer steps")]
+    clip_gradient_norm: Annotated[float | None, Field(gt=0, description="longest meta-gradient followed")] = None
+    clip_gradient_value: Annotated[float | None, Field(gt=0, description="largest entry of the meta-gradient followed")] = None
+    validate_every: Annotated[int, Field(ge=0, description="outer steps between validations; 0: never")] = 500
+    validate_episodes: Annotated[int, Field(gt=1, description="episodes of one validation")] = 100
+    checkpoint_every: Annotated[Count, Field(description="outer steps between checkpoints")] = 500
+
+
+def recipe_model(catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | None = None) -> type[BaseModel]:
+    """The pydantic model of a recipe; chosen: the components one recipe names, where not every installed one may appear."""
+
+    def section(path: KeyPath) -> Any:
+        if chosen is not None:
+            return chosen[path].options if path in chosen else Any
+        models = tuple(component.options for component in catalogue.components(SECTIONS[path]))
+        return Annotated[Union[models], Field(discriminator="name")] if len(models) > 1 else models[0]  # noqa: UP007
+
+    by_default = {
+        path[-1]: (section(path), Field(default={"name": name}, validate_default=True)) for path, name in DEFAULT_NAMES.items()
+    }
+    outer = create_model("outer", __base__=_Outer, **by_default)
+    return create_model(
+        "recipe",
+        __base__=_Section,
+        seed=(Annotated[int, Field(ge=0, description="of initial weights and training episodes")], 0),
+        requires=(Annotated[list[str], Field(description="distributions the recipe needs, such as fsl-maml>=0.1")], []),
+        episodes=(section(("episodes",)), ...),
+        backbone=(section(("backbone",)), ...),
+        adapter=(section(("adapter",)), ...),
+        outer=(outer, ...),
+        evaluate=(Evaluate, Evaluate()),
+        expect=(Annotated[dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")], {}),
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    sections: the pydantic model; `sections.outer.steps`, `sections.evaluate.episodes` and so on are typed and complete.
+    """
+
+    document: Document
+    sections: Any
+    chosen: Mapping[KeyPath, Component]
+
+    @property
+    def name(self) -> str:
+        return Path(self.document.source).stem
+
+    def build(self, path: KeyPath, **injected: Any) -> Any:
+        """Build the component of a section; a constructor's ValueError becomes a RecipeError at its line."""
+        section = self.sections
+        for part in path:
+            section = getattr(section, str(part))
+        try:
+            return self.chosen[path].build(section, **injected)
+        except ValueError as error:
+            raise RecipeError(f"{self.document.where(path)}: {error}") from error
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe as plain data, defaults written out and paths absolute, so that it means the same anywhere."""
+        return _plain(self.sections.model_dump(mode="python"))
+
+
+def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe. RecipeError lists every fault with file, line and key."""
+    document = read_document(path, overrides)
+    chosen, faults = _choose(document, catalogue)
+    faults += _unmet_requirements(document)
+    model = recipe_model(catalogue, chosen)
+    document.data = {key: value for key, value in document.data.items() if value is not None}  # `expect:` with nothing below
+    try:
+        sections = model.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        faults += _validation_faults(document, error, model)
+    if faults:
+        raise RecipeError(_in_file_order(faults))
+    return Recipe(document, sections, chosen)
+
+
+def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
+    """JSON Schema of recipes made from everything installed, for completion in editors."""
+    schema = recipe_model(catalogue).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "fsl recipe"}
+
+
+def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Component], list[str]]:
+    chosen, faults = {}, []
+    for path, kind in SECTIONS.items():
+        section: Any = document.data
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if section is None and path in DEFAULT_NAMES:
+            section = {"name": DEFAULT_NAMES[path]}
+        if section is None:
+            continue
+        if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+            faults.append(f"{document.where(path)}: no `name`. A mapping such as {{name: {_example(catalogue, kind)}}}")
+            continue
+        try:
+            chosen[path] = catalogue.get(kind, section["name"])
+        except PluginError as error:
+            faults.append(f"{document.where((*path, 'name'))}: {error}")
+    return chosen, faults
+
+
+def _example(catalogue: Catalogue, kind: Kind) -> str:
+    return next((component.name for component in catalogue.components(kind)), "...")
+
+
+def _unmet_requirements(document: Document) -> list[str]:
+    listed = document.data.get("requires")
+    faults = []
+    for i, text in enumerate(listed if isinstance(listed, list) else []):
+        where = document.where(("requires", i))
+        try:
+            requirement = Requirement(str(text))
+            version = metadata.version(requirement.name)
+            if not requirement.specifier.contains(version, prereleases=True):
+                faults.append(f"{where}: {requirement.name} {version} is installed. pip install --upgrade '{text}'")
+        except InvalidRequirement:
+            faults.append(f"{where}: {text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1")
+        except metadata.PackageNotFoundError:
+            faults.append(f"{where}: {requirement.name} is not installed. pip install '{text}'")
+    return faults
+
+
+def _validation_faults(document: Document, error: ValidationError, model: type[BaseModel]) -> list[str]:
+    expected: dict[KeyPath, list[str]] = {}
+    faults = []
+    for fault in error.errors(include_url=False):
+        path = _written_path(document.data, fault)
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"{document.where(path)}: {_unknown_key(path, model)}")
+        elif fault["type"] == "missing":
+            faults.append(f"{document.where(path)}: absent. It is required")
+        else:
+            expected.setdefault(path, []).append(fault["msg"].replace("Input should be ", "").removeprefix("Value error, "))
+    for path, alternatives in expected.items():
+        found = json.dumps(_at(document.data, path))
+        faults.append(f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}")
+    return faults
+
+
+def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
+    """The key path as the recipe has it: pydantic's names for the members of a union are left out."""
+    path: KeyPath = ()
+    for part in fault["loc"]:
+        absent = not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int))
+        if absent and fault["type"] != "missing":
+            break
+        path += (part,)
+        data = None if absent else data[part]
+    return path
+
+
+def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
+    owner, options = "the recipe", model
+    for part in path[:-1]:
+        options = options.model_fields[str(part)].annotation
+        owner = options.__name__.replace(".", " ", 1) if "." in options.__name__ else f"section '{part}'"
+    kind, _, name = owner.partition(" ")
+    owner = f"{kind} {name!r}" if kind in SECTIONS.values() else owner
+    return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _in_file_order(faults: list[str]) -> list[str]:
+    def line(fault: str) -> int:
+        place = fault.split(": ", 1)[0].rpartition(":")[2]
+        return int(place) if place.isdigit() else 0
+
+    return sorted(faults, key=line)

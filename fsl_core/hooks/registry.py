@@ -1,0 +1,254 @@
+"""Finds plugins, lets each one offer its components, and keeps a failing one from breaking anything else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from fsl_core.config.options import Component, Kind
+from fsl_core.config.outer import OPTIMIZERS, SCHEDULES
+from fsl_core.errors import PluginError
+from fsl_core.hooks import specs
+from fsl_core.hooks.known import PACKAGES
+from fsl_core.words import suggest
+
+GROUP = "fsl"
+BUILTIN = "fsl_core.builtin"
+REGISTRATION_HOOKS: dict[str, Kind] = {
+    "fsl_register_episodes": "episodes",
+    "fsl_register_backbones": "backbone",
+    "fsl_register_adapters": "adapter",
+    "fsl_register_weightings": "weighting",
+}
+
+
+@dataclass
+class Plugin:
+    """What became of one plugin.
+
+    name: entry-point, file or module name.    origin: distribution and version, or the file.
+    offers: (kind, name) of what it registered; empty unless status is `ok`.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    status: Literal["ok", "disabled", "failed"] = "ok"
+    reason: str = ""
+    hooks: list[str] = field(default_factory=list)
+    offers: list[tuple[Kind, str]] = field(default_factory=list)
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+class Registry:
+    """Every component that can be named, and every plugin with its status. Made by `load`."""
+
+    def __init__(self) -> None:
+        self.plugins: list[Plugin] = []
+        self._components: dict[tuple[Kind, str], Component] = {}
+        self._conflicts: dict[tuple[Kind, str], str] = {}
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(specs)
+        for kind, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            for name, factory in table.items():
+                self._components[kind, name] = Component(kind, name, factory, "fsl-core")
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        """Calls the observer hooks of every loaded plugin."""
+        return self._manager.hook
+
+    def observe(self, observer: object) -> None:
+        """Add an object that implements observer hooks, such as a progress bar."""
+        self._manager.register(observer)
+
+    def names(self, kind: Kind) -> list[str]:
+        return sorted(name for k, name in self._components if k == kind and (k, name) not in self._conflicts)
+
+    def components(self, kind: Kind) -> list[Component]:
+        return [self._components[kind, name] for name in self.names(kind)]
+
+    def get(self, kind: Kind, name: str) -> Component:
+        """The component of this name. PluginError says what to install, enable or spell otherwise."""
+        if (kind, name) in self._conflicts:
+            raise PluginError(self._conflicts[kind, name])
+        if (kind, name) not in self._components:
+            raise PluginError(f"{kind} {name!r}: no installed plugin offers it. {self._remedy(kind, name)}")
+        return self._components[kind, name]
+
+    def _remedy(self, kind: Kind, name: str) -> str:
+        package = PACKAGES.get(kind, {}).get(name)
+        if package is None:
+            return suggest(name, self.names(kind), label="Installed")
+        for plugin in self.plugins:
+            if plugin.distribution == package and plugin.status != "ok":
+                return f"{plugin.origin} would, but it is {plugin.status}: {plugin.reason}"
+        return f"pip install {package}"
+
+    def add(self, name: str, module: Callable[[], object], distribution: str, version: str, disabled_by: str = "") -> Plugin:
+        """Load one plugin; whatever goes wrong is kept as its reason.
+
+        module: imports and returns the plugin.    disabled_by: not loaded at all, for this reason.
+        """
+        plugin = Plugin(name, distribution, version)
+        self.plugins.append(plugin)
+        if disabled_by:
+            plugin.status, plugin.reason = "disabled", disabled_by
+            return plugin
+        try:
+            self._load(plugin, module())
+        except (Exception, SystemExit) as error:
+            if os.environ.get("FSL_STRICT_PLUGINS"):
+                raise
+            plugin.status, plugin.reason = "failed", _reason(error)
+        return plugin
+
+    def _load(self, plugin: Plugin, implementation: Any) -> None:
+        wanted = getattr(implementation, "FSL_HOOK_API", specs.HOOK_API)
+        if wanted > specs.HOOK_API:
+            raise PluginError(f"needs hook API {wanted}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core")
+        self._manager.register(implementation, f"{plugin.distribution}:{plugin.name}")
+        try:
+            plugin.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(implementation) or ())
+            for hook in plugin.hooks:
+                if getattr(specs, hook, None) is None:
+                    raise PluginError(f"implements unknown hook {hook!r}. {suggest(hook, _hook_names(), label='Hooks')}")
+            offered = {(c.kind, c.name): c for c in self._offers(plugin, implementation)}
+        except BaseException:
+            self._manager.unregister(implementation)
+            raise
+        self._components |= offered
+        plugin.offers = sorted(offered)
+
+    def _offers(self, plugin: Plugin, implementation: object) -> Iterator[Component]:
+        for hook, kind in REGISTRATION_HOOKS.items():
+            for impl in getattr(self._manager.hook, hook).get_hookimpls():
+                if impl.plugin is implementation:
+                    found: list[Component] = []
+                    register = _collector(found, kind, plugin.origin)
+                    impl.function(*(register for _ in impl.argnames))
+                    for component in found:
+                        self._refuse_duplicate(component)
+                        yield component
+
+    def _refuse_duplicate(self, component: Component) -> None:
+        key = (component.kind, component.name)
+        if key in self._components:
+            self._conflicts[key] = (
+                f"{component.kind} {component.name!r}: offered by both {self._components[key].origin} and {component.origin}. "
+                "Disable one with --no-plugin or FSL_DISABLED_PLUGINS"
+            )
+            raise PluginError(self._conflicts[key])
+
+
+def _collector(found: list[Component], kind: Kind, origin: str) -> specs.Register:
+    def register(factory: Any, name: str | None = None) -> None:
+        name = name or getattr(factory, "name", None)
+        if not callable(factory) or not isinstance(name, str):
+            raise PluginError(f"registered {factory!r} as {kind}. A class or function with a `name`")
+        component = Component(kind, name, factory, origin)
+        _ = component.options  # a signature that is no schema is the plugin's fault: found here, not in someone's recipe
+        found.append(component)
+
+    return register
+
+
+def load(
+    *,
+    entry_points: bool = True,
+    modules: Iterable[ModuleType] = (),
+    files: Iterable[Path] = (),
+    no_plugin: Iterable[str] = (),
+) -> Registry:
+    """The built-in components, installed plugins, and one-file plugins.
+
+    entry_points: look for installed distributions with entry points in the group `fsl`.
+    modules:   plugins already imported.    files: one-file plugins.
+    no_plugin: names of plugins or distributions to leave out; PluginError where none is called so.
+    FSL_LOAD_PLUGINS (only these, `a,b`; empty: none) and FSL_DISABLED_PLUGINS (`a,b`) say the same from the environment.
+    """
+    registry = Registry()
+    no_plugin = set(no_plugin)
+    env_disabled = _listed("FSL_DISABLED_PLUGINS")
+    env_only = _listed("FSL_LOAD_PLUGINS") if "FSL_LOAD_PLUGINS" in os.environ else None
+
+    def disabled_by(name: str, distribution: str, external: bool = True) -> str:
+        called = {name, distribution}
+        if called & no_plugin:
+            return "--no-plugin"
+        if called & env_disabled:
+            return "FSL_DISABLED_PLUGINS"
+        return "FSL_LOAD_PLUGINS" if external and env_only is not None and not called & env_only else ""
+
+    core_version = metadata.version("fsl-core")
+    for found in pkgutil.iter_modules(import_module(BUILTIN).__path__):
+        reason = disabled_by(found.name, "fsl-core", external=False)
+        registry.add(found.name, _importer(f"{BUILTIN}.{found.name}"), "fsl-core", core_version, reason)
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name) if entry_points else ():
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+        registry.add(entry.name, entry.load, distribution, version, disabled_by(entry.name, distribution))
+    for module in modules:
+        registry.add(
+            module.__name__, lambda module=module: module, module.__name__, "", disabled_by(module.__name__, module.__name__)
+        )
+    for file in files:
+        registry.add(file.stem, lambda file=file: _import_file(file), str(file), "", disabled_by(file.stem, str(file)))
+    unknown = no_plugin - {called for p in registry.plugins for called in (p.name, p.distribution)}
+    if unknown:
+        name = min(unknown)
+        raise PluginError(f"--no-plugin {name}: no plugin is called so. {suggest(name, {p.name for p in registry.plugins})}")
+    return registry
+
+
+def plugin_files(recipe: Path | None, plugins_dir: Path | None) -> list[Path]:
+    """One-file plugins: `fslplugin.py` beside the recipe, and every .py file of plugins_dir."""
+    files = []
+    if recipe is not None and (beside := recipe.parent / "fslplugin.py").is_file():
+        files.append(beside)
+    if plugins_dir is not None:
+        if not plugins_dir.is_dir():
+            raise PluginError(f"--plugins-dir {plugins_dir}: no such folder. A folder of .py files with hooks")
+        files += sorted(f for f in plugins_dir.glob("*.py") if f not in files)
+    return files
+
+
+def _listed(variable: str) -> set[str]:
+    return {name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()}
+
+
+def _hook_names() -> list[str]:
+    return [name for name in vars(specs) if name.startswith("fsl_")]
+
+
+def _importer(name: str) -> Callable[[], ModuleType]:
+    return lambda: import_module(name)
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"fsl_plugin_file_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and type hints look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, PluginError):
+        return str(error)
+    text = traceback.format_exception_only(error)[-1].strip()
+    return " ".join(text.split())

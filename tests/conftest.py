@@ -1,0 +1,138 @@
+"""Fixtures for every test of core; nothing here needs a plugin or a download."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsl_core.hooks.registry import Registry, load
+
+TOY_PLUGIN = '''
+"""Episodes of Gaussian blobs, far quicker than pictures."""
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+import fsl_core as fsl
+
+
+class Blobs(fsl.EpisodeSource):
+    """Classes are points in the plane, items are points around them."""
+
+    name = "blobs"
+
+    def __init__(self, n_way: Annotated[int, Field(gt=0)] = 3, n_shot: int = 2, n_query: int = 4, spread: float = 0.3):
+        self.task = fsl.TaskShape("classification", n_way, n_shot, n_query, (2,), n_way)
+        self.spread = spread
+
+    def batch(self, split, indices, seed, task=None):
+        task = task or self.task
+        return torch.utils.data.default_collate([self._episode(split, i, seed, task) for i in indices])
+
+    def _episode(self, split, index, seed, task):
+        random = torch.Generator().manual_seed(hash_of(split, index, seed))
+        centres = 3 * torch.randn(task.n_way, 1, 2, generator=random)
+
+        def items(n):
+            x = centres + self.spread * torch.randn(task.n_way, n, 2, generator=random)
+            return fsl.LabelledSet(x.flatten(0, 1), torch.arange(task.n_way).repeat_interleave(n))
+
+        return fsl.Episode(items(task.n_shot), items(task.n_query), torch.tensor(index))
+
+
+def hash_of(split, index, seed):
+    return ["train", "validation", "test"].index(split) * 10**9 + index * 1000 + seed
+
+
+class Explodes(fsl.Adapter):
+    """Gives a loss that is not a number from one step on."""
+
+    name = "explodes"
+
+    def __init__(self, task: fsl.TaskShape, backbone: torch.nn.Module, at_progress: float = 0.5):
+        super().__init__()
+        self.head, self.at, self.now = torch.nn.Linear(backbone.feature_dim, task.output_dim), at_progress, 0.0
+
+    def on_progress(self, progress):
+        self.now = progress
+
+    def adapt(self, backbone, support):
+        return lambda x: self.head(backbone(x)) * (float("nan") if self.now >= self.at else 1.0)
+
+
+@fsl.hookimpl
+def fsl_register_episodes(register):
+    register(Blobs)
+
+
+@fsl.hookimpl
+def fsl_register_adapters(register):
+    register(Explodes)
+'''
+
+TOY_RECIPE = """\
+seed: 0
+episodes: {name: blobs, n_way: 3}
+backbone: {name: mlp, hidden: [8]}
+adapter: {name: nearest-centroid}
+outer:
+  optimizer: {name: adam, lr: 0.01}
+  meta_batch_size: 2
+  steps: 12
+  validate_every: 5
+  validate_episodes: 4
+  checkpoint_every: 4
+evaluate: {episodes: 10}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads a user's plugin switches or writes beside the code."""
+    for variable in ("FSL_LOAD_PLUGINS", "FSL_DISABLED_PLUGINS", "FSL_STRICT_PLUGINS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def toy_recipe(tmp_path: Path) -> Path:
+    """A recipe that trains in a second, with its one-file plugin beside it."""
+    (tmp_path / "fslplugin.py").write_text(TOY_PLUGIN)
+    recipe = tmp_path / "toy.yaml"
+    recipe.write_text(TOY_RECIPE)
+    return recipe
+
+
+@pytest.fixture
+def toy_registry(toy_recipe: Path) -> Registry:
+    return load(entry_points=False, files=[toy_recipe.parent / "fslplugin.py"])
+
+
+@pytest.fixture
+def fsl(tmp_path: Path):
+    """Run the command line as a user does, in a process of its own."""
+
+    def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fsl_core", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "FSL_LOAD_PLUGINS": "", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return call

@@ -1,0 +1,176 @@
+"""Plugins of every kind of brokenness: each is named with its reason, none breaks another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import fsl_core as fsl
+from fsl_core.errors import PluginError
+from fsl_core.hooks.registry import Plugin, Registry, load, plugin_files
+
+
+class Even(fsl.TaskWeighting):
+    """All the same."""
+
+    name = "even"
+
+    def weigh(self, outcomes):
+        return outcomes.losses * 0 + 1 / len(outcomes.losses)
+
+
+def module(name: str, **members: object) -> ModuleType:
+    made = ModuleType(name)
+    vars(made).update(members)
+    return made
+
+
+def offers(*factories: object, hook: str = "fsl_register_weightings"):
+    def implementation(register):
+        for factory in factories:
+            register(factory)
+
+    implementation.__name__ = hook
+    return {hook: fsl.hookimpl(implementation)}
+
+
+def loaded(*modules: ModuleType, **options: object) -> tuple[Registry, dict[str, Plugin]]:
+    registry = load(entry_points=False, modules=modules, **options)
+    return registry, {plugin.name: plugin for plugin in registry.plugins}
+
+
+def test_a_plugin_is_found_with_its_hooks_and_offers():
+    registry, plugins = loaded(module("good", **offers(Even)))
+    assert plugins["good"].status == "ok"
+    assert plugins["good"].hooks == ["fsl_register_weightings"]
+    assert plugins["good"].offers == [("weighting", "even")]
+    assert registry.get("weighting", "even").factory is Even
+
+
+def test_builtins_enter_by_the_same_hooks_and_can_be_left_out():
+    registry, plugins = loaded(no_plugin=["uniform"])
+    assert plugins["uniform"].status == "disabled"
+    assert plugins["conv4"].offers == [("backbone", "conv4")]
+    with pytest.raises(PluginError, match="weighting 'uniform': no installed plugin offers it"):
+        registry.get("weighting", "uniform")
+
+
+def test_a_misspelled_hook_is_the_plugins_error():
+    _, plugins = loaded(module("typo", **offers(Even, hook="fsl_register_weighting")))
+    assert plugins["typo"].status == "failed"
+    assert plugins["typo"].reason == "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
+
+
+def test_a_wrong_hook_argument_is_the_plugins_error():
+    @fsl.hookimpl
+    def fsl_register_weightings(registrar): ...
+
+    _, plugins = loaded(module("argument", fsl_register_weightings=fsl_register_weightings))
+    assert plugins["argument"].status == "failed"
+    assert "registrar" in plugins["argument"].reason
+
+
+def test_duplicates_name_both_and_neither_wins():
+    registry, plugins = loaded(module("one", **offers(Even)), module("two", **offers(Even)))
+    assert plugins["two"].status == "failed"
+    for message in (plugins["two"].reason, str(pytest.raises(PluginError, registry.get, "weighting", "even").value)):
+        assert message.startswith("weighting 'even': offered by both one and two. Disable one")
+    assert "even" not in registry.names("weighting")
+
+
+def test_a_failing_plugin_is_rolled_back_and_breaks_nothing():
+    def fsl_register_weightings(register):
+        register(Even)
+        raise ImportError("no module named 'moon'")
+
+    registry, plugins = loaded(module("broken", fsl_register_weightings=fsl.hookimpl(fsl_register_weightings)), module("good"))
+    assert plugins["broken"].reason == "ImportError: no module named 'moon'"
+    assert plugins["broken"].offers == []
+    assert plugins["good"].status == "ok"
+    assert registry.names("weighting") == ["uniform"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (object(), "A class or function with a `name`"),
+        (type("NoName", (), {}), "A class or function with a `name`"),
+        (type("Stars", (), {"name": "stars", "__init__": lambda self, **options: None}), "argument *options"),
+        (type("Named", (), {"name": "named", "__init__": lambda self, name="x": None}), "argument 'name'. Another word"),
+    ],
+)
+def test_what_cannot_be_registered(factory: object, reason: str):
+    _, plugins = loaded(module("odd", **offers(factory)))
+    assert plugins["odd"].status == "failed"
+    assert reason in plugins["odd"].reason
+
+
+def test_a_plugin_for_a_newer_hook_api():
+    _, plugins = loaded(module("newer", FSL_HOOK_API=fsl.HOOK_API + 1, **offers(Even)))
+    assert plugins["newer"].reason == "needs hook API 2, this fsl-core has 1. pip install --upgrade fsl-core"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "status"),
+    [
+        ("FSL_DISABLED_PLUGINS", "other,good", "disabled"),
+        ("FSL_DISABLED_PLUGINS", "other", "ok"),
+        ("FSL_LOAD_PLUGINS", "good", "ok"),
+        ("FSL_LOAD_PLUGINS", "other", "disabled"),
+        ("FSL_LOAD_PLUGINS", "", "disabled"),
+    ],
+)
+def test_switches_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: str):
+    monkeypatch.setenv(variable, value)
+    _, plugins = loaded(module("good", **offers(Even)))
+    assert plugins["good"].status == status
+    assert plugins["good"].reason == ("" if status == "ok" else variable)
+    assert plugins["uniform"].status == "ok"
+
+
+def test_leaving_out_a_plugin_that_is_not_there():
+    with pytest.raises(PluginError, match="--no-plugin unifrom: no plugin is called so. Did you mean 'uniform'?"):
+        loaded(no_plugin=["unifrom"])
+
+
+def test_a_known_package_that_failed_gives_its_reason():
+    registry = load(entry_points=False)
+    registry.add("maml", lambda: (_ for _ in ()).throw(ImportError("No module named 'higher'")), "fsl-maml", "0.1.0")
+    with pytest.raises(PluginError, match="fsl-maml 0.1.0 would, but it is failed: ImportError: No module named 'higher'"):
+        registry.get("adapter", "maml")
+
+
+def test_one_file_plugins(tmp_path: Path):
+    text = "import fsl_core as fsl\nclass W(fsl.TaskWeighting):\n    name = 'w'\n\n\n@fsl.hookimpl\ndef fsl_register_weightings(register):\n    register(W)\n"
+    (tmp_path / "fslplugin.py").write_text(text)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.py").write_text("import nowhere_to_be_found")
+    files = plugin_files(tmp_path / "recipe.yaml", tmp_path / "more")
+    registry = load(entry_points=False, files=files)
+    assert "w" in registry.names("weighting")
+    broken = next(p for p in registry.plugins if p.name == "broken")
+    assert broken.reason == "ModuleNotFoundError: No module named 'nowhere_to_be_found'"
+    with pytest.raises(PluginError, match="no such folder"):
+        plugin_files(None, tmp_path / "absent")
+
+
+def test_strict_mode_raises(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FSL_STRICT_PLUGINS", "1")
+    with pytest.raises(PluginError, match="unknown hook"):
+        loaded(module("typo", **offers(Even, hook="fsl_register_weighting")))
+
+
+def test_observers_are_called():
+    seen = []
+
+    class Observer:
+        @fsl.hookimpl
+        def fsl_step_finished(self, step):
+            seen.append(step)
+
+    registry = load(entry_points=False)
+    registry.observe(Observer())
+    registry.hook.fsl_step_finished(run=None, step=3, metrics={})
+    assert seen == [3]

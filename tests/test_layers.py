@@ -1,0 +1,68 @@
+"""Imports point only to the left: errors, words, norms, episode | config | hooks | data | engine | training | reporting | cli."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import fsl_core
+
+PACKAGE = Path(fsl_core.__file__).parent
+LAYERS = ["errors", "words", "norms", "episode", "config", "hooks", "data", "engine", "training", "reporting", "cli"]
+PUBLIC_USERS = {"builtin", "testing"}
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of fsl_core that a file imports at run time, as dotted names without `fsl_core.`; `` for the package."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):  # imports for type checkers are not run
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [*file.relative_to(PACKAGE.parent).parts[: -node.level], node.module] if node.level else [node.module]
+            module = ".".join(filter(None, base))
+            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "fsl_core" else {module}
+    return {n.removeprefix("fsl_core").removeprefix(".") for n in names if n.split(".")[0] == "fsl_core"}
+
+
+def test_imports_point_left():
+    wrong, seen = [], 0
+    for file in sorted(PACKAGE.rglob("*.py")):
+        layer = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if layer not in LAYERS:
+            continue
+        seen += 1
+        for name in imported(file):
+            other = name.split(".")[0]
+            if other in PUBLIC_USERS or (other in LAYERS and LAYERS.index(other) > LAYERS.index(layer)):
+                wrong.append(f"{file.relative_to(PACKAGE)} imports {name}")
+    assert seen > 20
+    assert not wrong
+
+
+def test_builtins_and_testing_use_public_names():
+    wrong, seen = [], 0
+    for folder in PUBLIC_USERS:
+        for file in sorted((PACKAGE / folder).rglob("*.py")):
+            seen += 1
+            own = {name for name in imported(file) if not name.startswith(folder)}
+            public = {"", *fsl_core.__all__, "data.cache", "data.vision", "norms"}
+            wrong += [f"{file.relative_to(PACKAGE)} imports {name}" for name in own - public]
+    assert seen > 8
+    assert not wrong
+
+
+def test_core_imports_no_plugin():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not [
+                    n
+                    for n in names
+                    if n.split(".")[0] in {"higher", "learn2learn"} or n.startswith("fsl_") and not n.startswith("fsl_core")
+                ], file

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import fsl_core
+
+
+def test_every_public_name_exists_and_is_listed_once():
+    assert fsl_core.__all__ == sorted(set(fsl_core.__all__), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert set(fsl_core.__all__) == set(fsl_core._HOME)
+    for name in fsl_core.__all__:
+        assert getattr(fsl_core, name) is not None
+    assert set(fsl_core.__all__) <= set(dir(fsl_core))
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Adaptor'"):
+        _ = fsl_core.Adaptor
+
+
+@pytest.mark.parametrize("module", ["fsl_core", "fsl_core.cli", "fsl_core.hooks.specs"])
+def test_torch_is_imported_late(module: str):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
