@@ -1,0 +1,97 @@
+"""Inner optimizers: higher's differentiable versions of torch.optim."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # higher compares with `is` and has invalid escapes: both warn when it is compiled
+    import higher
+
+OptimizerName = Literal["sgd", "adam", "adamax", "adagrad", "adadelta", "rmsprop", "rprop", "asgd"]
+
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rmsprop": torch.optim.RMSprop,
+    "rprop": torch.optim.Rprop,
+    "asgd": torch.optim.ASGD,
+}
+_FIXED_RATE_ONLY = ("rprop", "asgd")  # higher reads the rate as a number there, which would cut its gradient
+_NOT_IN_HIGHER = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+
+
+class InnerOptimizer:
+    """Makes a fresh differentiable optimizer for each episode.
+
+    lr: fixed learning rate, or the one that learned rates replace at every step.
+    options: further arguments of the torch.optim class, such as momentum or betas.
+    tensors: how many parameter tensors it updates.    groups: 1, or `tensors` for a learned rate each.
+    """
+
+    def __init__(self, name: OptimizerName, lr: float, options: dict[str, Any], tensors: int, groups: int):
+        template = _template(name, lr, options, tensors, groups)
+        self._started = {tracked: _differentiable(template, tracked) for tracked in (True, False)}
+
+    def start(self, tracked: bool) -> higher.optim.DifferentiableOptimizer:
+        """An optimizer without history. tracked: its updates can be differentiated."""
+        return copy.deepcopy(self._started[tracked])
+
+
+def check_optimizer(name: str, options: dict[str, Any], learned_rate: bool) -> None:
+    """Raise ValueError for a name, an option or a learned rate that higher has no differentiable version of."""
+    if name not in _CLASSES:
+        supported = ", ".join(get_args(OptimizerName))
+        raise ValueError(f"inner_optimizer: higher has no differentiable {name!r}. Supported: {supported}")
+    if learned_rate and name in _FIXED_RATE_ONLY:
+        raise ValueError(f"learn_inner_lr: higher passes no gradient to the rate of {name!r}. 'fixed', or another optimizer")
+    known = set(inspect.signature(_CLASSES[name]).parameters) - {"params", "lr"} - _NOT_IN_HIGHER
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"inner_optimizer_options: {name!r} has no {', '.join(unknown)}. Known: {', '.join(sorted(known))}")
+
+
+def apply_update(
+    optimizer: higher.optim.DifferentiableOptimizer,
+    fast_params: list[Tensor],
+    gradients: list[Tensor | None],
+    rates: list[Tensor] | None,
+) -> list[Tensor]:
+    """The updated fast_params; one without a gradient stays as it is.
+
+    higher's `step` would differentiate a loss itself. It is given a constant one and the finished gradients, so that
+    the caller decides which tensors are differentiated and whether second derivatives are kept.
+    """
+    constant = torch.zeros((), requires_grad=True)
+    override = None if rates is None else {"lr": rates}
+    return optimizer.step(constant, params=fast_params, override=override, grad_callback=lambda _: gradients)
+
+
+def _template(name: str, lr: float, options: dict[str, Any], tensors: int, groups: int) -> torch.optim.Optimizer:
+    """A torch optimizer over scalars: it only carries settings. Histories of tensors take their shapes from gradients."""
+    scalars = [torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(tensors)]
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    parameters = [{"params": [scalar]} for scalar in scalars] if groups > 1 else scalars
+    try:
+        template = _CLASSES[name](parameters, lr=lr, **settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"inner_optimizer_options: {error}. Values that torch.optim.{_CLASSES[name].__name__} takes") from error
+    for history in template.state.values():
+        history["step"] = 0  # Adagrad counts in a float32 tensor, which would round the learning rate
+    return template
+
+
+def _differentiable(template: torch.optim.Optimizer, tracked: bool) -> higher.optim.DifferentiableOptimizer:
+    scalars = [scalar for group in template.param_groups for scalar in group["params"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # higher's notes on RMSprop and Rprop; the README repeats them
+        return higher.optim.get_diff_optim(template, scalars, track_higher_grads=tracked)

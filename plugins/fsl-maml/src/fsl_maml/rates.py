@@ -1,0 +1,53 @@
+"""Inner learning rates: fixed, or meta-parameters that the outer loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+RateKind = Literal["fixed", "scalar", "per-parameter", "per-parameter-and-step", "elementwise"]
+
+
+class InnerRates(nn.Module):
+    """Learning rates of the adapted parameter tensors, all of them `initial` at first.
+
+    fixed                   a number.
+    scalar                  one learned rate, ().
+    per-parameter           one for each parameter tensor, (tensors,).
+    per-parameter-and-step  one for each parameter tensor and step, (steps, tensors): LSLR of MAML++,
+                            Antoniou et al. 2019, arXiv:1810.09502. Later steps use the last row.
+    elementwise             one for each weight: Meta-SGD, Li et al. 2017, arXiv:1707.09835.
+
+    Learned rates are unconstrained, as in the papers: training may make them negative.
+    """
+
+    def __init__(self, kind: RateKind, initial: float, tensors: Sequence[Tensor], steps: int):
+        super().__init__()
+        self.kind = kind
+        if kind == "elementwise":
+            self.rates = nn.ParameterList(torch.full_like(tensor, initial) for tensor in tensors)
+        elif kind != "fixed":
+            shape = {"scalar": (), "per-parameter": (len(tensors),)}.get(kind, (max(steps, 1), len(tensors)))
+            self.rate = nn.Parameter(tensors[0].new_full(shape, initial))
+
+    @property
+    def one_for_all(self) -> bool:
+        """Every parameter tensor has the same rate."""
+        return self.kind in ("fixed", "scalar")
+
+    def at(self, step: int) -> list[Tensor] | None:
+        """Learned rates of this step, one or one for each parameter tensor; None if they are fixed."""
+        if self.kind == "fixed":
+            return None
+        if self.kind == "elementwise":
+            return list(self.rates)
+        if self.kind == "scalar":
+            return [self.rate]
+        row = self.rate if self.kind == "per-parameter" else self.rate[min(step, len(self.rate) - 1)]
+        return list(row.unbind())
+
+    def extra_repr(self) -> str:
+        return self.kind
