@@ -67,6 +67,17 @@ class Explodes(fsl.Adapter):
         return lambda x: self.head(backbone(x)) * (float("nan") if self.now >= self.at else 1.0)
 
 
+class Picky(fsl.Adapter):
+    """Its constructor refuses what no type can."""
+
+    name = "picky"
+
+    def __init__(self, even: int):
+        super().__init__()
+        if even % 2:
+            raise ValueError(f"even: {even}. A multiple of two")
+
+
 @fsl.hookimpl
 def fsl_register_episodes(register):
     register(Blobs)
@@ -75,6 +86,7 @@ def fsl_register_episodes(register):
 @fsl.hookimpl
 def fsl_register_adapters(register):
     register(Explodes)
+    register(Picky)
 '''
 
 TOY_RECIPE = """\

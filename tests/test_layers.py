@@ -64,5 +64,5 @@ def test_core_imports_no_plugin():
                 assert not [
                     n
                     for n in names
-                    if n.split(".")[0] in {"higher", "learn2learn"} or n.startswith("fsl_") and not n.startswith("fsl_core")
+                    if n.split(".")[0] in {"higher", "learn2learn"} or (n.startswith("fsl_") and not n.startswith("fsl_core"))
                 ], file

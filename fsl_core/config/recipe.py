@@ -115,10 +115,6 @@ class Recipe:
     sections: Any
     chosen: Mapping[KeyPath, Component]
 
-    @property
-    def name(self) -> str:
-        return Path(self.document.source).stem
-
     def build(self, path: KeyPath, **injected: Any) -> Any:
         """Build the component of a section; a constructor's ValueError becomes a RecipeError at its line."""
         section = self.sections

@@ -179,7 +179,8 @@ def load(
     entry_points: look for installed distributions with entry points in the group `fsl`.
     modules:   plugins already imported.    files: one-file plugins.
     no_plugin: names of plugins or distributions to leave out; PluginError where none is called so.
-    FSL_LOAD_PLUGINS (only these, `a,b`; empty: none) and FSL_DISABLED_PLUGINS (`a,b`) say the same from the environment.
+    FSL_DISABLED_PLUGINS (`a,b`) says the same from the environment; FSL_LOAD_PLUGINS (`a,b`; empty: none) names the only
+    installed plugins to load, and leaves one-file plugins alone.
     """
     registry = Registry()
     no_plugin = set(no_plugin)
@@ -206,7 +207,9 @@ def load(
             module.__name__, lambda module=module: module, module.__name__, "", disabled_by(module.__name__, module.__name__)
         )
     for file in files:
-        registry.add(file.stem, lambda file=file: _import_file(file), str(file), "", disabled_by(file.stem, str(file)))
+        registry.add(
+            file.stem, lambda file=file: _import_file(file), str(file), "", disabled_by(file.stem, str(file), external=False)
+        )
     unknown = no_plugin - {called for p in registry.plugins for called in (p.name, p.distribution)}
     if unknown:
         name = min(unknown)

@@ -1,0 +1,46 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fsl_core.hooks.registry import Registry
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)", show_default=False)]
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)]
+Overrides = Annotated[list[str], typer.Option("-s", "--set", metavar="KEY=VALUE", help="change a key: -s adapter.inner_lr=0.1")]
+NoPlugin = Annotated[list[str], typer.Option("--no-plugin", metavar="NAME", help="leave out a plugin or distribution")]
+PluginsDir = Annotated[Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
+
+
+def load_registry(no_plugin: list[str], plugins_dir: Path | None, recipe: Path | None = None) -> Registry:
+    """Load plugins and say on stderr which ones failed."""
+    from fsl_core.hooks.registry import load, plugin_files
+
+    registry = load(no_plugin=no_plugin, files=plugin_files(recipe, plugins_dir))
+    for plugin in registry.plugins:
+        if plugin.status == "failed":
+            typer.echo(f"plugin {plugin.name} ({plugin.origin}) failed to load: {plugin.reason}", err=True)
+    return registry
+
+
+def choose_device(name: str):
+    """A torch device; `auto` takes a GPU where there is one. Raises RunError for one that is absent."""
+    import torch
+
+    from fsl_core.errors import RunError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present") from error
+    return device

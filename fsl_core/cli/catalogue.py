@@ -1,0 +1,182 @@
+"""Commands about what is installed and whether a recipe fits it: check, schema, plugins, list, show, doctor."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from fsl_core.cli.arguments import Json, NoPlugin, Overrides, PluginsDir, RecipeFile, load_registry
+
+KINDS = {
+    "episodes": "episodes",
+    "backbones": "backbone",
+    "adapters": "adapter",
+    "weightings": "weighting",
+    "optimizers": "optimizer",
+    "schedules": "schedule",
+}
+
+
+def add_commands(app: typer.Typer) -> None:
+    for command in (check, schema, plugins, list_components, show, doctor):
+        app.command(name={"list_components": "list"}.get(command.__name__, command.__name__))(command)
+
+
+def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  # noqa: B006
+    """Check a recipe: every option of every part, without reading data or training."""
+    from fsl_core.config.recipe import read_recipe
+    from fsl_core.training.experiment import build_experiment
+
+    checked = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides)
+    experiment = build_experiment(checked)
+    parameters = sum(p.numel() for p in experiment.learner.parameters())
+    task = experiment.source.task
+    typer.echo(
+        f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
+        f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
+    )
+
+
+def schema(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  # noqa: B006
+    """Print the JSON Schema of recipes made from everything installed, for completion in editors."""
+    from fsl_core.config.recipe import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(load_registry(no_plugin, plugins_dir)), indent=2))
+
+
+def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
+    """List plugins with version, status, hooks and what they offer."""
+    registry = load_registry(no_plugin, plugins_dir)
+    rows = [
+        {
+            "name": p.name,
+            "distribution": p.distribution,
+            "version": p.version,
+            "status": p.status,
+            "reason": p.reason,
+            "hooks": p.hooks,
+            "offers": [f"{kind} {name}" for kind, name in p.offers],
+        }
+        for p in registry.plugins
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _table(
+        ["plugin", "from", "status", "offers"],
+        [
+            [r["name"], f"{r['distribution']} {r['version']}", _status(r), ", ".join(r["offers"]) or ", ".join(r["hooks"])]
+            for r in rows
+        ],
+    )
+
+
+def list_components(
+    kind: Annotated[str, typer.Argument(help="|".join(KINDS), show_default=False)],
+    no_plugin: NoPlugin = [],  # noqa: B006
+    plugins_dir: PluginsDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the adapters, backbones, episodes or weightings that recipes can name."""
+    components = load_registry(no_plugin, plugins_dir).components(_kind(kind))
+    rows = [{"name": c.name, "from": c.origin, "summary": (c.doc.splitlines() or [""])[0]} for c in components]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _table(["name", "from", "summary"], [list(row.values()) for row in rows])
+
+
+def show(
+    kind: Annotated[
+        str, typer.Argument(help="adapter, backbone, episodes, weighting, optimizer or schedule", show_default=False)
+    ],
+    name: Annotated[str, typer.Argument(help="as in `fsl list`", show_default=False)],
+    no_plugin: NoPlugin = [],  # noqa: B006
+    plugins_dir: PluginsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Explain one component: its options with types, defaults and meaning, and its source paper."""
+    component = load_registry(no_plugin, plugins_dir).get(_kind(kind), name)
+    described = component.options.model_json_schema()
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"name": name, "kind": component.kind, "from": component.origin, "doc": component.doc, "schema": described},
+                indent=2,
+            )
+        )
+        return
+    typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
+    rows = [_option_row(option, described) for option in described["properties"].items() if option[0] != "name"]
+    _table(["option", "type", "default", "meaning"], rows) if rows else typer.echo("It has no options.")
+
+
+def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
+    """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
+    import torch
+
+    from fsl_core.data.cache import cache_directory, data_root
+    from fsl_core.training.run import describe_environment
+
+    registry = load_registry(no_plugin, plugins_dir)
+    report = describe_environment(registry)
+    report["devices"] = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+    report["folders"] = {"cache": str(cache_directory()), "data": str(data_root(None))}
+    report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        for key, value in report.items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            typer.echo(f"{key}: {', '.join(text) if isinstance(text, list) else text or 'none'}")
+    if report["failed"]:
+        raise typer.Exit(1)
+
+
+def _kind(word: str) -> Any:
+    from fsl_core.errors import PluginError
+    from fsl_core.words import suggest
+
+    if word in KINDS.values():
+        return word
+    if word not in KINDS:
+        raise PluginError(f"{word}: no kind of component. {suggest(word, [*KINDS, *KINDS.values()], label='Kinds')}")
+    return KINDS[word]
+
+
+def _status(row: dict[str, Any]) -> str:
+    return f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
+
+
+def _option_row(option: tuple[str, dict[str, Any]], described: dict[str, Any]) -> list[str]:
+    name, spec = option
+    default = "required" if name in described.get("required", ()) else json.dumps(spec.get("default"))
+    return [name, _type_text(spec), default, spec.get("description", "")]
+
+
+def _type_text(spec: dict[str, Any]) -> str:
+    if "enum" in spec or "const" in spec:
+        return " | ".join(map(str, spec.get("enum", [spec.get("const")])))
+    if "anyOf" in spec:
+        return " | ".join(_type_text(s) for s in spec["anyOf"])
+    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    text = spec.get("type", "any")
+    if text == "array":
+        text = f"list of {_type_text(spec.get('items', {}))}"
+    return " ".join([text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)])
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)

@@ -1,0 +1,87 @@
+"""The progress bar: an observer plugin like any other."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import fsl_core as fsl
+
+AVERAGED_STEPS = 50
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+class ProgressBar:
+    """Shows loss, score and episodes per second of training, and a line per validation."""
+
+    def __init__(self, console: Console):
+        self._console, self._bar = console, _progress(console)
+        self._recent: deque[dict[str, float]] = deque(maxlen=AVERAGED_STEPS)
+        self._task = self._shown = 0
+
+    @fsl.hookimpl
+    def fsl_run_started(self, run: Any) -> None:
+        if run.step < run.steps:
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=run.steps, completed=run.step, status="")
+
+    @fsl.hookimpl
+    def fsl_step_finished(self, run: Any, step: int, metrics: dict[str, float]) -> None:
+        self._recent.append(metrics)
+        now = time.monotonic()
+        if now - self._shown > 0.2 or step == run.steps:
+            self._shown = now
+            self._bar.update(self._task, completed=step, status=self._status(run))
+        if step == run.steps:
+            self._bar.stop()
+
+    @fsl.hookimpl
+    def fsl_evaluated(self, run: Any, split: str, result: dict[str, Any]) -> None:
+        if split == "validation":
+            best = "  (best so far)" if run.best and run.best["step"] == run.step else ""
+            self._console.print(f"step {run.step}: validation {format_score(result)}{best}", highlight=False, soft_wrap=True)
+
+    def _status(self, run: Any) -> str:
+        metric = run.experiment.source.task.metric
+        mean = {key: sum(m[key] for m in self._recent) / len(self._recent) for key in ("loss", metric, "seconds")}
+        rate = run.recipe.sections.outer.meta_batch_size / mean["seconds"]
+        return f"loss {mean['loss']:.3f}  {metric} {mean[metric]:.3f}  {rate:.0f} episodes/s"
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def format_score(result: dict[str, Any]) -> str:
+    """`accuracy 0.9512 ± 0.0034 (95 % interval, 600 episodes)`."""
+    metric = result["metric"]
+    return f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+
+
+class EvaluationBar:
+    """A bar over evaluation episodes, as a context manager that gives the function to call after each."""
+
+    def __init__(self, console: Console, episodes: int):
+        self._bar, self._episodes = _progress(console), episodes
+
+    def __enter__(self):
+        self._bar.start()
+        task = self._bar.add_task("evaluating", total=self._episodes, status="")
+        return lambda: self._bar.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

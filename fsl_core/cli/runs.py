@@ -1,0 +1,198 @@
+"""Commands that train and evaluate: run, resume, eval, reproduce, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fsl_core.cli.arguments import (
+    Device,
+    Json,
+    NoPlugin,
+    Overrides,
+    PluginsDir,
+    RecipeFile,
+    RunDirectory,
+    choose_device,
+    load_registry,
+)
+
+if TYPE_CHECKING:
+    from fsl_core.training.run import Run
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="run directory (default: runs/<recipe>, numbered)")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    for command in (run, resume, evaluate, reproduce, report):
+        app.command(name={"evaluate": "eval"}.get(command.__name__, command.__name__))(command)
+
+
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default)
+    out: Out = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],  # noqa: B006
+    plugins_dir: PluginsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate a recipe."""
+    result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+    _print_result(result, directory, as_json)
+
+
+def resume(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = [], as_json: Json = False) -> None:  # noqa: B006
+    """Continue a run from its last checkpoint, exactly as if it had never stopped."""
+    from fsl_core.training.run import open_run
+
+    with open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened:
+        result = opened.result()
+        if result is None:
+            opened.restore_last()
+            result = _complete(opened)
+    _print_result(result, directory, as_json)
+
+
+def evaluate(
+    directory: RunDirectory,
+    episodes: Annotated[int | None, typer.Option(min=2, help="test episodes (default: as in the recipe)")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    checkpoint: Annotated[str | None, typer.Option(help="best or last (default: as in the recipe)")] = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
+    from fsl_core.data.source import SPLITS
+    from fsl_core.errors import RunError
+    from fsl_core.training.outer_loop import evaluate_run
+    from fsl_core.training.run import open_run
+
+    if split not in SPLITS:
+        raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
+    if checkpoint not in (None, "best", "last"):
+        raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
+    with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
+        which = opened.restore_for_evaluation(checkpoint)
+        count = episodes or opened.recipe.sections.evaluate.episodes
+        with _evaluation_bar(count) as on_episode:
+            summary = evaluate_run(opened, split, count, on_episode).summary()
+    _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
+
+
+def reproduce(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    out: Out = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],  # noqa: B006
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """Run a recipe and hold the result against its `expect:`; exit code 1 if it is outside the tolerance."""
+    from fsl_core.config.recipe import read_recipe
+    from fsl_core.errors import RecipeError
+
+    expected = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides).sections.expect
+    if not expected:
+        raise RecipeError(
+            f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
+        )
+    result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+    _print_result(result, directory, as_json=False)
+    missed = False
+    for key, wanted in expected.items():
+        within = key in result and abs(result[key] - wanted.value) <= wanted.tolerance
+        missed |= not within
+        found = f"{result[key]:.4f}" if key in result else "absent"
+        typer.echo(f"{'reproduced' if within else 'NOT reproduced'}: {key} {found}, expected {wanted.value} ± {wanted.tolerance}")
+    if missed:
+        raise typer.Exit(1)
+
+
+def report(directory: RunDirectory, no_plugin: NoPlugin = []) -> None:  # noqa: B006
+    """Write a finished run's report.html anew and say where it is."""
+    from fsl_core.errors import RunError
+    from fsl_core.reporting.report import write_report
+    from fsl_core.training.run import RESULT
+
+    if not (directory / RESULT).is_file():
+        raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
+    typer.echo(f"report: {write_report(directory)}")
+
+
+def _run(
+    recipe_file: Path, overrides: list[str], out: Path | None, device: str, no_plugin: list[str], plugins_dir: Path | None
+) -> tuple[dict[str, Any], Path]:
+    from fsl_core.config.recipe import read_recipe
+    from fsl_core.hooks.registry import plugin_files
+    from fsl_core.training.run import new_run
+
+    registry = load_registry(no_plugin, plugins_dir, recipe_file)
+    recipe = read_recipe(recipe_file, registry, overrides)
+    directory = out or _free_directory(recipe_file.stem)
+    with new_run(directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)) as started:
+        return _complete(started), directory
+
+
+def _complete(run: Run) -> dict[str, Any]:
+    from fsl_core.cli.progress import ProgressBar
+    from fsl_core.reporting.report import write_report
+    from fsl_core.training.outer_loop import judge, train
+
+    bar = ProgressBar(_console())
+    run.registry.observe(bar)
+    try:
+        train(run)
+    finally:
+        bar.stop()
+        run.flush_metrics()
+    with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
+        result = judge(run, on_episode)
+    write_report(run.directory)
+    run.registry.hook.fsl_run_finished(run=run, result=result)
+    return result
+
+
+def _free_directory(name: str) -> Path:
+    base = Path("runs") / name
+    candidates = [base, *(base.with_name(f"{name}-{n}") for n in range(2, 10_000))]
+    return next(path for path in candidates if not path.exists())
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _evaluation_bar(episodes: int) -> Iterator[Any]:
+    from fsl_core.cli.progress import EvaluationBar
+
+    with EvaluationBar(_console(), episodes) as on_episode:
+        yield on_episode
+
+
+def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
+    from fsl_core.cli.progress import format_score
+
+    if as_json:
+        typer.echo(json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2))
+        return
+    typer.echo(f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}")
+    metric = result["metric"]
+    steps = [result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result]
+    if steps:
+        typer.echo(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
+    if directory is not None:
+        typer.echo(
+            f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
+            f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, episode set {result['episode_set'][:12]}"
+        )
+        typer.echo(f"report: {directory / 'report.html'}")

@@ -1,0 +1,124 @@
+"""Judging a learner: the mean score over frozen episodes, with its interval."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Any
+
+import torch
+
+from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.episode import Adapter, Episode, Learner, TaskShape
+from fsl_core.training.seeding import seed_torch
+
+TIMED_EPISODES = 20
+DRAWN_TOGETHER = 20
+
+
+def mean_and_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval over episodes, 1.96 * standard deviation / sqrt(n), as the field reports it."""
+    return fmean(scores), 1.96 * stdev(scores) / math.sqrt(len(scores))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a learner on a frozen set of episodes.
+
+    metric:       `accuracy` (share of right answers, 0 .. 1) or `mse` (squared units of the labels).
+    scores, losses: one per episode.
+    after_steps:  (steps + 1) rows of one score per episode: before adaptation, after step 1, ...; empty without inner steps.
+    episode_set:  hash of the episodes' tensors: equal hashes may be compared pair by pair.
+    adaptation_seconds: median time from support set to predictor, one task at a time.
+    """
+
+    metric: str
+    scores: list[float]
+    losses: list[float]
+    after_steps: list[list[float]]
+    episode_set: str
+    adaptation_seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data: `<metric>`, `interval`, and `<metric>_after_<k>` for each inner step k."""
+        mean, interval = mean_and_interval(self.scores)
+        steps = {f"{self.metric}_after_{k}": fmean(row) for k, row in enumerate(self.after_steps)}
+        return {
+            "metric": self.metric,
+            self.metric: mean,
+            "interval": interval,
+            "loss": fmean(self.losses),
+            **steps,
+            "episodes": len(self.scores),
+            "episode_set": self.episode_set,
+        }
+
+    def better_than(self, best: float | None) -> bool:
+        mean = fmean(self.scores)
+        return best is None or (mean > best if self.metric == "accuracy" else mean < best)
+
+
+def evaluate(
+    learner: Learner,
+    source: EpisodeSource,
+    split: Split,
+    episodes: int,
+    seed: int = 0,
+    task: TaskShape | None = None,
+    on_episode: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Adapt to each of the first `episodes` episodes of a split and score the queries.
+
+    seed: of the frozen episodes, not of a run.    task: their shape, where it is not the one of training.
+    on_episode: called after each episode, for progress bars.
+    """
+    learner.eval()
+    task = task or source.task
+    digest = hashlib.blake2b(digest_size=16)
+    rows: list[list[float]] = []
+    losses: list[float] = []
+    times: list[float] = []
+    with torch.no_grad():
+        for start in range(0, episodes, DRAWN_TOGETHER):
+            batch = source.batch(split, range(start, min(start + DRAWN_TOGETHER, episodes)), seed, task)
+            digest.update(source.fingerprint(batch))
+            for episode in batch.unbatch():
+                seed_torch("evaluation", seed, split, int(episode.id))
+                if len(times) < TIMED_EPISODES:
+                    times.append(_adaptation_time(learner, episode))
+                predictions = [predict(episode.query.x) for predict in _predictors(learner, episode)]
+                rows.append([float(task.score(prediction, episode.query.y)) for prediction in predictions])
+                losses.append(float(task.loss(predictions[-1], episode.query.y)))
+                on_episode()
+    after_steps = [list(column) for column in zip(*rows, strict=True)]
+    return Evaluation(
+        task.metric,
+        scores=after_steps[-1],
+        losses=losses,
+        after_steps=after_steps if len(after_steps) > 1 else [],
+        episode_set=digest.hexdigest(),
+        adaptation_seconds=median(times),
+    )
+
+
+def _predictors(learner: Learner, episode: Episode):
+    if type(learner.adapter).trajectory is Adapter.trajectory:
+        return [learner.adapt(episode)]
+    return learner.trajectory(episode)
+
+
+def _adaptation_time(learner: Learner, episode: Episode) -> float:
+    _wait(episode)
+    started = time.perf_counter()
+    learner.adapt(episode)
+    _wait(episode)
+    return time.perf_counter() - started
+
+
+def _wait(episode: Episode) -> None:
+    if episode.id.is_cuda or episode.support.x.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,105 @@
+"""The parts a recipe names, built and put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fsl_core.config.recipe import Recipe
+from fsl_core.data.source import EpisodeSource
+from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting
+from fsl_core.errors import DataError, RecipeError
+from fsl_core.training.seeding import seed_torch
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a recipe describes.
+
+    test_task: shape of the evaluation episodes.    test_learner: the learner itself, or a twin for another number of ways.
+    """
+
+    recipe: Recipe
+    source: EpisodeSource
+    learner: Learner
+    weighting: TaskWeighting
+    test_task: TaskShape
+
+    def test_learner(self) -> Learner:
+        """The learner for test episodes: a twin with the same weights where the number of ways differs from training."""
+        if self.test_task.n_way == self.source.task.n_way:
+            return self.learner
+        twin = _build_learner(self.recipe, self.test_task).to(next(self.learner.parameters()).device)
+        twin.load_state_dict(self.learner.state_dict())
+        return twin
+
+    @property
+    def norm(self) -> str:
+        """The normalisation of the backbone, for result rows."""
+        policy = getattr(self.learner.backbone, "norm", None)
+        foreign = sorted({type(m).__name__ for m in self.learner.backbone.modules() if "Norm" in type(m).__name__})
+        return policy if isinstance(policy, str) else ", ".join(foreign) or "none"
+
+
+def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
+    """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
+    source: EpisodeSource = recipe.build(("episodes",)).to(device)
+    learner = _build_learner(recipe, source.task)
+    weighting: TaskWeighting = recipe.build(("outer", "weighting"))
+    test_task = _test_task(recipe, source.task)
+    _check_ways(recipe, learner, source.task, test_task)
+    _check_expectations(recipe, test_task)
+    return Experiment(recipe, source, learner.to(device), weighting.to(device), test_task)
+
+
+def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
+    seed_torch(recipe.sections.seed, "initial weights")
+    backbone: nn.Module = recipe.build(("backbone",), task=task)
+    adapter: Adapter = recipe.build(("adapter",), task=task, backbone=backbone)
+    return Learner(backbone, adapter)
+
+
+def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
+    wanted = recipe.sections.evaluate
+    sizes = {key: getattr(wanted, key) for key in ("n_way", "n_shot", "n_query") if getattr(wanted, key) is not None}
+    if task.kind == "regression" and "n_way" in sizes:
+        raise RecipeError(f"{recipe.document.where(('evaluate', 'n_way'))}: regression has no classes. Leave it out")
+    test_task = replace(task, **sizes)
+    return replace(test_task, output_dim=test_task.n_way) if task.kind == "classification" else test_task
+
+
+def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
+    if task.n_way == test_task.n_way:
+        return
+    ours, theirs = learner.state_dict(), _build_learner(recipe, test_task).state_dict()
+    for name, tensor in ours.items():
+        if name not in theirs or theirs[name].shape != tensor.shape:
+            raise RecipeError(
+                f"{recipe.document.where(('evaluate', 'n_way'))}: {name} of adapter {learner.adapter.name!r} has a size fixed by "
+                f"n_way {task.n_way}. The same n_way, or an adapter for any number of ways such as nearest-centroid"
+            )
+
+
+def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
+    for key in recipe.sections.expect:
+        if key != task.metric and not key.startswith(f"{task.metric}_after_"):
+            where = recipe.document.where(("expect", key))
+            raise RecipeError(f"{where}: no such result. Expected {task.metric}, or {task.metric}_after_<inner steps>")
+
+
+def check_data(experiment: Experiment) -> None:
+    """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
+    outer = experiment.recipe.sections.outer
+    wanted = {"train": experiment.source.task, "test": experiment.test_task}
+    if outer.validate_every:
+        wanted["validation"] = experiment.test_task
+    faults = []
+    for split, task in wanted.items():
+        try:
+            experiment.source.check(split, task)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(dict.fromkeys(faults)))

@@ -1,0 +1,152 @@
+"""The one outer loop: draw a meta-batch, compute its meta-gradient, step; validate, checkpoint, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fsl_core.engine.meta_gradient import MetaBatchResult, meta_gradient
+from fsl_core.episode import Episode, Learner
+from fsl_core.errors import TrainingError
+from fsl_core.norms import Norm, collect_statistics
+from fsl_core.training import checkpoints
+from fsl_core.training.evaluation import Evaluation, evaluate
+from fsl_core.training.experiment import check_data
+from fsl_core.training.run import Run
+from fsl_core.training.seeding import seed_torch
+
+
+def train(run: Run) -> None:
+    """Train from `run.step` to the recipe's last step, continuing exactly where a checkpoint left off.
+
+    Every random number is a function of (seed, step), so a resumed run ends bit-identical to an uninterrupted one (CPU).
+    Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
+    """
+    check_data(run.experiment)
+    outer, hook = run.recipe.sections.outer, run.registry.hook
+    factor = run.recipe.build(("outer", "schedule"))
+    base_rates = _base_rates(run)
+    hook.fsl_run_started(run=run)
+    while run.step < run.steps:
+        for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor(run.step, run.steps)
+        metrics = _outer_step(run)
+        run.step += 1
+        run.record({"step": run.step, **metrics})
+        hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
+        if outer.validate_every and (run.step % outer.validate_every == 0 or run.step == run.steps):
+            _validate(run)
+        if run.step % outer.checkpoint_every == 0 or run.step == run.steps:
+            run.save("last")
+
+
+def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json."""
+    wanted = run.recipe.sections.evaluate
+    which = run.restore_for_evaluation()
+    evaluation = evaluate_run(run, "test", wanted.episodes, on_episode)
+    chosen = run.recipe.chosen
+    result = {
+        "recipe": run.name,
+        **evaluation.summary(),
+        "episodes_name": chosen["episodes",].name,
+        "backbone": chosen["backbone",].name,
+        "norm": run.experiment.norm,
+        "adapter": chosen["adapter",].name,
+        "weighting": chosen["outer", "weighting"].name,
+        "seed": run.recipe.sections.seed,
+        "checkpoint": which,
+        "checkpoint_step": checkpoints.progress_of(run.checkpoint_path(which))["step"],
+        "steps": run.steps,
+        "parameters": sum(p.numel() for p in run.experiment.learner.parameters()),
+        "adaptation_seconds": evaluation.adaptation_seconds,
+        "training_seconds": sum(r["seconds"] for r in run.read_metrics() if "seconds" in r),
+        "device": str(run.device),
+    }
+    run.write_result(result, evaluation)
+    run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
+    return result
+
+
+def evaluate_run(run: Run, split: str, episodes: int, on_episode: Callable[[], None] = lambda: None) -> Evaluation:
+    """Evaluate the run's present weights on the first `episodes` frozen episodes of a split."""
+    experiment = run.experiment
+    seed = run.recipe.sections.evaluate.seed
+    return evaluate(experiment.test_learner(), experiment.source, split, episodes, seed, experiment.test_task, on_episode)
+
+
+def _outer_step(run: Run) -> dict[str, float]:
+    experiment, outer = run.experiment, run.recipe.sections.outer
+    learner, task = experiment.learner, experiment.source.task
+    started = time.perf_counter()
+    learner.train()
+    learner.adapter.on_progress(run.step / run.steps)
+    first = run.step * outer.meta_batch_size
+    episodes = experiment.source.batch("train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed)
+    seed_torch(run.recipe.sections.seed, "step", run.step)
+    outcome = meta_gradient(learner, experiment.weighting, episodes, task.loss)
+    _refuse_non_finite(run, episodes, outcome)
+    norm = _clip(run)
+    run.optimizer.step()
+    move_running_statistics(learner, episodes)
+    score = sum(float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True))
+    return {
+        "loss": float(outcome.losses.mean()),
+        task.metric: score / outer.meta_batch_size,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "gradient_norm": norm,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _clip(run: Run) -> float:
+    outer = run.recipe.sections.outer
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    if not norm < float("inf"):
+        raise TrainingError(f"outer step {run.step + 1}: the meta-gradient is not finite. {_advice(run)}")
+    if outer.clip_gradient_value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, outer.clip_gradient_value)
+    if outer.clip_gradient_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, outer.clip_gradient_norm)
+    return norm
+
+
+def _refuse_non_finite(run: Run, episodes: Episode, outcome: MetaBatchResult) -> None:
+    bad = (~torch.isfinite(outcome.losses)).nonzero().flatten().tolist()
+    if bad:
+        task, loss = int(episodes.id[bad[0]]), float(outcome.losses[bad[0]])
+        raise TrainingError(f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}")
+
+
+def _advice(run: Run) -> str:
+    kept = run.checkpoint_path("last")
+    state = f"The last good checkpoint is {kept}" if kept.is_file() else "No checkpoint was written yet"
+    return f"A smaller step size or clipping may help. {state}"
+
+
+def move_running_statistics(learner: Learner, episodes: Episode) -> None:
+    """One forward pass over the meta-batch's support sets for norm layers of policy `running`; free where there are none."""
+    if any(isinstance(m, Norm) and m.policy == "running" for m in learner.backbone.modules()):
+        with torch.no_grad(), collect_statistics():
+            learner.backbone(episodes.support.x.flatten(0, 1))
+
+
+def _validate(run: Run) -> None:
+    outer = run.recipe.sections.outer
+    evaluation = evaluate_run(run, "validation", outer.validate_episodes)
+    summary = evaluation.summary()
+    score = summary[evaluation.metric]
+    run.record({"step": run.step, "split": "validation", evaluation.metric: score, "interval": summary["interval"]})
+    if evaluation.better_than(run.best["score"] if run.best else None):
+        run.best = {"step": run.step, "score": score}
+        run.save("best")
+    run.registry.hook.fsl_evaluated(run=run, split="validation", result=summary)
+
+
+def _base_rates(run: Run) -> list[float]:
+    """The recipe's step size of each group; a restored optimizer holds the scheduled one."""
+    return [run.recipe.sections.outer.optimizer.lr for _ in run.optimizer.param_groups]

@@ -1,0 +1,210 @@
+"""A run and its directory: one writer, everything in plain files, nothing lost when the process dies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+
+from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.errors import RunError
+from fsl_core.hooks.registry import Registry, load
+from fsl_core.training import checkpoints
+from fsl_core.training.evaluation import Evaluation
+from fsl_core.training.experiment import Experiment, build_experiment
+
+RECIPE, ENVIRONMENT, METRICS, EPISODES, RESULT = (
+    "recipe.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "episodes.csv",
+    "result.json",
+)
+
+
+@dataclass
+class Run:
+    """A recipe being trained, or trained, in a directory. Observers receive it; they read and do not steer.
+
+    name: of the recipe's file, without `.yaml`.
+    step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
+    """
+
+    directory: Path
+    name: str
+    recipe: Recipe
+    registry: Registry
+    experiment: Experiment
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    step: int = 0
+    best: dict[str, float] | None = None
+    _pending: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.sections.outer.steps
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {"learner": self.experiment.learner, "weighting": self.experiment.weighting}
+
+    def checkpoint_path(self, which: str) -> Path:
+        return self.directory / "checkpoints" / f"{which}.safetensors"
+
+    def save(self, which: str) -> None:
+        """Write the checkpoint `last` or `best`, and the metrics up to it."""
+        self.flush_metrics()
+        checkpoints.save(self.checkpoint_path(which), self.modules, self.optimizer, {"step": self.step, "best": self.best})
+
+    def restore_last(self) -> None:
+        """Go back to the last checkpoint, or to the start where there is none."""
+        last = self.checkpoint_path("last")
+        if last.is_file():
+            progress = checkpoints.restore(last, self.modules, self.optimizer)
+            self.step, self.best = progress["step"], progress["best"]
+        kept = [record for record in self.read_metrics() if record["step"] <= self.step]
+        write_atomically(self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def restore_for_evaluation(self, which: str | None = None) -> str:
+        """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
+        which = which or self.recipe.sections.evaluate.checkpoint
+        if which == "best" and not self.checkpoint_path("best").is_file():
+            which = "last"  # never validated
+        checkpoints.restore(self.checkpoint_path(which), self.modules)
+        return which
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        self._pending.append(metrics)
+        if len(self._pending) >= 100:
+            self.flush_metrics()
+
+    def flush_metrics(self) -> None:
+        with (self.directory / METRICS).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in self._pending)
+        self._pending.clear()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of training, without a last line that a dying process left incomplete."""
+        path = self.directory / METRICS
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def result(self) -> dict[str, Any] | None:
+        """What result.json holds, or None before the run is complete."""
+        path = self.directory / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
+        steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["episode", evaluation.metric, "loss", *steps])
+        columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+        writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
+        write_atomically(self.directory / EPISODES, table.getvalue())
+        write_atomically(self.directory / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+@contextmanager
+def new_run(directory: Path, recipe: Recipe, registry: Registry, device: torch.device, plugins: Iterable[Path]) -> Iterator[Run]:
+    """Begin a run in an empty or absent directory and hold its lock. The recipe is refused before anything is written."""
+    experiment = build_experiment(recipe, device)
+    with _only_writer(directory):
+        _refuse_used(directory, recipe)
+        stream = io.StringIO()
+        YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
+        name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
+        environment = {"recipe": name, **describe_environment(registry), "device": str(device), "plugin_files": files}
+        write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        write_atomically(directory / RECIPE, stream.getvalue())
+        yield _assemble(directory, name, recipe, registry, experiment, device)
+
+
+@contextmanager
+def open_run(directory: Path, device: torch.device, *, write: bool, no_plugin: Iterable[str] = ()) -> Iterator[Run]:
+    """An existing run, with its lock held where it is to be written to."""
+    if not (directory / RECIPE).is_file():
+        raise RunError(f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made")
+    environment = json.loads((directory / ENVIRONMENT).read_text(encoding="utf-8"))
+    registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
+    recipe = read_recipe(directory / RECIPE, registry)
+    experiment = build_experiment(recipe, device)
+    with _only_writer(directory) if write else nullcontext():
+        yield _assemble(directory, environment["recipe"], recipe, registry, experiment, device)
+
+
+def _assemble(
+    directory: Path, name: str, recipe: Recipe, registry: Registry, experiment: Experiment, device: torch.device
+) -> Run:
+    parameters = [p for p in (*experiment.learner.parameters(), *experiment.weighting.parameters()) if p.requires_grad]
+    optimizer = recipe.build(("outer", "optimizer"), parameters=parameters)
+    return Run(directory, name, recipe, registry, experiment, optimizer, device)
+
+
+@contextmanager
+def _only_writer(directory: Path) -> Iterator[None]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{directory}: {error.strerror}. A folder that can be written to") from error
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RunError(f"{directory}: another process is writing to this run. Wait for it, or give another --out") from error
+
+
+def _refuse_used(directory: Path, recipe: Recipe) -> None:
+    used = [path for path in directory.iterdir() if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)]
+    if not used:
+        return
+    stored = directory / RECIPE
+    if not stored.is_file():
+        raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
+    if YAML(typ="safe", pure=True).load(stored) != recipe.resolved():
+        raise RunError(f"{directory}: holds a run of another recipe. Another --out")
+    state = "finished" if (directory / RESULT).is_file() else "unfinished"
+    raise RunError(
+        f"{directory}: holds a {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out"
+    )
+
+
+def describe_environment(registry: Registry) -> dict[str, Any]:
+    """Versions, machine and plugins, for results and bug reports."""
+    packages = ("fsl-core", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "plugins": {p.name: p.origin for p in registry.plugins if p.status == "ok" and p.distribution != "fsl-core"},
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """All of it or nothing, also when the process is killed."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

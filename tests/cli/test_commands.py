@@ -1,0 +1,129 @@
+"""The command line as a user meets it: output, exit codes, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+
+def test_help_lists_every_command(fsl):
+    shown = fsl("--help")
+    assert shown.returncode == 0
+    for command in ["run", "resume", "eval", "reproduce", "report", "check", "schema", "plugins", "list", "show", "doctor"]:
+        assert f" {command} " in shown.stdout
+
+
+def test_run_resume_eval_report(fsl, toy_recipe: Path, tmp_path: Path):
+    ran = fsl("run", toy_recipe, "--out", "out")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("test accuracy 0.")
+    assert "(95 % interval, 10 episodes)" in ran.stdout
+    assert "norm none" in ran.stdout
+    assert "report: out/report.html" in ran.stdout
+    assert "validation accuracy" in ran.stderr
+
+    again = json.loads(fsl("resume", "out", "--json").stdout)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert again == {**result, "run": "out"}
+
+    evaluated = json.loads(fsl("eval", "out", "--json").stdout)
+    assert evaluated["accuracy"] == result["accuracy"]
+    assert evaluated["episode_set"] == result["episode_set"]
+    more = json.loads(fsl("eval", "out", "--episodes", "20", "--split", "validation", "--checkpoint", "last", "--json").stdout)
+    assert (more["episodes"], more["split"], more["checkpoint"]) == (20, "validation", "last")
+
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert f"{result['accuracy']:.4f}" in html
+    assert html.count("<svg") == 3
+    assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", html)  # it fetches nothing
+    (tmp_path / "out" / "report.html").unlink()
+    assert fsl("report", "out").stdout == "report: out/report.html\n"
+
+
+def test_runs_are_numbered(fsl, toy_recipe: Path, tmp_path: Path):
+    for _ in range(2):
+        assert fsl("run", toy_recipe, "-s", "outer.steps=1").returncode == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy", "toy-2"}
+
+
+@pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.2, 1)])
+def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
+    held = fsl("reproduce", toy_recipe, "-s", f"expect.accuracy={{value: {value}, tolerance: 0.1}}")
+    assert held.returncode == code, held.stdout + held.stderr
+    assert ("NOT reproduced" in held.stdout) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "none.yaml"], 2, "none.yaml: No such file or directory. A recipe file in YAML"),
+        (
+            ["check", "toy.yaml", "-s", "adapter.name=mamal"],
+            2,
+            "-s: adapter.name: adapter 'mamal': no installed plugin offers it. ",
+        ),
+        (["check", "toy.yaml", "-s", "adapter.name=wormhole"], 2, "pip install fsl-wormhole"),
+        (["run", "toy.yaml", "--no-plugin", "nothing"], 2, "--no-plugin nothing: no plugin is called so. "),
+        (["run", "toy.yaml", "--plugins-dir", "absent"], 2, "--plugins-dir absent: no such folder. "),
+        (["run", "toy.yaml", "--device", "quantum"], 2, "--device quantum: not available here. "),
+        (["run", "toy.yaml", "-s", "adapter={name: explodes}"], 1, "outer step 7, episode 12: the loss is nan. "),
+        (["reproduce", "toy.yaml"], 2, "toy.yaml: no `expect:`, so there is nothing to hold a result against. "),
+        (["resume", "absent"], 2, "absent: no run here (recipe.yaml is absent). "),
+        (["report", "absent"], 2, "absent: no result.json here. "),
+        (["eval", "absent", "--split", "tets"], 2, "--split tets: no such split. One of train, validation, test"),
+        (["list", "adaptrs"], 2, "adaptrs: no kind of component. Did you mean 'adapter"),
+        (["show", "adapter", "nearest-centriod"], 2, "Did you mean 'nearest-centroid'?"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(fsl, toy_recipe: Path, arguments: list[str], code: int, message: str):
+    ended = fsl(*arguments)
+    assert ended.returncode == code
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not ended.stdout
+
+
+def test_a_truncated_checkpoint_is_named(fsl, toy_recipe: Path, tmp_path: Path):
+    assert fsl("run", toy_recipe, "--out", "out").returncode == 0
+    (tmp_path / "out" / "result.json").unlink()
+    last = tmp_path / "out" / "checkpoints" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:200])
+    ended = fsl("resume", "out")
+    assert ended.returncode == 2
+    assert "out/checkpoints/last.safetensors: damaged checkpoint" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_check_says_what_the_recipe_is(fsl, toy_recipe: Path):
+    assert fsl("check", toy_recipe).stdout.startswith(f"{toy_recipe}: ok. nearest-centroid on mlp, ")
+
+
+def test_listing_and_showing(fsl, toy_recipe: Path):
+    names = {row["name"] for row in json.loads(fsl("list", "backbones", "--json").stdout)}
+    assert {"conv4", "mlp"} <= names
+    shown = fsl("show", "adapter", "nearest-centroid")
+    assert "arXiv:1703.05175" in shown.stdout
+    assert "temperature" in shown.stdout
+    schema = json.loads(fsl("show", "weighting", "uniform", "--json").stdout)["schema"]
+    assert schema["properties"]["reduction"]["default"] == "mean"
+    assert {"adam", "sgd"} <= {row["name"] for row in json.loads(fsl("list", "optimizers", "--json").stdout)}
+
+
+def test_plugins_and_doctor_name_a_broken_plugin(fsl, tmp_path: Path):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "shaky.py").write_text("raise RuntimeError('not today')")
+    rows = json.loads(fsl("plugins", "--plugins-dir", "extra", "--json").stdout)
+    shaky = next(row for row in rows if row["name"] == "shaky")
+    assert (shaky["status"], shaky["reason"]) == ("failed", "RuntimeError: not today")
+    assert next(row for row in rows if row["name"] == "glyphs")["offers"] == ["episodes glyphs"]
+    examined = fsl("doctor", "--plugins-dir", "extra")
+    assert examined.returncode == 1
+    assert "shaky RuntimeError: not today" in examined.stdout
+    assert fsl("doctor").returncode == 0
+
+
+def test_the_schema_is_json(fsl):
+    assert json.loads(fsl("schema").stdout)["title"] == "fsl recipe"

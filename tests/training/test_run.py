@@ -1,0 +1,225 @@
+"""Training a toy recipe: directory, resume, refusals, non-finite losses, and what observers see."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import fsl_core as fsl_public
+from fsl_core.config.recipe import read_recipe
+from fsl_core.errors import DataError, RunError, TrainingError
+from fsl_core.hooks.registry import Registry
+from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.run import Run, new_run, open_run
+
+CPU = torch.device("cpu")
+
+
+def run_recipe(path: Path, registry: Registry, out: Path, *overrides: str) -> Run:
+    with new_run(out, read_recipe(path, registry, overrides), registry, CPU, [path.parent / "fslplugin.py"]) as run:
+        train(run)
+        judge(run)
+        return run
+
+
+def outcome(directory: Path) -> dict[str, object]:
+    """All of a finished run that does not tell the time."""
+    result = json.loads((directory / "result.json").read_text())
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    files = {path.name: path.read_bytes() for path in (directory / "checkpoints").iterdir()}
+    return {
+        "result": {key: value for key, value in result.items() if not key.endswith("_seconds")},
+        "metrics": [{key: value for key, value in record.items() if key != "seconds"} for record in records],
+        "episodes": (directory / "episodes.csv").read_text(),
+        **files,
+    }
+
+
+def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+    written = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert written - {".lock"} == {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "episodes.csv",
+        "result.json",
+        "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors",
+    }
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["episodes"] == 10
+    assert 0.5 < result["accuracy"] <= 1
+    assert result["norm"] == "none"
+    scores = [float(line.split(",")[1]) for line in (tmp_path / "run" / "episodes.csv").read_text().splitlines()[1:]]
+    assert sum(scores) / 10 == pytest.approx(result["accuracy"])
+    assert result["interval"] == pytest.approx(1.96 * torch.tensor(scores).std().item() / 10**0.5, rel=1e-5)
+
+
+def test_two_runs_of_one_recipe_are_equal(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    for name in ("a", "b"):
+        run_recipe(toy_recipe, toy_registry, tmp_path / name)
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+
+
+def test_another_seed_trains_on_other_episodes_and_is_judged_on_the_same(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+):
+    run_recipe(toy_recipe, toy_registry, tmp_path / "a")
+    run_recipe(toy_recipe, toy_registry, tmp_path / "b", "seed=1")
+    first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
+    assert first["metrics"] != second["metrics"]
+    assert first["result"]["episode_set"] == second["result"]["episode_set"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    """A real process is killed with SIGKILL at several moments, resumed each time, and ends like one left alone."""
+    settings = ["outer.steps=600", "outer.checkpoint_every=7", "outer.validate_every=50", "outer.schedule={name: cosine}"]
+    overrides = [word for setting in settings for word in ("-s", setting)]
+    environment = {**os.environ, "FSL_LOAD_PLUGINS": "", "OMP_NUM_THREADS": "1"}
+    fsl = [sys.executable, "-m", "fsl_core"]
+    subprocess.run([*fsl, "run", toy_recipe, *overrides, "--out", "whole"], cwd=tmp_path, env=environment, check=True)
+    command, kills = [*fsl, "run", str(toy_recipe), *overrides, "--out", "killed"], 0
+    for steps in (1, 60, 200, 400):
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+            wait_for(lambda steps=steps: last_step(tmp_path / "killed") >= steps or process.poll() is not None)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        command = [*fsl, "resume", "killed"]
+    assert kills >= 2
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def last_step(directory: Path) -> int:
+    from fsl_core.training.checkpoints import progress_of
+
+    path = directory / "checkpoints" / "last.safetensors"
+    return progress_of(path)["step"] if path.is_file() else -1
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_second_writer_is_refused(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+    with (
+        FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(RunError, match="another process is writing to this run"),
+        open_run(tmp_path / "run", CPU, write=True),
+    ):
+        pass
+
+
+def test_a_directory_in_use_is_refused(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+    with pytest.raises(RunError, match="holds a finished run of this recipe. `fsl resume"):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+    with pytest.raises(RunError, match="holds a run of another recipe. Another --out"):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "run", "seed=1")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(RunError, match="holds other files. An empty or new folder for --out"):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "full")
+    with pytest.raises(RunError, match="no run here"), open_run(tmp_path / "full", CPU, write=True):
+        pass
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+):
+    with pytest.raises(
+        TrainingError, match=r"outer step 7, episode 12: the loss is nan. .* The last good checkpoint is .*last.safetens"
+    ):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "run", "adapter={name: explodes}", "outer.checkpoint_every=2")
+    assert last_step(tmp_path / "run") == 6
+
+
+def test_data_that_cannot_give_the_episodes_is_refused_before_training(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch
+):
+    recipe = read_recipe(toy_recipe, toy_registry)
+    blobs = recipe.chosen["episodes",].factory
+
+    def check(self, split, task=None):
+        raise DataError(f"split {split} is too small")
+
+    monkeypatch.setattr(blobs, "check", check)
+    with pytest.raises(DataError, match="split train is too small\nsplit test is too small\nsplit validation is too small"):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+
+
+def test_evaluation_with_other_ways_and_shots(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    run = run_recipe(toy_recipe, toy_registry, tmp_path / "run", "evaluate.n_way=6", "evaluate.n_shot=1", "evaluate.n_query=3")
+    assert run.experiment.test_task.n_way == 6
+    with pytest.raises(
+        fsl_public.RecipeError, match=r"evaluate.n_way: adapter.head.weight of adapter 'explodes' has a size fixed by n_way 3"
+    ):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "b", "evaluate.n_way=6", "adapter={name: explodes}")
+
+
+def test_an_expectation_of_no_result_is_refused(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    with pytest.raises(fsl_public.RecipeError, match="expect.acuracy: no such result. Expected accuracy, or accuracy_after_"):
+        run_recipe(toy_recipe, toy_registry, tmp_path / "a", "expect.acuracy={value: 1, tolerance: 0}")
+
+
+def test_observers_see_the_run(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    seen = []
+
+    class Observer:
+        @fsl_public.hookimpl
+        def fsl_run_started(self, run):
+            seen.append(("started", run.step))
+
+        @fsl_public.hookimpl
+        def fsl_step_finished(self, run, step, metrics):
+            assert set(metrics) == {"loss", "accuracy", "lr", "gradient_norm", "seconds"}
+            seen.append(("step", step))
+
+        @fsl_public.hookimpl
+        def fsl_evaluated(self, split, result):
+            seen.append((split, result["episodes"]))
+
+    toy_registry.observe(Observer())
+    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+    assert seen[:2] == [("started", 0), ("step", 1)]
+    assert [s for s in seen if s[0] == "validation"] == [("validation", 4)] * 3
+    assert seen[-1] == ("test", 10)
+
+
+def test_schedules_move_the_step_size(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    def rates(name: str, schedule: str) -> list[float]:
+        run = run_recipe(toy_recipe, toy_registry, tmp_path / name, f"outer.schedule={schedule}", "outer.optimizer.lr=1.0")
+        return [record["lr"] for record in run.read_metrics() if "lr" in record]
+
+    assert rates("a", "{name: multistep, milestones: [4, 8], gamma: 0.5}") == [1.0] * 4 + [0.5] * 4 + [0.25] * 4
+    cosine = rates("b", "{name: cosine, final_factor: 0.5}")
+    assert cosine[0] == 1.0
+    assert cosine == sorted(cosine, reverse=True)
+    assert 0.5 < cosine[-1] < 0.52
+
+
+def test_gradients_are_clipped(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    with new_run(
+        tmp_path / "run", read_recipe(toy_recipe, toy_registry, ["outer.clip_gradient_norm=1e-9"]), toy_registry, CPU, []
+    ) as run:
+        before = [p.clone() for p in run.experiment.learner.parameters()]
+        train(run)
+        gradients = [p.grad for p in run.experiment.learner.parameters()]
+    assert torch.nn.utils.get_total_norm(gradients) <= 1e-9 * 1.001
+    assert len(before) == len(gradients)
