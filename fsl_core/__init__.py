@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
-    from fsl_core.data.source import EpisodeSource
+    from fsl_core.data.source import EpisodeSource, Split
     from fsl_core.episode import (
         Adapter,
         Episode,
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
-    "EpisodeSource": "data.source",
+    **dict.fromkeys(("EpisodeSource", "Split"), "data.source"),
+    **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
     **dict.fromkeys(("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"),
     **dict.fromkeys(("TaskShape", "TaskWeighting", "call_declared", "one_hot"), "episode"),
     **dict.fromkeys(("DataError", "FslError", "PluginError", "RecipeError", "RunError", "ShapeError"), "errors"),
@@ -53,11 +55,15 @@ __all__ = [
     "RecipeError",
     "RunError",
     "ShapeError",
+    "Split",
     "TaskShape",
     "TaskWeighting",
     "call_declared",
+    "draw_bits",
     "hookimpl",
     "one_hot",
+    "to_distinct",
+    "to_uniform",
 ]
 
 

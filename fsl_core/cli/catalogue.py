@@ -117,13 +117,13 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
     import torch
 
-    from fsl_core.data.cache import cache_directory, data_root
+    from fsl_core.data.cache import cache_dir, data_root
     from fsl_core.training.run import describe_environment
 
     registry = load_registry(no_plugin, plugins_dir)
     report = describe_environment(registry)
     report["devices"] = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
-    report["folders"] = {"cache": str(cache_directory()), "data": str(data_root(None))}
+    report["folders"] = {"cache": str(cache_dir()), "data": str(data_root(None))}
     report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
     if as_json:
         typer.echo(json.dumps(report, indent=2))

@@ -1,0 +1,106 @@
+"""Your own pictures: one folder for each class."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+
+import fsl_core as fsl
+from fsl_core.data.cache import content_key
+from fsl_core.data.vision import decode_image
+
+SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+
+
+class ImageFolder(fsl.PooledEpisodes):
+    """Images in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or val) and `root/test/<class>/`.
+
+    Without split folders the classes are shared out: shuffled by a hash of their name and split_seed, then cut in these
+    fractions. Any file that PIL reads; its short side is resized to image_size and the centre square taken. Folders and
+    files whose name starts with a dot, and files without the ending of an image, are passed over.
+    """
+
+    name = "image-folder"
+
+    def __init__(
+        self,
+        root: Annotated[
+            Path, Field(description="folder with one folder of images for each class, or with train, validation, test")
+        ],
+        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
+        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
+        image_size: Annotated[int, Field(ge=8, description="height and width in pixels")] = 84,
+        channels: Annotated[Literal["rgb", "gray"], Field(description="3 colour channels, or 1")] = "rgb",
+        fractions: Annotated[
+            tuple[float, float, float],
+            Field(description="shares of the classes for train, validation, test; not used where these are folders"),
+        ] = (0.6, 0.2, 0.2),
+        split_seed: Annotated[int, Field(description="another number, other classes in each split")] = 0,
+    ):
+        if min(fractions) < 0 or sum(fractions) <= 0:
+            raise ValueError(f"fractions: {list(fractions)}. Three numbers >= 0, not all of them 0")
+        super().__init__(n_way, n_shot, n_query, input_shape=({"rgb": 3, "gray": 1}[channels], image_size, image_size))
+        self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
+        self.channels: Literal["rgb", "gray"] = channels
+
+    def load(self, split: fsl.Split) -> fsl.LabelledPool:
+        classes = {folder.name: _image_files(folder) for folder in self.class_folders(split)}
+        size = self.task.input_shape[-1]
+
+        def decode() -> fsl.LabelledPool:
+            stacks = (
+                (name, torch.stack([decode_image(f, size, self.channels) for f in files])) for name, files in classes.items()
+            )
+            return fsl.LabelledPool.from_classes(stacks)
+
+        contents = [part for name, files in classes.items() for part in (name, len(files), *files)]
+        return fsl.LabelledPool.cached(content_key("image-folder", size, self.channels, *contents), decode)
+
+    def class_folders(self, split: fsl.Split) -> list[Path]:
+        """The folders of the classes of a split, sorted by name. Raises DataError if there is no root or no class."""
+        where = f"episodes {self.name!r}: root {self.root}"
+        if not self.root.is_dir():
+            raise fsl.DataError(f"{where} does not exist. A folder with one folder of images for each class")
+        folders = _folders(self.root)
+        by_split = {f.name: _folders(f) for f in folders if f.name in ("train", "validation", "val", "test")}
+        if any(by_split.values()):
+            for name in SPLIT_FOLDERS[split]:
+                if by_split.get(name):
+                    return by_split[name]
+            expected = " or ".join(SPLIT_FOLDERS[split])
+            raise fsl.DataError(
+                f"{where} has no classes in a folder {expected}, only in {', '.join(by_split)}. A folder of each split"
+            )
+        if not folders:
+            raise fsl.DataError(f"{where} has no class folders. One folder of images for each class")
+        return sorted(self._share(folders)[split])
+
+    def _share(self, folders: list[Path]) -> dict[fsl.Split, list[Path]]:
+        shuffled = sorted(folders, key=lambda f: hashlib.blake2b(f"{self.split_seed}/{f.name}".encode()).digest())
+        train, validation, _ = self.fractions
+        first, second = (round(len(folders) * share / sum(self.fractions)) for share in (train, train + validation))
+        return {"train": shuffled[:first], "validation": shuffled[first:second], "test": shuffled[second:]}
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(folder for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The images of a class, in subfolders too, sorted. Raises DataError if there are none."""
+    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in readable and not f.name.startswith(".") and f.is_file())
+    if not found:
+        raise fsl.DataError(f"{folder}: no images in this class folder. At least one file such as .jpg or .png, or no folder")
+    return found
+
+
+@fsl.hookimpl
+def fsl_register_episodes(register):
+    register(ImageFolder)

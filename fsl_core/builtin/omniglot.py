@@ -1,0 +1,178 @@
+"""1,623 handwritten characters of 50 alphabets, 20 drawings of each."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from importlib import resources
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+import fsl_core as fsl
+from fsl_core.data.cache import content_key, data_root
+from fsl_core.data.vision import torchvision_dataset
+
+FOLDER = "omniglot-py"
+PER_CLASS = 20
+CHECKSUMS = {  # the official file, and the same images packed anew
+    "images_background": ("68d2efa1b9178cc56df9314c21c6e718", "af02123a84a003ad6572a03696efa473"),
+    "images_evaluation": ("6b91aef0f799c5bb55b94e3f2daec811", "6760a4076b69dd01b974e22695170c84"),
+}
+EVALUATION = (
+    "Angelic/Atemayar_Qelisayer/Atlantean/Aurek-Besh/Avesta/Ge_ez/Glagolitic/Gurmukhi/Kannada/Keble/Malayalam/Manipuri/Mongolian"
+    "/Old_Church_Slavonic_(Cyrillic)/Oriya/Sylheti/Syriac_(Serto)/Tengwar/Tibetan/ULOG"
+)
+"""Alphabets of images_evaluation.zip; the other 30 are in images_background.zip."""
+SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
+
+
+class Omniglot(fsl.PooledEpisodes):
+    """Handwritten characters, (1, image_size, image_size), ink 1 on background 0. Classes: `Alphabet/character01/rot090`.
+
+    Images are resized from 105 x 105 pixels by PIL's antialiased Lanczos filter, as learn2learn does; rotations are
+    counterclockwise. Source: Lake et al. 2015, Science 350:1332.
+
+    split vinyals: Vinyals et al. 2016, arXiv:1606.04080, in the lists of Snell et al. 2017 (arXiv:1703.05175): 1028 classes
+    to train, 172 to validate, 423 to test.
+    split learn2learn: all 1,623 classes shuffled by Python's generator with seed 42, the default of its examples, then
+    1100 / 100 / 423. Differs: learn2learn shuffles classes in the order in which the file system lists them, which no other
+    machine repeats, here they are sorted; and it draws the rotations inside an episode, in every split, so that no episode
+    holds one character twice: here, with rotations of training (or all) as classes, it may.
+    """
+
+    name = "omniglot"
+
+    def __init__(
+        self,
+        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
+        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_query: Annotated[int, Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20")] = 15,
+        root: Annotated[
+            Path | None, Field(description="folder of omniglot-py or of its two zip files; default: FSL_DATA, else the cache")
+        ] = None,
+        split: Annotated[
+            Literal["vinyals", "learn2learn"],
+            Field(description="classes of train / validation / test: 1028/172/423 or 1100/100/423"),
+        ] = "vinyals",
+        image_size: Annotated[int, Field(ge=8, le=105, description="height and width in pixels")] = 28,
+        rotations: Annotated[
+            Literal["train", "all", "none"],
+            Field(
+                description="where turns by 90, 180, 270 degrees are classes of their own: in training, in all splits, nowhere"
+            ),
+        ] = "train",
+        download: Annotated[bool, Field(description="download the two zip files (15 MB) if they are not there")] = True,
+    ):
+        super().__init__(n_way, n_shot, n_query, input_shape=(1, image_size, image_size))
+        self.root, self.split, self.rotations, self.download = root, split, rotations, download
+
+    def load(self, split: fsl.Split) -> fsl.LabelledPool:
+        pool = self._characters.select(class_lists(self.split)[split])
+        rotated = self.rotations == "all" or (self.rotations == "train" and split == "train")
+        return with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
+
+    def fetch(self) -> list[Path]:
+        """The zip file or unpacked folder of the background and of the evaluation set, downloaded if need be.
+
+        Raises DataError if one is absent and cannot be downloaded, or is not the official file.
+        """
+        root = data_root(self.root)
+        parts = [_find(root, part) for part in CHECKSUMS]
+        missing = [f"{part}.zip" for part, found in zip(CHECKSUMS, parts, strict=True) if found is None]
+        if not missing:
+            return parts
+        reason = "download: false"
+        if self.download:
+            try:
+                for background in (True, False):
+                    torchvision_dataset("Omniglot", root, background=background)
+                return [_find(root, part) for part in CHECKSUMS]
+            except fsl.DataError as error:
+                reason = str(error)
+        where = f"episodes {self.name!r}: no {' and no '.join(missing)} in {root} or {root / FOLDER} ({reason})"
+        fit = f"Both zip files of {SOURCE} in one of these folders, or their folder named by `-s episodes.root=DIR` or FSL_DATA"
+        raise fsl.DataError(f"{where}. {fit}")
+
+    @cached_property
+    def _characters(self) -> fsl.LabelledPool:
+        """All classes, sorted by name, upright."""
+        parts, size = self.fetch(), self.task.input_shape[-1]
+        files = [file for part in parts for file in ([part] if part.is_file() else sorted(part.rglob("*.png")))]
+        return fsl.LabelledPool.cached(content_key("omniglot", "lanczos", size, *files), lambda: _decode(parts, size))
+
+
+def class_lists(split: Literal["vinyals", "learn2learn"]) -> dict[fsl.Split, list[str]]:
+    """The names of the classes of each split, such as Latin/character01."""
+    texts = resources.files("fsl_core.builtin") / "splits"
+    lists = {part: (texts / f"omniglot-vinyals-{part}.txt").read_text("utf-8").split() for part in get_args(fsl.Split)}
+    if split == "vinyals":
+        return lists
+    names = sorted(chain(*lists.values()), key=lambda name: (name.partition("/")[0] in EVALUATION.split("/"), name))
+    random.Random(42).shuffle(names)
+    return {"train": names[:1100], "validation": names[1100:1200], "test": names[1200:]}
+
+
+def with_rotations(pool: fsl.LabelledPool, degrees: Sequence[int]) -> fsl.LabelledPool:
+    """Every class once for each angle, a multiple of 90 degrees counterclockwise; `/rot090` is added to its name."""
+    turned = ((f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1))) for name, images in pool.items() for d in degrees)
+    return fsl.LabelledPool.from_classes(turned)
+
+
+def _find(root: Path, part: str) -> Path | None:
+    """The zip file of a part, its checksum compared, or else its unpacked folder."""
+    for folder in (root, root / FOLDER):
+        archive = folder / f"{part}.zip"
+        if archive.is_file():
+            with archive.open("rb") as file:
+                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if md5 not in CHECKSUMS[part]:
+                raise fsl.DataError(
+                    f"{archive}: md5 {md5}. {CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
+                )
+            return archive
+        if (folder / part).is_dir():
+            return folder / part
+    return None
+
+
+def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
+    images: dict[str, list[np.ndarray]] = {name: [] for name in sorted(chain(*class_lists("vinyals").values()))}
+    for part in parts:
+        for name, content in _read(part):
+            try:
+                image = Image.open(io.BytesIO(content)).convert("L").resize((size, size), Image.Resampling.LANCZOS)
+            except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+                raise fsl.DataError(
+                    f"{part / name}: not a readable image ({error}). Unpack the zip file of {SOURCE} anew"
+                ) from error
+            images[name.rpartition("/")[0]].append(255 - np.asarray(image))
+    for name, found in images.items():
+        if len(found) != PER_CLASS:
+            where = " or ".join(map(str, parts))
+            raise fsl.DataError(f"{where}: {len(found)} images of {name}. {PER_CLASS}: unpack the zip files of {SOURCE} anew")
+    return fsl.LabelledPool.from_classes((name, np.stack(found)[:, None]) for name, found in images.items())
+
+
+def _read(part: Path) -> Iterator[tuple[str, bytes]]:
+    """(Alphabet/character01/0709_01.png, content), sorted, of a zip file or an unpacked folder."""
+    if part.is_dir():
+        for name in sorted(file.relative_to(part).as_posix() for file in part.glob("*/*/*.png")):
+            yield name, (part / name).read_bytes()
+        return
+    with zipfile.ZipFile(part) as archive:
+        for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
+            yield name.partition("/")[2], archive.read(name)
+
+
+@fsl.hookimpl
+def fsl_register_episodes(register):
+    register(Omniglot)

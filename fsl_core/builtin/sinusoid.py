@@ -1,0 +1,57 @@
+"""Sine waves to regress from a few points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+
+import fsl_core as fsl
+
+AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
+
+
+class Sinusoid(fsl.EpisodeSource):
+    """y = amplitude * sin(x - phase); amplitude in 0.1 .. 5, phase in 0 .. pi, x in -5 .. 5, all uniform. Regression.
+
+    x and y are (n, 1) float32. Every split has the same distribution and draws of its own.
+    Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and cbfinn/maml, data_generator.py. Differs: that code's test run
+    takes amplitudes from 5 .. 10, which the paper does not say.
+    """
+
+    name = "sinusoid"
+
+    def __init__(
+        self,
+        n_shot: Annotated[int, Field(ge=1, description="labelled points of a wave, the paper's K")] = 5,
+        n_query: Annotated[int, Field(ge=1, description="points of a wave to predict")] = 10,
+    ):
+        self.task = fsl.TaskShape("regression", 1, n_shot, n_query, (1,), 1)
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Sinusoid:
+        self._device = torch.device(device)
+        return self
+
+    def batch(self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None) -> fsl.Episode:
+        task = task or self.task
+        u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + task.n_shot + task.n_query))[..., None]
+        amplitude, phase, x = _between(u[:, :1], AMPLITUDE), _between(u[:, 1:2], PHASE), _between(u[:, 2:], X)
+        xs, ys = (torch.from_numpy(a.astype(np.float32)).to(self._device) for a in (x, amplitude * np.sin(x - phase)))
+        support = fsl.LabelledSet(xs[:, : task.n_shot], ys[:, : task.n_shot])
+        query = fsl.LabelledSet(xs[:, task.n_shot :], ys[:, task.n_shot :])
+        ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
+        return fsl.Episode(support, query, ids)
+
+
+def _between(u: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    low, high = bounds
+    return low + (high - low) * u
+
+
+@fsl.hookimpl
+def fsl_register_episodes(register):
+    register(Sinusoid)

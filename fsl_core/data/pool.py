@@ -1,0 +1,165 @@
+"""Labelled images held in memory, and episodes drawn from them by a few tensor gathers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_core.data.cache import cached_tensors, tensors_digest
+from fsl_core.data.draws import draw_bits, to_distinct
+from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.episode import Episode, LabelledSet, TaskShape
+from fsl_core.errors import DataError, ShapeError
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPool:
+    """The images of one split.
+
+    images:  (n, channels, height, width) uint8, sorted by class.    classes: the class names, all different.
+    counts:  images of each class, in the order of `classes`; their sum is n.
+    """
+
+    images: Tensor
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self):
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            found = f"shape {tuple(self.images.shape)}, {self.images.dtype}"
+            raise ShapeError(f"LabelledPool: images: {found}. Expected (n, channels, height, width), torch.uint8")
+        if len(self.classes) != len(self.counts) or sum(self.counts) != len(self.images):
+            found = (
+                f"{len(self.images)} images, {len(self.classes)} classes, {len(self.counts)} counts with sum {sum(self.counts)}"
+            )
+            raise ShapeError(f"LabelledPool: {found}. Expected one count a class, with the number of images as their sum")
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DataError(f"LabelledPool: class {twice!r} comes twice. Every class once")
+
+    @classmethod
+    def from_classes(cls, items: Iterable[tuple[str, np.ndarray | Tensor]]) -> LabelledPool:
+        """A pool of (class name, (count, channels, height, width) uint8) pairs, in their order."""
+        named = [(name, torch.as_tensor(images)) for name, images in items]
+        images = torch.cat([images for _, images in named]) if named else torch.empty(0, 1, 0, 0, dtype=torch.uint8)
+        return cls(images, tuple(name for name, _ in named), tuple(len(images) for _, images in named))
+
+    @classmethod
+    def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
+        """The pool kept on disk under this `content_key`, else the one that `build` makes, which is then kept."""
+        kept = cached_tensors(key, lambda: build()._tensors)
+        names = bytes(kept["classes"].numpy()).decode().split("\0")
+        return cls(kept["images"], tuple(names[:-1]), tuple(kept["counts"].tolist()))
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(n_classes,) row of each class's first image."""
+        return np.cumsum([0, *self.counts[:-1]])
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of images, class names and counts; the same on every device."""
+        return tensors_digest(self._tensors)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Every class name with its images, (count, channels, height, width)."""
+        return zip(self.classes, self.images.split(self.counts), strict=True)
+
+    def select(self, classes: Iterable[str]) -> LabelledPool:
+        """The pool of these classes alone, in this order. Raises KeyError for a class that is not here."""
+        images = dict(self.items())
+        return LabelledPool.from_classes((name, images[name]) for name in classes)
+
+    def to(self, device: torch.device | str) -> LabelledPool:
+        return replace(self, images=self.images.to(device))
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        names = "".join(f"{name}\0" for name in self.classes).encode()
+        return {
+            "images": self.images,
+            "classes": torch.tensor(list(names), dtype=torch.uint8),
+            "counts": torch.tensor(self.counts, dtype=torch.int64),
+        }
+
+
+class PooledEpisodes(EpisodeSource):
+    """Classification episodes drawn from one labelled pool a split. Subclasses set `name` and write `load`.
+
+    An episode has n_way different classes in random order, which gives them the labels 0 .. n_way - 1, and of each class
+    n_shot + n_query different images. Images come as float32 in 0 .. 1. With more queries the support set stays the same.
+    """
+
+    def __init__(self, n_way: int, n_shot: int, n_query: int, *, input_shape: tuple[int, int, int]):
+        """input_shape: (channels, height, width) of an image."""
+        self.task = TaskShape("classification", n_way, n_shot, n_query, input_shape, n_way)
+        self._device = torch.device("cpu")
+        self._pools: dict[Split, LabelledPool] = {}
+
+    @abstractmethod
+    def load(self, split: Split) -> LabelledPool:
+        """Read the images of a split; called once, when the split is first needed. Raises DataError if there are none."""
+
+    def pool(self, split: Split) -> LabelledPool:
+        """The images of a split, on the device of `to`."""
+        if split not in self._pools:
+            self._pools[split] = self.load(split).to(self._device)
+        return self._pools[split]
+
+    def to(self, device: torch.device | str) -> PooledEpisodes:
+        self._device = torch.device(device)
+        self._pools = {split: pool.to(self._device) for split, pool in self._pools.items()}
+        return self
+
+    def check(self, split: Split, task: TaskShape | None = None) -> None:
+        task, pool = task or self.task, self.pool(split)
+        where = f"episodes {self.name!r}: split {split!r}"
+        if len(pool.classes) < task.n_way:
+            raise DataError(f"{where} has {len(pool.classes)} classes. n_way: {task.n_way} needs at least {task.n_way}")
+        found, needed = min(pool.counts), task.n_shot + task.n_query
+        if found < needed:
+            least = pool.classes[pool.counts.index(found)]
+            need = f"n_shot: {task.n_shot} and n_query: {task.n_query} need at least {needed}"
+            raise DataError(f"{where}, class {least!r} has {found} images. {need}")
+
+    def batch(self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None) -> Episode:
+        task = task or self.task
+        self.check(split, task)
+        pool = self.pool(split)
+        rows = _draw_rows(pool, draw_bits(seed, split, indices, task.n_way * (1 + task.n_shot + task.n_query)), task)
+        ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
+        support, query = (_labelled_set(pool.images, part) for part in (rows[:, :, : task.n_shot], rows[:, :, task.n_shot :]))
+        return Episode(support, query, ids)
+
+
+def _draw_rows(pool: LabelledPool, bits: np.ndarray, task: TaskShape) -> np.ndarray:
+    """(meta_batch_size, n_way, n_shot + n_query) rows of pool.images.
+
+    bits: (meta_batch_size, n_way * (1 + n_shot + n_query)): first those for the classes, then one of each class at a time.
+    """
+    n, counts = len(bits), np.array(pool.counts)
+    classes = to_distinct(bits[:, : task.n_way], np.full(n, len(counts)))
+    of_class = bits[:, task.n_way :].reshape(n, -1, task.n_way).transpose(0, 2, 1)
+    items = to_distinct(of_class.reshape(n * task.n_way, -1), counts[classes].reshape(-1))
+    return pool.offsets[classes][..., None] + items.reshape(n, task.n_way, -1)
+
+
+def _labelled_set(images: Tensor, rows: np.ndarray) -> LabelledSet:
+    """The images of (meta_batch_size, n_way, per_class) rows with the labels of their places."""
+    n, n_way, per_class = rows.shape
+    y = np.arange(n_way, dtype=np.int64).repeat(per_class)[None].repeat(n, 0)
+    return LabelledSet(_scaled(images, rows.reshape(n, -1)), torch.from_numpy(y).to(images.device))
+
+
+def _scaled(images: Tensor, rows: np.ndarray) -> Tensor:
+    """images[rows] / 255, float32; bit for bit the same on every device."""
+    if images.device.type == "cpu":  # NumPy stays on this thread: waking torch's takes longer than the work
+        return torch.from_numpy(np.divide(images.numpy().take(rows, axis=0), 255, dtype=np.float32))
+    index = torch.from_numpy(rows).to(images.device)
+    return images[index].float() / torch.tensor(255.0, device=images.device)  # a number would become a rounded reciprocal

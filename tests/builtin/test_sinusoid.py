@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import fsl_core as fsl
+from fsl_core.builtin.sinusoid import Sinusoid
+
+
+def test_shapes():
+    source = Sinusoid(n_shot=5, n_query=7)
+    batch = source.batch("train", [3, 8], seed=0)
+    assert source.task == fsl.TaskShape("regression", 1, 5, 7, (1,), 1)
+    assert batch.support.x.shape == batch.support.y.shape == (2, 5, 1)
+    assert batch.query.x.shape == batch.query.y.shape == (2, 7, 1)
+    assert {t.dtype for t in (*batch.support, *batch.query)} == {torch.float32}
+    assert batch.id.tolist() == [3, 8]
+
+
+def test_every_episode_is_one_wave_of_the_papers_range():
+    batch = Sinusoid(n_shot=10, n_query=90).batch("train", range(500), seed=0)
+    x, y = (torch.cat(parts, 1)[..., 0].double().numpy() for parts in zip(batch.support, batch.query, strict=True))
+    assert -5 <= x.min() < -4.99
+    assert 4.99 < x.max() <= 5
+    assert abs(x.mean()) < 5 * 10 / np.sqrt(12 * x.size)
+    waves = np.array([np.linalg.lstsq(np.stack([np.sin(a), np.cos(a)], 1), b)[0] for a, b in zip(x, y, strict=True)])
+    amplitude, phase = np.hypot(*waves.T), np.arctan2(-waves[:, 1], waves[:, 0])  # A sin(x - p) = A cos p sin x - A sin p cos x
+    np.testing.assert_allclose(y, amplitude[:, None] * np.sin(x - phase[:, None]), atol=1e-5)
+    for value, low, high in ((amplitude, 0.1, 5), (phase, 0, np.pi)):
+        assert low - 1e-5 <= value.min() < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < value.max() <= high + 1e-5
+        assert abs(value.mean() - (low + high) / 2) < 5 * (high - low) / np.sqrt(12 * 500)
+    assert abs(np.corrcoef(amplitude, phase)[0, 1]) < 5 / np.sqrt(500)
+
+
+def test_an_episode_is_the_same_in_any_batch():
+    source = Sinusoid()
+    many = source.batch("test", range(9), seed=4).unbatch()
+    one = Sinusoid().batch("test", [6], seed=4).unbatch()[0]
+    assert torch.equal(one.support.x, many[6].support.x)
+    assert torch.equal(one.query.y, many[6].query.y)
+
+
+@pytest.mark.parametrize(("split", "seed"), [("train", 4), ("test", 5)])
+def test_splits_and_seeds_are_different_draws(split: fsl.Split, seed: int):
+    source = Sinusoid()
+    assert not torch.isin(source.batch(split, range(9), seed).support.x, source.batch("test", range(9), 4).support.x).any()
+
+
+def test_more_queries_leave_the_support_set_as_it_was():
+    source = Sinusoid()
+    wide, narrow = source.batch("test", [0], 0, replace(source.task, n_query=50)), source.batch("test", [0], 0)
+    assert torch.equal(wide.support.y, narrow.support.y)
+    assert torch.equal(wide.query.x[:, :10], narrow.query.x)
+
+
+def test_any_split_and_device_will_do():
+    source = Sinusoid().to("meta")
+    source.check("validation")
+    assert source.batch("train", [0], 0).query.y.is_meta
