@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsl_core.errors import ShapeError
+from fsl_core.errors import FslError, ShapeError
 
 NormPolicy = Literal["transductive", "support", "running", "group", "none"]
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
@@ -51,11 +52,13 @@ class Norm(nn.Module):
       transductive  the batch of this very call: a query is normalised together with the other queries (MAML's code).
       support       the rows of the support set under the same weights, for support and query alike.
       running       averages over past meta-batches; constant within a task, moved once per outer step.
-      group         groups of channels of one item (Wu and He 2018, arXiv:1803.08494); no batch involved.
+      group         groups of four or more channels of one item (Wu and He 2018, arXiv:1803.08494); no batch involved.
       none          nothing: the identity, without parameters.
 
-    Affine BatchNorm, LayerNorm and InstanceNorm of torch give a wrong second-order gradient under vmap. Here the fused
+    Affine BatchNorm, LayerNorm and InstanceNorm of torch give a wrong second-order gradient under grad(vmap). Here the fused
     kernel normalises without scale and shift, which are applied outside of it; that is exact.
+
+    ShapeError where a mean would be taken over a single value, which normalises everything to zero.
     """
 
     def __init__(self, policy: NormPolicy, channels: int, momentum: float = 0.1, groups: int = 8, eps: float = 1e-5):
@@ -63,7 +66,8 @@ class Norm(nn.Module):
         if policy not in NORM_POLICIES:
             raise ValueError(f"norm: {policy!r} is no policy. Expected one of {', '.join(NORM_POLICIES)}")
         self.policy, self.momentum, self.eps = policy, momentum, eps
-        self.groups = max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0)
+        at_most = max(1, min(groups, channels // 4))  # of a vector, one number alone becomes 0, one of two only keeps its sign
+        self.groups = max(g for g in range(1, at_most + 1) if channels % g == 0)
         if policy == "none":
             return
         self.scale = nn.Parameter(torch.ones(channels))
@@ -80,19 +84,28 @@ class Norm(nn.Module):
 
     def _normalise(self, x: Tensor, per_channel: tuple[int, ...]) -> Tensor:
         if self.policy == "group":
+            if prod(x.shape[1:]) == self.groups:
+                raise ShapeError(f"norm: one value per group in an input of shape {tuple(x.shape)}. Two channels or more")
             return F.group_norm(x, self.groups, eps=self.eps)
         if self.policy == "running" and not _Reference.collect:
             mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
             return (x - mean) * torch.rsqrt(var + self.eps)
+        rows = self._rows_of_statistics(x)
+        if rows * prod(x.shape[2:]) == 1:
+            raise ShapeError(f"norm: one value per channel in an input of shape {tuple(x.shape)}. A batch of two or more")
         if self.policy == "running":
             self._move_averages(x)
-        rows = _Reference.leading_rows
-        if self.policy == "support" and rows is not None:
+        if rows < x.shape[0]:
             var, mean = torch.var_mean(x[:rows], _all_but_channels(x), correction=0, keepdim=True)
             return (x - mean) * torch.rsqrt(var + self.eps)
-        if x.numel() == x.shape[1]:
-            raise ShapeError(f"norm: one value per channel in an input of shape {tuple(x.shape)}. A batch of two or more")
         return F.batch_norm(x, None, None, training=True, eps=self.eps)
+
+    def _rows_of_statistics(self, x: Tensor) -> int:
+        if self.policy != "support":
+            return x.shape[0]
+        if _Reference.leading_rows is None:
+            raise FslError("norm: policy 'support' in a layer outside of a NormedBackbone. A subclass with its own `features`")
+        return _Reference.leading_rows
 
     @torch.no_grad()
     def _move_averages(self, x: Tensor) -> None:
@@ -125,10 +138,14 @@ class NormedBackbone(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.features: not written. A map (n, *input_shape) -> (n, feature_dim)")
 
     def forward(self, x: Tensor) -> Tensor:
-        support = _Reference.support
-        if self.norm != "support" or support is None or x is support:
+        if self.norm != "support":
             return self.features(x)
+        support = _Reference.support
+        if support is None:
+            raise FslError("norm: policy 'support' without a support set. Call the backbone through a Learner")
         with _statistics_from(len(support)):
+            if x is support:
+                return self.features(x)
             return self.features(torch.cat([support, x]))[len(support) :]
 
 

@@ -1,0 +1,65 @@
+"""The four convolution blocks of the few-shot literature."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+import fsl_core as fsl
+
+
+class Conv4(fsl.NormedBackbone):
+    """4 x [3x3 convolution (padding 1, bias) - norm - ReLU - 2x2 max-pooling], then the last map as one vector.
+
+    (n, channels_in, height, width) -> (n, feature_dim); 28x28 gives 64 features, 84x84 gives 1600. Weights start normal
+    with variance 2 / (9 * channels), biases at zero, norms at scale one and shift zero.
+
+    Sources: Vinyals et al. 2016, arXiv:1606.04080 (architecture, 64 channels); Finn et al. 2017, arXiv:1703.03400
+    (32 channels for mini-ImageNet); Chen et al. 2019, arXiv:1904.04232 (start values, whose code leaves the biases at
+    torch's default). Differs from the MAML code on Omniglot, which strides instead of pooling.
+    """
+
+    name = "conv4"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        channels: Annotated[int, Field(gt=0, description="filters of each block")] = 64,
+        norm: Annotated[fsl.NormPolicy, Field(description="what a layer's mean and variance are taken over")] = "transductive",
+        blocks: Annotated[int, Field(gt=0, description="each one halves height and width")] = 4,
+        readout: Annotated[
+            Literal["flatten", "mean"], Field(description="the last map as it is, or its mean over height and width")
+        ] = "flatten",
+    ):
+        super().__init__(norm)
+        if len(task.input_shape) != 3:
+            raise ValueError(f"conv4: items of shape {tuple(task.input_shape)}. Expected pictures, (channels, height, width)")
+        channels_in, height, width = task.input_shape
+        if min(height, width) < 2**blocks:
+            raise ValueError(
+                f"conv4: pictures of {height}x{width}, which {blocks} poolings leave without a pixel. "
+                f"At least {2**blocks}x{2**blocks}, or fewer blocks"
+            )
+        widths = [channels_in] + [channels] * blocks
+        self.blocks = nn.Sequential(*(_block(i, o, norm) for i, o in pairwise(widths)))
+        self.readout = readout
+        self.feature_dim = channels * (1 if readout == "mean" else (height >> blocks) * (width >> blocks))
+
+    def features(self, x: Tensor) -> Tensor:
+        maps = self.blocks(x)
+        return maps.mean((2, 3)) if self.readout == "mean" else maps.flatten(1)
+
+
+def _block(channels_in: int, channels: int, norm: fsl.NormPolicy) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels, 3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, fsl.Norm(norm, channels), nn.ReLU(), nn.MaxPool2d(2))
+
+
+@fsl.hookimpl
+def fsl_register_backbones(register):
+    register(Conv4)

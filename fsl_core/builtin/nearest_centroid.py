@@ -1,0 +1,73 @@
+"""Nearest class mean in feature space, also known as prototypical networks."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+import fsl_core as fsl
+
+
+class NearestCentroid(fsl.Adapter):
+    """logits[i, c] = -temperature * ||f(x_i) - mean_c||^2, or temperature * cos(f(x_i), mean_c); no inner steps.
+
+    mean_c: mean feature vector of the support items of class c.
+
+    Source: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1). Differs: the term that all classes of
+    an item share, -temperature * ||f(x_i)||^2, is left out, which changes no probability; features are centred at the mean of
+    the class means, so that float32 keeps its digits far from the origin.
+    """
+
+    name = "nearest-centroid"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        temperature: Annotated[float, Field(gt=0, description="factor of the logits, or where a learned one starts")] = 1.0,
+        learn_temperature: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = False,
+        distance: Annotated[
+            Literal["euclidean", "cosine"], Field(description="squared Euclidean, or cosine similarity")
+        ] = "euclidean",
+    ):
+        super().__init__()
+        if task.kind != "classification":
+            raise ValueError(f"nearest-centroid: a {task.kind} task. Classification: it compares items with class means")
+        if temperature <= 0:
+            raise ValueError(f"nearest-centroid: temperature: {temperature}. A number above 0")
+        if distance not in ("euclidean", "cosine"):
+            raise ValueError(f"nearest-centroid: distance: {distance!r}. 'euclidean' or 'cosine'")
+        self.n_way, self.distance, self.start = task.n_way, distance, temperature
+        self.log_temperature = nn.Parameter(torch.tensor(log(temperature))) if learn_temperature else None
+
+    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        features = backbone(support.x)  # (n_way * n_shot, feature_dim)
+        shares = normalize(fsl.one_hot(support.y, self.n_way).to(features), p=1, dim=0)
+        means = shares.T @ features  # (n_way, feature_dim)
+        temperature = self.start if self.log_temperature is None else self.log_temperature.exp()
+        similarities = _cosines(means) if self.distance == "cosine" else _negative_distances(means)
+        return lambda x: temperature * similarities(backbone(x))
+
+    def extra_repr(self) -> str:
+        return f"distance={self.distance}"
+
+
+def _cosines(means: Tensor) -> fsl.Predictor:
+    directions = normalize(means, dim=1).T
+    return lambda features: normalize(features, dim=1) @ directions
+
+
+def _negative_distances(means: Tensor) -> fsl.Predictor:
+    """-||z - mean||^2 + ||z||^2 = 2 z . mean - ||mean||^2, both measured from the mean of the means."""
+    origin = means.mean(0)
+    offsets = means - origin
+    return lambda features: torch.addmm(-offsets.square().sum(1), features - origin, offsets.T, alpha=2)
+
+
+@fsl.hookimpl
+def fsl_register_adapters(register):
+    register(NearestCentroid)

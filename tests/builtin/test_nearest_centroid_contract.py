@@ -1,0 +1,12 @@
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.testing import AdapterContract
+
+
+class TestNearestCentroid(AdapterContract):
+    def make(self, task):
+        return NearestCentroid(task)
+
+
+class TestCosine(AdapterContract):
+    def make(self, task):
+        return NearestCentroid(task, distance="cosine", temperature=10.0, learn_temperature=True)

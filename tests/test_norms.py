@@ -1,0 +1,248 @@
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from fsl_core.errors import FslError, ShapeError
+from fsl_core.norms import NORM_POLICIES, Norm, NormedBackbone, collect_statistics, support_reference
+from fsl_core.testing import double_precision
+
+
+class SmoothNet(NormedBackbone):
+    """Norms after convolutions and after a linear layer; smooth, so that finite differences exist."""
+
+    def __init__(self, norm):
+        super().__init__(norm)
+        self.conv1, self.norm1 = nn.Conv2d(2, 4, 3, padding=1), Norm(norm, 4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), Norm(norm, 4)
+        self.linear, self.norm3 = nn.Linear(4 * 9, 6), Norm(norm, 6)
+        self.head = nn.Linear(6, 3)
+
+    def features(self, x):
+        x = F.avg_pool2d(self.norm1(self.conv1(x)).tanh(), 2)
+        x = self.norm2(self.conv2(x)).tanh().flatten(1)
+        return self.head(self.norm3(self.linear(x)).tanh())
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with double_precision():
+        yield
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def make_net(norm) -> SmoothNet:
+    net = SmoothNet(norm)
+    with torch.no_grad():
+        for tensor in net.parameters():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+        for name, buffer in net.named_buffers():
+            buffer.add_(0.3 * torch.rand_like(buffer) if "var" in name else 0.3 * torch.randn_like(buffer))
+    return net
+
+
+def make_tasks(count, generator):
+    x = torch.randn(count, 15, 2, 6, 6, generator=generator)
+    return x[:, :6], torch.arange(3).repeat_interleave(2), x[:, 6:], torch.arange(3).repeat_interleave(3)
+
+
+def make_objective(net, support_y, query_y):
+    """Query loss after two SGD steps on all weights."""
+
+    def objective(weights, support_x, query_x):
+        def loss(weights, x, y):
+            return F.cross_entropy(functional_call(net, weights, (x,)), y)
+
+        with support_reference(support_x):
+            fast = weights
+            for _ in range(2):
+                slope = grad(loss)(fast, support_x, support_y)
+                fast = {name: w - 0.3 * slope[name] for name, w in fast.items()}
+            return loss(fast, query_x, query_y)
+
+    return objective
+
+
+def flat(gradients) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in gradients.values()])
+
+
+@pytest.mark.parametrize("norm", NORM_POLICIES)
+def test_meta_gradient_under_vmap_is_that_of_a_loop_and_of_finite_differences(norm, generator):
+    net = make_net(norm)
+    support_x, support_y, query_x, query_y = make_tasks(3, generator)
+    objective = make_objective(net, support_y, query_y)
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+
+    loop = torch.stack([flat(grad(objective)(weights, s, q)) for s, q in zip(support_x, query_x, strict=True)])
+    per_task = vmap(grad(objective), (None, 0, 0))(weights, support_x, query_x)
+    summed = grad(lambda weights: vmap(objective, (None, 0, 0))(weights, support_x, query_x).sum())(weights)
+    scale = loop.abs().max()
+    assert (torch.cat([g.flatten(1) for g in per_task.values()], 1) - loop).abs().max() < 1e-9 * scale
+    assert (flat(summed) - loop.sum(0)).abs().max() < 1e-9 * scale
+
+    direction = {name: torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    unit = flat(direction).norm()
+    moved = [
+        objective({name: w + h * direction[name] / unit for name, w in weights.items()}, support_x[0], query_x[0])
+        for h in (1e-5, -1e-5)
+    ]
+    measured = (moved[0] - moved[1]) / 2e-5
+    assert measured.item() == pytest.approx((loop[0] @ flat(direction) / unit).item(), rel=1e-6)
+
+
+def test_affine_layers_of_torch_are_what_this_avoids(generator):
+    """Should torch be right one day, `Norm` may become thinner."""
+
+    class Affine(SmoothNet):
+        def __init__(self):
+            super().__init__("transductive")
+            self.norm1 = nn.BatchNorm2d(4, track_running_stats=False)
+
+    net = Affine()
+    support_x, support_y, query_x, query_y = make_tasks(2, generator)
+    objective = make_objective(net, support_y, query_y)
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    loop = sum(flat(grad(objective)(weights, s, q)) for s, q in zip(support_x, query_x, strict=True))
+    mapped = flat(grad(lambda weights: vmap(objective, (None, 0, 0))(weights, support_x, query_x).sum())(weights))
+    assert (loop - mapped).abs().max() > 1e-4 * loop.abs().max()
+
+
+@pytest.mark.parametrize("norm", NORM_POLICIES)
+def test_traces_without_a_graph_break(norm, generator):
+    support_x, support_y, query_x, query_y = make_tasks(2, generator)
+    net = make_net(norm)
+    meta_gradient = vmap(grad(make_objective(net, support_y, query_y)), (None, 0, 0))
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    torch._dynamo.reset()
+    compiled = torch.compile(meta_gradient, backend="eager", fullgraph=True)(weights, support_x, query_x)
+    torch.testing.assert_close(compiled, meta_gradient(weights, support_x, query_x), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 3, 3)])
+def test_values_are_those_of_torch(shape, generator):
+    x = torch.randn(shape, generator=generator)
+    batch_norm = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    torch.testing.assert_close(Norm("transductive", 8)(x), batch_norm(8)(x))
+    torch.testing.assert_close(Norm("group", 8, groups=2)(x), nn.GroupNorm(2, 8)(x))
+    assert Norm("none", 8)(x) is x
+
+    ours, theirs = Norm("running", 8), batch_norm(8)
+    with collect_statistics():
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours(x), theirs.eval()(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+@pytest.mark.parametrize("norm", ["support", "running", "group", "none"])
+def test_a_query_alone_is_computed_as_among_others(norm, generator):
+    net = make_net(norm)
+    support_x, _, query_x, _ = make_tasks(1, generator)
+    with support_reference(support_x[0]):
+        torch.testing.assert_close(net(query_x[0][:1]), net(query_x[0])[:1], rtol=1e-12, atol=1e-12)
+
+
+def test_transductive_queries_depend_on_each_other(generator):
+    net, x = make_net("transductive"), torch.randn(4, 2, 6, 6, generator=generator)
+    assert (net(x[:2]) - net(x)[:2]).abs().max() > 1e-3
+
+
+def test_support_policy_takes_its_statistics_from_the_support_set_under_the_same_weights(generator):
+    net = make_net("support")
+    (support_x,), _, (query_x,), _ = make_tasks(1, generator)
+    seen = {}
+
+    def watch(name):
+        def hook(module, inputs, output):
+            x = inputs[0]
+            mean, var = x[:6].mean((0, 2, 3), keepdim=True), x[:6].var((0, 2, 3), correction=0, keepdim=True)
+            normal = (x - mean) / (var + module.eps).sqrt()
+            expected = normal * module.scale.view(1, -1, 1, 1) + module.shift.view(1, -1, 1, 1)
+            torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+            seen[name] = len(x)
+
+        return hook
+
+    for name in ("norm1", "norm2"):
+        getattr(net, name).register_forward_hook(watch(name))
+    with support_reference(support_x):
+        of_query = net(query_x)
+        assert of_query.shape == (9, 3)
+        assert seen == {"norm1": 15, "norm2": 15}
+        of_support = net(support_x)
+        assert seen == {"norm1": 6, "norm2": 6}
+        torch.testing.assert_close(net(support_x.clone()), of_support, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(net(support_x[2:3]), of_support[2:3], rtol=1e-12, atol=1e-12)
+    with support_reference(2 * support_x):
+        assert (net(query_x) - of_query).abs().max() > 1e-3
+
+
+def test_support_policy_without_a_support_set_is_refused(generator):
+    x = torch.randn(4, 2, 6, 6, generator=generator)
+    with pytest.raises(FslError, match=r"norm: policy 'support' without a support set\. Call the backbone through a Learner"):
+        make_net("support")(x)
+    with support_reference(x), pytest.raises(FslError, match=r"'support' in a layer outside of a NormedBackbone\. A subclass"):
+        Norm("support", 2)(x)
+
+
+def test_running_averages_move_only_where_statistics_are_collected(generator):
+    net, x = make_net("running"), torch.randn(4, 2, 6, 6, generator=generator)
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    for mode in (True, False):
+        net.train(mode)(x)
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+    with collect_statistics():
+        net(x)
+    assert all(not torch.equal(b, before[name]) for name, b in net.named_buffers())
+
+
+@pytest.mark.parametrize(("norm", "shape"), [("transductive", (1, 8)), ("running", (1, 8)), ("transductive", (1, 8, 1, 1))])
+def test_one_value_per_channel_is_refused(norm, shape):
+    layer = Norm(norm, 8)
+    with collect_statistics(), pytest.raises(ShapeError, match=r"one value per channel in .*\. A batch of two or more"):
+        layer(torch.ones(shape))
+    assert all(b.isfinite().all() for b in layer.buffers())
+
+
+def test_a_support_set_of_one_vector_is_refused():
+    class Vectors(NormedBackbone):
+        def __init__(self):
+            super().__init__("support")
+            self.norm1 = Norm("support", 3)
+
+        def features(self, x):
+            return self.norm1(x)
+
+    with support_reference(torch.ones(1, 3)), pytest.raises(ShapeError, match="one value per channel"):
+        Vectors()(torch.ones(5, 3))
+
+
+def test_groups_hold_four_channels_or_more():
+    assert [Norm("group", channels).groups for channels in (1, 4, 7, 8, 40, 64)] == [1, 1, 1, 2, 8, 8]
+    with pytest.raises(ShapeError, match=r"one value per group in an input of shape \(5, 1\)\. Two channels or more"):
+        Norm("group", 1)(torch.ones(5, 1))
+
+
+def test_parameters_are_scale_and_shift():
+    assert {norm: sum(p.numel() for p in Norm(norm, 8).parameters()) for norm in NORM_POLICIES} == {
+        "transductive": 16,
+        "support": 16,
+        "running": 16,
+        "group": 16,
+        "none": 0,
+    }
+
+
+def test_unknown_policies_are_refused():
+    with pytest.raises(ValueError, match=r"norm: 'batch' is no policy\. Expected one of transductive, support"):
+        Norm("batch", 8)
+
+
+def test_features_have_to_be_written():
+    with pytest.raises(NotImplementedError, match=r"NormedBackbone\.features: not written\. A map"):
+        NormedBackbone("none")(torch.ones(2, 2))
