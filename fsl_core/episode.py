@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -117,12 +116,15 @@ class Adapter(nn.Module):
             f"{type(self).__name__}.adapt: not written. A function of (backbone, support) that returns a predictor"
         )
 
-    def trajectory(self, backbone: nn.Module, support: LabelledSet) -> Sequence[Predictor]:
+    def trajectory(
+        self, backbone: nn.Module, support: LabelledSet, query_x: Tensor | None = None, task_id: Tensor | None = None
+    ) -> Sequence[Predictor]:
         """The predictors before adaptation and after each inner step; the last one is what `adapt` returns.
 
-        Arguments as for `adapt`. Default: the last one alone.
+        Arguments as for `adapt`; one that overrides it declares those it needs. Default: the last one alone.
         """
-        return [self.adapt(backbone, support)]
+        offered = {"query_x": query_x, "task_id": task_id}
+        return [self.adapt(backbone, support, **_declared(self.adapt, offered))]
 
     def objective(self, backbone: nn.Module, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
         """The scalar whose gradient the outer loop follows, and the prediction of the queries, (n_queries, output_dim).
@@ -139,13 +141,17 @@ class Adapter(nn.Module):
 def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
     """Call `Adapter.adapt` or `Adapter.trajectory` with those of query_x and task_id that it declares."""
     offered = {"query_x": episode.query.x, "task_id": episode.id}
-    declared = _argument_names(getattr(method, "__func__", method))
-    return method(backbone, episode.support, **{k: v for k, v in offered.items() if k in declared})
+    return method(backbone, episode.support, **_declared(method, offered))
 
 
-@cache
-def _argument_names(function: Callable) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+_ARGUMENTS: dict[Callable, frozenset[str]] = {}  # of methods seen before: inspecting costs more than a small inner step
+
+
+def _declared(method: Callable, offered: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    function = getattr(method, "__func__", method)
+    if function not in _ARGUMENTS:
+        _ARGUMENTS[function] = frozenset(inspect.signature(function).parameters)
+    return {name: value for name, value in offered.items() if name in _ARGUMENTS[function]}
 
 
 class Outcomes(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fsl_core.data.source import EpisodeSource, Split
-from fsl_core.episode import Adapter, Episode, Learner, TaskShape
+from fsl_core.episode import Episode, Learner, TaskShape
 from fsl_core.training.seeding import seed_torch
 
 TIMED_EPISODES = 20
@@ -90,7 +90,7 @@ def evaluate(
                 seed_torch("evaluation", seed, split, int(episode.id))
                 if len(times) < TIMED_EPISODES:
                     times.append(_adaptation_time(learner, episode))
-                predictions = [predict(episode.query.x) for predict in _predictors(learner, episode)]
+                predictions = [predict(episode.query.x) for predict in learner.trajectory(episode)]
                 rows.append([float(task.score(prediction, episode.query.y)) for prediction in predictions])
                 losses.append(float(task.loss(predictions[-1], episode.query.y)))
                 on_episode()
@@ -103,12 +103,6 @@ def evaluate(
         episode_set=digest.hexdigest(),
         adaptation_seconds=median(times),
     )
-
-
-def _predictors(learner: Learner, episode: Episode):
-    if type(learner.adapter).trajectory is Adapter.trajectory:
-        return [learner.adapt(episode)]
-    return learner.trajectory(episode)
 
 
 def _adaptation_time(learner: Learner, episode: Episode) -> float:

@@ -1,0 +1,75 @@
+"""Tasks, episodes and backbones small enough for finite differences in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+import fsl_core as fsl
+
+INPUT_SHAPE = (2, 5, 5)
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Within this context new tensors are float64 and the global generator is seeded; both are restored afterwards."""
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def tiny_task(
+    kind: Literal["classification", "regression"] = "classification", n_shot: int | None = None, n_query: int = 3
+) -> fsl.TaskShape:
+    """3-way 2-shot classification, or regression of 2 values from 5 items; items of shape (2, 5, 5)."""
+    if kind == "classification":
+        return fsl.TaskShape(kind, 3, n_shot or 2, n_query, INPUT_SHAPE, output_dim=3)
+    return fsl.TaskShape(kind, 1, n_shot or 5, n_query, INPUT_SHAPE, output_dim=2)
+
+
+def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode:
+    """A batch of `count` episodes in the default dtype, ids 0 .. count - 1, rows sorted by class.
+
+    Items of a class are normal with unit variance around a normal class mean; values are a linear map of the item.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(torch.get_default_dtype())
+
+    means = normal(count, task.n_way, 1, *task.input_shape)
+    readout = normal(count, means[0, 0].numel(), task.output_dim)
+
+    def draw(per_class: int) -> fsl.LabelledSet:
+        x = (means + normal(count, task.n_way, per_class, *task.input_shape)).flatten(1, 2)
+        if task.kind == "classification":
+            return fsl.LabelledSet(x, torch.arange(task.n_way).repeat_interleave(per_class).expand(count, -1))
+        return fsl.LabelledSet(x, x.flatten(2) @ readout / x[0, 0].numel() ** 0.5)
+
+    return fsl.Episode(draw(task.n_shot), draw(task.n_query), torch.arange(count))
+
+
+class TinyBackbone(fsl.NormedBackbone):
+    """conv3x3(4) - norm - tanh - linear(5) - tanh: smooth, so that finite differences of its second derivatives exist.
+
+    (n, 2, 5, 5) -> (n, 5). About 300 parameters; no bias where the normalisation would cancel it.
+    """
+
+    def __init__(self, norm: fsl.NormPolicy = "none"):
+        super().__init__(norm)
+        self.conv = nn.Conv2d(INPUT_SHAPE[0], 4, 3, bias=norm == "none")
+        self.normalise = fsl.Norm(norm, 4)
+        self.linear = nn.Linear(36, 5)
+        self.feature_dim = 5
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.linear(self.normalise(self.conv(x)).tanh().flatten(1)).tanh()

@@ -1,0 +1,158 @@
+"""What every task weighting has to keep, whatever it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import fsl_core as fsl
+from fsl_core.testing.tiny import double_precision
+
+TOLERANCE = 1e-9
+PARAMETER_COUNT = 6  # columns of the gradient matrix
+EXTREME = {torch.float64: 1e30, torch.float32: 1e15}  # their squares are finite
+
+
+class WeightingContract:
+    """Inherit as `class TestMine(WeightingContract)` and write `make`.
+
+    The claims of the weighting itself, `needs` and `total`, are measured. It sees what the engine would give it:
+    gradients only if it needs them, and no losses worth reading if it needs nothing.
+    """
+
+    sizes: ClassVar[tuple[int, ...]] = (1, 2, 5)
+
+    def make(self) -> fsl.TaskWeighting:
+        """A fresh weighting."""
+        raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) -> TaskWeighting")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "size" in metafunc.fixturenames:
+            metafunc.parametrize("size", self.sizes)
+
+    @pytest.fixture(autouse=True)
+    def _double_precision(self) -> Iterator[None]:
+        with double_precision():
+            yield
+
+    def test_claims(self) -> None:
+        weighting = self._weighting()
+        assert isinstance(weighting, fsl.TaskWeighting), f"make: {type(weighting).__name__}. A subclass of fsl_core.TaskWeighting"
+        name = getattr(weighting, "name", None)
+        assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `outer.weighting.name`"
+        unknown = set(weighting.needs) - {"losses", "gradients"}
+        assert not unknown, f"needs: {sorted(unknown)}. 'losses', 'gradients', both, or an empty set"
+        assert weighting.total in ("one", "tasks"), f"total: {weighting.total!r}. 'one' or 'tasks'"
+
+    def test_one_finite_weight_a_task(self, size: int) -> None:
+        self._check(self._weigh(_outcomes(size)), size, "weigh")
+
+    def test_extreme_outcomes(self, size: int) -> None:
+        for dtype, large in EXTREME.items():
+            for losses in ([0.0], [1 / large], [large], [0.0, 1 / large, 1.0, large]):
+                values = torch.tensor((losses * size)[:size], dtype=dtype)
+                signs = _outcomes(size).gradients.to(dtype)
+                weights = self._weigh(fsl.Outcomes(values, values[:, None] * signs))
+                self._check(weights, size, f"weigh, {dtype}, losses and gradients of size {sorted(set(values.tolist()))}")
+
+    def test_equal_tasks_weigh_the_same(self, size: int) -> None:
+        one = _outcomes(1)
+        weights = self._weigh(fsl.Outcomes(one.losses.expand(size), one.gradients.expand(size, -1)))
+        assert _close(weights, weights.mean().expand(size)), (
+            f"weigh: tasks with equal losses and gradients weigh {weights.tolist()}. The same for each: a task's place in the "
+            "meta-batch says nothing about it"
+        )
+
+    def test_order_of_tasks(self, size: int) -> None:
+        outcomes, order = _outcomes(size), torch.arange(size).roll(1)
+        expected = self._weigh(outcomes)[order]
+        found = self._weigh(fsl.Outcomes(outcomes.losses[order], outcomes.gradients[order]))
+        assert _close(found, expected), (
+            f"weigh: {found.tolist()} for permuted tasks, whose permuted weights are {expected.tolist()}. Weights that "
+            "follow the tasks, whatever their place in the meta-batch"
+        )
+
+    def test_needs_are_all_it_reads(self, size: int) -> None:
+        weighting = self._weighting()
+        outcomes, expected = _outcomes(size), self._weigh(_outcomes(size))
+        if not weighting.needs:
+            found = self._weigh(fsl.Outcomes(torch.zeros(size)))
+            assert _close(found, expected), "needs: empty, and the weights change with the losses. {'losses'}"
+        elif "losses" not in weighting.needs:
+            found = self._weigh(outcomes._replace(losses=outcomes.losses.flip(0) + 1))
+            assert _close(found, expected), (
+                "needs: {'gradients'}, and the weights change with the losses. {'losses', 'gradients'}"
+            )
+
+    def test_outcomes_are_only_read(self, size: int) -> None:
+        outcomes, before = _outcomes(size), _outcomes(size)
+        self._weigh(outcomes)
+        for what in ("losses", "gradients"):
+            same = torch.equal(getattr(outcomes, what), getattr(before, what))
+            assert same, f"weigh: it changed outcomes.{what} in place. A new tensor: the engine goes on to use this one"
+
+    def test_gradient_reaches_every_parameter(self) -> None:
+        weighting = self._weighting()
+        trained = {name: p for name, p in weighting.named_parameters() if p.requires_grad}
+        if not trained:
+            pytest.skip("it has no parameters")
+        outcomes = _outcomes(5)
+        weights = weighting.weigh(self._given(weighting, outcomes))
+        assert weights.requires_grad, f"weigh: no graph from {', '.join(trained)} to the weights. Nothing detached, no no_grad"
+        gradients = torch.autograd.grad((weights * outcomes.losses).sum(), list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, gradients, strict=True):
+            reached = gradient is not None and gradient.count_nonzero()
+            assert reached, f"weigh: {name} gets no gradient. A part in the weights, or no such parameter"
+            assert gradient.isfinite().all(), f"weigh: the gradient of {name} is not finite. Safe divisions and logarithms"
+
+    def test_state_dict_is_the_whole_state(self) -> None:
+        first, second = self._weighting(), self._weighting(seed=1)
+        given = self._given(first, _outcomes(5))
+        first.weigh(given)  # a weighting may keep running averages
+        second.load_state_dict(first.state_dict())
+        expected, found = first.weigh(given), second.weigh(given)
+        assert _close(found, expected), (
+            f"state_dict: a fresh weighting that loads it gives {found.tolist()}, the saved one {expected.tolist()}. Every "
+            "tensor that matters as a parameter or a buffer: a resumed run must go on as if never stopped"
+        )
+
+    def _weighting(self, seed: int = 0) -> fsl.TaskWeighting:
+        torch.manual_seed(seed)
+        return self.make()
+
+    def _weigh(self, outcomes: fsl.Outcomes) -> Tensor:
+        weighting = self._weighting()
+        torch.manual_seed(2)
+        return weighting.weigh(self._given(weighting, outcomes)).detach()
+
+    @staticmethod
+    def _given(weighting: fsl.TaskWeighting, outcomes: fsl.Outcomes) -> fsl.Outcomes:
+        return outcomes if "gradients" in weighting.needs else outcomes._replace(gradients=None)
+
+    def _check(self, weights: Tensor, size: int, where: str) -> None:
+        assert weights.shape == (size,), f"{where}: weights of shape {tuple(weights.shape)}. Expected ({size},), one a task"
+        assert weights.isfinite().all(), (
+            f"{where}: weights {weights.tolist()}. Finite ones: a softmax instead of a quotient of exponentials, no division by "
+            "a norm or sum that can be zero"
+        )
+        assert (weights >= 0).all(), f"{where}: weights {weights.tolist()}. None below zero: it would unlearn a task"
+        total = 1 if self._weighting().total == "one" else size
+        tolerance = TOLERANCE if weights.dtype == torch.float64 else 1e-5
+        assert abs(weights.sum().item() - total) <= tolerance * total, (
+            f"{where}: weights that sum to {weights.sum().item():.9g}. {total}, or another claim: `total` is 'one' or 'tasks'"
+        )
+
+
+def _outcomes(size: int) -> fsl.Outcomes:
+    """Losses in 0 .. 2 and gradients that mostly, not always, agree in direction."""
+    generator = torch.Generator().manual_seed(size)
+    losses = 2 * torch.rand(size, generator=generator)
+    return fsl.Outcomes(losses, 0.5 + torch.randn(size, PARAMETER_COUNT, generator=generator))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= TOLERANCE)
