@@ -142,11 +142,12 @@ def _run(
 
 def _complete(run: Run) -> dict[str, Any]:
     from fsl_core.cli.progress import ProgressBar
-    from fsl_core.reporting.report import write_report
+    from fsl_core.reporting.report import ReportWriter
     from fsl_core.training.outer_loop import judge, train
 
     bar = ProgressBar(_console())
     run.registry.observe(bar)
+    run.registry.observe(ReportWriter())
     try:
         train(run)
     finally:
@@ -154,7 +155,6 @@ def _complete(run: Run) -> dict[str, Any]:
         run.flush_metrics()
     with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
         result = judge(run, on_episode)
-    write_report(run.directory)
     run.registry.hook.fsl_run_finished(run=run, result=result)
     return result
 

@@ -6,7 +6,11 @@ operations that IEEE 754 rounds exactly (no sine, no exponential, no matrix prod
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from fsl_core.data.draws import to_uniform
 
 STROKES = 4  # at most, in a character
 POINTS = 6  # control points of a stroke
@@ -39,8 +43,8 @@ class _Dice:
         self._bits = np.random.Philox(key=[seed, stream])
 
     def uniform(self, low: float, high: float, *shape: int) -> np.ndarray:
-        words = self._bits.random_raw(int(np.prod(shape))) >> np.uint64(11)
-        return low + (high - low) * (words * 2.0**-53).reshape(shape)
+        words = self._bits.random_raw(math.prod(shape))
+        return low + (high - low) * to_uniform(words).reshape(shape)
 
     def bell(self, scale: float, *shape: int) -> np.ndarray:
         """Mean 0, standard deviation `scale`, never beyond 3 of them: a sum of three uniforms."""
@@ -93,19 +97,19 @@ def _characters(dice: _Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
     inside = present[..., None, None]
     low = np.where(inside, points, np.inf).min((1, 2), keepdims=True)
     high = np.where(inside, points, -np.inf).max((1, 2), keepdims=True)
-    return (points - (low + high) / 2) * (1.6 / (high - low).max(-1, keepdims=True)), present
+    return (points - (low + high) / 2) * (1.55 / (high - low).max(-1, keepdims=True)), present
 
 
 def _hand(dice: _Dice, points: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
     """One drawing of each row: control points in pixels, and the pen's radius in pixels, (n,)."""
     n = len(points)
     along = np.linspace(-1, 1, POINTS)[:, None]  # each stroke is moved, pulled lengthwise or sideways, and bent
-    moved, pulled, bent = (dice.bell(0.07 * jitter, n, STROKES, 1, 2) for _ in range(3))
+    moved, pulled, bent = (dice.bell(0.03 * jitter, n, STROKES, 1, 2) for _ in range(3))
     points = points + moved + along * pulled + along**2 * bent
-    points = _turn(points, dice.bell(0.10 * jitter, n, 1, 1))
-    scale, shear = 1 + dice.bell(0.10 * jitter, n, 1, 1, 2), dice.bell(0.15 * jitter, n, 1, 1)
+    points = _turn(points, dice.bell(0.07 * jitter, n, 1, 1))
+    scale, shear = 1 + dice.bell(0.09 * jitter, n, 1, 1, 2), dice.bell(0.12 * jitter, n, 1, 1)
     x, y = points[..., 0] * scale[..., 0], points[..., 1] * scale[..., 1]
-    shift = dice.bell(1.5 * jitter, n, 1, 1, 2)
+    shift = dice.bell(1.7 * jitter, n, 1, 1, 2)
     pixels = np.stack([x + shear * y, y], -1) * (SIDE / 2.4) + (SIDE - 1) / 2 + shift
     return pixels, 0.95 + dice.uniform(-0.3, 0.3, n) * min(jitter, 1.0)
 

@@ -99,5 +99,5 @@ def fsl_run_finished(run: Run, result: dict[str, Any]) -> None:
 
     :param run: as in fsl_run_started.
     :param result: what result.json holds.
-    Since hook API 1. Example: fsl_core/cli/progress.py.
+    Since hook API 1. Example: fsl_core/reporting/report.py.
     """

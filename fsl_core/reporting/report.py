@@ -10,7 +10,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from fsl_core.training.run import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT, write_atomically
+from fsl_core.hooks.specs import hookimpl
+from fsl_core.training.run import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT, Run, write_atomically
+
+
+class ReportWriter:
+    """Writes report.html when a run is complete: an observer plugin like any other."""
+
+    @hookimpl
+    def fsl_run_finished(self, run: Run) -> None:
+        write_report(run.directory)
 
 
 def write_report(directory: Path) -> Path:

@@ -146,9 +146,6 @@ class WeighsByQueries(NearestCentroid):
         scale = 1 + backbone(query_x).square().mean(0)
         return super().adapt(lambda x: backbone(x) * scale, support)
 
-    def trajectory(self, backbone, support, query_x):
-        return [self.adapt(backbone, support, query_x)]
-
 
 class TransductiveContract(AdapterContract):
     def make(self, task):

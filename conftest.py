@@ -1,0 +1,26 @@
+"""Runs the fences of README and docs: Python is executed, YAML is checked as a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+from fsl_core.config.recipe import read_recipe
+from fsl_core.hooks.registry import load
+from fsl_core.training.experiment import build_experiment
+
+
+def _check_recipe(example) -> None:
+    with TemporaryDirectory() as folder:
+        recipe = Path(folder) / f"{Path(example.path).stem}.yaml"
+        recipe.write_text(example.parsed, encoding="utf-8")
+        build_experiment(read_recipe(recipe, load()))
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), CodeBlockParser(language="yaml", evaluator=_check_recipe)],
+    patterns=["README.md", "docs/*.md"],
+).pytest()
