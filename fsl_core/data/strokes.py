@@ -7,44 +7,50 @@ operations that IEEE 754 rounds exactly (no sine, no exponential, no matrix prod
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from fsl_core.data.draws import to_uniform
+from fsl_core.data.draws import draw_bits, to_uniform
 
 STROKES = 4  # at most, in a character
 POINTS = 6  # control points of a stroke
 STEPS = 9  # pen positions from one control point to the next
 SIDE = 28  # pixels
-CHUNK = 4000  # drawings rendered at a time: bounds memory to about 300 MB
+WORDS = 96  # random numbers that a character or a drawing may take
+CHUNK = 4000  # drawings rendered at a time: bounds memory to about 100 MB
 
 
 def draw_characters(n_classes: int, n_drawings: int, jitter: float = 1.0, seed: int = 0) -> np.ndarray:
     """Random characters, drawn again and again: (n_classes, n_drawings, 1, 28, 28) uint8, ink 255 on 0.
 
+    Drawing d of character c is a function of (seed, jitter, c, d), however many others there are.
+
     jitter: how much one drawing differs from another; 0 draws a class always alike, 1 like a hurried hand.
-    seed:   other numbers give other characters. The first n characters are the same whatever n_classes is.
+    seed:   other numbers give other characters.
     """
-    points, present = _characters(_Dice(seed, 0), n_classes)
-    pixels = np.empty((n_classes * n_drawings, SIDE, SIDE), np.uint8)
-    dice, step = _Dice(seed, 1), max(1, CHUNK // n_drawings)
+    points, present = _characters(_Dice(seed, "characters", range(n_classes)))
+    images = np.empty((n_classes, n_drawings, 1, SIDE, SIDE), np.uint8)
+    step = max(1, CHUNK // n_drawings)
     for start in range(0, n_classes, step):
-        chosen = slice(start, start + step)
-        repeated, shown = (np.repeat(array[chosen], n_drawings, axis=0) for array in (points, present))
-        path, radius = _hand(dice, repeated, jitter)
-        pixels[start * n_drawings : start * n_drawings + len(path)] = _render(_curve(path), shown, radius)
-    return pixels.reshape(n_classes, n_drawings, 1, SIDE, SIDE)
+        chosen = range(n_classes)[start : start + step]
+        dice = _Dice(seed, "drawings", [c * 2**32 + d for c in chosen for d in range(n_drawings)])
+        path, radius = _hand(dice, np.repeat(points[chosen], n_drawings, axis=0), jitter)
+        drawn = _render(_curve(path), np.repeat(present[chosen], n_drawings, axis=0), radius)
+        images[chosen] = drawn.reshape(-1, n_drawings, 1, SIDE, SIDE)
+    return images
 
 
 class _Dice:
-    """Random numbers from Philox words: NumPy promises the stream of a bit generator, not that of its distributions."""
+    """A row of random numbers for each index, taken from left to right."""
 
-    def __init__(self, seed: int, stream: int):
-        self._bits = np.random.Philox(key=[seed, stream])
+    def __init__(self, seed: int, purpose: str, indices: Sequence[int]):
+        self._rows, self._taken = to_uniform(draw_bits(seed, purpose, indices, WORDS)), 0
 
     def uniform(self, low: float, high: float, *shape: int) -> np.ndarray:
-        words = self._bits.random_raw(math.prod(shape))
-        return low + (high - low) * to_uniform(words).reshape(shape)
+        """(len(indices), *shape) numbers between low and high."""
+        start, self._taken = self._taken, self._taken + math.prod(shape)
+        return low + (high - low) * self._rows[:, start : self._taken].reshape(-1, *shape)
 
     def bell(self, scale: float, *shape: int) -> np.ndarray:
         """Mean 0, standard deviation `scale`, never beyond 3 of them: a sum of three uniforms."""
@@ -60,16 +66,16 @@ def _turn(heading: np.ndarray, half_tangent: np.ndarray) -> np.ndarray:
     return np.stack([cos * x - sin * y, sin * x + cos * y], -1)
 
 
-def _characters(dice: _Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
     """Control points (n, STROKES, POINTS, 2) within -1 .. 1, and which strokes a character has, (n, STROKES).
 
     The pen walks from point to point, turning by a bend that is constant (line, arc, loop), changes side half way (S), or
     comes all at once (corner). Later strokes mostly start on an earlier one.
     """
-    count = 1 + np.searchsorted([0.10, 0.45, 0.80], dice.uniform(0, 1, n))
-    joined, kind, onto, at = (dice.uniform(0, 1, n, STROKES) for _ in range(4))
-    free, heading = dice.uniform(-0.7, 0.7, n, STROKES, 2), dice.uniform(-1, 1, n, STROKES, 2)
-    length, bend = dice.uniform(0.8, 1.8, n, STROKES), dice.uniform(-0.75, 0.75, n, STROKES)
+    count = 1 + np.searchsorted([0.10, 0.45, 0.80], dice.uniform(0, 1))
+    joined, kind, onto, at = (dice.uniform(0, 1, STROKES) for _ in range(4))
+    free, heading = dice.uniform(-0.7, 0.7, STROKES, 2), dice.uniform(-1, 1, STROKES, 2)
+    length, bend = dice.uniform(0.8, 1.8, STROKES), dice.uniform(-0.75, 0.75, STROKES)
     bend += np.where(bend > 0, 0.25, -0.25)
     heading /= np.sqrt(heading[..., :1] ** 2 + heading[..., 1:] ** 2 + 1e-9)
     straight, cornered = (kind < 0.30) & (count > 1)[:, None], (kind > 0.60) & (kind < 0.80)
@@ -79,6 +85,7 @@ def _characters(dice: _Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
     sudden = bends == 1 + np.floor(at * len(bends))[..., None].astype(int)
     turns = bend[..., None] * np.where(cornered[..., None], 1.2 * sudden, 0.5 * side * ~straight[..., None])
 
+    n = len(count)
     points = np.empty((n, STROKES, POINTS, 2))
     rows = np.arange(n)
     for stroke in range(STROKES):
@@ -102,16 +109,15 @@ def _characters(dice: _Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _hand(dice: _Dice, points: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
     """One drawing of each row: control points in pixels, and the pen's radius in pixels, (n,)."""
-    n = len(points)
     along = np.linspace(-1, 1, POINTS)[:, None]  # each stroke is moved, pulled lengthwise or sideways, and bent
-    moved, pulled, bent = (dice.bell(0.03 * jitter, n, STROKES, 1, 2) for _ in range(3))
+    moved, pulled, bent = (dice.bell(0.03 * jitter, STROKES, 1, 2) for _ in range(3))
     points = points + moved + along * pulled + along**2 * bent
-    points = _turn(points, dice.bell(0.07 * jitter, n, 1, 1))
-    scale, shear = 1 + dice.bell(0.09 * jitter, n, 1, 1, 2), dice.bell(0.12 * jitter, n, 1, 1)
+    points = _turn(points, dice.bell(0.07 * jitter, 1, 1))
+    scale, shear = 1 + dice.bell(0.09 * jitter, 1, 1, 2), dice.bell(0.12 * jitter, 1, 1)
     x, y = points[..., 0] * scale[..., 0], points[..., 1] * scale[..., 1]
-    shift = dice.bell(1.7 * jitter, n, 1, 1, 2)
+    shift = dice.bell(1.7 * jitter, 1, 1, 2)
     pixels = np.stack([x + shear * y, y], -1) * (SIDE / 2.4) + (SIDE - 1) / 2 + shift
-    return pixels, 0.95 + dice.uniform(-0.3, 0.3, n) * min(jitter, 1.0)
+    return pixels, 0.95 + dice.uniform(-0.3, 0.3) * min(jitter, 1.0)
 
 
 def _curve(points: np.ndarray) -> np.ndarray:

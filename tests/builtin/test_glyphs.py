@@ -17,7 +17,7 @@ from fsl_core.builtin.glyphs import Glyphs
 from fsl_core.data.strokes import CHUNK, draw_characters
 from fsl_core.hooks.registry import load
 
-DIGEST = "a8e9a6a763efc5ec45e2c0cdb7f5d8a2"
+DIGEST = "1355f2c193db6fb36a294ac19cbe50bb"
 """Of all pixels of the default set. Another one makes every result on glyphs incomparable with those before."""
 
 DRAW = """
@@ -106,9 +106,10 @@ def test_raw_pixels_do_not_solve_the_task_and_are_not_useless(glyphs: Glyphs):
 
 
 class TestDrawCharacters:
-    def test_first_characters_do_not_depend_on_how_many_follow(self):
-        many = CHUNK // 20 + 10
-        np.testing.assert_array_equal(draw_characters(many, 20)[:30], draw_characters(30, 20))
+    def test_a_drawing_does_not_depend_on_how_many_others_there_are(self):
+        many = CHUNK // 20 + 10  # more than are rendered at a time
+        few = draw_characters(many, 20)[-1:, :3]
+        np.testing.assert_array_equal(draw_characters(many, 3)[-1:], few)
 
     def test_seeds_give_other_characters(self):
         assert (draw_characters(4, 3) != draw_characters(4, 3, seed=1)).any((1, 2, 3, 4)).all()
