@@ -35,7 +35,7 @@ class ImageFolder(fsl.PooledEpisodes):
         n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
         n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
-        image_size: Annotated[int, Field(ge=8, description="height and width in pixels")] = 84,
+        image_size: Annotated[int, Field(ge=8, le=2048, description="height and width in pixels")] = 84,
         channels: Annotated[Literal["rgb", "gray"], Field(description="3 colour channels, or 1")] = "rgb",
         fractions: Annotated[
             tuple[float, float, float],
@@ -66,12 +66,14 @@ class ImageFolder(fsl.PooledEpisodes):
         """The folders of the classes of a split, sorted by name. Raises DataError if there is no root or no class."""
         where = f"episodes {self.name!r}: root {self.root}"
         if not self.root.is_dir():
-            raise fsl.DataError(f"{where} does not exist. A folder with one folder of images for each class")
+            state = "is no folder" if self.root.exists() else "does not exist"
+            raise fsl.DataError(f"{where} {state}. A folder with one folder of images for each class")
         folders = _folders(self.root)
         by_split = {f.name: _folders(f) for f in folders if f.name in ("train", "validation", "val", "test")}
-        if any(by_split.values()):
+        by_split = {name: classes for name, classes in by_split.items() if classes}
+        if by_split:
             for name in SPLIT_FOLDERS[split]:
-                if by_split.get(name):
+                if name in by_split:
                     return by_split[name]
             expected = " or ".join(SPLIT_FOLDERS[split])
             raise fsl.DataError(

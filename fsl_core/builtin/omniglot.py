@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 import fsl_core as fsl
@@ -85,7 +85,10 @@ class Omniglot(fsl.PooledEpisodes):
 
         Raises DataError if one is absent and cannot be downloaded, or is not the official file.
         """
-        root = data_root(self.root)
+        try:
+            root = data_root(self.root)
+        except fsl.DataError as error:
+            raise fsl.DataError(f"episodes {self.name!r}: {error}, with both zip files of {SOURCE}") from error
         parts = [_find(root, part) for part in CHECKSUMS]
         missing = [f"{part}.zip" for part, found in zip(CHECKSUMS, parts, strict=True) if found is None]
         if not missing:
@@ -148,13 +151,16 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     images: dict[str, list[np.ndarray]] = {name: [] for name in sorted(chain(*class_lists("vinyals").values()))}
     for part in parts:
         for name, content in _read(part):
+            if (character := name.rpartition("/")[0]) not in images:
+                raise fsl.DataError(f"{part / name}: no character of Omniglot. Only what the zip files of {SOURCE} hold")
             try:
                 image = Image.open(io.BytesIO(content)).convert("L").resize((size, size), Image.Resampling.LANCZOS)
             except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+                reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
                 raise fsl.DataError(
-                    f"{part / name}: not a readable image ({error}). Unpack the zip file of {SOURCE} anew"
+                    f"{part / name}: not a readable image ({reason}). Unpack the zip file of {SOURCE} anew"
                 ) from error
-            images[name.rpartition("/")[0]].append(255 - np.asarray(image))
+            images[character].append(255 - np.asarray(image))
     for name, found in images.items():
         if len(found) != PER_CLASS:
             where = " or ".join(map(str, parts))

@@ -28,11 +28,6 @@ def main() -> None:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; `fsl resume RUN` continues from the last checkpoint\n")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 def _fail(error: FslError, code: int) -> int:

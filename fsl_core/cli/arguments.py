@@ -40,7 +40,7 @@ def choose_device(name: str):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present") from error
     return device

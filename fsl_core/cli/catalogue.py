@@ -28,9 +28,11 @@ def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [
     """Check a recipe: every option of every part, without reading data or training."""
     from fsl_core.config.recipe import read_recipe
     from fsl_core.training.experiment import build_experiment
+    from fsl_core.training.run import build_optimizer
 
     checked = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides)
     experiment = build_experiment(checked)
+    build_optimizer(checked, experiment)
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
     typer.echo(

@@ -82,7 +82,7 @@ def evaluate(
         which = opened.restore_for_evaluation(checkpoint)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
-            summary = evaluate_run(opened, split, count, on_episode).summary()
+            summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
     _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
 
 
@@ -119,10 +119,11 @@ def report(directory: RunDirectory, no_plugin: NoPlugin = []) -> None:  # noqa: 
     """Write a finished run's report.html anew and say where it is."""
     from fsl_core.errors import RunError
     from fsl_core.reporting.report import write_report
-    from fsl_core.training.run import RESULT
+    from fsl_core.training.run import RESULT, check_files
 
     if not (directory / RESULT).is_file():
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
+    check_files(directory)
     typer.echo(f"report: {write_report(directory)}")
 
 
@@ -150,11 +151,14 @@ def _complete(run: Run) -> dict[str, Any]:
     run.registry.observe(ReportWriter())
     try:
         train(run)
+        with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
+            result = judge(run, on_episode)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
     finally:
         bar.stop()
         run.flush_metrics()
-    with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
-        result = judge(run, on_episode)
     run.registry.hook.fsl_run_finished(run=run, result=result)
     return result
 

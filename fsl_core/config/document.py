@@ -62,21 +62,26 @@ def _parse(text: str, source: str) -> Any:
         raise RecipeError(f"{source}{line}: YAML syntax: {problem}. Well-formed YAML") from error
     except YAMLError as error:
         raise RecipeError(f"{source}: YAML syntax: {' '.join(str(error).split())}. Well-formed YAML") from error
+    except Exception as error:  # ruamel's constructors raise nearly anything on a date that is none or a foreign tag
+        raise RecipeError(f"{source}: YAML: {' '.join(str(error).split())}. Well-formed YAML") from error
 
 
 def _plain(node: Any, document: Document, path: KeyPath) -> Any:
     if isinstance(node, CommentedMap):
-        for key in node:
-            document.places[(*path, key)] = f"{document.source}:{node.lc.key(key)[0] + 1}"
-        return {str(key): _plain(value, document, (*path, key)) for key, value in node.items()}
+        _note_lines(node, document, path, str)
+        return {str(key): _plain(value, document, (*path, str(key))) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
-        for i in range(len(node)):
-            document.places[(*path, i)] = f"{document.source}:{node.lc.item(i)[0] + 1}"
+        _note_lines(node, document, path, int)
         return [_plain(value, document, (*path, i)) for i, value in enumerate(node)]
     for plain_type in (bool, int, float, str):
         if isinstance(node, plain_type):
             return plain_type(node)
     return None if node is None else str(node)
+
+
+def _note_lines(node: CommentedMap | CommentedSeq, document: Document, path: KeyPath, part: type[str] | type[int]) -> None:
+    for key, (line, *_) in (node.lc.data or {}).items():  # keys merged by `<<` have no line of their own
+        document.places[(*path, part(key))] = f"{document.source}:{line + 1}"
 
 
 def _override(document: Document, override: str) -> None:

@@ -67,7 +67,7 @@ def _options_model(component: Component) -> type[BaseModel]:
             raise TypeError(f"{where}: argument 'name'. Another word: recipes use `name` to choose the component")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
-    config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False)
+    config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False)
     return create_model(f"{component.kind}.{component.name}", __config__=config, __doc__=component.doc or None, **fields)
 
 

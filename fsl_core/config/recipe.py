@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -44,7 +45,7 @@ class Catalogue(Protocol):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Evaluate(_Section):
@@ -52,7 +53,7 @@ class Evaluate(_Section):
 
     episodes: Annotated[int, Field(gt=1, description="number of test episodes")] = 600
     seed: Annotated[int, Field(ge=0, description="of the frozen evaluation episodes; not the run's seed")] = 0
-    n_way: Annotated[Count | None, Field(description="classes per test episode, if not as in training")] = None
+    n_way: Annotated[int | None, Field(ge=2, description="classes per test episode, if not as in training")] = None
     n_shot: Annotated[Count | None, Field(description="support items per class in test, if not as in training")] = None
     n_query: Annotated[Count | None, Field(description="query items per class in test, if not as in training")] = None
     checkpoint: Annotated[Literal["best", "last"], Field(description="best on validation, or the last")] = "best"
@@ -116,7 +117,7 @@ class Recipe:
     chosen: Mapping[KeyPath, Component]
 
     def build(self, path: KeyPath, **injected: Any) -> Any:
-        """Build the component of a section; a constructor's ValueError becomes a RecipeError at its line."""
+        """Build the component of a section; what its constructor refuses becomes a RecipeError at its line."""
         section = self.sections
         for part in path:
             section = getattr(section, str(part))
@@ -124,6 +125,9 @@ class Recipe:
             return self.chosen[path].build(section, **injected)
         except ValueError as error:
             raise RecipeError(f"{self.document.where(path)}: {error}") from error
+        except (RuntimeError, MemoryError) as error:  # torch's own, as for a layer larger than memory
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RecipeError(f"{self.document.where(path)}: cannot be built: {reason}. Other or smaller options") from error
 
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data, defaults written out and paths absolute, so that it means the same anywhere."""
@@ -135,6 +139,7 @@ def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ())
     document = read_document(path, overrides)
     chosen, faults = _choose(document, catalogue)
     faults += _unmet_requirements(document)
+    faults += _huge_numbers(document, document.data)
     model = recipe_model(catalogue, chosen)
     document.data = {key: value for key, value in document.data.items() if value is not None}  # `expect:` with nothing below
     try:
@@ -163,7 +168,8 @@ def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Com
         if section is None:
             continue
         if not isinstance(section, dict) or not isinstance(section.get("name"), str):
-            faults.append(f"{document.where(path)}: no `name`. A mapping such as {{name: {_example(catalogue, kind)}}}")
+            example = section if isinstance(section, str) else _example(catalogue, kind)
+            faults.append(f"{document.where(path)}: no `name`. A mapping such as {{name: {example}}}")
             continue
         try:
             chosen[path] = catalogue.get(kind, section["name"])
@@ -180,9 +186,11 @@ def _unmet_requirements(document: Document) -> list[str]:
     listed = document.data.get("requires")
     faults = []
     for i, text in enumerate(listed if isinstance(listed, list) else []):
+        if not isinstance(text, str):
+            continue  # a fault of its type already
         where = document.where(("requires", i))
         try:
-            requirement = Requirement(str(text))
+            requirement = Requirement(text)
             version = metadata.version(requirement.name)
             if not requirement.specifier.contains(version, prereleases=True):
                 faults.append(f"{where}: {requirement.name} {version} is installed. pip install --upgrade '{text}'")
@@ -191,6 +199,14 @@ def _unmet_requirements(document: Document) -> list[str]:
         except metadata.PackageNotFoundError:
             faults.append(f"{where}: {requirement.name} is not installed. pip install '{text}'")
     return faults
+
+
+def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return [fault for key, value in items for fault in _huge_numbers(document, value, (*path, key))]
+    huge = isinstance(node, int) and abs(node) >= 2**63
+    return [f"{document.where(path)}: found {node}. A number that 64 bits can hold"] if huge else []
 
 
 def _validation_faults(document: Document, error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -203,8 +219,10 @@ def _validation_faults(document: Document, error: ValidationError, model: type[B
         elif fault["type"] == "missing":
             faults.append(f"{document.where(path)}: absent. It is required")
         else:
-            expected.setdefault(path, []).append(fault["msg"].replace("Input should be ", "").removeprefix("Value error, "))
+            expected.setdefault(path, []).append(re.sub(r"^(Input should be|\w+ should have|Value error,) ", "", fault["msg"]))
     for path, alternatives in expected.items():
+        if any(other[: len(path)] == path for other in expected if other != path):
+            continue  # the fault is further down: a wrong item also makes its list too short
         found = json.dumps(_at(document.data, path))
         faults.append(f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}")
     return faults
@@ -214,7 +232,7 @@ def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
     """The key path as the recipe has it: pydantic's names for the members of a union are left out."""
     path: KeyPath = ()
     for part in fault["loc"]:
-        absent = not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int))
+        absent = not (part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data)))
         if absent and fault["type"] != "missing":
             break
         path += (part,)

@@ -93,7 +93,9 @@ class Registry:
     def _remedy(self, kind: Kind, name: str) -> str:
         package = PACKAGES.get(kind, {}).get(name)
         if package is None:
-            return suggest(name, self.names(kind), label="Installed")
+            left_out = [f"{p.name} ({p.reason})" for p in self.plugins if p.status != "ok"]
+            hint = suggest(name, self.names(kind), label="Installed")
+            return f"Not loaded: {', '.join(left_out)}. {hint}" if left_out else hint
         for plugin in self.plugins:
             if plugin.distribution == package and plugin.status != "ok":
                 return f"{plugin.origin} would, but it is {plugin.status}: {plugin.reason}"
@@ -119,8 +121,8 @@ class Registry:
 
     def _load(self, plugin: Plugin, implementation: Any) -> None:
         wanted = getattr(implementation, "FSL_HOOK_API", specs.HOOK_API)
-        if wanted > specs.HOOK_API:
-            raise PluginError(f"needs hook API {wanted}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core")
+        if not isinstance(wanted, int) or wanted > specs.HOOK_API:
+            raise PluginError(f"needs hook API {wanted!r}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core")
         self._manager.register(implementation, f"{plugin.distribution}:{plugin.name}")
         try:
             plugin.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(implementation) or ())
@@ -253,5 +255,5 @@ def _import_file(file: Path) -> ModuleType:
 def _reason(error: BaseException) -> str:
     if isinstance(error, PluginError):
         return str(error)
-    text = traceback.format_exception_only(error)[-1].strip()
-    return " ".join(text.split())
+    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    return f"{text} ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else text

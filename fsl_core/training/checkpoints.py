@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RunError(
-            f"{path}: damaged checkpoint ({reason}). Delete it to go on from what else the run directory has"
+            f"{path}: damaged checkpoint ({reason}). Delete it: `fsl resume` goes on from the other checkpoint, or from the start"
         ) from error
 
 

@@ -70,11 +70,13 @@ def evaluate(
     seed: int = 0,
     task: TaskShape | None = None,
     on_episode: Callable[[], None] = lambda: None,
+    each_step: bool = True,
 ) -> Evaluation:
     """Adapt to each of the first `episodes` episodes of a split and score the queries.
 
     seed: of the frozen episodes, not of a run.    task: their shape, where it is not the one of training.
     on_episode: called after each episode, for progress bars.
+    each_step: score the queries after each inner step too, which takes as many passes over them.
     """
     learner.eval()
     task = task or source.task
@@ -90,7 +92,8 @@ def evaluate(
                 seed_torch("evaluation", seed, split, int(episode.id))
                 if len(times) < TIMED_EPISODES:
                     times.append(_adaptation_time(learner, episode))
-                predictions = [predict(episode.query.x) for predict in learner.trajectory(episode)]
+                predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
+                predictions = [predict(episode.query.x) for predict in predictors]
                 rows.append([float(task.score(prediction, episode.query.y)) for prediction in predictions])
                 losses.append(float(task.loss(predictions[-1], episode.query.y)))
                 on_episode()

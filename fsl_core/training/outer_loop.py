@@ -47,7 +47,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
     """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json."""
     wanted = run.recipe.sections.evaluate
     which = run.restore_for_evaluation()
-    evaluation = evaluate_run(run, "test", wanted.episodes, on_episode)
+    evaluation = evaluate_run(run, "test", wanted.episodes, on_episode=on_episode)
     chosen = run.recipe.chosen
     result = {
         "recipe": run.name,
@@ -71,11 +71,10 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
     return result
 
 
-def evaluate_run(run: Run, split: str, episodes: int, on_episode: Callable[[], None] = lambda: None) -> Evaluation:
-    """Evaluate the run's present weights on the first `episodes` frozen episodes of a split."""
-    experiment = run.experiment
-    seed = run.recipe.sections.evaluate.seed
-    return evaluate(experiment.test_learner(), experiment.source, split, episodes, seed, experiment.test_task, on_episode)
+def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluation:
+    """Evaluate the run's present weights on the first `episodes` frozen episodes of a split; options as for `evaluate`."""
+    experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
+    return evaluate(experiment.test_learner(), experiment.source, split, episodes, seed, experiment.test_task, **options)
 
 
 def _outer_step(run: Run) -> dict[str, float]:
@@ -137,7 +136,7 @@ def move_running_statistics(learner: Learner, episodes: Episode) -> None:
 
 def _validate(run: Run) -> None:
     outer = run.recipe.sections.outer
-    evaluation = evaluate_run(run, "validation", outer.validate_episodes)
+    evaluation = evaluate_run(run, "validation", outer.validate_episodes, each_step=False)
     summary = evaluation.summary()
     score = summary[evaluation.metric]
     run.record({"step": run.step, "split": "validation", evaluation.metric: score, "interval": summary["interval"]})

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
+from safetensors import SafetensorError
 
+from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.errors import RunError
 from fsl_core.hooks.registry import Registry, load
 from fsl_core.training import checkpoints
 from fsl_core.training.evaluation import Evaluation
-from fsl_core.training.experiment import Experiment, build_experiment
+from fsl_core.training.experiment import Experiment, build_experiment, check_data
 
 RECIPE, ENVIRONMENT, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
@@ -67,13 +69,15 @@ class Run:
     def save(self, which: str) -> None:
         """Write the checkpoint `last` or `best`, and the metrics up to it."""
         self.flush_metrics()
-        checkpoints.save(self.checkpoint_path(which), self.modules, self.optimizer, {"step": self.step, "best": self.best})
+        path = self.checkpoint_path(which)
+        with _written(path):
+            checkpoints.save(path, self.modules, self.optimizer, {"step": self.step, "best": self.best})
 
     def restore_last(self) -> None:
-        """Go back to the last checkpoint, or to the start where there is none."""
-        last = self.checkpoint_path("last")
-        if last.is_file():
-            progress = checkpoints.restore(last, self.modules, self.optimizer)
+        """Go back to the last checkpoint, to the best where that is lost, or to the start where there is none."""
+        found = [path for which in ("last", "best") if (path := self.checkpoint_path(which)).is_file()]
+        if found:
+            progress = checkpoints.restore(found[0], self.modules, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
@@ -92,25 +96,21 @@ class Run:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
-        with (self.directory / METRICS).open("a", encoding="utf-8") as file:
+        path = self.directory / METRICS
+        with _written(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in self._pending)
         self._pending.clear()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of training, without a last line that a dying process left incomplete."""
+        """The records of training, without lines that are none, as the last that a dying process left incomplete."""
         path = self.directory / METRICS
-        records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        return [record for line in lines if "step" in (record := _json(line))]
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds, or None before the run is complete."""
         path = self.directory / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path, "metric") if path.is_file() else None
 
     def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
         steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
@@ -125,17 +125,19 @@ class Run:
 
 @contextmanager
 def new_run(directory: Path, recipe: Recipe, registry: Registry, device: torch.device, plugins: Iterable[Path]) -> Iterator[Run]:
-    """Begin a run in an empty or absent directory and hold its lock. The recipe is refused before anything is written."""
-    experiment = build_experiment(recipe, device)
+    """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
+    name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
+    run = _assemble(directory, name, recipe, registry, device)
+    _refuse_used(directory, recipe)
+    check_data(run.experiment)
     with _only_writer(directory):
         _refuse_used(directory, recipe)
         stream = io.StringIO()
         YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
-        name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
         environment = {"recipe": name, **describe_environment(registry), "device": str(device), "plugin_files": files}
         write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         write_atomically(directory / RECIPE, stream.getvalue())
-        yield _assemble(directory, name, recipe, registry, experiment, device)
+        yield run
 
 
 @contextmanager
@@ -143,48 +145,58 @@ def open_run(directory: Path, device: torch.device, *, write: bool, no_plugin: I
     """An existing run, with its lock held where it is to be written to."""
     if not (directory / RECIPE).is_file():
         raise RunError(f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made")
-    environment = json.loads((directory / ENVIRONMENT).read_text(encoding="utf-8"))
+    environment = read_json(directory / ENVIRONMENT, "recipe", "plugin_files")
     registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
     recipe = read_recipe(directory / RECIPE, registry)
-    experiment = build_experiment(recipe, device)
+    run = _assemble(directory, environment["recipe"], recipe, registry, device)
     with _only_writer(directory) if write else nullcontext():
-        yield _assemble(directory, environment["recipe"], recipe, registry, experiment, device)
+        yield run
 
 
-def _assemble(
-    directory: Path, name: str, recipe: Recipe, registry: Registry, experiment: Experiment, device: torch.device
-) -> Run:
+def _assemble(directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device) -> Run:
+    experiment = build_experiment(recipe, device)
+    return Run(directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device)
+
+
+def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer:
+    """The outer loop's optimizer over all that is learned. RecipeError where it refuses its options."""
     parameters = [p for p in (*experiment.learner.parameters(), *experiment.weighting.parameters()) if p.requires_grad]
-    optimizer = recipe.build(("outer", "optimizer"), parameters=parameters)
-    return Run(directory, name, recipe, registry, experiment, optimizer, device)
+    return recipe.build(("outer", "optimizer"), parameters=parameters)
 
 
 @contextmanager
 def _only_writer(directory: Path) -> Iterator[None]:
-    try:
+    with _written(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{directory}: {error.strerror}. A folder that can be written to") from error
+        try:
+            lock = FileLock(directory / ".lock", timeout=0).acquire()
+        except Timeout as error:
+            raise RunError(f"{directory}: another process is writing to this run. Wait for it, or give another --out") from error
+    with lock:
+        yield
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
     try:
-        with FileLock(directory / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise RunError(f"{directory}: another process is writing to this run. Wait for it, or give another --out") from error
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{path}: {reason}. A folder with room that can be written to") from error
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
-    used = [path for path in directory.iterdir() if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)]
+    found = directory.iterdir() if directory.is_dir() else ()
+    used = [path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)]
     if not used:
         return
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if YAML(typ="safe", pure=True).load(stored) != recipe.resolved():
+    if read_document(stored).data != recipe.resolved():
         raise RunError(f"{directory}: holds a run of another recipe. Another --out")
-    state = "finished" if (directory / RESULT).is_file() else "unfinished"
-    raise RunError(
-        f"{directory}: holds a {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out"
-    )
+    state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
+    raise RunError(f"{directory}: holds {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out")
 
 
 def describe_environment(registry: Registry) -> dict[str, Any]:
@@ -203,8 +215,49 @@ def describe_environment(registry: Registry) -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """All of it or nothing, also when the process is killed."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with _written(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def check_files(directory: Path) -> None:
+    """Raise RunError, naming the file, where one that a finished run consists of is absent or damaged."""
+    read_json(directory / RESULT, "metric")
+    read_json(directory / ENVIRONMENT)
+    metrics, *_ = [_read(directory / name) for name in (METRICS, EPISODES, RECIPE)]
+    for number, line in enumerate(metrics.splitlines(), start=1):
+        if "step" not in _json(line):
+            raise _damaged(directory / METRICS, f"line {number} is no record")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The mapping in a JSON file of a run directory. RunError if the file is absent or damaged, or lacks one of the keys."""
+    data = _json(_read(path))
+    if not data or any(key not in data for key in keys):
+        raise _damaged(path, "no JSON with what a run needs")
+    return data
+
+
+def _json(text: str) -> dict[str, Any]:
+    """The mapping that the text stands for, empty where it is none."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error.strerror if isinstance(error, OSError) else "not UTF-8 text") from error
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    directory = path.parent
+    anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
+    return RunError(f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT) else anew}")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fsl_core as fsl
+from fsl_core.hooks.registry import Registry
+from fsl_core.training.evaluation import evaluate, mean_and_interval
+
+
+class Steps(fsl.Adapter):
+    """Knows nothing at first, the classes after one step, and is sure after two."""
+
+    name = "steps"
+
+    def __init__(self, n_way: int):
+        super().__init__()
+        self.n_way, self.adapted = n_way, 0
+
+    def adapt(self, backbone, support):
+        self.adapted += 1
+        return self.trajectory(backbone, support)[-1]
+
+    def trajectory(self, backbone, support):
+        means = torch.stack([support.x[support.y == c].mean(0) for c in range(self.n_way)])
+        return [lambda x, scale=scale: -scale * torch.cdist(x, means) for scale in (0.0, 1.0, 10.0)]
+
+
+def judged(registry: Registry, **options: object):
+    source = registry.get("episodes", "blobs").factory(n_way=3)
+    return evaluate(fsl.Learner(nn.Identity(), Steps(3)), source, "test", 25, **options)
+
+
+def test_the_interval_is_that_of_the_mean_over_episodes():
+    mean, interval = mean_and_interval([0.0, 1.0, 1.0, 0.0])
+    assert mean == 0.5
+    assert interval == pytest.approx(1.96 * (1 / 3) ** 0.5 / 2)
+
+
+def test_scores_before_adaptation_and_after_each_step(toy_registry: Registry):
+    evaluation = judged(toy_registry)
+    summary = evaluation.summary()
+    assert len(evaluation.after_steps) == 3
+    assert summary["accuracy_after_0"] == pytest.approx(1 / 3)  # all logits equal: class 0 is answered
+    assert summary["accuracy_after_1"] == summary["accuracy_after_2"] == summary["accuracy"] > 0.8
+    assert summary["episodes"] == 25
+
+
+def test_without_each_step_the_scores_are_the_same(toy_registry: Registry):
+    full, quick = judged(toy_registry), judged(toy_registry, each_step=False)
+    assert quick.scores == full.scores
+    assert quick.losses == full.losses
+    assert quick.after_steps == []
+    assert quick.episode_set == full.episode_set
+
+
+def test_the_hash_tells_episode_sets_apart(toy_registry: Registry):
+    shape = fsl.TaskShape("classification", 3, 2, 5, (2,), 3)
+    sets = {judged(toy_registry, **options).episode_set for options in ({}, {"seed": 1}, {"task": shape}, {})}
+    assert len(sets) == 3
+
+
+def test_every_episode_is_counted(toy_registry: Registry):
+    seen = []
+    judged(toy_registry, on_episode=lambda: seen.append(1))
+    assert len(seen) == 25
+
+
+def test_evaluation_leaves_no_gradient_and_sets_evaluation_mode(toy_registry: Registry, toy_recipe: Path):
+    source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+    learner = fsl.Learner(nn.Linear(2, 2), Steps(3)).train()
+    evaluate(learner, source, "test", 3)
+    assert not learner.training
+    assert learner.backbone.weight.grad is None
+
+
+def test_better_is_higher_accuracy_or_lower_error(toy_registry: Registry):
+    evaluation = judged(toy_registry)
+    mean = sum(evaluation.scores) / 25
+    assert evaluation.better_than(None)
+    assert evaluation.better_than(mean - 0.1)
+    assert not evaluation.better_than(mean)
