@@ -27,8 +27,7 @@ def add_commands(app: typer.Typer) -> None:
 def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  # noqa: B006
     """Check a recipe: every option of every part, without reading data or training."""
     from fsl_core.config.recipe import read_recipe
-    from fsl_core.training.experiment import build_experiment
-    from fsl_core.training.run import build_optimizer
+    from fsl_core.training.experiment import build_experiment, build_optimizer
 
     checked = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides)
     experiment = build_experiment(checked)

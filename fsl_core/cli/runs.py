@@ -119,7 +119,7 @@ def report(directory: RunDirectory, no_plugin: NoPlugin = []) -> None:  # noqa: 
     """Write a finished run's report.html anew and say where it is."""
     from fsl_core.errors import RunError
     from fsl_core.reporting.report import write_report
-    from fsl_core.training.run import RESULT, check_files
+    from fsl_core.training.files import RESULT, check_files
 
     if not (directory / RESULT).is_file():
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")

@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from fsl_core.hooks.specs import hookimpl
-from fsl_core.training.run import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT, Run, write_atomically
+from fsl_core.training.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT, write_atomically
+from fsl_core.training.run import Run
 
 
 class ReportWriter:

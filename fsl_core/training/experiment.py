@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,9 +85,15 @@ def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: Ta
 
 def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
     for key in recipe.sections.expect:
-        if key != task.metric and not key.startswith(f"{task.metric}_after_"):
+        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key):
             where = recipe.document.where(("expect", key))
             raise RecipeError(f"{where}: no such result. Expected {task.metric}, or {task.metric}_after_<inner steps>")
+
+
+def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer:
+    """The outer loop's optimizer over all that is learned. RecipeError where it refuses its options."""
+    parameters = [p for p in (*experiment.learner.parameters(), *experiment.weighting.parameters()) if p.requires_grad]
+    return recipe.build(("outer", "optimizer"), parameters=parameters)
 
 
 def check_data(experiment: Experiment) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
-from safetensors import SafetensorError
 
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
@@ -25,14 +23,17 @@ from fsl_core.errors import RunError
 from fsl_core.hooks.registry import Registry, load
 from fsl_core.training import checkpoints
 from fsl_core.training.evaluation import Evaluation
-from fsl_core.training.experiment import Experiment, build_experiment, check_data
-
-RECIPE, ENVIRONMENT, METRICS, EPISODES, RESULT = (
-    "recipe.yaml",
-    "environment.json",
-    "metrics.jsonl",
-    "episodes.csv",
-    "result.json",
+from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
+from fsl_core.training.files import (
+    ENVIRONMENT,
+    EPISODES,
+    METRICS,
+    RECIPE,
+    RESULT,
+    parse_record,
+    read_json,
+    write_atomically,
+    writing,
 )
 
 
@@ -70,7 +71,7 @@ class Run:
         """Write the checkpoint `last` or `best`, and the metrics up to it."""
         self.flush_metrics()
         path = self.checkpoint_path(which)
-        with _written(path):
+        with writing(path):
             checkpoints.save(path, self.modules, self.optimizer, {"step": self.step, "best": self.best})
 
     def restore_last(self) -> None:
@@ -97,7 +98,7 @@ class Run:
 
     def flush_metrics(self) -> None:
         path = self.directory / METRICS
-        with _written(path), path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in self._pending)
         self._pending.clear()
 
@@ -105,7 +106,7 @@ class Run:
         """The records of training, without lines that are none, as the last that a dying process left incomplete."""
         path = self.directory / METRICS
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        return [record for line in lines if "step" in (record := _json(line))]
+        return [record for line in lines if "step" in (record := parse_record(line))]
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds, or None before the run is complete."""
@@ -158,15 +159,9 @@ def _assemble(directory: Path, name: str, recipe: Recipe, registry: Registry, de
     return Run(directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device)
 
 
-def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer:
-    """The outer loop's optimizer over all that is learned. RecipeError where it refuses its options."""
-    parameters = [p for p in (*experiment.learner.parameters(), *experiment.weighting.parameters()) if p.requires_grad]
-    return recipe.build(("outer", "optimizer"), parameters=parameters)
-
-
 @contextmanager
 def _only_writer(directory: Path) -> Iterator[None]:
-    with _written(directory):
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(directory / ".lock", timeout=0).acquire()
@@ -174,15 +169,6 @@ def _only_writer(directory: Path) -> Iterator[None]:
             raise RunError(f"{directory}: another process is writing to this run. Wait for it, or give another --out") from error
     with lock:
         yield
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path}: {reason}. A folder with room that can be written to") from error
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
@@ -210,54 +196,3 @@ def describe_environment(registry: Registry) -> dict[str, Any]:
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "plugins": {p.name: p.origin for p in registry.plugins if p.status == "ok" and p.distribution != "fsl-core"},
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All of it or nothing, also when the process is killed."""
-    partial = path.with_name(path.name + ".partial")
-    with _written(path):
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-
-
-def check_files(directory: Path) -> None:
-    """Raise RunError, naming the file, where one that a finished run consists of is absent or damaged."""
-    read_json(directory / RESULT, "metric")
-    read_json(directory / ENVIRONMENT)
-    metrics, *_ = [_read(directory / name) for name in (METRICS, EPISODES, RECIPE)]
-    for number, line in enumerate(metrics.splitlines(), start=1):
-        if "step" not in _json(line):
-            raise _damaged(directory / METRICS, f"line {number} is no record")
-
-
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The mapping in a JSON file of a run directory. RunError if the file is absent or damaged, or lacks one of the keys."""
-    data = _json(_read(path))
-    if not data or any(key not in data for key in keys):
-        raise _damaged(path, "no JSON with what a run needs")
-    return data
-
-
-def _json(text: str) -> dict[str, Any]:
-    """The mapping that the text stands for, empty where it is none."""
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, error.strerror if isinstance(error, OSError) else "not UTF-8 text") from error
-
-
-def _damaged(path: Path, reason: str) -> RunError:
-    directory = path.parent
-    anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
-    return RunError(f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT) else anew}")
