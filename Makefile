@@ -33,7 +33,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 docs: .venv/ready
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache
