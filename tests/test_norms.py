@@ -1,11 +1,21 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
 from fsl_core.errors import FslError, ShapeError
-from fsl_core.norms import NORM_POLICIES, Norm, NormedBackbone, collect_statistics, support_reference
+from fsl_core.norms import (
+    NORM_POLICIES,
+    Norm,
+    NormedBackbone,
+    collect_statistics,
+    derivatives_of_any_order,
+    normalise_over_batch,
+    support_reference,
+)
 from fsl_core.testing import double_precision
 
 
@@ -246,3 +256,39 @@ def test_unknown_policies_are_refused():
 def test_features_have_to_be_written():
     with pytest.raises(NotImplementedError, match=r"NormedBackbone\.features: not written\. A map"):
         NormedBackbone("none")(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("policy", ["transductive", "group"])
+def test_derivatives_of_any_order_differentiate_a_directional_derivative(policy, generator):
+    x = torch.randn(6, 4, 2, 2, generator=generator, dtype=torch.float64)
+    weight, direction = torch.randn(2, 4, 4, 1, 1, generator=generator, dtype=torch.float64)
+    norm = Norm(policy, 4).double()
+
+    def slope(weight: torch.Tensor) -> torch.Tensor:
+        with derivatives_of_any_order(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own: its forward-mode rules use torch.jit.script
+            return jvp(lambda w: norm(F.conv2d(x, w)).tanh(), (weight,), (direction,))[1].square().sum()
+
+    step = 1e-6 * torch.ones_like(weight)
+    expected = (slope(weight + step) - slope(weight - step)) / 2e-6
+    torch.testing.assert_close(grad(slope)(weight).sum(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_large_channels_last_batches_lose_no_digits(generator):
+    maps = torch.rand(75, 4, 28, 28, generator=generator) ** 8 + 3  # a mean far above the deviation
+    expected = F.batch_norm(maps, None, None, training=True, eps=1e-5)
+    single = maps.float().contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(normalise_over_batch(single, 1e-5).double(), expected, rtol=2e-5, atol=2e-5)
+    theirs = F.batch_norm(single, None, None, training=True, eps=1e-5).double()
+    assert (theirs - expected).abs().max() > 1e-4
+
+
+def test_large_batches_have_exact_second_derivatives(generator):
+    x = torch.randn(3, 2, 60, 60, generator=generator, requires_grad=True)
+    assert x.numel() / 2 > 8192
+    for function in (normalise_over_batch, lambda x, eps: F.batch_norm(x, None, None, training=True, eps=eps)):
+        (slope,) = torch.autograd.grad(function(x, 1e-5).pow(3).sum(), x, create_graph=True)
+        (curve,) = torch.autograd.grad(slope.square().sum(), x)
+        if function is normalise_over_batch:
+            found = (slope.detach(), curve)
+    torch.testing.assert_close(found, (slope.detach(), curve), rtol=1e-9, atol=1e-9)

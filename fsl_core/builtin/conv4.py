@@ -44,20 +44,13 @@ class Conv4(fsl.NormedBackbone):
                 f"At least {2**blocks}x{2**blocks}, or fewer blocks"
             )
         widths = [channels_in] + [channels] * blocks
-        self.blocks = nn.Sequential(*(_block(i, o, norm) for i, o in pairwise(widths)))
+        self.blocks = nn.Sequential(*(fsl.ConvBlock(i, o, norm) for i, o in pairwise(widths)))
         self.readout = readout
         self.feature_dim = channels * (1 if readout == "mean" else (height >> blocks) * (width >> blocks))
 
     def features(self, x: Tensor) -> Tensor:
         maps = self.blocks(x)
         return maps.mean((2, 3)) if self.readout == "mean" else maps.flatten(1)
-
-
-def _block(channels_in: int, channels: int, norm: fsl.NormPolicy) -> nn.Sequential:
-    conv = nn.Conv2d(channels_in, channels, 3, padding=1)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, fsl.Norm(norm, channels), nn.ReLU(), nn.MaxPool2d(2))
 
 
 @fsl.hookimpl

@@ -1,12 +1,13 @@
-"""The meta-gradient of a meta-batch, one task after another: sum_i weights[i] * grad loss_i."""
+"""The meta-gradient of a meta-batch: sum_i weights[i] * grad loss_i."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.modes import Gradients, Tasks, make_mode, trained
 from fsl_core.episode import Episode, Learner, Loss, Outcomes, TaskWeighting
 
 
@@ -16,52 +17,73 @@ class MetaBatchResult(NamedTuple):
     losses:      (meta_batch_size,) objectives, detached.
     predictions: (meta_batch_size, n_queries, output_dim), detached.
     weights:     (meta_batch_size,), detached.
+    gradients:   (meta_batch_size, P) meta-gradients of the tasks where they were asked for, else None.
     """
 
     losses: Tensor
     predictions: Tensor
     weights: Tensor
+    gradients: Tensor | None = None
 
 
-def meta_gradient(learner: Learner, weighting: TaskWeighting, episodes: Episode, loss: Loss) -> MetaBatchResult:
-    """Compute a meta-batch and set `.grad`; gradients already there are dropped.
+class MetaGradient:
+    """Computes meta-batches of one learner by one `Execution`.
 
-    episodes: a batch, (meta_batch_size,) in front.    loss: (prediction, labels) -> scalar.
+    loss: (prediction, labels) -> scalar.    What is trained is settled here: the parameters that require gradients now.
 
-    Where the weights depend on nothing, gradients are accumulated task by task. Else the tasks' gradients are kept as one
+    Where the weights depend on nothing, the weighted sum is computed at once. Else the tasks' gradients are kept as one
     (meta_batch_size, P) matrix, as `TaskWeighting.weigh` sees it.
     """
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    for parameter in (*parameters, *weighting.parameters()):
-        parameter.grad = None
-    tasks = episodes.unbatch()
-    if weighting.needs:
-        return _weigh_gradients(learner, weighting, tasks, loss, parameters)
-    weights = weighting.weigh(Outcomes(losses=torch.zeros(len(tasks), device=episodes.id.device))).detach()
-    losses, predictions = [], []
-    for weight, task in zip(weights, tasks, strict=True):
-        task_loss, prediction = learner.objective(task, loss)
-        (weight * task_loss).backward()
-        losses.append(task_loss.detach())
-        predictions.append(prediction.detach())
-    return MetaBatchResult(torch.stack(losses), torch.stack(predictions), weights)
+
+    def __init__(self, learner: Learner, weighting: TaskWeighting, loss: Loss, execution: Execution = Execution()):  # noqa: B008
+        self.weighting, self.execution = weighting, execution
+        self._trained, self._weightings_own = trained(learner), list(weighting.parameters())
+        self._mode = make_mode(learner, loss, execution)
+
+    def __call__(self, episodes: Episode, keep_gradients: bool = False) -> MetaBatchResult:
+        """Compute a batch of episodes, (meta_batch_size,) in front, and set `.grad`; gradients already there are dropped."""
+        for parameter in self._weightings_own:
+            parameter.grad = None
+        if self.weighting.needs or keep_gradients:
+            return self._weigh_gradients(episodes, keep_gradients)
+        unknown = self._trained[0].new_zeros(len(episodes.id))
+        weights = self.weighting.weigh(_outcomes(unknown, episodes)).detach().to(unknown)
+        tasks, gradients = self._mode.summed(episodes, weights)
+        self._set(gradients)
+        return MetaBatchResult(*tasks, weights)
+
+    def _weigh_gradients(self, episodes: Episode, keep: bool) -> MetaBatchResult:
+        tasks, matrix = self._mode.each(episodes)
+        weights = self._weigh(tasks, matrix, episodes)
+        sizes = [parameter.numel() for parameter in self._trained]
+        self._set(list((weights @ matrix).split(sizes)))
+        return MetaBatchResult(*tasks, weights, matrix if keep else None)
+
+    def _weigh(self, tasks: Tasks, matrix: Tensor, episodes: Episode) -> Tensor:
+        seen = matrix if "gradients" in self.weighting.needs else None
+        outcomes = _outcomes(tasks.losses, episodes, seen)
+        weights = self.weighting.weigh(outcomes)
+        if weights.requires_grad:
+            self.weighting.objective(
+                weights, outcomes
+            ).backward()  # reaches the weighting's own parameters: outcomes are detached
+        return weights.detach()
+
+    def _set(self, gradients: Gradients) -> None:
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.view_as(parameter)
 
 
-def _weigh_gradients(
-    learner: Learner, weighting: TaskWeighting, tasks: list[Episode], loss: Loss, parameters: list[Tensor]
+def meta_gradient(
+    learner: Learner,
+    weighting: TaskWeighting,
+    episodes: Episode,
+    loss: Loss,
+    execution: Execution = Execution(),  # noqa: B008
 ) -> MetaBatchResult:
-    losses, predictions, rows = [], [], []
-    for task in tasks:
-        task_loss, prediction = learner.objective(task, loss)
-        gradients = torch.autograd.grad(task_loss, parameters, allow_unused=True, materialize_grads=True)
-        rows.append(torch.cat([g.reshape(-1) for g in gradients]))
-        losses.append(task_loss.detach())
-        predictions.append(prediction.detach())
-    values, matrix = torch.stack(losses), torch.stack(rows)
-    weights = weighting.weigh(Outcomes(values, matrix if "gradients" in weighting.needs else None))
-    if weights.requires_grad:
-        (weights * values).sum().backward()  # reaches the weighting's own parameters only: values are detached
-    combined = (weights.detach() @ matrix).split([p.numel() for p in parameters])
-    for parameter, gradient in zip(parameters, combined, strict=True):
-        parameter.grad = gradient.view_as(parameter)
-    return MetaBatchResult(values, torch.stack(predictions), weights.detach())
+    """One meta-batch by a `MetaGradient` of its own; for many, keep one."""
+    return MetaGradient(learner, weighting, loss, execution)(episodes)
+
+
+def _outcomes(losses: Tensor, episodes: Episode, gradients: Tensor | None = None) -> Outcomes:
+    return Outcomes(losses, gradients, episodes.id)

@@ -46,7 +46,8 @@ class OneFeature(fsl.Adapter):
 
 def test_start_values():
     torch.manual_seed(0)
-    conv, norm = Conv4(TASK).blocks[1][:2]
+    block = Conv4(TASK).blocks[1]
+    conv, norm = block.conv, block.norm
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
     assert not conv.bias.any()
     assert norm.scale.eq(1).all()

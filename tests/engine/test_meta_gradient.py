@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -39,6 +40,7 @@ class Fixed(fsl.TaskWeighting):
     needs = frozenset()
 
     def weigh(self, outcomes):
+        self.seen = outcomes
         return torch.tensor([0.5, 0.2, 0.3]).to(outcomes.losses)
 
 
@@ -50,7 +52,7 @@ def case() -> tuple[fsl.Learner, fsl.Episode]:
     def items(n):
         return fsl.LabelledSet(torch.randn(tasks, n, 4).double(), torch.arange(2).repeat(tasks, n // 2))
 
-    return learner, fsl.Episode(items(2), items(6), torch.arange(tasks))
+    return learner, fsl.Episode(items(2), items(6), torch.tensor([4, 0, 7]))
 
 
 def by_hand(learner: fsl.Learner, episodes: fsl.Episode, weights: torch.Tensor) -> list[torch.Tensor]:
@@ -98,6 +100,41 @@ def test_a_weightings_own_parameters_get_their_gradient():
     temperature = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     (torch.softmax(result.losses / temperature, 0) * result.losses).sum().backward()
     torch.testing.assert_close(weighting.temperature.grad, temperature.grad)
+
+
+def test_columns_are_where_the_parameters_gradients_lie():
+    learner, episodes = case()
+    learner.backbone.bias.requires_grad_(False)
+    weighting = ByLoss(frozenset({"gradients"})).double()
+    meta_gradient(learner, weighting, episodes, F.cross_entropy)
+    columns = fsl.gradient_columns(learner)
+    assert list(columns) == ["backbone.weight", "adapter.unused", "adapter.head.weight", "adapter.head.bias"]
+    loss, _ = learner.objective(episodes.unbatch()[1], F.cross_entropy)
+    for name, where in columns.items():
+        (expected,) = torch.autograd.grad(
+            loss, [learner.get_parameter(name)], retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        torch.testing.assert_close(weighting.seen.gradients[1, where], expected.flatten(), rtol=1e-12, atol=1e-14)
+    assert columns["adapter.head.bias"].stop == weighting.seen.gradients.shape[1]
+
+
+@pytest.mark.parametrize("weighting", [Fixed(), ByLoss(frozenset({"losses"})), ByLoss(frozenset({"gradients"}))])
+def test_a_weighting_is_told_which_tasks_these_are(weighting):
+    learner, episodes = case()
+    meta_gradient(learner, weighting.double(), episodes, F.cross_entropy)
+    assert weighting.seen.ids.tolist() == [4, 0, 7]
+
+
+def test_a_weighting_chooses_what_its_own_parameters_minimise():
+    class Adversary(ByLoss):
+        def objective(self, weights, outcomes):
+            return -(weights * outcomes.losses).sum()
+
+    learner, episodes = case()
+    friend, adversary = (kind(frozenset({"losses"})).double() for kind in (ByLoss, Adversary))
+    first, second = (meta_gradient(learner, weighting, episodes, F.cross_entropy) for weighting in (friend, adversary))
+    torch.testing.assert_close(adversary.temperature.grad, -friend.temperature.grad)
+    torch.testing.assert_close(first.weights, second.weights)
 
 
 def test_old_gradients_are_dropped():

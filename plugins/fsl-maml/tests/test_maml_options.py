@@ -99,7 +99,8 @@ def test_is_registered():
     fsl_maml.fsl_register_adapters(found.append)
     assert found == [Maml]
     assert Maml.name == "maml"
-    assert not Maml.vectorizable
+    assert Maml.vectorizable
+    assert not make(engine="higher").adapter.vectorizable
 
 
 @pytest.mark.parametrize("order", [1, 2])

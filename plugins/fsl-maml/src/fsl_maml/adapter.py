@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 import fsl_core as fsl
-from fsl_maml.optimizers import InnerOptimizer, OptimizerName, apply_update, check_optimizer
+from fsl_maml.optimizers import InnerOptimizer, OptimizerName, PlainSgd, check_optimizer, uses_functional
 from fsl_maml.patterns import Adapted, adapted_names
 from fsl_maml.rates import InnerRates, RateKind
 
@@ -36,7 +35,6 @@ class Maml(fsl.Adapter):
     """
 
     name = "maml"
-    vectorizable = False
 
     def __init__(
         self,
@@ -66,6 +64,13 @@ class Maml(fsl.Adapter):
         inner_optimizer_options: Annotated[
             dict[str, Any] | None, Field(description="its further options by their torch.optim names, such as momentum: 0.9")
         ] = None,
+        engine: Annotated[
+            Literal["auto", "functional", "higher"],
+            Field(
+                description="functional: plain SGD steps by torch.func, which a meta-batch can share; higher: any optimizer, "
+                "one task at a time; auto: functional for sgd without options"
+            ),
+        ] = "auto",
         clip_inner_grad: Annotated[
             float | None, Field(gt=0, description="greatest Euclidean norm of the inner gradient; null: not clipped")
         ] = None,
@@ -96,7 +101,12 @@ class Maml(fsl.Adapter):
         self.fast_names = [name for name in weights if any(name in names for names in self.schedule)]
         self.inner_lr = InnerRates(learn_inner_lr, inner_lr, [weights[name] for name in self.fast_names], inner_steps)
         groups = 1 if self.inner_lr.one_for_all else len(self.fast_names)
-        self.optimizer = InnerOptimizer(inner_optimizer, inner_lr, options, len(self.fast_names), groups)
+        self.vectorizable = uses_functional(engine, inner_optimizer, options, backbone)
+        self.optimizer = (
+            PlainSgd(inner_lr)
+            if self.vectorizable
+            else InnerOptimizer(inner_optimizer, inner_lr, options, len(self.fast_names), groups)
+        )
         self._progress = 0.0
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
@@ -145,12 +155,15 @@ class Maml(fsl.Adapter):
         for step in range(self.inner_steps if self.training else self.test_steps):
             names = self.schedule[min(step, len(self.schedule) - 1)]
             moves_body = names[0].startswith("backbone.")  # those of the backbone come first
-            with torch.enable_grad():
-                source = _branched(weights, names) if second else _cut(weights, names)
-                if features is None or moves_body:
-                    features = net.features(source, support.x)
-                loss = self.task.loss(net.head(source, features), support.y)
-                gradients = self._gradients(loss, source, names, create_graph=second)
+            source = weights if second else _cut(weights)
+            if not moves_body and features is None:
+                features = net.features(source, support.x, keep=second)
+
+            def support_loss(weights: Weights, known: Tensor | None = None if moves_body else features) -> Tensor:
+                found = net.features(weights, support.x, keep=second) if known is None else known
+                return self.task.loss(net.head(weights, found), support.y)
+
+            gradients = self._gradients(support_loss, source, names, create_graph=second)
             with torch.set_grad_enabled(tracked):
                 weights = self._update(optimizer, weights, gradients, step)
             features = None if moves_body else features
@@ -161,18 +174,34 @@ class Maml(fsl.Adapter):
         weights = self._weights(backbone)
         if not tracked:
             return _cut(weights)
+        if self.vectorizable:
+            return weights
         frozen = {name: weights[name].detach().requires_grad_() for name in self.fast_names if not weights[name].requires_grad}
         return weights | frozen
 
-    def _gradients(self, loss: Tensor, weights: Weights, names: tuple[str, ...], create_graph: bool) -> Weights:
-        gradients = torch.autograd.grad(loss, [weights[name] for name in names], create_graph=create_graph, allow_unused=True)
+    def _gradients(
+        self, support_loss: Callable[[Weights], Tensor], weights: Weights, names: tuple[str, ...], create_graph: bool
+    ) -> Weights:
+        """The support loss differentiated by the weights of `names`, each as a node of its own.
+
+        A weight that no step has moved yet is an ancestor of those that were moved; its gradient must not go through them.
+        """
+        if self.vectorizable:
+            moved = {name: weights[name] for name in names}
+            by_name = torch.func.grad(lambda moved: support_loss(weights | moved))(moved)
+            gradients = [by_name[name] if create_graph else by_name[name].detach() for name in names]
+        else:
+            with torch.enable_grad():
+                source = _branched(weights, names) if create_graph else _cut(weights, names)
+                nodes = [source[name] for name in names]
+                gradients = torch.autograd.grad(support_loss(source), nodes, create_graph=create_graph, allow_unused=True)
         if self.clip_inner_grad is not None:
             gradients = _clipped(gradients, self.clip_inner_grad)
         return dict(zip(names, gradients, strict=True))
 
     def _update(self, optimizer, weights: Weights, gradients: Weights, step: int) -> Weights:
         fast_params = [weights[name] for name in self.fast_names]
-        updated = apply_update(optimizer, fast_params, [gradients.get(name) for name in self.fast_names], self.inner_lr.at(step))
+        updated = optimizer.update(fast_params, [gradients.get(name) for name in self.fast_names], self.inner_lr.at(step))
         if not torch.is_grad_enabled():
             updated = [weight.detach() for weight in updated]
         return weights | dict(zip(self.fast_names, updated, strict=True))
@@ -185,9 +214,9 @@ class _Net:
         self.backbone = backbone
         self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
 
-    def features(self, weights: Weights, x: Tensor) -> Tensor:
+    def features(self, weights: Weights, x: Tensor, keep: bool = False) -> Tensor:
         own = {name.removeprefix("backbone."): weight for name, weight in weights.items() if name.startswith("backbone.")}
-        return functional_call(self.backbone, own | self.buffers, (x,))
+        return fsl.call_with(self.backbone, own | self.buffers, x, keep=keep)
 
     def head(self, weights: Weights, features: Tensor) -> Tensor:
         return F.linear(features, weights["head.weight"], weights["head.bias"])
@@ -198,14 +227,14 @@ class _Net:
 
 def _cut(weights: Weights, names: tuple[str, ...] = ()) -> Weights:
     """The same values without a graph; those of `names` are leaves that can be differentiated."""
-    return {name: weight.detach().requires_grad_(name in names) for name, weight in weights.items()}
+    cut = {name: weight.detach() for name, weight in weights.items()}
+    for name in names:
+        cut[name].requires_grad_()
+    return cut
 
 
 def _branched(weights: Weights, names: tuple[str, ...]) -> Weights:
-    """The same values and graph, with those of `names` as nodes of their own.
-
-    A weight that no step has moved yet is an ancestor of those that were moved; its gradient must not go through them.
-    """
+    """The same values and graph, with those of `names` as nodes of their own."""
     return weights | {name: weights[name].view_as(weights[name]) for name in names}
 
 

@@ -1,14 +1,14 @@
-"""Inner optimizers: higher's differentiable versions of torch.optim."""
+"""Inner optimizers: plain steps, and higher's differentiable versions of torch.optim."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import warnings
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # higher compares with `is` and has invalid escapes: both warn when it is compiled
@@ -30,6 +30,45 @@ _FIXED_RATE_ONLY = ("rprop", "asgd")  # higher reads the rate as a number there,
 _NOT_IN_HIGHER = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
+class StartedOptimizer(Protocol):
+    """An optimizer of one episode."""
+
+    def update(self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None) -> list[Tensor]:
+        """The updated fast_params; one without a gradient stays as it is. rates: one for all, one for each, or None."""
+
+
+class PlainSgd:
+    """weight - lr * gradient, without history; works under every transform of torch.func."""
+
+    def __init__(self, lr: float):
+        self.lr = lr
+
+    def start(self, tracked: bool) -> StartedOptimizer:
+        return self
+
+    def update(self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None) -> list[Tensor]:
+        rates = [self.lr] if rates is None else rates
+        of_each = rates * len(fast_params) if len(rates) == 1 else rates
+        steps = zip(fast_params, gradients, of_each, strict=True)
+        return [weight if gradient is None else weight - rate * gradient for weight, gradient, rate in steps]
+
+
+def uses_functional(engine: str, optimizer: str, options: dict[str, Any], backbone: nn.Module) -> bool:
+    """Whether inner steps are PlainSgd's. Raises ValueError where that is asked for and cannot be.
+
+    torch.func refuses layers that write running statistics; with these `auto` is higher.
+    """
+    if engine not in ("auto", "functional", "higher"):
+        raise ValueError(f"engine: {engine!r}. auto, functional or higher")
+    writers = {type(m).__name__ for m in backbone.modules() if getattr(m, "track_running_stats", False)}
+    faults = [optimizer] if optimizer != "sgd" else []
+    faults += [f"inner_optimizer_options {', '.join(sorted(options))}"] if options else []
+    faults += [f"running statistics of {', '.join(sorted(writers))}"] if writers else []
+    if engine == "functional" and faults:
+        raise ValueError(f"engine: functional, with {' and '.join(faults)}. sgd alone on layers without, or engine: higher")
+    return engine != "higher" and not faults
+
+
 class InnerOptimizer:
     """Makes a fresh differentiable optimizer for each episode.
 
@@ -42,9 +81,22 @@ class InnerOptimizer:
         template = _template(name, lr, options, tensors, groups)
         self._started = {tracked: _differentiable(template, tracked) for tracked in (True, False)}
 
-    def start(self, tracked: bool) -> higher.optim.DifferentiableOptimizer:
+    def start(self, tracked: bool) -> StartedOptimizer:
         """An optimizer without history. tracked: its updates can be differentiated."""
-        return copy.deepcopy(self._started[tracked])
+        return _Started(copy.deepcopy(self._started[tracked]))
+
+
+class _Started:
+    def __init__(self, optimizer: higher.optim.DifferentiableOptimizer):
+        self.optimizer = optimizer
+
+    def update(self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None) -> list[Tensor]:
+        """higher's `step` would differentiate a loss itself. It is given a constant one and the finished gradients, so that
+        the caller decides which tensors are differentiated and whether second derivatives are kept.
+        """
+        constant = torch.zeros((), requires_grad=True)
+        override = None if rates is None else {"lr": rates}
+        return self.optimizer.step(constant, params=fast_params, override=override, grad_callback=lambda _: gradients)
 
 
 def check_optimizer(name: str, options: dict[str, Any], learned_rate: bool) -> None:
@@ -58,22 +110,6 @@ def check_optimizer(name: str, options: dict[str, Any], learned_rate: bool) -> N
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"inner_optimizer_options: {name!r} has no {', '.join(unknown)}. Known: {', '.join(sorted(known))}")
-
-
-def apply_update(
-    optimizer: higher.optim.DifferentiableOptimizer,
-    fast_params: list[Tensor],
-    gradients: list[Tensor | None],
-    rates: list[Tensor] | None,
-) -> list[Tensor]:
-    """The updated fast_params; one without a gradient stays as it is.
-
-    higher's `step` would differentiate a loss itself. It is given a constant one and the finished gradients, so that
-    the caller decides which tensors are differentiated and whether second derivatives are kept.
-    """
-    constant = torch.zeros((), requires_grad=True)
-    override = None if rates is None else {"lr": rates}
-    return optimizer.step(constant, params=fast_params, override=override, grad_callback=lambda _: gradients)
 
 
 def _template(name: str, lr: float, options: dict[str, Any], tensors: int, groups: int) -> torch.optim.Optimizer:

@@ -1,0 +1,34 @@
+"""How a meta-batch is computed, as a recipe's `execution:` section says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["loop", "vmap", "compiled"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A way to compute a meta-batch; all of them give the same numbers, up to rounding.
+
+    mode:      `loop` takes one task after another; `vmap` all of them as one batched computation (torch.func.vmap);
+               `compiled` is that computation through torch.compile.
+    workers:   tasks computed at the same time by threads of their own, each on one core; of `loop` on a CPU.
+    chunk:     tasks batched together at most, which bounds memory; None: all; of `vmap` and `compiled`.
+    precision: `float32` computes in the type of the parameters; `bf16` under autocast.
+    checkpoint_gradients: query activations are computed again in the backward pass instead of kept; of `loop`.
+    """
+
+    mode: Mode = "loop"
+    workers: int = 1
+    chunk: int | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    checkpoint_gradients: bool = False
+
+    def __str__(self) -> str:
+        details = [f"{self.workers} workers"] if self.mode == "loop" and self.workers > 1 else []
+        details += [f"chunks of {self.chunk}"] if self.mode != "loop" and self.chunk else []
+        details += ["bf16"] if self.precision == "bf16" else []
+        details += ["gradients checkpointed"] if self.checkpoint_gradients else []
+        return ", ".join([self.mode, *details])

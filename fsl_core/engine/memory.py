@@ -1,0 +1,26 @@
+"""Keeping freed memory in the process."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_MEBIBYTE = 1 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to reuse large blocks instead of returning them to the system; whether it could be told.
+
+    Every activation above a few megabytes would otherwise be mapped anew, and its pages filled with zeros on first use: a
+    quarter of the time of a MAML step on Conv4. For processes of our own, such as `fsl run`; glibc only.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    settings = {_M_MMAP_THRESHOLD: 1024 * _MEBIBYTE, _M_TRIM_THRESHOLD: 2047 * _MEBIBYTE, _M_TOP_PAD: 64 * _MEBIBYTE}
+    accepted = [mallopt(key, value) for key, value in settings.items()]
+    return all(accepted)

@@ -1,0 +1,175 @@
+"""The modes: each computes the weighted sum of the tasks' gradients, or the gradient of each task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.func import grad as function_gradient
+
+from fsl_core.data.cache import cache_dir
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.workers import Workers, add_up
+from fsl_core.episode import Episode, Learner, Loss
+from fsl_core.forward import checkpointed
+
+Gradients = list[Tensor | None]
+"""One for each trained parameter of the learner, in their order; None where no gradient reaches."""
+
+
+class Tasks(NamedTuple):
+    """losses: (tasks,), and predictions: (tasks, n_queries, output_dim), both detached."""
+
+    losses: Tensor
+    predictions: Tensor
+
+
+class Mode(Protocol):
+    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+        """sum_i weights[i] * gradient of task i."""
+
+    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+        """The tasks' gradients as one (tasks, P) matrix; zero where no gradient reaches."""
+
+
+def trained(learner: Learner) -> list[nn.Parameter]:
+    return [parameter for parameter in learner.parameters() if parameter.requires_grad]
+
+
+def make_mode(learner: Learner, loss: Loss, execution: Execution) -> Mode:
+    if execution.mode == "loop":
+        return Loop(learner, loss, execution)
+    return (Compiled if execution.mode == "compiled" else Vmap)(learner, loss, execution)
+
+
+class Loop:
+    """One task after another, or as many at once as there are workers. Sums are taken in the order of the tasks."""
+
+    def __init__(self, learner: Learner, loss: Loss, execution: Execution):
+        self.loss, self.execution = loss, execution
+        self.parameters, self.workers = trained(learner), Workers(learner, execution.workers)
+
+    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+        def work(learner: Learner, task: tuple[Episode, Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+            episode, weight = task
+            value, prediction = self._objective(learner, episode)
+            gradients = torch.autograd.grad(weight * value, self.parameters, allow_unused=True)
+            return value.detach(), prediction.detach(), gradients
+
+        total, outcomes = None, []
+        for value, prediction, gradients in self.workers.map(work, zip(episodes.unbatch(), weights.detach(), strict=True)):
+            total = add_up(total, gradients)
+            outcomes.append((value, prediction))
+        return _stacked(outcomes), total
+
+    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+        def work(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
+            value, prediction = self._objective(learner, episode)
+            gradients = torch.autograd.grad(value, self.parameters, allow_unused=True, materialize_grads=True)
+            return value.detach(), prediction.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+        rows, outcomes = [], []
+        for value, prediction, row in self.workers.map(work, episodes.unbatch()):
+            rows.append(row)
+            outcomes.append((value, prediction))
+        return _stacked(outcomes), torch.stack(rows)
+
+    def _objective(self, learner: Learner, episode: Episode) -> tuple[Tensor, Tensor]:
+        with _autocast(self.execution, episode), checkpointed(self.execution.checkpoint_gradients):
+            return learner.objective(episode, self.loss)
+
+
+class Vmap:
+    """All tasks, or a chunk of them, as one batched computation."""
+
+    def __init__(self, learner: Learner, loss: Loss, execution: Execution):
+        self.parameters, self.execution = trained(learner), execution
+        names = [f"learner.{name}" for name, parameter in learner.named_parameters() if parameter.requires_grad]
+        objective = _Objective(learner, loss)
+
+        def task(parameters: Sequence[Tensor], episode: Episode) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            with _autocast(execution, episode):
+                value, prediction = functional_call(objective, dict(zip(names, parameters, strict=True)), (episode,))
+            return value, (value, prediction)
+
+        def total(parameters: Sequence[Tensor], episodes: Episode, weights: Tensor) -> tuple[Tensor, Tasks]:
+            values, aux = vmap(task, (None, 0), randomness="different")(parameters, episodes)
+            return (weights * values).sum(), Tasks(*aux)
+
+        self._summed: Callable = function_gradient(total, has_aux=True)
+        self._each: Callable = vmap(function_gradient(task, has_aux=True), (None, 0), randomness="different")
+
+    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+        total, outcomes = None, []
+        for chunk, its_weights in zip(self._chunks(episodes), self._split(weights), strict=True):
+            gradients, tasks = self._summed(self._constants(), chunk, its_weights)
+            total = add_up(total, gradients)
+            outcomes.append(tasks)
+        return _joined(outcomes), total
+
+    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+        rows, outcomes = [], []
+        for chunk in self._chunks(episodes):
+            gradients, aux = self._each(self._constants(), chunk)
+            rows.append(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+            outcomes.append(Tasks(*aux))
+        return _joined(outcomes), torch.cat(rows) if len(rows) > 1 else rows[0]
+
+    def _constants(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self.parameters]
+
+    def _split(self, tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.split(self.execution.chunk or len(tensor))
+
+    def _chunks(self, episodes: Episode) -> Iterator[Episode]:
+        if self.execution.chunk is None or self.execution.chunk >= len(episodes.id):
+            yield episodes
+            return
+        (support_x, support_y), (query_x, query_y), ids = episodes
+        columns = (self._split(tensor) for tensor in (support_x, support_y, query_x, query_y, ids))
+        for sx, sy, qx, qy, i in zip(*columns, strict=True):
+            yield Episode(type(episodes.support)(sx, sy), type(episodes.query)(qx, qy), i)
+
+
+class Compiled(Vmap):
+    """The batched computation through torch.compile, kept between runs in the cache folder of fsl-core."""
+
+    def __init__(self, learner: Learner, loss: Loss, execution: Execution):
+        super().__init__(learner, loss, execution)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+        self._summed = torch.compile(self._summed, fullgraph=True, dynamic=False)
+        self._each = torch.compile(self._each, fullgraph=True, dynamic=False)
+
+
+class _Objective(nn.Module):
+    """A learner's objective as a module's forward pass, for stateless calls."""
+
+    def __init__(self, learner: Learner, loss: Loss):
+        super().__init__()
+        self.learner, self.loss = learner, loss
+
+    def forward(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        return self.learner.objective(episode, self.loss)
+
+
+def _autocast(execution: Execution, episode: Episode):
+    if execution.precision == "float32":
+        return nullcontext()
+    return torch.autocast(episode.support.x.device.type, dtype=torch.bfloat16)
+
+
+def _stacked(outcomes: Sequence[tuple[Tensor, Tensor]]) -> Tasks:
+    losses, predictions = zip(*outcomes, strict=True)
+    return Tasks(torch.stack(losses), torch.stack(predictions))
+
+
+def _joined(outcomes: Sequence[Tasks]) -> Tasks:
+    if len(outcomes) == 1:
+        return outcomes[0]
+    losses, predictions = zip(*outcomes, strict=True)
+    return Tasks(torch.cat(losses), torch.cat(predictions))

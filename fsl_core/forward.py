@@ -1,0 +1,55 @@
+"""A module called with weights that are not its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from fsl_core.norms import current_support, support_reference
+
+
+class _OfThread(threading.local):
+    def __init__(self):
+        self.checkpointed = False
+
+
+_state = _OfThread()
+
+
+@contextmanager
+def checkpointed(wanted: bool = True) -> Iterator[None]:
+    """Within this context, `call_with` keeps no activations where they would serve a first derivative alone."""
+    outer, _state.checkpointed = _state.checkpointed, wanted
+    try:
+        yield
+    finally:
+        _state.checkpointed = outer
+
+
+def transformed() -> bool:
+    """Within torch.func or torch.compile, which see through plain operations only."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)  # without it, the plain operations always
+    return torch.compiler.is_compiling() or active()
+
+
+def call_with(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor, *, keep: bool = False) -> Tensor:
+    """module(x) with these parameters and buffers in place of its own, which stay as they are.
+
+    keep: the activations are needed for a second derivative. Else they are computed again in the backward pass if the
+    recipe's `execution.checkpoint_gradients` says so (Chen et al. 2016, arXiv:1604.06174), but never within torch.func.
+    """
+    if keep or not _state.checkpointed or not torch.is_grad_enabled() or transformed():
+        return functional_call(module, dict(weights), (x,))
+    names, support = list(weights), current_support()
+
+    def again(x: Tensor, *tensors: Tensor) -> Tensor:
+        with support_reference(support):
+            return functional_call(module, dict(zip(names, tensors, strict=True)), (x,))
+
+    return checkpoint(again, x, *weights.values(), use_reentrant=False)

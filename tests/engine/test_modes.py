@@ -1,0 +1,145 @@
+"""Every execution gives the loop's losses, predictions, task gradients and meta-gradient; float64, 1e-9."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fsl_core as fsl
+from fsl_core.builtin.conv4 import Conv4
+from fsl_core.builtin.mlp import Mlp
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.meta_gradient import MetaGradient
+from fsl_core.norms import NORM_POLICIES
+from fsl_core.testing import double_precision, tiny_episodes, tiny_task
+
+TASK = tiny_task("classification")
+
+
+class Steps(fsl.Adapter):
+    """Two plain gradient steps on everything; of a parameter of its own nothing is used."""
+
+    name = "steps"
+
+    def __init__(self, feature_dim: int):
+        super().__init__()
+        self.head, self.unused = nn.Linear(feature_dim, TASK.output_dim), nn.Parameter(torch.zeros(2))
+
+    def adapt(self, backbone, support):
+        weights = {f"backbone.{k}": v for k, v in backbone.named_parameters()}
+        weights |= {f"head.{k}": v for k, v in self.head.named_parameters()}
+
+        def predict(weights, x):
+            own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+            features = fsl.call_with(backbone, own | {k: b.clone() for k, b in backbone.named_buffers()}, x)
+            return features @ weights["head.weight"].T + weights["head.bias"]
+
+        for _ in range(2):
+            gradients = torch.func.grad(lambda weights: TASK.loss(predict(weights, support.x), support.y))(weights)
+            weights = {name: w - 0.1 * gradients[name] for name, w in weights.items()}
+        return lambda x: predict(weights, x)
+
+
+class Even(fsl.TaskWeighting):
+    """Not quite even, so that a wrong order shows."""
+
+    def __init__(self, needs: frozenset[str]):
+        super().__init__()
+        self.needs = needs
+
+    def weigh(self, outcomes):
+        return torch.arange(1, len(outcomes.losses) + 1).to(outcomes.losses) / 10
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with double_precision(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def make_learner(adapter: str, norm: str, conv: bool = True) -> fsl.Learner:
+    backbone = Conv4(TASK, channels=4, blocks=1, norm=norm) if conv else Mlp(TASK, hidden=(6,), norm=norm)
+    learner = fsl.Learner(backbone, Steps(backbone.feature_dim) if adapter == "steps" else NearestCentroid(TASK))
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return learner
+
+
+def compute(learner: fsl.Learner, execution: Execution, needs=frozenset(), tasks: int = 5):
+    result = MetaGradient(learner, Even(needs), TASK.loss, execution)(tiny_episodes(TASK, tasks), keep_gradients=bool(needs))
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
+    return result, gradients
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"losses"}), frozenset({"gradients"})], ids=str)
+@pytest.mark.parametrize(
+    "execution", [Execution(workers=2), Execution("vmap"), Execution("vmap", chunk=2), Execution("vmap", chunk=9)], ids=str
+)
+@pytest.mark.parametrize("adapter", ["steps", "nearest-centroid"])
+def test_every_execution_is_the_loop(adapter, execution, needs):
+    learner = make_learner(adapter, "transductive")
+    assert_same(compute(learner, execution, needs), compute(learner, Execution(), needs))
+
+
+@pytest.mark.parametrize("conv", [True, False], ids=["conv4", "mlp"])
+@pytest.mark.parametrize("norm", NORM_POLICIES)
+def test_with_every_norm_policy(norm, conv):
+    learner = make_learner("steps", norm, conv)
+    expected = compute(learner, Execution())
+    for execution in (Execution(workers=3), Execution("vmap")):
+        assert_same(compute(learner, execution), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("norm", "conv", "needs"), [("support", False, frozenset({"gradients"})), ("transductive", True, frozenset())]
+)
+def test_compiled_is_the_loop(norm, conv, needs):
+    learner = make_learner("steps", norm, conv)
+    assert_same(compute(learner, Execution("compiled"), needs), compute(learner, Execution(), needs))
+
+
+def test_checkpointed_gradients_are_the_same():
+    learner = make_learner("steps", "support")
+    assert_same(compute(learner, Execution(checkpoint_gradients=True)), compute(learner, Execution()))
+
+
+def test_bf16_computes_near_the_loop_and_keeps_parameters_and_gradients():
+    learner = make_learner("nearest-centroid", "transductive").float()
+    episodes = tiny_episodes(TASK, 4)
+    single = episodes._replace(
+        support=fsl.LabelledSet(episodes.support.x.float(), episodes.support.y),
+        query=fsl.LabelledSet(episodes.query.x.float(), episodes.query.y),
+    )
+    losses = {}
+    for precision in ("float32", "bf16"):
+        result = MetaGradient(learner, Even(frozenset()), TASK.loss, Execution(precision=precision))(single)
+        losses[precision] = result.losses
+        assert {p.grad.dtype for p in learner.parameters() if p.grad is not None} == {torch.float32}
+    torch.testing.assert_close(losses["bf16"].float(), losses["float32"], rtol=0.05, atol=0.05)
+    assert not torch.equal(losses["bf16"].float(), losses["float32"])
+
+
+def test_workers_leave_the_modules_and_the_callers_threads_alone():
+    learner, threads = make_learner("steps", "transductive"), torch.get_num_threads()
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    compute(learner, Execution(workers=2))
+    torch.testing.assert_close(learner.state_dict(), before, rtol=0, atol=0)
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_of_a_task_reaches_the_caller():
+    learner = make_learner("steps", "transductive")
+    learner.adapter.head = nn.Linear(3, 2)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+        compute(learner, Execution(workers=2))

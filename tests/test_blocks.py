@@ -1,0 +1,122 @@
+"""The convolution block against its four layers one after another, and against torch's own modules."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+import fsl_core as fsl
+from fsl_core.norms import NORM_POLICIES
+from fsl_core.testing import double_precision
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with double_precision(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+class Blocks(fsl.NormedBackbone):
+    """One block after a first one, (n, channels, 9, 10) -> (n, 4 * 2 * 2)."""
+
+    def __init__(self, norm, channels):
+        super().__init__(norm)
+        self.first, self.second = fsl.ConvBlock(channels, 8, norm), fsl.ConvBlock(8, 8, norm)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.7 * torch.randn_like(parameter))  # scales of both signs
+
+    def features(self, x):
+        return self.second(self.first(x)).flatten(1)
+
+
+def plain(net: Blocks):
+    """The same layers one after another, channels first, and always with the bias."""
+
+    def features(weights, x):
+        for name in ("first", "second"):
+            block = getattr(net, name)
+            mine = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(name)}
+            maps = F.conv2d(x, mine["conv.weight"], mine["conv.bias"], padding=1).contiguous()
+            norms = {key.removeprefix("norm."): value for key, value in mine.items() if key.startswith("norm.")}
+            x = F.max_pool2d(F.relu(functional_call(block.norm, norms, (maps,))), 2)
+        return x.flatten(1)
+
+    return features
+
+
+def meta_gradients(features, weights, support_x, query_x):
+    """Of a random read-out of the features after one gradient step on another."""
+    readout = torch.linspace(-1, 1, 32)
+
+    def loss(weights, x):
+        return (features(weights, x) @ readout).square().mean()
+
+    inner = torch.autograd.grad(loss(weights, support_x), list(weights.values()), create_graph=True, allow_unused=True)
+    fast = {name: w if g is None else w - 0.1 * g for (name, w), g in zip(weights.items(), inner, strict=True)}
+    value = loss(fast, query_x)
+    return value, torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5], ids="{} channels".format)
+@pytest.mark.parametrize("norm", ["transductive", "running", "group", "none"])
+def test_a_block_is_its_four_layers_with_second_derivatives(norm, channels):
+    net = Blocks(norm, channels)
+    weights = dict(net.named_parameters())
+    support_x, query_x = torch.randn(4, channels, 9, 10), torch.randn(6, channels, 9, 10)
+    found = meta_gradients(lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x)
+    expected = meta_gradients(plain(net), weights, support_x, query_x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_block_is_torchs_modules():
+    net = Blocks("transductive", 1)
+    layers = []
+    for block in (net.first, net.second):
+        conv, norm = nn.Conv2d(block.conv.in_channels, 8, 3, padding=1), nn.BatchNorm2d(8, track_running_stats=False)
+        conv.load_state_dict(block.conv.state_dict())
+        norm.load_state_dict({"weight": block.norm.scale, "bias": block.norm.shift})
+        layers += [conv, norm, nn.ReLU(), nn.MaxPool2d(2)]
+    theirs = nn.Sequential(*layers, nn.Flatten())
+    x = torch.randn(6, 1, 9, 10)
+    torch.testing.assert_close(net(x), theirs(x), rtol=1e-12, atol=1e-12)
+    net(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    torch.testing.assert_close(net.first.norm.scale.grad, theirs[1].weight.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(net.first.conv.weight.grad, theirs[0].weight.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(net.second.norm.shift.grad, theirs[5].bias.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_the_bias_that_a_norm_cancels_gets_no_gradient():
+    block = fsl.ConvBlock(2, 4, "transductive")
+    block(torch.randn(3, 2, 4, 4)).sum().backward()
+    assert block.conv.bias.grad is None
+    kept = fsl.ConvBlock(2, 4, "group")
+    kept(torch.randn(3, 2, 4, 4)).sum().backward()
+    assert kept.conv.bias.grad is not None
+
+
+@pytest.mark.parametrize("norm", [policy for policy in NORM_POLICIES if policy != "support"])
+def test_under_vmap_a_block_is_that_of_a_loop(norm):
+    net = Blocks(norm, 1)
+    weights, x = dict(net.named_parameters()), torch.randn(3, 5, 1, 9, 10)
+
+    def task(weights, x):
+        def loss(weights):
+            return functional_call(net, weights, (x,)).square().mean()
+
+        inner = grad(loss)(weights)
+        return loss({name: w - 0.1 * inner[name] for name, w in weights.items()})
+
+    looped = [grad(task)(weights, item) for item in x]
+    stacked = {name: torch.stack([gradient[name] for gradient in looped]) for name in weights}
+    torch.testing.assert_close(vmap(grad(task), (None, 0))(weights, x), stacked, rtol=1e-9, atol=1e-11)
+    total = grad(lambda weights: vmap(task, (None, 0))(weights, x).sum())(weights)
+    torch.testing.assert_close(total, {name: g.sum(0) for name, g in stacked.items()}, rtol=1e-9, atol=1e-11)
+
+
+def test_a_single_value_per_channel_is_refused():
+    with pytest.raises(fsl.ShapeError, match="norm: one value per channel"):
+        fsl.ConvBlock(1, 4, "transductive")(torch.randn(1, 1, 1, 1))
