@@ -1,0 +1,1 @@
+"""Speed races against the libraries people use today: `make bench`."""

@@ -1,0 +1,178 @@
+"""Races of one meta-gradient: first all contenders have to agree, then they are timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import ours, problems
+from benchmarks.contestant import Contestant
+from benchmarks.peers import BASELINES, LIBRARIES, NAMES, meta_gradient_of, torch_func
+from benchmarks.problems import Problem
+from benchmarks.race import LeftOut, Work, check_agreement, fastest, race, ratio
+from benchmarks.settings import Settings
+
+FLOAT64_LIMIT = 1e-9
+FLOAT32_LIMIT = 1e-3  # not of MAML on Conv4: there the number of threads alone changes which of nearly equal pixels is pooled
+CHECKED_TASKS = 4  # of the meta-batch, in float64
+
+
+def sinusoid(settings: Settings) -> dict:
+    """Sinusoid MAML, MLP 1-40-40-1, 10 shots, 25 tasks, 1 step, second order."""
+    return _section(settings, problems.sinusoid, tasks=25, slow_to_start=True)
+
+
+def omniglot(settings: Settings) -> dict:
+    """MAML, Conv4-64, 28x28, 5-way 1-shot 15-query, 16 tasks, 1 step, second order."""
+    return _section(settings, problems.omniglot, tasks=16, float32_limit=math.inf, **_small(settings))
+
+
+def omniglot_5(settings: Settings) -> dict:
+    """The same with 5 inner steps."""
+    return _section(settings, problems.omniglot, tasks=16, float32_limit=math.inf, steps=5, **_small(settings))
+
+
+def centroid(settings: Settings) -> dict:
+    """Nearest centroid, Conv4-64, 28x28, 5-way 1-shot 15-query, 32 tasks."""
+    return _section(settings, problems.centroid, tasks=32, **_small(settings))
+
+
+def gpu(settings: Settings) -> dict:
+    """MAML, Conv4-64, 28x28, 5-way 1-shot 15-query, 32 tasks, 1 step, second order, on a GPU."""
+    if not torch.cuda.is_available():
+        raise LeftOut("no GPU here")
+    sizes = {"float32_limit": math.inf, **_small(settings)}
+    return _section(settings, problems.omniglot, tasks=32, device="cuda", slow_to_start=True, **sizes)
+
+
+def contenders(problem: Problem, slow_to_start: bool) -> tuple[dict[str, Work], dict[str, str]]:
+    """Everybody who can compute this meta-gradient, ours as `ours, <execution>`; and why the others cannot."""
+    entered: dict[str, Work] = {}
+    left_out: dict[str, str] = {}
+    for execution in ours.EXECUTIONS:
+        if not slow_to_start and execution in ours.SLOW_TO_START:
+            left_out[f"ours, {execution}"] = "compiling takes minutes here, for what a loop nearly reaches"
+        else:
+            _enter(entered, left_out, f"ours, {execution}", lambda execution=execution: _own(problem, execution))
+    for name in (*LIBRARIES, *BASELINES):
+        _enter(entered, left_out, name_of(name), lambda name=name: meta_gradient_of(name, problem))
+    return entered, left_out
+
+
+def contender(problem: Problem, name: str) -> Work:
+    """The one of this name; no other peer is imported."""
+    if name.startswith("ours, "):
+        return _own(problem, name.removeprefix("ours, "))
+    module = next(module for module in (*LIBRARIES, *BASELINES) if name_of(module) == name)
+    return meta_gradient_of(module, problem)
+
+
+def name_of(module: str) -> str:
+    """How a peer calls itself."""
+    return NAMES[module]
+
+
+def _own(problem: Problem, execution: str) -> Callable[[], list[Tensor]]:
+    return ours.prepare(problem.learner, problem.episodes, problem.loss, execution)
+
+
+def _enter(entered: dict[str, Work], left_out: dict[str, str], name: str, prepare: Callable[[], Work]) -> None:
+    try:
+        entered[name] = prepare()
+    except LeftOut as reason:
+        left_out[name] = str(reason)
+
+
+def _small(settings: Settings) -> dict:
+    return {"channels": 4, "n_query": 2} if settings.quick else {}
+
+
+def _section(
+    settings: Settings,
+    make: Callable[..., Problem],
+    tasks: int,
+    device: str = "cpu",
+    slow_to_start: bool = False,
+    float32_limit: float = FLOAT32_LIMIT,
+    **sizes,
+) -> dict:
+    tasks = 3 if settings.quick else tasks
+    with _default_dtype(torch.float64):
+        exact = make(tasks=min(tasks, CHECKED_TASKS), **sizes).to(torch.float64, device)
+        agreement = {"float64": _agree(exact, FLOAT64_LIMIT, slow_to_start=False)}
+    problem = make(tasks=tasks, **sizes).to(torch.float32, device)
+    agreement["float32"] = _agree(problem, float32_limit, slow_to_start)
+    entered, left_out = contenders(problem, slow_to_start)
+    rates = machine_rates(device)
+    with ExitStack() as processes:
+        if not settings.quick:
+            sizes_of_all = sizes | {"tasks": tasks}
+            entered = {name: processes.enter_context(Contestant(make.__name__, sizes_of_all, device, name)) for name in entered}
+        seconds = race(entered | {name: work for name, (work, _) in rates.items()}, settings.budget, settings.rounds)
+    result = summary({name: seconds[name] for name in entered}, left_out)
+    operations = _operations(make(tasks=1, **sizes)) * tasks
+    return result | {
+        "agreement": agreement,
+        "operations": operations,
+        "operations_per_second": {name: operations / median(seconds[name]) for name in entered},
+        "machine_rates": {name: flops / median(seconds[name]) for name, (_, flops) in rates.items()},
+    }
+
+
+def _agree(problem: Problem, limit: float, slow_to_start: bool) -> dict[str, float]:
+    entered, _ = contenders(problem, slow_to_start)
+    return check_agreement({name: [g.clone() for g in work()] for name, work in entered.items()}, limit)
+
+
+def summary(seconds: dict[str, list[float]], left_out: dict[str, str]) -> dict:
+    """Medians, and ratios to the fastest of ours. `peer`: the fastest library, which the target counts against."""
+    own = fastest({name: s for name, s in seconds.items() if name.startswith("ours")})
+    libraries = {name_of(module) for module in LIBRARIES}
+    raced = {name: s for name, s in seconds.items() if name in libraries or name.split(",")[0] in libraries}
+    return {
+        "seconds": {name: median(s) for name, s in seconds.items()},
+        "ratios": {name: list(vars(ratio(s, seconds[own])).values()) for name, s in seconds.items()},
+        "ours": own,
+        "peer": fastest(raced) if raced else None,
+        "left_out": left_out,
+        "rounds": len(seconds[own]),
+    }
+
+
+def machine_rates(device: str = "cpu") -> dict[str, tuple[Work, float]]:
+    """Name -> (work, its floating-point operations): what the machine reaches on plain arithmetic, float32."""
+    a = torch.randn(1024, 1024, device=device)
+    x, w = torch.randn(75, 64, 28, 28, device=device), torch.randn(64, 64, 3, 3, device=device)
+    x_last, w_last = (t.to(memory_format=torch.channels_last) for t in (x, w))
+    convolution = 2 * x.numel() * 64 * 9
+    return {
+        "matrix product, 1024 x 1024": (lambda: a @ a, 2 * 1024**3),
+        "3x3 convolution, 75 x 64 x 28 x 28": (lambda: F.conv2d(x, w, padding=1), convolution),
+        "the same, channels last": (lambda: F.conv2d(x_last, w_last, padding=1), convolution),
+    }
+
+
+def _operations(problem: Problem) -> int:
+    """Floating-point operations of one task's meta-gradient as plain torch computes it: products and convolutions alone."""
+    inner = (problem.inner_lr, problem.inner_steps) if problem.kind == "maml" else ()
+    work = getattr(torch_func, problem.kind)(problem.model, problem.episodes, problem.loss, *inner)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,90 @@
+"""Our side of every race: the only module here that touches the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
+
+import torch
+from torch import Tensor
+
+import fsl_core as fsl
+from benchmarks.race import LeftOut
+from fsl_core.engine.choice import why_not_vectorized
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.meta_gradient import MetaGradient
+from fsl_core.episode import Loss
+from fsl_core.hooks.registry import Registry, load
+
+EXECUTIONS: tuple[str, ...] = ("loop", "workers", "vmap", "compiled")
+"""How a meta-batch can be computed; every race enters each of them. workers: a loop with as many as torch has threads."""
+
+SLOW_TO_START = frozenset({"compiled"})
+"""Executions that take a minute before their first result: not entered where many shapes are measured, nor in float64."""
+
+
+def prepare(
+    learner: fsl.Learner, episodes: fsl.Episode, loss: Loss, execution: str, weighting: str = "uniform"
+) -> Callable[[], list[Tensor]]:
+    """A function that computes the meta-gradient of a meta-batch and returns it, one tensor a parameter of the learner."""
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    weigh = build("weighting", weighting, columns=fsl.gradient_columns(learner), tasks=None)
+    compute = MetaGradient(learner, weigh, loss, as_execution(execution, learner))
+
+    def run() -> list[Tensor]:
+        compute(episodes)
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+
+    return run
+
+
+def as_execution(name: str, learner: fsl.Learner) -> Execution:
+    """LeftOut where this learner, or this machine, has no such execution."""
+    if name == "workers":
+        if torch.get_num_threads() == 1 or next(learner.parameters()).is_cuda:
+            raise LeftOut("workers: one core, or a GPU")
+        return Execution(workers=torch.get_num_threads())
+    obstacle = why_not_vectorized(learner) if name != "loop" else None
+    if obstacle:
+        raise LeftOut(f"{name}: {obstacle}")
+    return Execution(name)
+
+
+def training(learner: fsl.Learner, source: fsl.EpisodeSource, tasks: int, lr: float, execution: str) -> Callable[[], None]:
+    """A function that makes one outer step: draw a meta-batch, compute its meta-gradient, step with Adam, score the queries."""
+    optimizer = torch.optim.Adam(learner.parameters(), lr)
+    compute = MetaGradient(
+        learner, build("weighting", "uniform", columns={}, tasks=None), source.task.loss, as_execution(execution, learner)
+    )
+    steps: Iterator[int] = count()
+
+    def step() -> float:
+        first = next(steps) * tasks
+        episodes = source.batch("train", range(first, first + tasks), seed=0)
+        outcome = compute(episodes)
+        optimizer.step()
+        return float(outcome.losses.mean()) + float(source.task.score(outcome.predictions, episodes.query.y).mean())
+
+    return step
+
+
+@cache
+def registry() -> Registry:
+    return load()
+
+
+def build(kind: str, name: str, options: dict | None = None, **injected):
+    """A component by its recipe name. LeftOut where it is not installed or refuses its options."""
+    try:
+        component = registry().get(kind, name)
+        return component.build(component.options(name=name, **(options or {})), **injected)
+    except (fsl.FslError, ValueError) as error:
+        raise LeftOut(" ".join(str(error).split())) from error
+
+
+def learner(task: fsl.TaskShape, backbone: tuple[str, dict], adapter: tuple[str, dict], seed: int = 0) -> fsl.Learner:
+    """Backbone and adapter by name and options, their start values a function of the seed."""
+    torch.manual_seed(seed)
+    body = build("backbone", backbone[0], backbone[1], task=task)
+    return fsl.Learner(body, build("adapter", adapter[0], adapter[1], task=task, backbone=body))

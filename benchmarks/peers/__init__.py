@@ -1,0 +1,61 @@
+"""The peers, each in a module of its own, written as that peer's documentation writes it.
+
+A module has any of
+
+    maml(model, episodes, loss, inner_lr, inner_steps) -> function that returns the meta-gradient, one tensor a parameter
+    centroid(model, episodes, loss)                    -> the same for class means in feature space
+
+Both get a plain torch model and a batch of episodes; the meta-gradient is the mean over episodes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from benchmarks.race import LeftOut
+
+NAMES = {
+    "learn2learn": "learn2learn",
+    "higher": "higher",
+    "torchopt": "TorchOpt",
+    "easyfsl": "easyfsl",
+    "torch_func": "torch alone, loop",
+    "torch_func_vmap": "torch alone, vmap",
+}
+"""Modules, and what tables call them."""
+
+LIBRARIES = ("learn2learn", "higher", "torchopt", "easyfsl")
+"""What targets are measured against."""
+
+BASELINES = ("torch_func", "torch_func_vmap")
+"""What a user of plain torch writes, for comparison."""
+
+
+def peer(name: str) -> ModuleType:
+    """The module of a peer. LeftOut, with the reason, where its library cannot be imported."""
+    try:
+        return import_module(f"benchmarks.peers.{name}")
+    except ImportError as error:
+        kept = Path(sys.prefix) / "peers.json"
+        reasons = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
+        raise LeftOut(reasons.get(name) or f"not installed here ({error})") from error
+
+
+def meta_gradient_of(name: str, problem) -> Callable[[], list[Tensor]]:
+    """A peer's meta-gradient of a problem. LeftOut where it has none of that kind."""
+    prepare = getattr(peer(name), problem.kind, None)
+    if prepare is None:
+        raise LeftOut(f"offers no {problem.kind}")
+    inner = (problem.inner_lr, problem.inner_steps) if problem.kind == "maml" else ()
+    return prepare(problem.model, problem.episodes, problem.loss, *inner)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in model.parameters()]

@@ -1,0 +1,111 @@
+"""What is raced: a learner of ours, the same network as a plain torch model for the peers, and the episodes of one meta-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+import fsl_core as fsl
+from benchmarks import ours
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One meta-gradient to compute: the mean over the episodes of the gradient of the query loss.
+
+    model: our learner's network in torch's own layers, with the same weights in the same order of parameters. Its
+        normalisation is BatchNorm2d(track_running_stats=False): statistics of the very batch, as our policy `transductive`.
+    kind:  what a peer has to offer: `maml` or `centroid`.
+    """
+
+    kind: str
+    learner: fsl.Learner
+    model: nn.Module
+    episodes: fsl.Episode
+    loss: Callable[[Tensor, Tensor], Tensor]
+    inner_lr: float = 0.0
+    inner_steps: int = 0
+
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Problem:
+        """The same problem in another precision or place; modules are moved, not copied."""
+
+        def move(part: fsl.LabelledSet) -> fsl.LabelledSet:
+            return fsl.LabelledSet(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in part))
+
+        episodes = fsl.Episode(move(self.episodes.support), move(self.episodes.query), self.episodes.id.to(device))
+        learner, model = self.learner.to(device, dtype), self.model.to(device, dtype)
+        return replace(self, learner=learner, model=model, episodes=episodes)
+
+
+def sinusoid(tasks: int = 25) -> Problem:
+    """MAML on sine waves: MLP 1-40-40-1, 10 shots, 1 step (Finn et al. 2017)."""
+    source = ours.build("episodes", "sinusoid", {"n_shot": 10})
+    learner = ours.learner(source.task, ("mlp", {}), ("maml", {"inner_lr": 0.01, "inner_steps": 1}))
+    model = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    return _problem("maml", source, tasks, learner, model, inner_lr=0.01, inner_steps=1)
+
+
+def omniglot(tasks: int = 16, steps: int = 1, channels: int = 64, n_way: int = 5, n_query: int = 15) -> Problem:
+    """MAML on 28x28 characters: Conv4, 1 shot. Characters are `glyphs`, which need no download."""
+    source = ours.build("episodes", "glyphs", {"n_way": n_way, "n_query": n_query})
+    maml = ("maml", {"inner_lr": 0.4, "inner_steps": steps})
+    learner = ours.learner(source.task, ("conv4", {"channels": channels}), maml)
+    model = nn.Sequential(_conv4(channels), nn.Linear(channels, n_way))
+    return _problem("maml", source, tasks, learner, model, inner_lr=0.4, inner_steps=steps)
+
+
+def centroid(tasks: int = 32, channels: int = 64, n_query: int = 15) -> Problem:
+    """Nearest centroid on 28x28 characters: Conv4, 5-way 1-shot."""
+    source = ours.build("episodes", "glyphs", {"n_query": n_query})
+    learner = ours.learner(source.task, ("conv4", {"channels": channels}), ("nearest-centroid", {}))
+    return _problem("centroid", source, tasks, learner, _conv4(channels))
+
+
+def omniglot_fc(tasks: int = 32) -> Problem:
+    """The network of learn2learn's Omniglot example, 5-way 1-shot with one query a class, 1 step of 0.5."""
+    source = ours.build("episodes", "glyphs", {"n_query": 1})
+    return _problem("maml", source, tasks, fc_learner(source.task), fc_model(), inner_lr=0.5, inner_steps=1)
+
+
+FC_WIDTHS, FC_EPS = (256, 128, 64, 64), 1e-3
+
+
+def fc_learner(task: fsl.TaskShape) -> fsl.Learner:
+    maml = ("maml", {"inner_lr": 0.5, "inner_steps": 1})
+    learner = ours.learner(task, ("mlp", {"hidden": list(FC_WIDTHS), "norm": "transductive"}), maml)
+    for module in learner.modules():
+        if isinstance(module, fsl.Norm):
+            module.eps = FC_EPS
+    return learner
+
+
+def fc_model() -> nn.Module:
+    layers, width = [nn.Flatten()], 28 * 28
+    for out in FC_WIDTHS:
+        layers += [nn.Linear(width, out), nn.BatchNorm1d(out, FC_EPS, track_running_stats=False), nn.ReLU()]
+        width = out
+    return nn.Sequential(*layers, nn.Linear(width, 5))
+
+
+def _conv4(channels: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for block in range(4):
+        conv = nn.Conv2d(channels if block else 1, channels, 3, padding=1)
+        layers += [conv, nn.BatchNorm2d(channels, track_running_stats=False), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def _problem(kind: str, source: fsl.EpisodeSource, tasks: int, learner: fsl.Learner, model: nn.Module, **inner) -> Problem:
+    same_weights(model, learner)
+    return Problem(kind, learner, model, source.batch("train", range(tasks), seed=0), source.task.loss, **inner)
+
+
+@torch.no_grad()
+def same_weights(model: nn.Module, learner: fsl.Learner) -> None:
+    """Copy the learner's weights into the model; both list their parameters in the same order."""
+    for theirs, own in zip(model.parameters(), learner.parameters(), strict=True):
+        assert theirs.shape == own.shape, f"{tuple(theirs.shape)} is not {tuple(own.shape)}"
+        theirs.copy_(own)

@@ -1,0 +1,215 @@
+"""speed.md and its plots, from what the sections measured (speed.json)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from benchmarks import plots
+
+MAML = "learn2learn, higher, TorchOpt"
+CONV4 = "MAML, Conv4-64, 28x28, 5-way 1-shot 15-query"
+TARGETS = [  # section, work, against whom, which contender that is (None: the fastest library), least ratio
+    ("sinusoid", "sinusoid MAML, MLP 1-40-40-1, 25 tasks, 1 step: a meta-gradient", f"fastest of {MAML}", None, 50),
+    ("omniglot", f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient", f"fastest of {MAML}", None, 2),
+    ("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", None, 2),
+    ("sampling", "drawing 32 Omniglot episodes, 28x28, rotations", "learn2learn's tasksets", "learn2learn, image files", 100),
+    ("training", "Omniglot training, draw and step", "learn2learn's example loop", "learn2learn, image files", 3),
+    ("gpu", "Omniglot-shaped MAML, 32 tasks, on a GPU: a meta-gradient", "learn2learn on the same GPU", "learn2learn", 10),
+    ("centroid", "`nearest-centroid`, Conv4-64, 32 tasks: a meta-gradient", "fastest of learn2learn, easyfsl", None, 2),
+]
+RACES = {
+    "sinusoid": "Sinusoid MAML",
+    "omniglot": "Omniglot-shaped MAML, 1 step",
+    "omniglot-5": "Omniglot-shaped MAML, 5 steps",
+    "centroid": "Nearest centroid",
+    "gpu": "Omniglot-shaped MAML on a GPU",
+    "sampling": "Drawing episodes",
+    "training": "Training on Omniglot",
+}
+INTRODUCTION = """\
+# Speed
+
+Written by `make bench`, which installs the peers into an environment of its own and races them: same network, same initial
+weights, same episodes, same precision (float32). MAML is of second order. First every meta-gradient has to agree, to 1e-9 in
+float64 (on four tasks of the meta-batch; what compiles is held to it in the tests) and to 1e-3 in float32, in units of its
+largest element; the differences found stand in the tables. In float32 those of MAML on Conv4 are told and not limited: with
+steps of 0.4 the number of threads alone moves one contender by up to 0.4 (another of two nearly equal pixels is pooled). Then
+contenders take turns, one after the other in each round; for meta-gradients each is a process of its own, as its users have
+it: ours with the memory settings of `fsl run`.
+A ratio is the median over rounds of the paired ratios, with its 95 % bootstrap interval.
+Milliseconds are of this machine alone. Compiling and warming up are not counted.
+
+The peers' network has `BatchNorm2d(track_running_stats=False)`, ours `norm: transductive`: both normalise by the very batch, and
+give the same numbers. Characters of the Omniglot-shaped races are `glyphs`; drawing and training use Omniglot itself.
+"""
+
+
+def write_report(results: dict, out: Path) -> Path:
+    """Write the page and its plots; returns the page's path."""
+    drawn = plots.draw(results, out)
+    page = out / "speed.md"
+    page.write_text("\n".join(_page(results, drawn)).rstrip() + "\n", encoding="utf-8")
+    return page
+
+
+def _page(results: dict, drawn: dict[str, str]) -> Iterator[str]:
+    yield INTRODUCTION
+    if any(result.get("quick") for result in results.values()):
+        yield "**A smoke test with tiny sizes (`--quick`): the figures below mean nothing.**\n"
+    yield from _machines(results)
+    yield from _targets(results, drawn)
+    for section, title in RACES.items():
+        if section in results:
+            yield f"## {title}\n"
+            yield from _skipped(results[section]) or _race(results[section])
+    for section, title, write in _OTHERS:
+        if section in results:
+            yield f"## {title}\n"
+            yield from _skipped(results[section]) or write(results[section], drawn)
+
+
+def _machines(results: dict) -> Iterator[str]:
+    """One line for each machine, with the sections measured there."""
+    sections: dict[str, list[str]] = {}
+    for name, result in results.items():
+        text = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+        sections.setdefault(text, []).append(name)
+    for text, names in sections.items():
+        yield f"Measured on: {text}" + (f" ({', '.join(names)}).\n" if len(sections) > 1 else ".\n")
+
+
+def _targets(results: dict, drawn: dict[str, str]) -> Iterator[str]:
+    yield "## Targets\n"
+    columns = ["work", "against", "at least", "measured", "95 % interval", ""]
+    yield from _table(columns, [_target(results.get(section, {}), *target) for section, *target in TARGETS])
+    if "ratios" in drawn:
+        yield f"![Ratios and targets]({drawn['ratios']})\n"
+
+
+def _target(result: dict, work: str, against: str, rival: str | None, least: float) -> list[str]:
+    rival = rival or result.get("peer")
+    if rival not in result.get("ratios", {}):
+        return [work, against, f"{least} x", "", "", _why_not(result, rival)]
+    value, low, high = result["ratios"][rival]
+    verdict = "reached" if value >= least else f"missed: {value / least:.0%} of it"
+    return [work, f"{against}: {rival}", f"{least} x", f"{value:.2f} x ({result['ours']})", f"{low:.2f} to {high:.2f}", verdict]
+
+
+def _why_not(result: dict, rival: str | None) -> str:
+    if not result:
+        return "not measured"
+    return result.get("skipped") or f"{rival or 'no library'}: {result['left_out'].get(rival, 'not installed here')}"
+
+
+def _skipped(result: dict) -> list[str]:
+    return [f"Not measured: {result['skipped']}.\n"] if "skipped" in result else []
+
+
+def _race(result: dict) -> Iterator[str]:
+    agreement = result.get("agreement", {})
+    columns = ["", "ms on this machine", f"times as long as {result['ours']}", "95 % interval"]
+    columns += [f"differs, {precision}" for precision in agreement]
+    if "operations_per_second" in result:
+        columns.append("GFLOP/s")
+    rows = []
+    for name, seconds in sorted(result["seconds"].items(), key=lambda item: item[1]):
+        value, low, high = result["ratios"][name]
+        row = [name, f"{1e3 * seconds:.3g}", f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+        row += [f"{found[name]:.0e}" if name in found else "" for found in agreement.values()]
+        if "operations_per_second" in result:
+            row.append(f"{result['operations_per_second'][name] / 1e9:.3g}")
+        rows.append(row)
+    yield from _table(columns, rows)
+    yield from _left_out(result["left_out"])
+    if "machine_rates" in result:
+        yield from _roofline(result)
+    yield f"{result['rounds']} rounds.\n"
+
+
+def _roofline(result: dict) -> Iterator[str]:
+    """Achieved against what the machine reaches on plain arithmetic in the same rounds."""
+    best = max(result["machine_rates"].values())
+    rates = "; ".join(f"{name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in result["machine_rates"].items())
+    achieved = result["operations_per_second"][result["ours"]]
+    yield (
+        f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain torch computes it; "
+        f"{result['ours']} reaches {achieved / best:.1%} of the machine's best rate in the same rounds ({rates}).\n"
+    )
+
+
+def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
+    yield (
+        "One task, Conv4-64, 28x28, 5-way 1-shot: from the support set to a predictor, without a graph; then with its 75 queries "
+        "predicted. Every installed adapter with its default options. "
+        f"Ratio: how many times as long {result['reference']} takes.\n"
+    )
+    rows = []
+    for name, row in sorted(result["adapters"].items(), key=lambda item: item[1]["seconds"]):
+        value, low, high = row["reference_takes"]
+        times = [f"{1e3 * row[key]:.3g}" for key in ("seconds", "seconds_with_queries")]
+        rows.append([name, *times, f"{value:.2f}", f"{low:.2f} to {high:.2f}"])
+    yield from _table(["adapter", "ms on this machine", "with queries", f"{result['reference']}, ratio", "95 % interval"], rows)
+    yield from _left_out(result["left_out"])
+
+
+def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
+    yield (
+        f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}: how many times as long a meta-gradient takes under each "
+        "weighting as under `uniform`. The aim for `gradient-similarity` is 1.3.\n"
+    )
+    rows = [[name, f"{v:.2f}", f"{low:.2f} to {high:.2f}"] for name, (v, low, high) in sorted(result["weightings"].items())]
+    yield from _table(["weighting", "times as long", "95 % interval"], rows)
+    yield from _left_out(result["left_out"])
+
+
+def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
+    start = result["start"]
+    yield (
+        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class; where not said otherwise "
+        f"{start['tasks']} tasks, {start['steps']} step, {start['n_way']} ways, {start['channels']} channels. "
+        "The exponent p is fitted to cost = c * size^p.\n"
+    )
+    for key, axis in result["axes"].items():
+        yield f"### Cost and {axis['label']}\n"
+        columns = ["ms on this machine", *map(str, axis["sizes"]), "p"]
+        rows = [[n, *(f"{1e3 * s:.3g}" for s in costs), f"{axis['exponents'][n]:.2f}"] for n, costs in axis["seconds"].items()]
+        yield from _table(columns, rows)
+        yield f"![Cost and {axis['label']}]({drawn[key]})\n"
+    yield from _left_out(result["left_out"])
+
+
+def _memory(result: dict, drawn: dict[str, str]) -> Iterator[str]:
+    yield (
+        f"Second-order {CONV4}, 16 tasks: peak resident memory above what the process held before, each contender in a process "
+        "of its own, in the second meta-gradient (what compiling keeps counts).\n"
+    )
+    cases = result["bytes"]
+    names = dict.fromkeys(name for found in cases.values() for name in found)
+    rows = [[n, *(f"{found[n] / 2**20:.0f}" if n in found else "" for found in cases.values())] for n in names]
+    yield from _table(["", *(f"MiB, {label}" for label in cases)], rows)
+    yield from _left_out(result["left_out"])
+
+
+_OTHERS = [
+    ("adaptation", "Adaptation time", _adaptation),
+    ("weightings", "What a weighting adds", _weightings),
+    ("growth", "How cost grows", _growth),
+    ("memory", "Peak memory", _memory),
+]
+
+
+def _left_out(reasons: dict[str, str]) -> Iterator[str]:
+    """One line a contender, except those that offer nothing of the kind."""
+    told = {name: reason for name, reason in reasons.items() if not reason.startswith("offers no")}
+    if told:
+        yield "\n".join(f"- {name} is left out: {reason}" for name, reason in told.items()) + "\n"
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    columns = list(columns)
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+    yield ""

@@ -1,0 +1,91 @@
+"""`python -m benchmarks --quick` as `make bench` calls it, with whatever is installed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from benchmarks import install
+from benchmarks.__main__ import SECTIONS, main
+from benchmarks.report import _OTHERS, RACES
+
+
+def bench(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FSL_")}
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=550, check=False)
+
+
+def run(root: Path, out: Path, only: str) -> tuple[dict, str]:
+    done = bench(root, "--quick", "--out", out, "--threads", 1, "--only", only)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return json.loads((out / "speed.json").read_text("utf-8")), (out / "speed.md").read_text("utf-8")
+
+
+def test_a_section_alone_keeps_what_others_measured(root: Path, tmp_path: Path):
+    run(root, tmp_path, "gpu")
+    results, text = run(root, tmp_path, "centroid")
+    assert list(results) == ["gpu", "centroid"]
+    assert "ours, loop" in results["centroid"]["seconds"]
+    assert results["centroid"]["machine"]["threads"] == 1
+    for name in ("learn2learn", "easyfsl"):
+        if find_spec(name) is None:
+            assert f"- {name} is left out: not installed here" in text
+        else:
+            assert results["centroid"]["agreement"]["float64"][name] < 1e-9
+
+
+@pytest.mark.slow
+def test_every_section_measures_or_says_why_not(root: Path, tmp_path: Path):
+    results, text = run(root, tmp_path, ",".join(SECTIONS))
+    assert list(results) == list(SECTIONS)
+    skipped = {name: result["skipped"] for name, result in results.items() if "skipped" in result}
+    assert not {name: reason for name, reason in skipped.items() if reason.startswith("FAILED")}
+    assert all(f"Not measured: {reason}." in text for reason in skipped.values())
+    assert {"centroid", "adaptation"}.isdisjoint(skipped), "these need no plugin, no peer and no download"
+    assert "nearest-centroid" in results["adaptation"]["adapters"]
+    if "growth" not in skipped:
+        assert all(len(axis["exponents"]) for axis in results["growth"]["axes"].values())
+    if "memory" not in skipped:
+        assert min(results["memory"]["bytes"]["1 step"].values()) > 0
+
+
+def test_every_section_is_on_the_page():
+    assert {*RACES, *(section for section, _, _ in _OTHERS)} == set(SECTIONS)
+
+
+def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["--only", "omniglott"]) == 2
+    assert capsys.readouterr().err.startswith("--only: no section omniglott. Some of sinusoid, omniglot, ")
+
+
+def test_a_peer_that_cannot_be_installed_gives_one_line():
+    reason = install._pip("--no-index", "--find-links", os.devnull, "no-such-peer==1.0")
+    assert "no-such-peer" in reason
+    assert "\n" not in reason
+
+
+def test_why_a_peer_is_absent_is_told_in_its_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from benchmarks import peers
+    from benchmarks.race import LeftOut
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "learn2learn", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.peers.learn2learn", raising=False)
+    (tmp_path / "peers.json").write_text('{"learn2learn": "error: no compiler"}')
+    with pytest.raises(LeftOut, match="error: no compiler"):
+        peers.peer("learn2learn")
+
+
+def test_the_peers_of_the_page_are_the_peers_installed(root: Path):
+    lines = (root / "benchmarks" / "requirements.txt").read_text("utf-8").splitlines()
+    from benchmarks.peers import LIBRARIES
+
+    assert {line.partition("==")[0] for line in lines if not line.startswith("#")} == set(LIBRARIES)
