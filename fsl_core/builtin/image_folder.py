@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
 from fsl_core.data.cache import content_key
+from fsl_core.data.folders import class_images, subfolders
 from fsl_core.data.vision import decode_image
 
 SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -50,7 +50,7 @@ class ImageFolder(fsl.PooledEpisodes):
         self.channels: Literal["rgb", "gray"] = channels
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
-        classes = {folder.name: _image_files(folder) for folder in self.class_folders(split)}
+        classes = {folder.name: class_images(folder) for folder in self.class_folders(split)}
         size = self.task.input_shape[-1]
 
         def decode() -> fsl.LabelledPool:
@@ -68,8 +68,8 @@ class ImageFolder(fsl.PooledEpisodes):
         if not self.root.is_dir():
             state = "is no folder" if self.root.exists() else "does not exist"
             raise fsl.DataError(f"{where} {state}. A folder with one folder of images for each class")
-        folders = _folders(self.root)
-        by_split = {f.name: _folders(f) for f in folders if f.name in ("train", "validation", "val", "test")}
+        folders = subfolders(self.root)
+        by_split = {f.name: subfolders(f) for f in folders if f.name in ("train", "validation", "val", "test")}
         by_split = {name: classes for name, classes in by_split.items() if classes}
         if by_split:
             for name in SPLIT_FOLDERS[split]:
@@ -88,19 +88,6 @@ class ImageFolder(fsl.PooledEpisodes):
         train, validation, _ = self.fractions
         first, second = (round(len(folders) * share / sum(self.fractions)) for share in (train, train + validation))
         return {"train": shuffled[:first], "validation": shuffled[first:second], "test": shuffled[second:]}
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(folder for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """The images of a class, in subfolders too, sorted. Raises DataError if there are none."""
-    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in readable and not f.name.startswith(".") and f.is_file())
-    if not found:
-        raise fsl.DataError(f"{folder}: no images in this class folder. At least one file such as .jpg or .png, or no folder")
-    return found
 
 
 @fsl.hookimpl

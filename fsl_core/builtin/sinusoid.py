@@ -17,7 +17,8 @@ AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
 class Sinusoid(fsl.EpisodeSource):
     """y = amplitude * sin(x - phase); amplitude in 0.1 .. 5, phase in 0 .. pi, x in -5 .. 5, all uniform. Regression.
 
-    x and y are (n, 1) float32. Every split has the same distribution and draws of its own.
+    x and y are (n, 1) float32. Every split has the same distribution and draws of its own. With `tasks`, training repeats
+    that many waves in turn, each time at fresh points; validation and test waves stay fresh.
     Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and cbfinn/maml, data_generator.py. Differs: that code's test run
     takes amplitudes from 5 .. 10, which the paper does not say.
     """
@@ -28,7 +29,11 @@ class Sinusoid(fsl.EpisodeSource):
         self,
         n_shot: Annotated[int, Field(ge=1, description="labelled points of a wave, the paper's K")] = 5,
         n_query: Annotated[int, Field(ge=1, description="points of a wave to predict")] = 10,
+        tasks: Annotated[
+            int | None, Field(ge=1, description="number of training waves, repeated in turn; null: each episode has its own")
+        ] = None,
     ):
+        self.tasks = tasks
         self.task = fsl.TaskShape("regression", 1, n_shot, n_query, (1,), 1)
         self._device = torch.device("cpu")
 
@@ -39,11 +44,14 @@ class Sinusoid(fsl.EpisodeSource):
     def batch(self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None) -> fsl.Episode:
         task = task or self.task
         u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + task.n_shot + task.n_query))[..., None]
-        amplitude, phase, x = _between(u[:, :1], AMPLITUDE), _between(u[:, 1:2], PHASE), _between(u[:, 2:], X)
+        repeated = self.tasks is not None and split == "train"
+        numbers = [i % self.tasks for i in indices] if repeated else list(indices)
+        wave = fsl.to_uniform(fsl.draw_bits(seed, split, numbers, 2))[..., None] if repeated else u[:, :2]
+        amplitude, phase, x = _between(wave[:, :1], AMPLITUDE), _between(wave[:, 1:], PHASE), _between(u[:, 2:], X)
         xs, ys = (torch.from_numpy(a.astype(np.float32)).to(self._device) for a in (x, amplitude * np.sin(x - phase)))
         support = fsl.LabelledSet(xs[:, : task.n_shot], ys[:, : task.n_shot])
         query = fsl.LabelledSet(xs[:, task.n_shot :], ys[:, task.n_shot :])
-        ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
+        ids = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         return fsl.Episode(support, query, ids)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
 from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.data.draws import draw_bits, to_distinct
 from fsl_core.data.source import EpisodeSource, Split
@@ -96,8 +97,14 @@ class PooledEpisodes(EpisodeSource):
     n_shot + n_query different images. Images come as float32 in 0 .. 1. With more queries the support set stays the same.
     """
 
-    def __init__(self, n_way: int, n_shot: int, n_query: int, *, input_shape: tuple[int, int, int]):
-        """input_shape: (channels, height, width) of an image."""
+    def __init__(
+        self, n_way: int, n_shot: int, n_query: int, *, input_shape: tuple[int, int, int], augment: Augmentation = "none"
+    ):
+        """input_shape: (channels, height, width) of an image.
+
+        augment: what is done to each image of a training episode, support and query: a function of (seed, index, its place).
+        """
+        self._augment = AUGMENTATIONS[augment]
         self.task = TaskShape("classification", n_way, n_shot, n_query, input_shape, n_way)
         self._device = torch.device("cpu")
         self._pools: dict[Split, LabelledPool] = {}
@@ -134,7 +141,10 @@ class PooledEpisodes(EpisodeSource):
         pool = self.pool(split)
         rows = _draw_rows(pool, draw_bits(seed, split, indices, task.n_way * (1 + task.n_shot + task.n_query)), task)
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
-        support, query = (_labelled_set(pool.images, part) for part in (rows[:, :, : task.n_shot], rows[:, :, task.n_shot :]))
+        change = self._augment if split == "train" else None
+        bits = _augmentation_bits(seed, split, indices, task) if change else rows
+        parts = (slice(None, task.n_shot), slice(task.n_shot, None))
+        support, query = (_labelled_set(pool.images, rows[:, :, part], change, bits[:, :, part]) for part in parts)
         return Episode(support, query, ids)
 
 
@@ -150,10 +160,20 @@ def _draw_rows(pool: LabelledPool, bits: np.ndarray, task: TaskShape) -> np.ndar
     return pool.offsets[classes][..., None] + items.reshape(n, task.n_way, -1)
 
 
-def _labelled_set(images: Tensor, rows: np.ndarray) -> LabelledSet:
-    """The images of (meta_batch_size, n_way, per_class) rows with the labels of their places."""
+def _augmentation_bits(seed: int, split: str, indices: Sequence[int], task: TaskShape) -> np.ndarray:
+    """(meta_batch_size, n_way, n_shot + n_query, 3) bits; those of the support set do not depend on the number of queries."""
+    per_class = task.n_shot + task.n_query
+    bits = draw_bits(seed, f"{split}/augment", indices, per_class * task.n_way * 3)
+    return bits.reshape(-1, per_class, task.n_way, 3).swapaxes(1, 2)
+
+
+def _labelled_set(images: Tensor, rows: np.ndarray, change: Change | None, bits: np.ndarray) -> LabelledSet:
+    """The images of (meta_batch_size, n_way, per_class) rows, changed by their bits, with the labels of their places."""
     n, n_way, per_class = rows.shape
     y = np.arange(n_way, dtype=np.int64).repeat(per_class)[None].repeat(n, 0)
+    if change:
+        images = change(images[torch.from_numpy(rows.reshape(-1)).to(images.device)], bits.reshape(-1, bits.shape[-1]))
+        rows = np.arange(rows.size)
     return LabelledSet(_scaled(images, rows.reshape(n, -1)), torch.from_numpy(y).to(images.device))
 
 

@@ -18,11 +18,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class EpisodeSource(ABC):
     """Draws episodes. Episode `index` of `split` under `seed` is a pure function of the three: no global random state.
 
-    name: what recipes write under `episodes.name`.    task: the shape of an episode as the recipe asks for it.
+    name:  what recipes write under `episodes.name`.    task: the shape of an episode as the recipe asks for it.
+    tasks: number of different tasks in the train split where it is finite; `Episode.id` is then 0 .. tasks - 1 there.
     """
 
     name: ClassVar[str]
     task: TaskShape
+    tasks: int | None = None
 
     @abstractmethod
     def batch(self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None) -> Episode:

@@ -47,13 +47,17 @@ def transforms() -> ModuleType:
 def torchvision_dataset(name: str, root: Path, **options: Any) -> Any:
     """`torchvision.datasets.<name>(root, download=True, **options)`: downloads what is not there yet.
 
-    Raises DataError with the reason if the download fails.
+    Raises DataError with the reason if the download fails or what is there cannot be read.
     """
+    download = options.setdefault("download", True)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        return getattr(torchvision().datasets, name)(root, download=True, **options)
-    except (OSError, RuntimeError, HTTPException) as error:  # no network, or what came is not the file expected
-        raise DataError(f"{root}: download of {name} failed ({error}). A network connection, or the files in place") from error
+        if download:
+            root.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings(action="ignore"):  # of NumPy, about how old files were pickled
+            return getattr(torchvision().datasets, name)(root, **options)
+    except (OSError, RuntimeError, HTTPException, AssertionError, ValueError) as error:  # no network, or not the file expected
+        what = "download of" if download else "reading"
+        raise DataError(f"{root}: {what} {name} failed ({error}). A network connection, or the files in place") from error
 
 
 def decode_image(file: Path, size: int, channels: Literal["rgb", "gray"] = "rgb") -> Tensor:

@@ -61,3 +61,26 @@ def test_any_split_and_device_will_do():
     source = Sinusoid().to("meta")
     source.check("validation")
     assert source.batch("train", [0], 0).query.y.is_meta
+
+
+def test_a_finite_set_of_training_waves_is_repeated_at_fresh_points():
+    source, endless = Sinusoid(tasks=3), Sinusoid()
+    assert (source.tasks, endless.tasks) == (3, None)
+    batch, fresh = (s.batch("train", range(6), seed=0) for s in (source, endless))
+    assert batch.id.tolist() == [0, 1, 2, 0, 1, 2]
+    for tensor, other in ((batch.support, fresh.support), (batch.query, fresh.query)):
+        assert torch.equal(tensor.x, other.x)  # a wave changes, not its points
+        assert torch.equal(tensor.y[:3], other.y[:3])
+        assert not torch.equal(tensor.y[3:], other.y[3:])
+    x, y = (torch.cat([first, second], 1)[..., 0].double() for first, second in zip(batch.support, batch.query, strict=True))
+    basis = torch.stack([x.sin(), x.cos()], -1)
+    waves = torch.linalg.lstsq(basis, y[..., None]).solution[..., 0]
+    torch.testing.assert_close(waves[3:], waves[:3], rtol=0, atol=1e-5)
+
+
+def test_test_waves_stay_fresh():
+    source, endless = Sinusoid(tasks=3), Sinusoid()
+    for split in ("validation", "test"):
+        batch = source.batch(split, range(6), seed=0)
+        assert batch.id.tolist() == list(range(6))
+        assert torch.equal(batch.query.y, endless.batch(split, range(6), seed=0).query.y)

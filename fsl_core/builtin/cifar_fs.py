@@ -1,0 +1,183 @@
+"""CIFAR-100's hundred classes, 600 pictures each, divided for few-shot learning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+import fsl_core as fsl
+from fsl_core.data.augment import Augmentation
+from fsl_core.data.cache import content_key, data_root
+from fsl_core.data.folders import class_images
+from fsl_core.data.vision import torchvision_dataset
+
+SIDE = 32
+PER_CLASS = 600
+FOLDERS = ("", "cifarfs", "cifar100/data")
+SPLIT_FOLDERS = ("train", "val", "validation", "test", "")  # the last one last: there is a class called train
+ARCHIVE = "cifar-100-python"
+SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+class CifarFs(fsl.PooledEpisodes):
+    """Photographs of 100 kinds of things, (3, 32, 32), values 0 .. 1 and not normalised further. Classes: `maple_tree`.
+
+    Read from the first that is found under root (or its folder cifarfs, or cifar100/data): one file `<class>.webp`, a grid of
+    32 x 32 tiles without gaps, or one folder of images for each class, both also inside train, val and test; else
+    torchvision's CIFAR-100, unpacked, as its archive, or downloaded. The images of a class are sorted by the md5 of their
+    pixels, so that episode i is the same whichever it was read from.
+
+    CIFAR-100 holds 26 pairs of equal images: 9 inside aquarium_fish, 17 across classes, 15 of these across the splits of
+    CIFAR-FS. They are kept, as in published results.
+
+    split cifar-fs: Bertinetto et al. 2019, arXiv:1805.08136: 64 classes to train, 16 to validate, 20 to test.
+    split fc100: Oreshkin et al. 2018, arXiv:1805.10123: 60 / 20 / 20 classes, no superclass in two splits.
+    augment, of training episodes: none, as in learn2learn's benchmarks. flip: mirrored with probability 1/2. crop-flip: cut
+    at random out of a black frame of 4 pixels, then flip, as in the code of Lee et al. 2019, arXiv:1904.03758, which also
+    changes brightness, contrast and saturation by up to 0.4 and takes off the mean. Differs: neither is done here.
+    """
+
+    name = "cifar-fs"
+
+    def __init__(
+        self,
+        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
+        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_query: Annotated[int, Field(ge=1, description="images to predict per class; n_shot + n_query is at most 600")] = 15,
+        root: Annotated[
+            Path | None,
+            Field(description="folder of the class files or folders, or of CIFAR-100; default: FSL_DATA, else the cache"),
+        ] = None,
+        split: Annotated[
+            Literal["cifar-fs", "fc100"],
+            Field(description="classes of train / validation / test: 64/16/20, or 60/20/20 without shared superclasses"),
+        ] = "cifar-fs",
+        augment: Annotated[
+            Augmentation,
+            Field(description="training images: as they are, mirrored at random, cropped and mirrored at random"),
+        ] = "none",
+        download: Annotated[bool, Field(description="download CIFAR-100 (170 MB) if nothing is there")] = True,
+    ):
+        super().__init__(n_way, n_shot, n_query, input_shape=(3, SIDE, SIDE), augment=augment)
+        self.root, self.split, self.download = root, split, download
+
+    def load(self, split: fsl.Split) -> fsl.LabelledPool:
+        classes = class_lists(self.split)[split]
+        parts, decode = self._find(classes)
+        key = content_key("cifar-fs", *parts)
+        return fsl.LabelledPool.cached(key, lambda: fsl.LabelledPool.from_classes(_in_order(decode())))
+
+    def _find(self, classes: Sequence[str]) -> tuple[list[object], Callable[[], Mapping[str, np.ndarray]]]:
+        """What the images depend on, and how they are read: {class: (600, 32, 32, 3) uint8}, in the order of `classes`."""
+        try:
+            root = data_root(self.root)
+        except fsl.DataError as error:
+            raise fsl.DataError(f"episodes {self.name!r}: {error}, with {_wanted(classes)}") from error
+        found = [(folder, _places(folder, classes)) for folder in (root / name for name in FOLDERS)]
+        folder, places = max(found, key=lambda pair: len(pair[1]))
+        if set(places) - set(SPLIT_FOLDERS):
+            _refuse_missing(folder, classes, places)
+            parts = [part for name, place in places.items() for part in (name, *_files(place))]
+            return parts, lambda: {name: _read(place) for name, place in places.items()}
+        files = [root / ARCHIVE / name for name in ("train", "test", "meta")]
+        if not all(file.is_file() for file in files):
+            self._fetch(root, classes)
+        return [*classes, *files], lambda: _read_cifar100(root, classes)
+
+    def _fetch(self, root: Path, classes: Sequence[str]) -> None:
+        """Have torchvision unpack CIFAR-100's archive under root, or else download it."""
+        reason = "download: false"
+        if self.download:
+            try:
+                torchvision_dataset("CIFAR100", root)
+                return
+            except fsl.DataError as error:
+                reason = str(error)
+        where = f"episodes {self.name!r}: no class files or folders, and no whole {ARCHIVE}, in {root} ({reason})"
+        raise fsl.DataError(f"{where}. {_wanted(classes)} in a folder named by `-s episodes.root=DIR` or FSL_DATA")
+
+
+def class_lists(split: Literal["cifar-fs", "fc100"]) -> dict[fsl.Split, list[str]]:
+    """The names of the classes of each split."""
+    texts = resources.files("fsl_core.builtin") / "splits"
+    return {part: (texts / f"{split}-{part}.txt").read_text("utf-8").split() for part in get_args(fsl.Split)}
+
+
+def _wanted(classes: Sequence[str]) -> str:
+    return f"{classes[0]}.webp or a folder {classes[0]} and so on, or {ARCHIVE} of {SOURCE},"
+
+
+def _places(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """Where in a folder the classes lie that are there: their grids, else their folders of images."""
+    splits = [folder / split for split in SPLIT_FOLDERS[:-1]]
+    holds_classes = {base for base in splits for name in classes if (base / name).is_dir() or (base / f"{name}.webp").is_file()}
+    places = {}
+    for name in classes:
+        candidates = [place for base in (*splits, folder) for place in (base / f"{name}.webp", base / name)]
+        if found := [place for place in candidates if place.exists() and place not in holds_classes]:
+            places[name] = found[0]
+    return places
+
+
+def _refuse_missing(folder: Path, classes: Sequence[str], places: Mapping[str, Path]) -> None:
+    missing = [name for name in classes if name not in places]
+    if missing:
+        found = f"{len(places)} of {len(classes)} classes, not {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+        raise fsl.DataError(f"episodes 'cifar-fs': {folder}: {found}. All of them, or none for torchvision's CIFAR-100")
+
+
+def _files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else class_images(place)
+
+
+def _read(place: Path) -> np.ndarray:
+    """(600, 32, 32, 3) uint8: the tiles of a grid, or the images of a folder."""
+    tiles = [_tiles(file) for file in _files(place)]
+    if place.is_dir() and (wrong := [file for file, found in zip(_files(place), tiles, strict=True) if len(found) != 1]):
+        raise fsl.DataError(f"{wrong[0]}: not one picture of {SIDE}x{SIDE} pixels. The images of {SOURCE} as they are")
+    images = np.concatenate(tiles)
+    if len(images) != PER_CLASS:
+        raise fsl.DataError(f"{place}: {len(images)} images of {SIDE}x{SIDE}. {PER_CLASS}, all that CIFAR-100 has of a class")
+    return images
+
+
+def _tiles(file: Path) -> np.ndarray:
+    """(n, 32, 32, 3) uint8, row by row."""
+    try:
+        pixels = np.asarray(Image.open(file).convert("RGB"))
+    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise fsl.DataError(f"{file}: not a readable image ({reason}). A whole image file") from error
+    height, width, _ = pixels.shape
+    if height % SIDE or width % SIDE:
+        raise fsl.DataError(f"{file}: {width}x{height} pixels. {SIDE}x{SIDE}, or a grid of such tiles without gaps")
+    return pixels.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+
+
+def _read_cifar100(root: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        parts = [torchvision_dataset("CIFAR100", root, train=train, download=False) for train in (True, False)]
+    except fsl.DataError as error:
+        raise fsl.DataError(f"{root / ARCHIVE}: not as published. Delete it and unpack the archive of {SOURCE} anew") from error
+    images = np.concatenate([part.data for part in parts])
+    labels = np.concatenate([part.targets for part in parts])
+    return {name: images[labels == parts[0].class_to_idx[name]] for name in classes}
+
+
+def _in_order(images: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(class, (600, 3, 32, 32)), sorted by the md5 of the pixels, as height, width, channel."""
+    for name, pixels in images.items():
+        digests = [hashlib.md5(image.tobytes(), usedforsecurity=False).digest() for image in pixels]
+        yield name, pixels[sorted(range(len(pixels)), key=digests.__getitem__)].transpose(0, 3, 1, 2)
+
+
+@fsl.hookimpl
+def fsl_register_episodes(register):
+    register(CifarFs)
