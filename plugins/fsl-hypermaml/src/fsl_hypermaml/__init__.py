@@ -1,0 +1,11 @@
+"""HyperMAML for fsl-core: a hypernetwork reads the support set and updates the head, without inner gradient steps."""
+
+import fsl_core as fsl
+from fsl_hypermaml.adapter import HyperMaml
+
+__all__ = ["HyperMaml", "fsl_register_adapters"]
+
+
+@fsl.hookimpl
+def fsl_register_adapters(register):
+    register(HyperMaml)

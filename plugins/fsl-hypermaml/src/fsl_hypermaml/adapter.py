@@ -1,0 +1,270 @@
+"""The adapter `hypermaml`: the head is updated by a hypernetwork that reads the support set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+import fsl_core as fsl
+from fsl_hypermaml.hypernetwork import ClassShared, Flat, Head
+from fsl_hypermaml.warmup import gradient_share, gradient_steps
+
+Network = Literal["class-shared", "flat"]
+Labels = Literal["one-hot", "index"]
+Aggregation = Literal["mean", "concat"]
+Operator = Literal["minus", "plus", "multiply"]
+Detached = Literal["predictions", "none", "input"]
+Predictions = Literal["universal", "stale"]
+GradientTarget = Literal["fast", "universal"]
+RepeatDelta = Literal["once", "each-step"]
+EvaluateWith = Literal["current", "hypernetwork"]
+WORDS = {
+    "network": Network,
+    "labels": Labels,
+    "aggregation": Aggregation,
+    "operator": Operator,
+    "detached": Detached,
+    "evaluate_with": EvaluateWith,
+    "gradient_target": GradientTarget,
+    "repeat_delta": RepeatDelta,
+    "predictions": Predictions,
+}
+"""Options that take one of a few words."""
+
+
+class HyperMaml(fsl.Adapter):
+    """head' = head - H(support embeddings, predictions of head, labels); the backbone is not adapted, no gradient is taken.
+
+    The head is linear, (n, feature_dim) -> (n, n_way). In the first part of training, head' comes from gradient steps on the
+    support loss, then from a mixture whose share p of gradient steps falls to 0:
+
+        warm-up, p = 1      head <- head - inner_lr * g,                              inner_steps times
+        switch,  0 < p < 1  head <- head - p * inner_lr * g - (1 - p) * H(...) / inner_steps,   inner_steps times
+        then,    p = 0      head <- head - H(...),                                    once
+
+    g: gradient of the support loss with respect to the head, at its present weights. With p = 1 all along this is ANIL.
+
+    Source: Przewięźlikowski et al. 2022, arXiv:2205.15745, and its official code, gmum/few-shot-hypernets-public,
+    methods/hypernets/hypermaml.py. Differs by default: labels enter one-hot, the official column of class indices is `labels:
+    index`; H counts once in all during the switch, there it counts at each step (`repeat_delta: each-step`); predictions come
+    from the universal head, there from the head of the task before (`predictions: stale`); gradients are those of MAML, there
+    with respect to the universal head (`gradient_target: universal`). p falls with every outer step, there with every epoch.
+    Left out: heads of several layers, fine-tuning of the updated head in evaluation, a warm-up that moves the backbone.
+    """
+
+    name = "hypermaml"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        backbone: nn.Module,
+        hidden_size: Annotated[
+            int, Field(gt=0, description="width of the hypernetwork's hidden layers (official: 512 Omniglot, 256 CUB)")
+        ] = 256,
+        layers: Annotated[int, Field(ge=1, description="linear layers of the hypernetwork (official: 3)")] = 3,
+        network: Annotated[
+            Network,
+            Field(description="one network that sees class by class (official commands), or all classes as one vector"),
+        ] = "class-shared",
+        enhance: Annotated[
+            bool, Field(description="H sees predictions and labels beside the embeddings (official commands)")
+        ] = True,
+        labels: Annotated[Labels, Field(description="labels as H sees them: one-hot, or the index as a number (official)")] = (
+            "one-hot"
+        ),
+        aggregation: Annotated[
+            Aggregation, Field(description="shots of a class: their mean (official 5-shot), or side by side (official 1-shot)")
+        ] = "mean",
+        operator: Annotated[Operator, Field(description="head - H (official commands), head + H, or head * H")] = "minus",
+        warmup: Annotated[
+            float,
+            Field(ge=0, le=1, description="share of training with gradient steps alone (official: 0.024 Omniglot, 0.025 CUB)"),
+        ] = 0.025,
+        switch: Annotated[
+            float, Field(ge=0, le=1, description="share after it in which H takes over (official: 0.244 Omniglot, 0.25 CUB)")
+        ] = 0.25,
+        inner_steps: Annotated[int, Field(ge=1, description="gradient steps while they last (official: 1 Omniglot, 5 CUB)")] = 1,
+        inner_lr: Annotated[float, Field(gt=0, description="their rate (official: 0.1 Omniglot, 0.01 CUB)")] = 0.1,
+        order: Annotated[
+            Literal[1, 2], Field(description="2: gradient steps are differentiated (official commands). 1: they are not")
+        ] = 2,
+        support_loss: Annotated[
+            bool, Field(description="the support set counts in the outer loss, once H has a part in the update (official option)")
+        ] = False,
+        update_penalty: Annotated[
+            float, Field(ge=0, description="factor of ||H||^2 in the outer loss (official option hm_lambda)")
+        ] = 0.0,
+        detached: Annotated[
+            Detached,
+            Field(description="what of H's input passes no gradient on: the predictions (official), nothing, or all of it"),
+        ] = "predictions",
+        evaluate_with: Annotated[
+            EvaluateWith,
+            Field(
+                description="in evaluation: the p that the weights were last trained with (official validation), or p = 0 "
+                "whatever the progress (official final test)"
+            ),
+        ] = "current",
+        gradient_target: Annotated[
+            GradientTarget,
+            Field(description="gradients with respect to the fast weights, or to the universal head (official)"),
+        ] = "fast",
+        repeat_delta: Annotated[
+            RepeatDelta,
+            Field(description="during the switch, (1 - p) * H once in all, or at each gradient step (official)"),
+        ] = "once",
+        predictions: Annotated[
+            Predictions,
+            Field(
+                description="whose predictions H sees: those of the universal head, or of the head of the last training task "
+                "(official), which makes training depend on the order of tasks"
+            ),
+        ] = "universal",
+    ):
+        super().__init__()
+        _require(task.kind == "classification", f"a {task.kind} task. Classification: H sees one row for each class")
+        sizes = (hidden_size, layers, inner_steps)
+        _require(min(sizes) >= 1, f"hidden_size, layers, inner_steps: {', '.join(map(str, sizes))}. Whole numbers from 1")
+        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
+        _require(order in (1, 2), f"order: {order}. 1 or 2")
+        _require(update_penalty >= 0, f"update_penalty: {update_penalty}. A number from 0")
+        _require(min(warmup, switch) >= 0, f"warmup, switch: {warmup}, {switch}. Shares of training from 0")
+        _require(warmup + switch <= 1, f"warmup + switch: {warmup} + {switch}. At most 1, all of training")
+        words = (network, labels, aggregation, operator, detached, evaluate_with, gradient_target, repeat_delta, predictions)
+        for (option, kind), word in zip(WORDS.items(), words, strict=True):
+            _require(word in get_args(kind), f"{option}: {word!r}. One of {', '.join(get_args(kind))}")
+        _require(enhance or predictions == "universal", "predictions: 'stale' without enhance, where H sees none. 'universal'")
+
+        self.task, self.enhance, self.labels, self.aggregation, self.operator = task, enhance, labels, aggregation, operator
+        self.warmup, self.switch, self.inner_steps, self.inner_lr = warmup, switch, inner_steps, inner_lr
+        self.support_loss, self.update_penalty, self.detached = support_loss, update_penalty, detached
+        self.evaluate_with, self.gradient_target, self.repeat_delta = evaluate_with, gradient_target, repeat_delta
+        self.first_order = order == 1
+        self.order = 2 if order == 2 and (detached == "none" or (detached == "predictions" and not enhance)) else 1
+        self.vectorizable = predictions == "universal"
+
+        self.head = nn.Linear(backbone.feature_dim, task.n_way)
+        nn.init.zeros_(self.head.bias)
+        sizes = (self._width(), hidden_size, layers, backbone.feature_dim)
+        self.hypernetwork = ClassShared(*sizes) if network == "class-shared" else Flat(*sizes, task.n_way)
+        if predictions == "stale":
+            self.register_buffer("previous_weight", self.head.weight.detach().clone())
+            self.register_buffer("previous_bias", self.head.bias.detach().clone())
+        self._progress = 0.0
+
+    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        return self.trajectory(backbone, support)[-1]
+
+    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
+        """Before and after the update; while there are gradient steps, after each of them."""
+        heads, _ = self._adapted(backbone(support.x), support.y)
+        return [_predictor(backbone, head) for head in heads]
+
+    def objective(self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss) -> tuple[Tensor, Tensor]:
+        """The query loss; in training, with the support set among the queries and the update's norm where options say so."""
+        if not self.training:
+            return super().objective(backbone, episode, loss)
+        features = backbone(episode.support.x)
+        heads, update = self._adapted(features, episode.support.y)
+        prediction = heads[-1].logits(backbone(episode.query.x))
+        logits, y = prediction, episode.query.y
+        if self.support_loss and update is not None:
+            logits, y = torch.cat([heads[-1].logits(features), logits]), torch.cat([episode.support.y, y])
+        value = loss(logits, y)
+        if self.update_penalty and update is not None:
+            value = value + self.update_penalty * (update.weight.square().sum() + update.bias.square().sum())
+        if not self.vectorizable:
+            self._remember(heads[-1])
+        return value, prediction
+
+    def on_progress(self, progress: float) -> None:
+        self._progress = progress
+
+    def get_extra_state(self) -> Tensor:
+        """The progress, so that a checkpoint is evaluated with the p that it was trained with."""
+        return torch.tensor(self._progress, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._progress = float(state)
+
+    def extra_repr(self) -> str:
+        return f"labels={self.labels}, operator={self.operator}, warmup={self.warmup:g}, switch={self.switch:g}"
+
+    def _gradient_share(self) -> float:
+        if self.evaluate_with == "hypernetwork" and not self.training:
+            return 0.0
+        return gradient_share(self._progress, self.warmup, self.switch)
+
+    def _adapted(self, features: Tensor, y: Tensor) -> tuple[list[Head], Head | None]:
+        """The head before, between and after its steps, and H's output; None where gradient steps alone make the update."""
+        head, p = Head(self.head.weight, self.head.bias), self._gradient_share()
+        update = None if p == 1 else self.hypernetwork(self._rows(head, features, y))
+        displacement = None if update is None else self._displacement(head, update)
+        if p == 0:
+            return [head, _sum(head, displacement)], update
+        part = (1 - p) / (1 if self.repeat_delta == "each-step" else self.inner_steps)
+
+        def move(fast: Head, gradient: Head) -> Head:
+            if self.first_order:
+                gradient = Head(*(g.detach() for g in gradient))
+            fast = _sum(fast, gradient, -p * self.inner_lr)
+            return fast if displacement is None else _sum(fast, displacement, part)
+
+        def fit(fast: Head) -> Tensor:
+            return self.task.loss(fast.logits(features), y)
+
+        from_start = self.gradient_target == "universal" and not self.first_order  # detached gradients: the same either way
+        return gradient_steps(fit, head, self.inner_steps, move, from_start), update
+
+    def _displacement(self, head: Head, update: Head) -> Head:
+        """By how much H alone would move the head."""
+        if self.operator == "multiply":
+            return Head(*(old * factor - old for old, factor in zip(head, update, strict=True)))
+        return update if self.operator == "plus" else Head(-update.weight, -update.bias)
+
+    def _width(self) -> int:
+        """Length of the row that H sees of a class."""
+        n_way = self.task.n_way
+        added = n_way + (n_way if self.labels == "one-hot" else 1) if self.enhance else 0
+        return (self.head.in_features + added) * (self.task.n_shot if self.aggregation == "concat" else 1)
+
+    def _rows(self, head: Head, features: Tensor, y: Tensor) -> Tensor:
+        """(n_way * n_shot, feature_dim) -> (n_way, width): what H sees of each class."""
+        own_class = fsl.one_hot(y, self.task.n_way).to(features)
+        if self.enhance:
+            seen_by = head if self.vectorizable else Head(self.previous_weight, self.previous_bias)
+            predictions = seen_by.logits(features).softmax(-1)
+            predictions = predictions if self.detached == "none" else predictions.detach()
+            labels = own_class if self.labels == "one-hot" else y[:, None].to(features)
+            features = torch.cat([features, predictions, labels], dim=1)
+        if self.detached == "input":
+            features = features.detach()
+        if self.aggregation == "mean":
+            return (own_class / own_class.sum(0)).T @ features
+        if len(features) != self.task.n_way * self.task.n_shot:
+            raise fsl.ShapeError(
+                f"hypermaml: aggregation 'concat': {len(features)} support items. {self.task.n_way} x {self.task.n_shot} as in "
+                "training, or aggregation 'mean', which takes any number"
+            )
+        return features.reshape(self.task.n_way, -1)
+
+    @torch.no_grad()
+    def _remember(self, head: Head) -> None:
+        self.previous_weight.copy_(head.weight)
+        self.previous_bias.copy_(head.bias)
+
+
+def _sum(head: Head, step: Head, factor: float = 1.0) -> Head:
+    return Head(head.weight + factor * step.weight, head.bias + factor * step.bias)
+
+
+def _predictor(backbone: nn.Module, head: Head) -> fsl.Predictor:
+    return lambda x: head.logits(backbone(x))
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"hypermaml: {message}")

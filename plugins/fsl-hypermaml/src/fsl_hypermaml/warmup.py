@@ -1,0 +1,45 @@
+"""The way from gradient steps to the hypernetwork."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.func import grad
+
+from fsl_hypermaml.hypernetwork import Head
+
+ROUNDING = 1e-9  # of shares of training: 0.1 + 0.2 is more than 0.3
+Move = Callable[[Head, Head], Head]
+"""(fast weights, gradient) -> the next fast weights."""
+
+
+def gradient_share(progress: float, warmup: float, switch: float) -> float:
+    """The share p of gradient steps in the update at step / total = progress: 1, then falling linearly, then 0.
+
+    warmup: share of training in which p is 1.    switch: share after it in which p falls; 0 is a jump.
+
+    >>> [gradient_share(progress, warmup=0.25, switch=0.5) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    past, left = progress - warmup, warmup + switch - progress
+    if left < ROUNDING:
+        return 0.0
+    return 1.0 if past < ROUNDING else left / switch
+
+
+def gradient_steps(loss: Callable[[Head], Tensor], start: Head, steps: int, move: Move, from_start: bool) -> list[Head]:
+    """`start` and the fast weights after each step, steps + 1 in all.
+
+    loss: of the support set, a scalar.    move: makes a step from fast weights and a gradient.
+    from_start: the gradient at step k is that of loss(fast weights k) with respect to `start`, through all steps
+    before, and not with respect to the fast weights; it takes 2**steps - 1 gradients.
+    """
+    heads = [start]
+    for step in range(steps):
+        if from_start:
+            gradient = grad(lambda head, k=step: loss(gradient_steps(loss, head, k, move, True)[-1]))(start)
+        else:
+            gradient = grad(loss)(heads[-1])
+        heads.append(move(heads[-1], gradient))
+    return heads

@@ -1,0 +1,140 @@
+"""The adapter `hypernet`: one forward pass of a hypernetwork maps the support set to a head, and by option to a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import fsl_core as fsl
+from fsl_hypernet.checkpointing import Checkpointed, check_recomputable
+from fsl_hypernet.encoder import SupportEncoder, encode_labels
+from fsl_hypernet.heads import Base, KernelHead, LinearHead
+from fsl_hypernet.modulation import Film, LowRank, Modulate, Weights
+
+Head = Literal["class", "task", "kernel"]
+
+
+class Hypernet(fsl.Adapter):
+    """head = H(encode(backbone(support))), with no inner step; by option the backbone's weights are changed first.
+
+    encode: a deep set, see `SupportEncoder`.    H: generates a linear head (`LinearHead`) or, from the support kernel, a
+    small network (`KernelHead`).    `modulate`: scales and shifts (`Film`) or low-rank updates (`LowRank`) generated from
+    the embedding of the plain features; the head is then generated from the features of the changed backbone.
+
+    Sources: HyperShot, Sendera et al. 2023, arXiv:2203.11378 (`head: kernel`). Prototypes that a network corrects: Snell et
+    al. 2017, arXiv:1703.05175, for the prototypes; encoder, correction and their sizes are this project's design.
+    """
+
+    name = "hypernet"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        backbone: nn.Module,
+        head: Annotated[
+            Head,
+            Field(
+                description="class: each class's row from its own support embedding and that of the task, one network for all, "
+                "for any number of ways. task: the whole head from an embedding that knows the labels; for regression too. "
+                "kernel: a small network from the matrix of cosines between class means (HyperShot)"
+            ),
+        ] = "class",
+        base: Annotated[
+            Base | None,
+            Field(
+                description="what a generated linear head is added to: prototype (nearest class mean), or none. "
+                "null: prototype, but none for regression and head: kernel, which have no other"
+            ),
+        ] = None,
+        modulate: Annotated[
+            Modulate,
+            Field(
+                description="generated changes of the backbone: film (scale and shift of each norm layer's channels, or of "
+                "each convolution's and linear layer's where there is no norm), low-rank (updates of their weights), or none"
+            ),
+        ] = "none",
+        rank: Annotated[int, Field(gt=0, description="of the low-rank updates")] = 1,
+        embedding: Annotated[int, Field(gt=0, description="length of the embeddings of a class and of the task")] = 64,
+        hidden: Annotated[int, Field(gt=0, description="width of the hidden layer of encoder and hypernetwork")] = 128,
+        target: Annotated[int, Field(gt=0, description="width of the network that head: kernel generates")] = 64,
+        support_loss: Annotated[
+            bool, Field(description="train on support and query rows together, as HyperShot does; else on the queries")
+        ] = False,
+        checkpoint: Annotated[
+            bool, Field(description="gradient checkpointing of the backbone's blocks: less memory, more time")
+        ] = False,
+    ):
+        super().__init__()
+        _require(head in get_args(Head), f"head: {head!r}. One of {', '.join(get_args(Head))}")
+        _require(modulate in get_args(Modulate), f"modulate: {modulate!r}. One of {', '.join(get_args(Modulate))}")
+        for option, value in {"rank": rank, "embedding": embedding, "hidden": hidden, "target": target}.items():
+            _require(value > 0, f"{option}: {value}. A whole number above 0")
+        if checkpoint:
+            check_recomputable(backbone)
+        self.task, self.support_loss, self.checkpoint = task, support_loss, checkpoint
+        base = _base_of(head, base, task)
+        labels = task.output_dim if head == "task" else 0
+        encoded = head != "kernel" or modulate != "none"
+        self.encoder = SupportEncoder(backbone.feature_dim, labels, embedding, hidden) if encoded else None
+        sizes = (backbone.feature_dim, task.output_dim)
+        self.head = (
+            KernelHead(task.n_way, target, hidden) if head == "kernel" else LinearHead(head, base, sizes, embedding, hidden)
+        )
+        self.modulation = {"none": lambda: None, "film": lambda: Film(backbone, embedding)}.get(
+            modulate, lambda: LowRank(backbone, embedding, rank)
+        )()
+
+    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        net = _Net(backbone, self.checkpoint and torch.is_grad_enabled())
+        weights = dict(backbone.named_parameters())
+        encoded = encode_labels(net(weights, support.x), support.y, self.task)
+        if self.modulation is not None:
+            _, embedding = self.encoder(encoded)
+            weights |= self.modulation(embedding, weights)
+            encoded = encoded._replace(features=net(weights, support.x))
+        head = self.head(encoded, self.encoder)
+        return lambda x: head(net(weights, x))
+
+    def objective(
+        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The query loss; with `support_loss` the loss over the rows of both sets."""
+        if not self.support_loss:
+            return super().objective(backbone, episode, loss)
+        (support_x, support_y), (query_x, query_y), _ = episode
+        predict = self.adapt(backbone, episode.support)
+        prediction = predict(query_x)
+        return loss(torch.cat([predict(support_x), prediction]), torch.cat([support_y, query_y])), prediction
+
+
+class _Net:
+    """The backbone as a function of named weights. Buffers are copied, so that no call changes the module."""
+
+    def __init__(self, backbone: nn.Module, checkpoint: bool):
+        self.module, self.prefix = (Checkpointed(backbone), "backbone.") if checkpoint else (backbone, "")
+        self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        named = {self.prefix + name: tensor for name, tensor in (weights | self.buffers).items()}
+        return functional_call(self.module, named, (x,))
+
+
+def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
+    if task.kind == "regression" and head != "task":
+        raise ValueError(f"head: {head!r} for a regression task, which has no classes. 'task', whose embedding sees the values")
+    possible = head != "kernel" and task.kind == "classification"
+    if base == "prototype" and not possible:
+        found = f"head: {head!r}" if head == "kernel" else "a regression task"
+        raise ValueError(f"base: 'prototype' for {found}, which has no class means to start from. null or 'none'")
+    _require(base is None or base in get_args(Base), f"base: {base!r}. One of {', '.join(get_args(Base))}, or null")
+    return base or ("prototype" if possible else "none")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
