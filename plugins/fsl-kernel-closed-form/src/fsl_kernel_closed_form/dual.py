@@ -1,0 +1,52 @@
+"""What every kernel gives a closed form: the support set's kernel matrix, and what dual weights predict for other items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fsl_kernel_closed_form.kernels import Similarity
+
+
+class Prediction(NamedTuple):
+    """value: f_theta(x), or None without a head.    correction: k(x, S) @ weights. Both (n, output_dim) float64."""
+
+    value: Tensor | None
+    correction: Tensor
+
+
+class Dual(NamedTuple):
+    """Kernel regression on one support set of n items.
+
+    gram:   (m, m) float64; m = n for one kernel that all outputs share, n * output_dim for a kernel between outputs too.
+    values: f_theta(S), (n, output_dim) float64, or None without a head.
+    predict: dual weights (m, k) -> (x -> Prediction), where (n, output_dim) and (m, k) hold the same numbers row by row.
+    """
+
+    gram: Tensor
+    values: Tensor | None
+    predict: Callable[[Tensor], Callable[[Tensor], Prediction]]
+
+    def weigh(self, targets: Tensor, solver: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Prediction]:
+        """Solve for the dual weights of targets, (n, output_dim), with a function of (gram, right-hand side)."""
+        return self.predict(solver(self.gram, targets.reshape(len(self.gram), -1)))
+
+
+def feature_dual(backbone: nn.Module, head: nn.Module | None, kernel: Callable[[Tensor], Similarity], support_x: Tensor) -> Dual:
+    """The dual of a kernel between backbone features, computed in float64; one kernel for all outputs."""
+    features = backbone(support_x)
+    similarity = kernel(features.double())
+
+    def value(z: Tensor) -> Tensor | None:
+        return None if head is None else head(z).double()
+
+    def predict(weights: Tensor) -> Callable[[Tensor], Prediction]:
+        def prediction(x: Tensor) -> Prediction:
+            z = backbone(x)
+            return Prediction(value(z), similarity(z.double()) @ weights)
+
+        return prediction
+
+    return Dual(similarity(features.double()), value(features), predict)

@@ -1,0 +1,94 @@
+"""The adapter `meta-rkhs-i`: no inner loop in training, a regulariser that rewards fast adaptation instead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import grad, grad_and_value
+
+import fsl_core as fsl
+from fsl_kernel_closed_form.checks import require, require_choice
+from fsl_kernel_closed_form.tangent import Weights, named_weights, network
+
+Estimator = Literal["squared-norm", "two-batch"]
+
+
+class MetaRkhsI(fsl.Adapter):
+    """Training: L(theta) - alpha * ||grad L(theta)||^2. Test: inner_steps times theta <- theta - inner_lr * grad L_S(theta).
+
+    L, L_S: query and support loss of head(backbone(x)). Training does not adapt: its predictions are the unadapted ones.
+    Estimator `two-batch` replaces the square by <grad L_S(theta), grad L(theta)>, the first-order expansion of one MAML step.
+    The objective has no lower bound: too large an alpha makes gradients grow for ever (on glyphs 0.01 did, 0.003 did not).
+
+    Source: equation 4 and Theorem 2 of Zhou et al. 2021, arXiv:2102.03909 (the objective, and that it is the norm of the
+    functional gradient), main body; fine-tuning by gradient steps at test follows its evaluation of Reptile. Interpretation
+    (no source available): the value of alpha, inner_lr, and that L is taken on the query set.
+    """
+
+    name = "meta-rkhs-i"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        backbone: nn.Module,
+        alpha: Annotated[
+            float, Field(ge=0, description="weight of the regulariser; k times inner_lr stands for k MAML steps")
+        ] = 0.003,
+        estimator: Annotated[
+            Estimator, Field(description="squared-norm of the query gradient, or its product with the support gradient")
+        ] = "squared-norm",
+        inner_lr: Annotated[float, Field(gt=0, description="step size of fine-tuning")] = 0.1,
+        inner_steps: Annotated[int, Field(ge=0, description="steps of fine-tuning")] = 10,
+    ):
+        super().__init__()
+        require(alpha >= 0, f"meta-rkhs-i: alpha: {alpha}. A number from 0")
+        require(inner_lr > 0, f"meta-rkhs-i: inner_lr: {inner_lr}. A number above 0")
+        require(inner_steps >= 0, f"meta-rkhs-i: inner_steps: {inner_steps}. A whole number from 0")
+        require_choice("meta-rkhs-i", "estimator", estimator, Estimator)
+        self.task, self.alpha, self.estimator = task, alpha, estimator
+        self.inner_lr, self.inner_steps = inner_lr, inner_steps
+        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+
+    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        return deque(self._descend(backbone, support), maxlen=1).pop()
+
+    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
+        return list(self._descend(backbone, support))
+
+    def objective(
+        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """In training mode the regularised loss and unadapted predictions; in evaluation mode those after fine-tuning."""
+        if not self.training:
+            return super().objective(backbone, episode, loss)
+        weights = named_weights(backbone, self.head)
+
+        def of(weights: Weights, items: fsl.LabelledSet) -> tuple[Tensor, Tensor]:
+            prediction = network(backbone, self.head, weights, items.x)
+            return loss(prediction, items.y), prediction
+
+        gradient, (value, prediction) = grad_and_value(of, has_aux=True)(weights, episode.query)
+        other = gradient if self.estimator == "squared-norm" else grad(of, has_aux=True)(weights, episode.support)[0]
+        reward = sum((gradient[name] * other[name]).sum() for name in weights)
+        return value - self.alpha * reward, prediction
+
+    def _descend(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
+        """Predictors before the first and after each step of fine-tuning."""
+
+        def loss(weights: Weights) -> Tensor:
+            return self.task.loss(network(backbone, self.head, weights, support.x), support.y)
+
+        weights = named_weights(backbone, self.head)
+        yield _fixed(backbone, self.head, weights)
+        for _ in range(self.inner_steps):
+            gradient = grad(loss)(weights)
+            weights = {name: weight - self.inner_lr * gradient[name] for name, weight in weights.items()}
+            yield _fixed(backbone, self.head, weights)
+
+
+def _fixed(backbone: nn.Module, head: nn.Module, weights: Weights) -> fsl.Predictor:
+    return lambda x: network(backbone, head, weights, x)

@@ -1,0 +1,119 @@
+"""The empirical neural tangent kernel J(x) J(x')^T of a network, J = d f_theta(x) / d theta, by torch.func."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.modules.batchnorm import _NormBase
+
+import fsl_core as fsl
+from fsl_kernel_closed_form.dual import Dual, Prediction
+
+Outputs = Literal["shared", "full"]
+Weights = dict[str, Tensor]
+WORDS = {"all": ["*"], "head": ["head.*"], "body": ["backbone.*"]}
+
+
+@cache
+def prepare_forward_mode() -> None:
+    """Let torch compile its forward-mode rules, about a second, without its warning on torch.jit.script, which is its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
+def tangent_names(backbone: nn.Module, head: nn.Module, parameters: str | list[str]) -> list[str]:
+    """The weights that a tangent kernel is taken over; called once, before any kernel is computed.
+
+    ValueError for a pattern that matches no parameter, and for torch's own batch normalisation in a backbone that is part of
+    it: torch differentiates its Jacobian wrongly (beyond second derivatives it takes mean and variance for constants).
+    """
+    prepare_forward_mode()
+    names = chosen_names(parameters, list(named_weights(backbone, head)))
+    inexact = {type(module).__name__ for module in backbone.modules() if isinstance(module, _NormBase)}
+    if inexact and any(name.startswith("backbone.") for name in names):
+        raise ValueError(
+            f"parameters: a tangent kernel through {', '.join(sorted(inexact))}, whose third derivatives are wrong in torch. "
+            "A backbone with fsl.Norm, or parameters: head"
+        )
+    return names
+
+
+def named_weights(backbone: nn.Module, head: nn.Module) -> Weights:
+    """All weights by name, such as `backbone.blocks.0.0.weight` and `head.bias`."""
+    own = {f"head.{name}": weight for name, weight in head.named_parameters()}
+    return {f"backbone.{name}": weight for name, weight in backbone.named_parameters()} | own
+
+
+def chosen_names(parameters: str | list[str], names: list[str]) -> list[str]:
+    """Names that `all`, `head`, `body` or shell patterns choose. ValueError for a pattern that matches none."""
+    patterns = WORDS.get(parameters, [parameters]) if isinstance(parameters, str) else parameters
+    for pattern in patterns or [""]:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"parameters: {pattern!r} matches no parameter. all, head, body, or patterns over {', '.join(names)}"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def network(backbone: nn.Module, head: nn.Module, weights: Weights, x: Tensor) -> Tensor:
+    """head(backbone(x)) with these weights in place of the modules' own, (n, output_dim)."""
+
+    def of(part: str) -> Weights:
+        return {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
+
+    return functional_call(head, of("head."), (functional_call(backbone, of("backbone."), (x,)),))
+
+
+def tangent_dual(backbone: nn.Module, head: nn.Module, support_x: Tensor, names: list[str], outputs: Outputs = "shared") -> Dual:
+    """The dual of the tangent kernel of head(backbone(x)) with respect to the weights of these names.
+
+    full:   J of all outputs: (n * output_dim, n * output_dim), as gradient flow on all outputs has it.
+    shared: J of the sum of the outputs over sqrt(output_dim): (n, n), for every output alike. It approaches the full
+            kernel as the layer before the head widens: Mohamadi, Bae and Sutherland 2023, arXiv:2206.12543.
+
+    Normalisation by the batch is part of the network: J of an item then depends on the other items of its set. The kernel
+    between queries and support set is never formed: its product with the dual weights is a directional derivative of f.
+    """
+    weights = named_weights(backbone, head)
+    moved = {name: weights[name] for name in names}
+
+    def f(moved: Weights, x: Tensor) -> Tensor:
+        return network(backbone, head, weights | moved, x)
+
+    values, pullback = vjp(lambda moved: f(moved, support_x), moved)
+    c = values.shape[1]
+    jacobian = {k: rows.flatten(1).double() for k, rows in vmap(pullback)(_cotangents(values, outputs))[0].items()}
+    gram = torch.stack([rows @ rows.mT for rows in jacobian.values()]).sum(0)
+
+    def predict(dual: Tensor) -> Callable[[Tensor], Prediction]:
+        directions = {k: (dual.mT @ jacobian[k]).to(w.dtype).view(-1, *w.shape) for k, w in moved.items()}
+
+        def prediction(x: Tensor) -> Prediction:
+            def derivative(direction: Weights) -> tuple[Tensor, Tensor]:
+                return jvp(lambda moved: f(moved, x), (moved,), (direction,))
+
+            with fsl.derivatives_of_any_order():
+                values, slopes = vmap(derivative)(directions)  # (k, n, c); the k values are one
+            correction = slopes[0] if outputs == "full" else slopes.sum(-1).mT / c**0.5
+            return Prediction(values[0].double(), correction.double())
+
+        return prediction
+
+    return Dual(gram, values.double(), predict)
+
+
+def _cotangents(values: Tensor, outputs: Outputs) -> Tensor:
+    """(m, n, c): one row for each row of the kernel."""
+    n, c = values.shape
+    if outputs == "full":
+        return torch.eye(n * c, dtype=values.dtype, device=values.device).view(n * c, n, c)
+    identity = torch.eye(n, dtype=values.dtype, device=values.device)
+    return identity[:, :, None].expand(n, n, c) / c**0.5

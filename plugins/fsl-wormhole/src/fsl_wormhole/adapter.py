@@ -1,0 +1,154 @@
+"""The adapter `wormhole`: gradient steps on the weights and on factors that multiply the network."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn import functional as F
+
+import fsl_core as fsl
+from fsl_wormhole.multipliers import Granularity, Location, Multipliers, Weights
+
+
+class Wormhole(fsl.Adapter):
+    """f(x) = a * h(x; theta): MAML on theta = (backbone, head) and on factors a that multiply the network.
+
+    inner_steps times, from a_i = initial and theta_i = theta:
+
+        a_i     <- a_i     - multiplier_lr * d L_support / d a_i
+        theta_i <- theta_i - inner_lr      * d L_support / d theta_i
+
+    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the
+    paper's text was not available. The abstract says that "an extra multiplicative parameter is introduced in the
+    inner-loop adaptation", which "creates a shortcut in the parameter space".
+
+    At a = 0 all weights give the same function, so that the way from h to -h leads through one point, and tasks that want
+    opposite functions may have the same theta. With multiplier_lr 0 and initial 1 this is MAML (Finn et al. 2017,
+    arXiv:1703.03400), with order 1 its first-order form.
+
+    The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in evaluation
+    mode `test_steps`; there the predictor carries no graph. Every weight is adapted, also one that the outer loop does not
+    train. Nothing keeps a learned multiplier_lr above zero.
+    """
+
+    name = "wormhole"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        backbone: nn.Module,
+        multiplies: Annotated[
+            Location, Field(description="what is multiplied: the output, the weights of each layer, or all weights by one factor")
+        ] = "output",
+        multipliers: Annotated[
+            Granularity,
+            Field(description="scalar: one (a layer); per-output: one for each prediction, or unit of a layer"),
+        ] = "scalar",
+        initial: Annotated[float, Field(description="the factors before adaptation, or where learned ones start")] = 1.0,
+        learn_initial: Annotated[bool, Field(description="whether the outer loop trains the factors before adaptation")] = False,
+        multiplier_lr: Annotated[
+            float | None,
+            Field(ge=0, description="inner learning rate of the factors, or its start; null: that of the weights"),
+        ] = None,
+        learn_multiplier_lr: Annotated[bool, Field(description="whether the outer loop trains multiplier_lr")] = False,
+        adapt_weights: Annotated[bool, Field(description="whether the weights are adapted too, or the factors alone")] = True,
+        inner_lr: Annotated[float, Field(gt=0, description="inner learning rate of the weights")] = 0.1,
+        inner_steps: Annotated[int, Field(ge=0, description="inner steps in training")] = 5,
+        test_steps: Annotated[int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")] = None,
+        order: Annotated[
+            Literal[1, 2], Field(description="2: exact meta-gradient. 1: without second derivatives, which is faster")
+        ] = 2,
+    ):
+        super().__init__()
+        test_steps = inner_steps if test_steps is None else test_steps
+        multiplier_lr = inner_lr if multiplier_lr is None else multiplier_lr
+        _require(multiplies in get_args(Location), f"multiplies: {multiplies!r}. One of {', '.join(get_args(Location))}")
+        _require(multipliers in get_args(Granularity), f"multipliers: {multipliers!r}. One of {', '.join(get_args(Granularity))}")
+        _require(
+            (multiplies, multipliers) != ("all", "per-output"),
+            "multipliers: 'per-output' with multiplies: 'all', which has one factor. 'scalar', or multiplies: 'layers'",
+        )
+        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
+        _require(multiplier_lr >= 0, f"multiplier_lr: {multiplier_lr}. A number from 0, or null")
+        _require(min(inner_steps, test_steps) >= 0, f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0")
+        _require(order in (1, 2), f"order: {order}. 1 or 2")
+        moved = multiplier_lr > 0 or learn_multiplier_lr
+        _require(
+            adapt_weights or moved,
+            "adapt_weights: false with multiplier_lr: 0, which adapts nothing. true, or another multiplier_lr",
+        )
+
+        self.task, self.order = task, order
+        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        weights = self._weights(backbone)
+        self.multipliers = Multipliers(multiplies, multipliers, initial, learn_initial, weights, task.output_dim)
+        like = next(iter(weights.values()))
+        self.multiplier_lr = nn.Parameter(like.new_tensor(multiplier_lr)) if learn_multiplier_lr else multiplier_lr
+        self.adapted = (*(weights if adapt_weights else ()), *(self.multipliers.shapes if moved else ()))
+
+    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        return deque(self._unroll(backbone, support), maxlen=1).pop()
+
+    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
+        return list(self._unroll(backbone, support))
+
+    def _weights(self, backbone: nn.Module) -> Weights:
+        own = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
+        return {f"backbone.{name}": weight for name, weight in backbone.named_parameters()} | own
+
+    def _unroll(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
+        """Predictors before the first and after each inner step."""
+        tracked = self.training and torch.is_grad_enabled()
+        net = _Net(backbone, self.multipliers)
+        weights = self._weights(backbone)
+        fast = weights | self.multipliers.start(like=next(iter(weights.values())))
+        fast = fast if tracked else _cut(fast)
+
+        def support_loss(adapted: Weights, others: Weights) -> Tensor:
+            return self.task.loss(net(adapted | others, support.x), support.y)
+
+        yield net.predictor(fast)
+        for _ in range(self.inner_steps if self.training else self.test_steps):
+            with torch.set_grad_enabled(tracked):
+                point = fast if self.order == 2 else _cut(fast)
+                adapted = {name: point[name] for name in self.adapted}
+                gradients = grad(support_loss)(adapted, {name: v for name, v in point.items() if name not in adapted})
+                fast = fast | {name: fast[name] - self._rate(name) * gradient for name, gradient in gradients.items()}
+            yield net.predictor(fast)
+
+    def _rate(self, name: str) -> float | Tensor:
+        return self.multiplier_lr if name in self.multipliers.shapes else self.inner_lr
+
+
+class _Net:
+    """Backbone, head and factors as a function of named tensors. No call changes the module: buffers are copied."""
+
+    def __init__(self, backbone: nn.Module, multipliers: Multipliers):
+        self.backbone, self.multipliers = backbone, multipliers
+
+    def __call__(self, fast: Weights, x: Tensor) -> Tensor:
+        factors = {name: fast[name] for name in self.multipliers.shapes}
+        weights = self.multipliers.on_weights({name: w for name, w in fast.items() if name not in factors}, factors)
+        body = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
+        buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}  # here: grad refuses captured ones
+        features = functional_call(self.backbone, body | buffers, (x,))
+        return self.multipliers.on_output(F.linear(features, weights["head.weight"], weights["head.bias"]), factors)
+
+    def predictor(self, fast: Weights) -> fsl.Predictor:
+        return lambda x: self(fast, x)
+
+
+def _cut(tensors: Weights) -> Weights:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
