@@ -1,0 +1,106 @@
+"""Recipes with these weightings: what is refused before a run, and that a run goes on exactly after an interruption."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+seed: 0
+episodes: {name: sinusoid, n_shot: 5, n_query: 5, tasks: 6}
+backbone: {name: mlp, hidden: [8, 8]}
+adapter: {name: shift}
+outer:
+  weighting: {name: uniform}
+  meta_batch_size: 4
+  steps: 8
+  validate_every: 0
+  checkpoint_every: 3
+evaluate: {episodes: 2}
+"""
+PLUGIN = '''
+"""A regression adapter, and a hook that stops the process in the middle of a run."""
+import os
+
+from torch import nn
+
+import fsl_core as fsl
+
+
+class Shift(fsl.Adapter):
+    """A linear head, moved by the mean error on the support set."""
+
+    name = "shift"
+
+    def __init__(self, task, backbone):
+        super().__init__()
+        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+
+    def adapt(self, backbone, support):
+        error = (support.y - self.head(backbone(support.x))).mean(0)
+        return lambda x: self.head(backbone(x)) + error
+
+
+@fsl.hookimpl
+def fsl_register_adapters(register):
+    register(Shift)
+
+
+@fsl.hookimpl
+def fsl_step_finished(run, step, metrics):
+    if os.environ.get("STOP_AT") == str(step):
+        os._exit(7)
+'''
+WEIGHTINGS = [
+    "{name: gradient-similarity, gradient: head, temperature: 0.3}",
+    "{name: uncertainty, of: task}",
+    "{name: conflict-free, method: pcgrad}",
+    "{name: memory}",
+]  # one that compares gradients, one with parameters, one that draws, one that remembers
+
+
+@pytest.fixture
+def command(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "fslplugin.py").write_text(PLUGIN)
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        given = {**os.environ, "FSL_LOAD_PLUGINS": "weighted-outer-loss", **environment}
+        line = [sys.executable, "-m", "fsl_core", *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_a_part_that_does_not_exist_is_refused_before_anything_runs(command):
+    refused = command("check", "recipe.yaml", "-s", "outer.weighting={name: gradient-similarity, gradient: neck.*}")
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("-s: outer.weighting: ")
+    message = "gradient-similarity: gradient: 'neck.*': no such parameter. all, head, last-block, or a pattern over backbone."
+    assert message in " ".join(refused.stderr.split())
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("weighting", ["{name: memory}", "{name: uncertainty, of: task}"])
+def test_tasks_that_come_once_are_refused_where_they_must_be_told_apart(command, weighting):
+    refused = command("check", "recipe.yaml", "-s", f"outer.weighting={weighting}", "-s", "episodes.tasks=null")
+    assert refused.returncode != 0
+    assert "these episodes have no finite set of tasks to tell apart" in " ".join(refused.stderr.split())
+    assert command("check", "recipe.yaml", "-s", f"outer.weighting={weighting}").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_an_interrupted_run_ends_as_one_that_was_not(command, tmp_path, weighting):
+    chosen = ("-s", f"outer.weighting={weighting}")
+    assert command("run", "recipe.yaml", *chosen, "--out", "whole").returncode == 0
+    assert command("run", "recipe.yaml", *chosen, "--out", "parts", STOP_AT="5").returncode == 7
+    assert not (tmp_path / "parts" / "result.json").exists()
+    resumed = command("resume", "parts")
+    assert resumed.returncode == 0, resumed.stderr
+    files = ["checkpoints/last.safetensors", "episodes.csv"]
+    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "parts" / f).read_bytes() for f in files)
+    assert json.loads((tmp_path / "whole" / "result.json").read_text())["weighting"] in weighting
