@@ -1,0 +1,93 @@
+"""Predictions of own pictures: a table for machines, a sheet to look at."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+from torch import Tensor
+
+from fsl_core.training.files import write_atomically
+from fsl_core.training.prediction import AdaptedPredictor, Pictures
+
+THUMBNAIL = 96
+SHOWN_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a predictor says about pictures.
+
+    probabilities: (n, n_way), each row summing to 1.
+    """
+
+    predictor: AdaptedPredictor
+    pictures: Pictures
+    probabilities: Tensor
+
+    @cached_property
+    def predicted(self) -> list[str]:
+        """The most probable class of each picture."""
+        return [self.predictor.classes[i] for i in self.probabilities.argmax(-1).tolist()]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right predictions, where the right classes are known."""
+        labels = self.pictures.labels
+        return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
+
+    def to_csv(self) -> str:
+        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class."""
+        labels = self.pictures.labels
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        right = ["class"] if labels else []
+        writer.writerow(["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)])
+        for i, (name, predicted, row) in enumerate(zip(self.pictures.names, self.predicted, self.probabilities, strict=True)):
+            known = [labels[i]] if labels else []
+            writer.writerow([name, predicted, *known, *(f"{p:.6f}" for p in row.tolist())])
+        return table.getvalue()
+
+    def write_html(self, path: Path) -> None:
+        """A page that fetches nothing: every picture as the model sees it, with its likeliest classes."""
+        environment = Environment(loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape())
+        html = environment.get_template("predictions.html").render(
+            predictor=self.predictor,
+            accuracy=self.accuracy,
+            support=self._support(),
+            rows=[self._row(i) for i in range(len(self.predicted))],
+        )
+        write_atomically(path, html)
+
+    def _support(self) -> list[tuple[str, list[str]]]:
+        shots = self.predictor.images.split(self.predictor.n_shot)
+        return [(name, [*map(_thumbnail, images)]) for name, images in zip(self.predictor.classes, shots, strict=True)]
+
+    def _row(self, i: int) -> dict[str, Any]:
+        ranked = sorted(zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True), reverse=True)
+        label = self.pictures.labels[i] if self.pictures.labels else None
+        return {
+            "name": self.pictures.names[i],
+            "image": _thumbnail(self.pictures.images[i]),
+            "predicted": self.predicted[i],
+            "label": label,
+            "wrong": label is not None and label != self.predicted[i],
+            "ranked": ranked[:SHOWN_CLASSES],
+        }
+
+
+def _thumbnail(image: Tensor) -> str:
+    """(channels, size, size) uint8 as the address of an inlined PNG."""
+    pixels = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

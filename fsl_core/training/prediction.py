@@ -1,0 +1,232 @@
+"""Own pictures: a trained run adapted to class folders, and what it says about other pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fsl_core.config.recipe import read_recipe
+from fsl_core.data.folders import class_images, image_files, subfolders
+from fsl_core.data.vision import decode_image
+from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
+from fsl_core.errors import DataError, FslError, RunError, ShapeError
+from fsl_core.hooks.registry import load
+from fsl_core.training.experiment import Experiment, build_experiment
+from fsl_core.training.files import ENVIRONMENT, RECIPE, read_json, writing
+from fsl_core.training.run import Run, open_run
+from fsl_core.training.seeding import seed_torch
+
+TOGETHER = 256
+ITEM_BY_ITEM = ("support", "running", "group", "none")
+"""Normalisations under which a picture's prediction does not depend on the other pictures."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to predict.
+
+    images: (n, channels, size, size) uint8.    names: of their files, relative to their folder.
+    labels: the right class of each, where they lie in class folders, else None.
+    """
+
+    images: Tensor
+    names: list[str]
+    labels: list[str] | None
+
+
+@dataclass(frozen=True)
+class AdaptedPredictor:
+    """A trained learner and the labelled pictures that it adapts to.
+
+    images: (n_way * n_shot, channels, size, size) uint8, sorted by class.    classes: their names.
+    found:  labelled pictures in each class folder; of each the first n_shot are used.
+    invert: pictures are read with light and dark exchanged.
+    origin: what a file needs to build the learner again: the text of the recipe, plugin files.
+    """
+
+    experiment: Experiment
+    learner: Learner
+    images: Tensor
+    classes: tuple[str, ...]
+    found: tuple[int, ...]
+    invert: bool
+    origin: dict[str, Any]
+
+    @property
+    def n_shot(self) -> int:
+        return len(self.images) // len(self.classes)
+
+    @property
+    def together(self) -> bool:
+        """Whether a prediction depends on which pictures are predicted with it."""
+        return self.learner.adapter.transductive or self.experiment.norm not in ITEM_BY_ITEM
+
+    def read(self, folder: Path) -> Pictures:
+        """The pictures of a folder, in subfolders too; of class folders, with labels, where they are called as the classes.
+
+        Raises DataError if there are none, one is unreadable, or only some folders are called as classes.
+        """
+        _require_folder(folder)
+        files = image_files(folder)
+        if not files:
+            raise DataError(f"{folder}: no pictures. At least one file such as .jpg or .png")
+        places = [file.relative_to(folder) for file in files]
+        tops = sorted({place.parts[0] if len(place.parts) > 1 else "" for place in places})
+        known = [name for name in tops if name in self.classes]
+        if known and known != tops:
+            other = next(name for name in tops if name not in known)
+            what = f"a folder {other!r}, which is no class" if other else "pictures outside of class folders"
+            raise DataError(f"{folder}: class folders and {what}. Only folders of {', '.join(self.classes)}, or pictures alone")
+        labels = [place.parts[0] for place in places] if known else None
+        return Pictures(_decode(files, self.experiment, self.invert), [place.as_posix() for place in places], labels)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(n, channels, size, size) uint8 -> (n, n_way) probabilities of the classes, on the CPU."""
+        x = self._scaled(images)
+        with torch.no_grad():
+            predict = self.predictor(x)
+            return torch.cat([predict(part).softmax(-1) for part in x.split(len(x) if self.together else TOGETHER)]).cpu()
+
+    def predictor(self, x: Tensor) -> Predictor:
+        """Adapt, always in the same way; x is what a transductive adapter sees of the pictures, values 0 .. 1."""
+        self.learner.eval()
+        seed_torch("prediction", self.experiment.recipe.sections.seed)
+        y = torch.arange(len(self.classes), device=x.device).repeat_interleave(self.n_shot)
+        query = LabelledSet(x, x.new_zeros(len(x)))
+        return self.learner.adapt(Episode(LabelledSet(self._scaled(self.images), y), query, torch.tensor(0, device=x.device)))
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        device = next(self.learner.parameters()).device
+        return images.to(device).float() / torch.tensor(255.0, device=device)
+
+    def save(self, path: Path) -> None:
+        """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
+        tensors = {f"learner.{name}": t.detach().cpu().clone().contiguous() for name, t in self.learner.state_dict().items()}
+        record = {"classes": self.classes, "found": self.found, "invert": self.invert, **self.origin}
+        with writing(path):
+            save_file({**tensors, "support": self.images.contiguous()}, path, metadata={"fsl-predictor": json.dumps(record)})
+
+    def export(self, path: Path, images: Tensor) -> float:
+        """Write the adapted predictor alone with torch.export: (n, channels, size, size) values 0 .. 1 -> (n, n_way).
+
+        images: uint8, to compare on. Returns the largest difference of the file's probabilities from those here; RunError
+        where the predictor cannot be exported or it exceeds 1e-4.
+        """
+        x = self._scaled(images.repeat(2, 1, 1, 1))  # torch.export takes one row to mean one row always
+        where = f"{path}: adapter {self.learner.adapter.name!r}"
+        if self.learner.adapter.transductive:
+            raise RunError(f"{where} adapts to the pictures it predicts. --save, which adapts anew")
+        with torch.no_grad():
+            module = _Exportable(self.learner, self.predictor(x)).eval()
+            try:
+                program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), strict=False)
+                difference = float((program.module()(x[: len(images)]) - module(x[: len(images)])).abs().max())
+            except Exception as error:  # torch.export fails in many ways
+                reason = " ".join(str(error).split())[:200]
+                raise RunError(f"{where} cannot be exported ({reason}). --save, which keeps what it adapts from") from error
+        if not difference <= 1e-4:
+            raise RunError(f"{where}: the exported probabilities differ by {difference:.1e}. --save, which adapts anew")
+        with writing(path):
+            torch.export.save(program, path)
+        return difference
+
+
+class _Exportable(nn.Module):
+    def __init__(self, learner: Learner, predict: Predictor):
+        super().__init__()
+        self.learner, self.predict = learner, predict
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.predict(x).softmax(-1)
+
+
+def adapt_to_folder(
+    directory: Path,
+    support: Path,
+    invert: bool = False,
+    checkpoint: str | None = None,
+    device: torch.device | str = "cpu",
+    no_plugin: Iterable[str] = (),
+) -> AdaptedPredictor:
+    """A trained run with the labelled pictures of `support`: one folder for each class, sorted by name.
+
+    Where classes have unequal numbers of pictures, the first of each are used, as many as the smallest class has.
+    checkpoint: best or last; default: as in the recipe.    invert: exchange light and dark in all pictures.
+    Raises DataError if the folders do not fit, RunError if there is no trained run or it does not take pictures.
+    """
+    with open_run(directory, torch.device(device), write=False, no_plugin=no_plugin) as run:
+        run.restore_for_evaluation(checkpoint)
+        return _adapt_run(run, support, invert)
+
+
+def _adapt_run(run: Run, support: Path, invert: bool) -> AdaptedPredictor:
+    experiment = run.experiment
+    _require_pictures(run.directory, experiment.source.task)
+    _require_folder(support)
+    folders = subfolders(support)
+    if len(folders) < 2:
+        raise DataError(f"{support}: {len(folders)} class folders. At least two folders of pictures, named as their classes")
+    files = [class_images(folder) for folder in folders]
+    n_shot = min(map(len, files))
+    images = _decode((file for of_class in files for file in of_class[:n_shot]), experiment, invert)
+    try:
+        learner = experiment.learner_for(len(folders), n_shot)
+    except ShapeError as error:
+        raise DataError(f"{support}: {len(folders)} classes of {n_shot}: {error}") from error
+    recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
+    origin = {"recipe": recipe, "plugin_files": read_json(run.directory / ENVIRONMENT, "plugin_files")["plugin_files"]}
+    classes = tuple(folder.name for folder in folders)
+    return AdaptedPredictor(experiment, learner, images, classes, tuple(map(len, files)), invert, origin)
+
+
+def load_predictor(path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()) -> AdaptedPredictor:
+    """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, record = {n: file.get_tensor(n) for n in file.keys()}, json.loads(file.metadata()["fsl-predictor"])  # noqa: SIM118
+        images = tensors.pop("support")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: not a whole file of `fsl predict --save`. Such a file, or a run directory") from error
+    registry = load(files=[Path(f) for f in record["plugin_files"]], no_plugin=no_plugin)
+    with TemporaryDirectory() as folder:
+        recipe = Path(folder) / RECIPE
+        recipe.write_text(record["recipe"], encoding="utf-8")
+        try:
+            experiment = build_experiment(read_recipe(recipe, registry), device)
+        except FslError as error:
+            raise RunError(str(error).replace(str(recipe), f"{path}: recipe")) from error
+    classes = tuple(record["classes"])
+    learner = experiment.learner_for(len(classes), len(images) // len(classes))
+    try:
+        learner.load_state_dict({name.removeprefix("learner."): tensor for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise RunError(f"{path}: its weights do not fit the plugins installed. Their versions at the time of --save") from error
+    origin = {key: record[key] for key in ("recipe", "plugin_files")}
+    return AdaptedPredictor(experiment, learner, images, classes, tuple(record["found"]), record["invert"], origin)
+
+
+def _require_pictures(where: Path, task: TaskShape) -> None:
+    shape = tuple(task.input_shape)
+    if task.kind != "classification" or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise RunError(f"{where}: a run of {task.kind} with items of shape {shape}. A run that classifies square pictures")
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        state = "is no folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {state}. A folder of pictures")
+
+
+def _decode(files: Iterable[Path], experiment: Experiment, invert: bool) -> Tensor:
+    channels, size, _ = experiment.source.task.input_shape
+    images = torch.stack([decode_image(file, size, "gray" if channels == 1 else "rgb") for file in files])
+    return 255 - images if invert else images
