@@ -1,10 +1,13 @@
-# make run · test · lint · docs · clean      recipe=FILE and plugin=NAME narrow them
+# make run · test · lint · bench · docs · clean      recipe=FILE, plugin=NAME and only=SECTION narrow them
 PYTHON ?= python3
 recipe ?= recipes/glyphs/5w1s-maml.yaml
 plugin ?=
+only ?=
+options ?=
 
 BIN := .venv/bin
 CORE_BIN := .venvs/core/bin
+BENCH_BIN := .venvs/bench/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := -m pytest --quiet -n 2
@@ -12,7 +15,7 @@ TESTS := $(if $(plugin),plugins/$(plugin),tests plugins README.md docs)
 # two test processes, one thread each: more threads than cores only wait for one another
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: run test test-core lint format docs clean
+.PHONY: run test test-core lint format bench docs clean
 
 run: .venv/ready
 	$(BIN)/fsl run $(recipe)
@@ -20,9 +23,9 @@ run: .venv/ready
 test: .venv/ready $(if $(plugin),,test-core)
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) $(TESTS)
 
-# core by itself: nothing of plugins/ is installed in this environment
+# core by itself: nothing of plugins/ is installed in this environment; command lines are tested with the rest and with wheels
 test-core: .venvs/core/ready
-	$(ONE_THREAD) $(CORE_BIN)/python $(PYTEST) -m "not slow" tests
+	$(ONE_THREAD) $(CORE_BIN)/python $(PYTEST) -m "not slow" tests $(patsubst %,--ignore=tests/%,cli sweeping benchmarks)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -31,6 +34,10 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# races against the peers, in an environment of its own; make bench only=omniglot options=--quick
+bench: .venvs/bench/ready
+	$(BENCH_BIN)/python -m benchmarks $(if $(only),--only $(only)) $(options)
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -48,3 +55,8 @@ clean:
 	test -x $(CORE_BIN)/python || $(PYTHON) -m venv .venvs/core
 	$(CORE_BIN)/python $(PIP_INSTALL) -e .[dev]
 	touch $@
+
+# a peer that could not be installed is left out, saying so, and tried again the next time
+.venvs/bench/ready: pyproject.toml constraints.txt $(PLUGINS) benchmarks/requirements.txt benchmarks/install.py
+	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv .venvs/bench
+	$(BENCH_BIN)/python benchmarks/install.py && touch $@ || test -f .venvs/bench/peers.json

@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.registry import load
+from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.experiment import build_experiment
 
 
@@ -17,7 +19,10 @@ def _check_recipe(example) -> None:
     with TemporaryDirectory() as folder:
         recipe = Path(folder) / f"{Path(example.path).stem}.yaml"
         recipe.write_text(example.parsed, encoding="utf-8")
-        build_experiment(read_recipe(recipe, load()))
+        if has_matrix(recipe):
+            plan_sweep(read_matrix(recipe, load()))
+        else:
+            build_experiment(read_recipe(recipe, load()))
 
 
 pytest_collect_file = Sybil(

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fsl_core.blocks import ConvBlock
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split
@@ -17,27 +18,35 @@ if TYPE_CHECKING:
         TaskShape,
         TaskWeighting,
         call_declared,
+        gradient_columns,
         one_hot,
     )
     from fsl_core.errors import DataError, FslError, PluginError, RecipeError, RunError, ShapeError
+    from fsl_core.forward import call_with
     from fsl_core.hooks.specs import HOOK_API, hookimpl
-    from fsl_core.norms import Norm, NormedBackbone, NormPolicy
+    from fsl_core.norms import Norm, NormedBackbone, NormPolicy, derivatives_of_any_order
+    from fsl_core.training.prediction import AdaptedPredictor, adapt_to_folder, load_predictor
 
 _HOME = {
+    "ConvBlock": "blocks",
+    "call_with": "forward",
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
     **dict.fromkeys(("EpisodeSource", "Split"), "data.source"),
     **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
     **dict.fromkeys(("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"),
-    **dict.fromkeys(("TaskShape", "TaskWeighting", "call_declared", "one_hot"), "episode"),
+    **dict.fromkeys(("TaskShape", "TaskWeighting", "call_declared", "gradient_columns", "one_hot"), "episode"),
     **dict.fromkeys(("DataError", "FslError", "PluginError", "RecipeError", "RunError", "ShapeError"), "errors"),
     **dict.fromkeys(("HOOK_API", "hookimpl"), "hooks.specs"),
-    **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone"), "norms"),
+    **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone", "derivatives_of_any_order"), "norms"),
+    **dict.fromkeys(("AdaptedPredictor", "adapt_to_folder", "load_predictor"), "training.prediction"),
 }
 
 __version__ = "0.1.0"
 __all__ = [
     "HOOK_API",
+    "AdaptedPredictor",
     "Adapter",
+    "ConvBlock",
     "DataError",
     "Episode",
     "EpisodeSource",
@@ -58,9 +67,14 @@ __all__ = [
     "Split",
     "TaskShape",
     "TaskWeighting",
+    "adapt_to_folder",
     "call_declared",
+    "call_with",
+    "derivatives_of_any_order",
     "draw_bits",
+    "gradient_columns",
     "hookimpl",
+    "load_predictor",
     "one_hot",
     "to_distinct",
     "to_uniform",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -98,12 +99,15 @@ class Adapter(nn.Module):
     hypernetwork, a kernel, a learned step size) are parameters of the adapter; `adapt` changes none of them.
 
     vectorizable: `adapt` works under torch.func.vmap: no value is read, no module is patched.
+    threadable:   tasks may be computed by several threads at once; False where `adapt` differentiates in forward mode (jvp),
+                  whose levels torch keeps for the whole process.
     transductive: predictions depend on the other unlabelled queries.
     order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second derivatives left out.
     """
 
     name: ClassVar[str]
     vectorizable: bool = True
+    threadable: bool = True
     transductive: bool = False
     order: int = 2
 
@@ -135,7 +139,7 @@ class Adapter(nn.Module):
         return loss(prediction, episode.query.y), prediction
 
     def on_progress(self, progress: float) -> None:
-        """Called before each outer step with step / total in 0 .. 1, for warm-ups and schedules."""
+        """Called before each outer step, and when a checkpoint of that step is to be judged, with step / total in 0 .. 1."""
 
 
 def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
@@ -158,29 +162,39 @@ class Outcomes(NamedTuple):
     """What a task weighting may look at; all of it detached.
 
     losses:    (meta_batch_size,) values of the objective.
-    gradients: (meta_batch_size, P) meta-gradients of the tasks, or None where the weighting does not ask for them.
+    gradients: (meta_batch_size, P) meta-gradients of the tasks, or None where the weighting does not ask for them; which
+               parameter has which columns is what a weighting's constructor gets as `columns`.
+    ids:       (meta_batch_size,) int64, `Episode.id` of each.
     """
 
     losses: Tensor
     gradients: Tensor | None = None
+    ids: Tensor | None = None
 
 
 class TaskWeighting(nn.Module):
     """An outer loop's weights: the meta-gradient is sum_i weights[i] * gradient of task i.
 
     needs: "losses" or "gradients" (or both): what `weigh` reads. An empty set: weights that depend on neither.
-    total: what the weights sum to: "one", or "tasks" for a sum over the meta-batch.
+    total: what the weights sum to: "one", "tasks" for a sum over the meta-batch, or "any" where the sum carries meaning.
     """
 
     name: ClassVar[str]
     needs: frozenset[str] = frozenset({"losses"})
-    total: Literal["one", "tasks"] = "one"
+    total: Literal["one", "tasks", "any"] = "one"
 
     def weigh(self, outcomes: Outcomes) -> Tensor:
         """(meta_batch_size,) non-negative weights."""
         raise NotImplementedError(
             f"{type(self).__name__}.weigh: not written. A function of Outcomes that returns one weight a task"
         )
+
+    def objective(self, weights: Tensor, outcomes: Outcomes) -> Tensor:
+        """The scalar that the weighting's own parameters minimise, where it has any; `weights` as `weigh` returned them.
+
+        Default: the weighted loss. Override it for a penalty: minimising weights that sum to one alone favours easy tasks.
+        """
+        return (weights * outcomes.losses).sum()
 
 
 class Learner(nn.Module):
@@ -210,6 +224,17 @@ class Learner(nn.Module):
         with support_reference(episode.support.x):
             predictors: Iterable[Predictor] = call_declared(self.adapter.trajectory, self.backbone, episode)
         return [_within(episode.support.x, predictor) for predictor in predictors]
+
+
+def gradient_columns(learner: Learner) -> dict[str, slice]:
+    """Where each trained parameter lies in a row of `Outcomes.gradients`, by names such as `adapter.head.weight`.
+
+    >>> gradient_columns(Learner(nn.Linear(2, 3), Adapter()))
+    {'backbone.weight': slice(0, 6, None), 'backbone.bias': slice(6, 9, None)}
+    """
+    sizes = {name: p.numel() for name, p in learner.named_parameters() if p.requires_grad}
+    ends = accumulate(sizes.values())
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def _within(support_x: Tensor, predictor: Predictor) -> Predictor:

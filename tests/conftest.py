@@ -101,6 +101,7 @@ outer:
   validate_every: 5
   validate_episodes: 4
   checkpoint_every: 4
+execution: {mode: loop}
 evaluate: {episodes: 10}
 """
 

@@ -1,4 +1,4 @@
-"""Imports point only to the left: errors, words, norms, episode | config | hooks | data | engine | training | reporting | cli."""
+"""Imports point only to the left, in the order of LAYERS."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from pathlib import Path
 import fsl_core
 
 PACKAGE = Path(fsl_core.__file__).parent
-LAYERS = ["errors", "words", "norms", "episode", "config", "hooks", "data", "engine", "training", "reporting", "cli"]
+LAYERS = [
+    "errors",
+    "words",
+    "norms",
+    "forward",
+    "blocks",
+    "episode",
+    "config",
+    "hooks",
+    "data",
+    "engine",
+    "training",
+    "sweeping",
+    "reporting",
+    "cli",
+]
 PUBLIC_USERS = {"builtin", "testing"}
-DATA_TOOLS = {"data.cache", "data.strokes", "data.vision"}
+DATA_TOOLS = {"data.augment", "data.cache", "data.folders", "data.strokes", "data.vision"}
 
 
 def imported(file: Path) -> set[str]:

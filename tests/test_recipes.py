@@ -1,4 +1,5 @@
-"""Every recipe of the repository is valid and trains: two outer steps, on synthetic episodes where it names real data."""
+"""Every recipe of the repository is valid and trains: two outer steps, on synthetic episodes where it names real data;
+of a matrix every combination is built and the last one trains."""
 
 from __future__ import annotations
 
@@ -8,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsl_core.config.document import read_document
+from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.registry import load
+from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.outer_loop import judge, train
 from fsl_core.training.run import new_run
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-SYNTHETIC = {"glyphs", "sinusoid"}
+SYNTHETIC = {"glyphs", "sinusoid", "threshold-comparison", "wavelet-transform"}
 SHORT = ["outer.steps=2", "outer.meta_batch_size=2", "outer.validate_every=2", "outer.validate_episodes=2", "evaluate.episodes=2"]
 
 
@@ -29,11 +33,11 @@ def test_recipe_trains(path: Path, tmp_path: Path):
     for package in _required(path):
         if package not in {d.name for d in metadata.distributions()}:
             pytest.skip(f"{package} is not installed")
-    recipe = read_recipe(path, registry, SHORT)
-    if recipe.chosen["episodes",].name not in SYNTHETIC:
-        task = recipe.sections.episodes
-        episodes = f"{{name: glyphs, n_way: {task.n_way}, n_shot: {task.n_shot}, n_query: 2}}"
-        recipe = read_recipe(path, registry, [*SHORT, f"episodes={episodes}", "evaluate.n_query=2"])
+    if has_matrix(path):
+        every = plan_sweep(read_matrix(path, registry, [*SHORT, *_synthetic(path)]), with_data=False).cells
+        recipe = every[-1].recipe
+    else:
+        recipe = read_recipe(path, registry, [*SHORT, *_synthetic(path)])
     with new_run(tmp_path / "run", recipe, registry, torch.device("cpu"), []) as run:
         train(run)
         assert judge(run)["episodes"] == 2
@@ -41,10 +45,17 @@ def test_recipe_trains(path: Path, tmp_path: Path):
 
 def test_a_recipe_says_how_to_run_it():
     for path in RECIPES:
-        assert path.read_text().startswith(f"# fsl run {path.relative_to(ROOT)}"), path
+        command = "sweep" if has_matrix(path) else "run"
+        assert path.read_text().startswith(f"# fsl {command} {path.relative_to(ROOT)}"), path
 
 
 def _required(path: Path) -> list[str]:
-    from ruamel.yaml import YAML
+    return [text.split(">")[0] for text in read_document(path).data.get("requires", [])]
 
-    return [text.split(">")[0] for text in YAML(typ="safe", pure=True).load(path).get("requires", [])]
+
+def _synthetic(path: Path) -> list[str]:
+    """Overrides that put glyphs in the place of real data."""
+    task = read_document(path).data["episodes"]
+    if task["name"] in SYNTHETIC:
+        return []
+    return [f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}", "evaluate.n_query=2"]

@@ -26,10 +26,18 @@ def add_commands(app: typer.Typer) -> None:
 
 def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  # noqa: B006
     """Check a recipe: every option of every part, without reading data or training."""
+    from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.experiment import build_experiment, build_optimizer
 
-    checked = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides)
+    registry = load_registry(no_plugin, plugins_dir, recipe)
+    if has_matrix(recipe, overrides):
+        plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
+        axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
+        typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
+        return
+    checked = read_recipe(recipe, registry, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
     parameters = sum(p.numel() for p in experiment.learner.parameters())
@@ -65,7 +73,7 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    _table(
+    print_table(
         ["plugin", "from", "status", "offers"],
         [
             [r["name"], f"{r['distribution']} {r['version']}", _status(r), ", ".join(r["offers"]) or ", ".join(r["hooks"])]
@@ -86,7 +94,7 @@ def list_components(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        _table(["name", "from", "summary"], [list(row.values()) for row in rows])
+        print_table(["name", "from", "summary"], [list(row.values()) for row in rows])
 
 
 def show(
@@ -111,7 +119,7 @@ def show(
         return
     typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
     rows = [_option_row(option, described) for option in described["properties"].items() if option[0] != "name"]
-    _table(["option", "type", "default", "meaning"], rows) if rows else typer.echo("It has no options.")
+    print_table(["option", "type", "default", "meaning"], rows) if rows else typer.echo("It has no options.")
 
 
 def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
@@ -169,7 +177,8 @@ def _type_text(spec: dict[str, Any]) -> str:
     return " ".join([text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)])
 
 
-def _table(headings: list[str], rows: list[list[str]]) -> None:
+def print_table(headings: list[str], rows: list[list[str]]) -> None:
+    """Rows of text under headings, as wide as the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

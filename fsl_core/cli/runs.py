@@ -1,4 +1,4 @@
-"""Commands that train and evaluate: run, resume, eval, reproduce, report."""
+"""Commands that train and evaluate: run, resume, eval, reproduce, report, compare."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="run dire
 
 
 def add_commands(app: typer.Typer) -> None:
-    for command in (run, resume, evaluate, reproduce, report):
+    for command in (run, resume, evaluate, reproduce, report, compare):
         app.command(name={"evaluate": "eval"}.get(command.__name__, command.__name__))(command)
 
 
@@ -115,16 +115,57 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def report(directory: RunDirectory, no_plugin: NoPlugin = []) -> None:  # noqa: B006
+def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = []) -> None:  # noqa: B006
     """Write a finished run's report.html anew and say where it is."""
-    from fsl_core.errors import RunError
+    from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
     from fsl_core.training.files import RESULT, check_files
+    from fsl_core.training.run import open_run
 
     if not (directory / RESULT).is_file():
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
     check_files(directory)
-    typer.echo(f"report: {write_report(directory)}")
+    try:
+        with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
+            opened.restore_for_evaluation()
+            path = write_report(directory, opened)
+    except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
+        typer.echo(f"without episodes: {error}", err=True)
+        path = write_report(directory, why_no_episodes=str(error))
+    typer.echo(f"report: {path}")
+
+
+def compare(
+    first: RunDirectory,
+    second: RunDirectory,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page with a scatter of episodes")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
+    from dataclasses import asdict
+
+    from fsl_core.reporting.comparison import compare_runs, write_comparison
+    from fsl_core.reporting.scores import read_scores
+
+    runs = [read_scores(directory) for directory in (first, second)]
+    paired = compare_runs(*runs)
+    metric = runs[0].metric
+    if html is not None:
+        write_comparison(html, *runs)
+    if as_json:
+        scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
+        episodes = {"episode_set": runs[0].result["episode_set"], "page": str(html) if html else None}
+        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
+        return
+    for run in runs:
+        typer.echo(f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}")
+    typer.echo(
+        f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
+        f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
+    )
+    typer.echo(f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}")
+    if html is not None:
+        typer.echo(f"page: {html}")
 
 
 def _run(
@@ -143,9 +184,11 @@ def _run(
 
 def _complete(run: Run) -> dict[str, Any]:
     from fsl_core.cli.progress import ProgressBar
+    from fsl_core.engine.memory import keep_freed_memory
     from fsl_core.reporting.report import ReportWriter
     from fsl_core.training.outer_loop import judge, train
 
+    keep_freed_memory()
     bar = ProgressBar(_console())
     run.registry.observe(bar)
     run.registry.observe(ReportWriter())
@@ -199,4 +242,5 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
             f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, episode set {result['episode_set'][:12]}"
         )
+        typer.echo(f"execution {result.get('execution', 'unknown: an earlier version ran it')}")
         typer.echo(f"report: {directory / 'report.html'}")

@@ -90,14 +90,20 @@ def _override(document: Document, override: str) -> None:
         raise RecipeError(f"-s {override}: not an override. key.path=value, such as adapter.inner_lr=0.1")
     path = tuple(key.split("."))
     value = _plain(_parse(text, f"-s {key}"), Document("-s", {}), ())
+    set_key(document, path, value, "-s", said=f"-s {override}")
+
+
+def set_key(document: Document, path: KeyPath, value: Any, place: str, said: str = "") -> None:
+    """Replace what a key path holds. place: where the value is written, for messages; said: the words that asked for it."""
     node = document.data
     for depth, part in enumerate(path[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise RecipeError(f"-s {override}: {'.'.join(path[:depth])} is {_name(node)}. A key path through mappings")
+            asked, passed = said or f"{place}: {'.'.join(map(str, path))}", ".".join(map(str, path[:depth]))
+            raise RecipeError(f"{asked}: {passed} is {_name(node)}. A key path through mappings")
     node[path[-1]] = value
-    document.places = {p: place for p, place in document.places.items() if p[: len(path)] != path}
-    document.places[path] = "-s"
+    document.places = {p: where for p, where in document.places.items() if p[: len(path)] != path}
+    document.places[path] = place
 
 
 def _name(value: Any) -> str:

@@ -17,7 +17,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
     "backbone": frozenset({"task"}),
     "adapter": frozenset({"task", "backbone"}),
-    "weighting": frozenset(),
+    "weighting": frozenset({"columns", "tasks"}),
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),
 }
@@ -72,8 +72,10 @@ def _options_model(component: Component) -> type[BaseModel]:
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
-    if inspect.isclass(factory) and factory.__init__.__module__ == "torch.nn.modules.module":
-        return []  # a module without a constructor of its own
+    if inspect.isclass(factory):
+        home = next(base for base in factory.__mro__ if "__init__" in vars(base))
+        if home.__module__ == "torch.nn.modules.module":  # the class, for torch.compile puts a function of its own in place
+            return []  # a module without a constructor of its own
     return list(inspect.signature(factory).parameters.values())
 
 

@@ -59,11 +59,44 @@ class Evaluate(_Section):
     checkpoint: Annotated[Literal["best", "last"], Field(description="best on validation, or the last")] = "best"
 
 
+class ExecutionOptions(_Section):
+    """How meta-batches are computed; every mode gives the same numbers, up to rounding."""
+
+    mode: Annotated[
+        Literal["auto", "loop", "vmap", "compiled"],
+        Field(description="loop: task by task; vmap: one batch; compiled: that, by torch.compile; auto: measured at the start"),
+    ] = "auto"
+    workers: Annotated[Count | None, Field(description="tasks at once, on a core each, of a loop on a CPU; null: measured")] = (
+        None
+    )
+    chunk: Annotated[Count | None, Field(description="tasks batched together at most by vmap and compiled; null: all")] = None
+    precision: Annotated[Literal["float32", "bf16"], Field(description="bf16: under autocast")] = "float32"
+    checkpoint_gradients: Annotated[
+        bool, Field(description="query activations computed again in the backward pass: slower, in less memory; loop only")
+    ] = False
+
+
 class Expected(_Section):
     """A measured figure and how far a new run may be from it."""
 
     value: float
     tolerance: Annotated[float, Field(ge=0)]
+
+
+class MatrixSection(_Section):
+    """Lists of values at key paths; `fsl sweep` runs every combination."""
+
+    exclude: Annotated[list[dict[str, Any]], Field(description="combinations left out, such as {adapter: maml}")] = []
+    baseline: Annotated[dict[str, Any], Field(description="what the others are compared with; default: the first")] = {}
+
+
+_AXIS = {
+    "description": "values of this key path, or named mappings of key paths to values",
+    "oneOf": [
+        {"type": "array", "minItems": 1},
+        {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object", "minProperties": 1}},
+    ],
+}
 
 
 class _Outer(_Section):
@@ -73,6 +106,9 @@ class _Outer(_Section):
     steps: Annotated[Count, Field(description="outer steps")]
     clip_gradient_norm: Annotated[float | None, Field(gt=0, description="longest meta-gradient followed")] = None
     clip_gradient_value: Annotated[float | None, Field(gt=0, description="largest entry of the meta-gradient followed")] = None
+    log_conflict: Annotated[
+        int, Field(ge=0, description="outer steps between measurements of how far tasks' meta-gradients conflict; 0: never")
+    ] = 0
     validate_every: Annotated[int, Field(ge=0, description="outer steps between validations; 0: never")] = 500
     validate_episodes: Annotated[int, Field(gt=1, description="episodes of one validation")] = 100
     checkpoint_every: Annotated[Count, Field(description="outer steps between checkpoints")] = 500
@@ -100,6 +136,7 @@ def recipe_model(catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | Non
         backbone=(section(("backbone",)), ...),
         adapter=(section(("adapter",)), ...),
         outer=(outer, ...),
+        execution=(ExecutionOptions, ExecutionOptions()),
         evaluate=(Evaluate, Evaluate()),
         expect=(Annotated[dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")], {}),
     )
@@ -135,8 +172,16 @@ class Recipe:
 
 
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
-    """Read and check a recipe. RecipeError lists every fault with file, line and key."""
+    """Read and check a recipe of one run. RecipeError lists every fault with file, line and key."""
     document = read_document(path, overrides)
+    if document.data.get("matrix") is not None:
+        where = document.where(("matrix",))
+        raise RecipeError(f"{where}: a matrix of many runs. `fsl sweep {path}` runs them all, `-s matrix=null` leaves it out")
+    return check_document(document, catalogue)
+
+
+def check_document(document: Document, catalogue: Catalogue) -> Recipe:
+    """The checked recipe of one run. RecipeError lists every fault with file, line and key."""
     chosen, faults = _choose(document, catalogue)
     faults += _unmet_requirements(document)
     faults += _huge_numbers(document, document.data)
@@ -147,14 +192,18 @@ def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ())
     except ValidationError as error:
         faults += _validation_faults(document, error, model)
     if faults:
-        raise RecipeError(_in_file_order(faults))
+        raise RecipeError(in_file_order(faults))
     return Recipe(document, sections, chosen)
 
 
 def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
     """JSON Schema of recipes made from everything installed, for completion in editors."""
     schema = recipe_model(catalogue).model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "fsl recipe"}
+    complete = {"required": schema.pop("required")}  # the values of a matrix may stand in for a section
+    matrix = MatrixSection.model_json_schema()
+    schema["properties"]["matrix"] = {**matrix, "additionalProperties": _AXIS, "description": MatrixSection.__doc__}
+    conditional = {"if": {"required": ["matrix"]}, "else": complete}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, **conditional, "title": "fsl recipe"}
 
 
 def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Component], list[str]]:
@@ -264,7 +313,9 @@ def _at(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _in_file_order(faults: list[str]) -> list[str]:
+def in_file_order(faults: list[str]) -> list[str]:
+    """Faults by the line that each begins with."""
+
     def line(fault: str) -> int:
         place = fault.split(": ", 1)[0].rpartition(":")[2]
         return int(place) if place.isdigit() else 0

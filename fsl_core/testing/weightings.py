@@ -14,6 +14,7 @@ from fsl_core.testing.tiny import double_precision
 
 TOLERANCE = 1e-9
 PARAMETER_COUNT = 6  # columns of the gradient matrix
+DRAWS, MEAN_TOLERANCE = 2000, 0.05  # weights summing to one deviate by at most 0.5: 4.4 standard errors of their mean
 EXTREME = {torch.float64: 1e30, torch.float32: 1e15}  # their squares are finite
 
 
@@ -21,9 +22,13 @@ class WeightingContract:
     """Inherit as `class TestMine(WeightingContract)` and write `make`.
 
     The claims of the weighting itself, `needs` and `total`, are measured. It sees what the engine would give it:
-    gradients only if it needs them, and no losses worth reading if it needs nothing.
+    gradients, of 6 numbers a task, only if it needs them; no losses worth reading if it needs nothing; ids 0 .. 4.
+
+    random: weights are drawn from torch's global generator; what is said of them is then checked for their mean over
+            2000 draws, to 0.05.
     """
 
+    random: ClassVar[bool] = False
     sizes: ClassVar[tuple[int, ...]] = (1, 2, 5)
 
     def make(self) -> fsl.TaskWeighting:
@@ -46,7 +51,7 @@ class WeightingContract:
         assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `outer.weighting.name`"
         unknown = set(weighting.needs) - {"losses", "gradients"}
         assert not unknown, f"needs: {sorted(unknown)}. 'losses', 'gradients', both, or an empty set"
-        assert weighting.total in ("one", "tasks"), f"total: {weighting.total!r}. 'one' or 'tasks'"
+        assert weighting.total in ("one", "tasks", "any"), f"total: {weighting.total!r}. 'one', 'tasks' or 'any'"
 
     def test_one_finite_weight_a_task(self, size: int) -> None:
         self._check(self._weigh(_outcomes(size)), size, "weigh")
@@ -56,22 +61,22 @@ class WeightingContract:
             for losses in ([0.0], [1 / large], [large], [0.0, 1 / large, 1.0, large]):
                 values = torch.tensor((losses * size)[:size], dtype=dtype)
                 signs = _outcomes(size).gradients.to(dtype)
-                weights = self._weigh(fsl.Outcomes(values, values[:, None] * signs))
+                weights = self._weigh(fsl.Outcomes(values, values[:, None] * signs, torch.arange(size)))
                 self._check(weights, size, f"weigh, {dtype}, losses and gradients of size {sorted(set(values.tolist()))}")
 
     def test_equal_tasks_weigh_the_same(self, size: int) -> None:
         one = _outcomes(1)
-        weights = self._weigh(fsl.Outcomes(one.losses.expand(size), one.gradients.expand(size, -1)))
-        assert _close(weights, weights.mean().expand(size)), (
+        weights = self._mean_weights(fsl.Outcomes(one.losses.expand(size), one.gradients.expand(size, -1), torch.arange(size)))
+        assert self._close(weights, weights.mean().expand(size)), (
             f"weigh: tasks with equal losses and gradients weigh {weights.tolist()}. The same for each: a task's place in the "
             "meta-batch says nothing about it"
         )
 
     def test_order_of_tasks(self, size: int) -> None:
         outcomes, order = _outcomes(size), torch.arange(size).roll(1)
-        expected = self._weigh(outcomes)[order]
-        found = self._weigh(fsl.Outcomes(outcomes.losses[order], outcomes.gradients[order]))
-        assert _close(found, expected), (
+        expected = self._mean_weights(outcomes)[order]
+        found = self._mean_weights(fsl.Outcomes(*(tensor[order] for tensor in outcomes)))
+        assert self._close(found, expected), (
             f"weigh: {found.tolist()} for permuted tasks, whose permuted weights are {expected.tolist()}. Weights that "
             "follow the tasks, whatever their place in the meta-batch"
         )
@@ -80,7 +85,7 @@ class WeightingContract:
         weighting = self._weighting()
         outcomes, expected = _outcomes(size), self._weigh(_outcomes(size))
         if not weighting.needs:
-            found = self._weigh(fsl.Outcomes(torch.zeros(size)))
+            found = self._weigh(outcomes._replace(losses=torch.zeros(size)))
             assert _close(found, expected), "needs: empty, and the weights change with the losses. {'losses'}"
         elif "losses" not in weighting.needs:
             found = self._weigh(outcomes._replace(losses=outcomes.losses.flip(0) + 1))
@@ -88,10 +93,23 @@ class WeightingContract:
                 "needs: {'gradients'}, and the weights change with the losses. {'losses', 'gradients'}"
             )
 
+    def test_randomness_is_torchs(self, size: int) -> None:
+        first, again = self._weigh(_outcomes(size)), self._weigh(_outcomes(size))
+        assert torch.equal(first, again), (
+            f"weigh: {first.tolist()}, then {again.tolist()} under the same torch.manual_seed. Randomness from torch's global "
+            "generator alone, which the outer loop seeds before each step"
+        )
+
+    def test_randomness_is_claimed(self) -> None:
+        draws = [self._weigh(_outcomes(5), seed) for seed in range(20)]
+        varies = not all(torch.equal(weights, draws[0]) for weights in draws)
+        assert varies or not self.random, "random: True, and 20 seeds give the same weights. Drop the claim"
+        assert self.random or not varies, "random: False, and weights differ between seeds. random = True on the test class"
+
     def test_outcomes_are_only_read(self, size: int) -> None:
         outcomes, before = _outcomes(size), _outcomes(size)
         self._weigh(outcomes)
-        for what in ("losses", "gradients"):
+        for what in fsl.Outcomes._fields:
             same = torch.equal(getattr(outcomes, what), getattr(before, what))
             assert same, f"weigh: it changed outcomes.{what} in place. A new tensor: the engine goes on to use this one"
 
@@ -100,10 +118,12 @@ class WeightingContract:
         trained = {name: p for name, p in weighting.named_parameters() if p.requires_grad}
         if not trained:
             pytest.skip("it has no parameters")
-        outcomes = _outcomes(5)
-        weights = weighting.weigh(self._given(weighting, outcomes))
+        outcomes = self._given(weighting, _outcomes(5))
+        weights = weighting.weigh(outcomes)
         assert weights.requires_grad, f"weigh: no graph from {', '.join(trained)} to the weights. Nothing detached, no no_grad"
-        gradients = torch.autograd.grad((weights * outcomes.losses).sum(), list(trained.values()), allow_unused=True)
+        objective = weighting.objective(weights, outcomes)
+        assert objective.shape == (), f"objective: shape {tuple(objective.shape)}. A scalar"
+        gradients = torch.autograd.grad(objective, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, gradients, strict=True):
             reached = gradient is not None and gradient.count_nonzero()
             assert reached, f"weigh: {name} gets no gradient. A part in the weights, or no such parameter"
@@ -114,7 +134,7 @@ class WeightingContract:
         given = self._given(first, _outcomes(5))
         first.weigh(given)  # a weighting may keep running averages
         second.load_state_dict(first.state_dict())
-        expected, found = first.weigh(given), second.weigh(given)
+        expected, found = self._seeded(first, given), self._seeded(second, given)
         assert _close(found, expected), (
             f"state_dict: a fresh weighting that loads it gives {found.tolist()}, the saved one {expected.tolist()}. Every "
             "tensor that matters as a parameter or a buffer: a resumed run must go on as if never stopped"
@@ -124,10 +144,24 @@ class WeightingContract:
         torch.manual_seed(seed)
         return self.make()
 
-    def _weigh(self, outcomes: fsl.Outcomes) -> Tensor:
+    def _weigh(self, outcomes: fsl.Outcomes, seed: int = 2) -> Tensor:
         weighting = self._weighting()
-        torch.manual_seed(2)
-        return weighting.weigh(self._given(weighting, outcomes)).detach()
+        return self._seeded(weighting, self._given(weighting, outcomes), seed)
+
+    def _mean_weights(self, outcomes: fsl.Outcomes) -> Tensor:
+        if not self.random:
+            return self._weigh(outcomes)
+        weighting = self._weighting()
+        given = self._given(weighting, outcomes)
+        return torch.stack([weighting.weigh(given) for _ in range(DRAWS)]).mean(0).detach()
+
+    def _close(self, found: Tensor, expected: Tensor) -> bool:
+        return _close(found, expected, MEAN_TOLERANCE * float(expected.sum()) if self.random else TOLERANCE)
+
+    @staticmethod
+    def _seeded(weighting: fsl.TaskWeighting, given: fsl.Outcomes, seed: int = 2) -> Tensor:
+        torch.manual_seed(seed)
+        return weighting.weigh(given).detach()
 
     @staticmethod
     def _given(weighting: fsl.TaskWeighting, outcomes: fsl.Outcomes) -> fsl.Outcomes:
@@ -140,19 +174,24 @@ class WeightingContract:
             "a norm or sum that can be zero"
         )
         assert (weights >= 0).all(), f"{where}: weights {weights.tolist()}. None below zero: it would unlearn a task"
-        total = 1 if self._weighting().total == "one" else size
+        claimed = self._weighting().total
+        if claimed == "any":
+            assert weights.sum() > 0, f"{where}: weights that are all zero. One above it, or the learner stands still"
+            return
+        total = 1 if claimed == "one" else size
         tolerance = TOLERANCE if weights.dtype == torch.float64 else 1e-5
         assert abs(weights.sum().item() - total) <= tolerance * total, (
-            f"{where}: weights that sum to {weights.sum().item():.9g}. {total}, or another claim: `total` is 'one' or 'tasks'"
+            f"{where}: weights that sum to {weights.sum().item():.9g}. {total}, or another claim: "
+            "`total` is 'one', 'tasks' or 'any'"
         )
 
 
 def _outcomes(size: int) -> fsl.Outcomes:
-    """Losses in 0 .. 2 and gradients that mostly, not always, agree in direction."""
+    """Losses in 0 .. 2, gradients that mostly, not always, agree in direction, and tasks 0 .. size - 1."""
     generator = torch.Generator().manual_seed(size)
     losses = 2 * torch.rand(size, generator=generator)
-    return fsl.Outcomes(losses, 0.5 + torch.randn(size, PARAMETER_COUNT, generator=generator))
+    return fsl.Outcomes(losses, 0.5 + torch.randn(size, PARAMETER_COUNT, generator=generator), torch.arange(size))
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= TOLERANCE)
+def _close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
+    return bool((found - expected).abs().max() <= tolerance)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine.workers import Workers, draws_random_numbers
 from fsl_core.episode import Episode, Learner, TaskShape
+from fsl_core.errors import RunError
 from fsl_core.training.seeding import seed_torch
 
 TIMED_EPISODES = 20
@@ -71,12 +74,15 @@ def evaluate(
     task: TaskShape | None = None,
     on_episode: Callable[[], None] = lambda: None,
     each_step: bool = True,
+    workers: int = 1,
 ) -> Evaluation:
     """Adapt to each of the first `episodes` episodes of a split and score the queries.
 
     seed: of the frozen episodes, not of a run.    task: their shape, where it is not the one of training.
     on_episode: called after each episode, for progress bars.
     each_step: score the queries after each inner step too, which takes as many passes over them.
+    workers: episodes at a time, on a core each; one where adapting draws random numbers, and on a GPU.
+    RunError at the first episode whose loss is not a number: no mean over it would mean anything.
     """
     learner.eval()
     task = task or source.task
@@ -84,18 +90,26 @@ def evaluate(
     rows: list[list[float]] = []
     losses: list[float] = []
     times: list[float] = []
+
+    def judge_one(learner: Learner, episode: Episode) -> tuple[list[float], float]:
+        seed_torch("evaluation", seed, split, int(episode.id))
+        predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
+        predictions = [predict(episode.query.x) for predict in predictors]
+        return [float(task.score(p, episode.query.y)) for p in predictions], float(task.loss(predictions[-1], episode.query.y))
+
     with torch.no_grad():
         for start in range(0, episodes, DRAWN_TOGETHER):
             batch = source.batch(split, range(start, min(start + DRAWN_TOGETHER, episodes)), seed, task)
             digest.update(source.fingerprint(batch))
-            for episode in batch.unbatch():
-                seed_torch("evaluation", seed, split, int(episode.id))
-                if len(times) < TIMED_EPISODES:
-                    times.append(_adaptation_time(learner, episode))
-                predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
-                predictions = [predict(episode.query.x) for predict in predictors]
-                rows.append([float(task.score(prediction, episode.query.y)) for prediction in predictions])
-                losses.append(float(task.loss(predictions[-1], episode.query.y)))
+            adapted = batch.unbatch()
+            if not times:
+                times = [_adaptation_time(learner, episode) for episode in adapted[:TIMED_EPISODES]]
+                shared = _shared(learner, adapted[0], workers)
+            for episode, (row, value) in zip(adapted, shared.map(judge_one, adapted), strict=True):
+                if math.isnan(value):
+                    raise RunError(f"evaluation, {split} episode {int(episode.id)}: the loss is nan. Finite items and weights")
+                rows.append(row)
+                losses.append(value)
                 on_episode()
     after_steps = [list(column) for column in zip(*rows, strict=True)]
     return Evaluation(
@@ -106,6 +120,25 @@ def evaluate(
         episode_set=digest.hexdigest(),
         adaptation_seconds=median(times),
     )
+
+
+def _shared(learner: Learner, episode: Episode, workers: int) -> Workers:
+    alone = workers == 1 or episode.support.x.is_cuda or not learner.adapter.threadable
+    alone = alone or draws_random_numbers(lambda: learner.adapt(episode))
+    return Workers(learner, 1 if alone else workers)
+
+
+def predict_episodes(
+    learner: Learner, source: EpisodeSource, split: Split, indices: Sequence[int], seed: int = 0, task: TaskShape | None = None
+) -> Iterator[tuple[Episode, Tensor]]:
+    """Single frozen episodes with the predictions of their queries, (n_queries, output_dim), as `evaluate` scores them."""
+    learner.eval()
+    task = task or source.task
+    for episode in source.batch(split, indices, seed, task).unbatch():
+        seed_torch("evaluation", seed, split, int(episode.id))
+        with torch.no_grad():
+            prediction = learner.trajectory(episode)[-1](episode.query.x)
+        yield episode, prediction
 
 
 def _adaptation_time(learner: Learner, episode: Episode) -> float:

@@ -10,8 +10,8 @@ from torch import nn
 
 from fsl_core.config.recipe import Recipe
 from fsl_core.data.source import EpisodeSource
-from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting
-from fsl_core.errors import DataError, RecipeError
+from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
+from fsl_core.errors import DataError, RecipeError, ShapeError
 from fsl_core.training.seeding import seed_torch
 
 
@@ -19,7 +19,7 @@ from fsl_core.training.seeding import seed_torch
 class Experiment:
     """What a recipe describes.
 
-    test_task: shape of the evaluation episodes.    test_learner: the learner itself, or a twin for another number of ways.
+    test_task: shape of the evaluation episodes.
     """
 
     recipe: Recipe
@@ -29,11 +29,22 @@ class Experiment:
     test_task: TaskShape
 
     def test_learner(self) -> Learner:
-        """The learner for test episodes: a twin with the same weights where the number of ways differs from training."""
-        if self.test_task.n_way == self.source.task.n_way:
+        """The learner for test episodes."""
+        return self.learner_for(self.test_task.n_way, self.test_task.n_shot)
+
+    def learner_for(self, n_way: int, n_shot: int) -> Learner:
+        """The learner itself, or a twin with the same weights where the number of ways or shots differs from training.
+
+        Raises ShapeError where a weight has a size fixed by these numbers.
+        """
+        trained = self.source.task
+        if (n_way, n_shot) == (trained.n_way, trained.n_shot):
             return self.learner
-        twin = _build_learner(self.recipe, self.test_task).to(next(self.learner.parameters()).device)
-        twin.load_state_dict(self.learner.state_dict())
+        output_dim = n_way if trained.kind == "classification" else trained.output_dim
+        twin = _build_learner(self.recipe, replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim))
+        if name := _misfit(self.learner, twin):
+            raise ShapeError(_fixed(name, self.learner, trained))
+        twin.to(next(self.learner.parameters()).device).load_state_dict(self.learner.state_dict())
         return twin
 
     @property
@@ -48,7 +59,7 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
     source: EpisodeSource = recipe.build(("episodes",)).to(device)
     learner = _build_learner(recipe, source.task)
-    weighting: TaskWeighting = recipe.build(("outer", "weighting"))
+    weighting: TaskWeighting = recipe.build(("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks)
     test_task = _test_task(recipe, source.task)
     _check_ways(recipe, learner, source.task, test_task)
     _check_expectations(recipe, test_task)
@@ -72,15 +83,22 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
 
 
 def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
-    if task.n_way == test_task.n_way:
-        return
-    ours, theirs = learner.state_dict(), _build_learner(recipe, test_task).state_dict()
-    for name, tensor in ours.items():
-        if name not in theirs or theirs[name].shape != tensor.shape:
-            raise RecipeError(
-                f"{recipe.document.where(('evaluate', 'n_way'))}: {name} of adapter {learner.adapter.name!r} has a size fixed by "
-                f"n_way {task.n_way}. The same n_way, or an adapter for any number of ways such as nearest-centroid"
-            )
+    changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
+    if changed and (name := _misfit(learner, _build_learner(recipe, test_task))):
+        raise RecipeError(f"{recipe.document.where(('evaluate', changed[0]))}: {_fixed(name, learner, task)}")
+
+
+def _misfit(learner: Learner, twin: Learner) -> str | None:
+    """The first weight of the learner that its twin lacks or has in another shape."""
+    ours, theirs = learner.state_dict(), twin.state_dict()
+    return next((name for name, tensor in ours.items() if name not in theirs or theirs[name].shape != tensor.shape), None)
+
+
+def _fixed(name: str, learner: Learner, task: TaskShape) -> str:
+    return (
+        f"{name} of adapter {learner.adapter.name!r} has a size fixed by n_way {task.n_way} or n_shot {task.n_shot}. "
+        f"The same numbers, or an adapter for any number of ways such as nearest-centroid"
+    )
 
 
 def _check_expectations(recipe: Recipe, task: TaskShape) -> None:

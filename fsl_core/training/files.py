@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 
 from fsl_core.errors import RunError
 
-RECIPE, ENVIRONMENT, METRICS, EPISODES, RESULT = (
+RECIPE, ENVIRONMENT, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
     "environment.json",
+    "execution.json",
     "metrics.jsonl",
     "episodes.csv",
     "result.json",

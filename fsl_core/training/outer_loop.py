@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from fsl_core.engine.meta_gradient import MetaBatchResult, meta_gradient
+from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import Episode, Learner
 from fsl_core.errors import TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
+from fsl_core.training.conflict import gradient_conflict
 from fsl_core.training.evaluation import Evaluation, evaluate
+from fsl_core.training.execution import choose_execution, workers_of
 from fsl_core.training.experiment import check_data
 from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
@@ -29,11 +31,12 @@ def train(run: Run) -> None:
     outer, hook = run.recipe.sections.outer, run.registry.hook
     factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)
+    compute = _prepare(run)
     hook.fsl_run_started(run=run)
     while run.step < run.steps:
         for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor(run.step, run.steps)
-        metrics = _outer_step(run)
+        metrics = _outer_step(run, compute)
         run.step += 1
         run.record({"step": run.step, **metrics})
         hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
@@ -65,6 +68,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "adaptation_seconds": evaluation.adaptation_seconds,
         "training_seconds": sum(r["seconds"] for r in run.read_metrics() if "seconds" in r),
         "device": str(run.device),
+        "execution": str(run.execution),
     }
     run.write_result(result, evaluation)
     run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
@@ -74,10 +78,17 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
 def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluation:
     """Evaluate the run's present weights on the first `episodes` frozen episodes of a split; options as for `evaluate`."""
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
-    return evaluate(experiment.test_learner(), experiment.source, split, episodes, seed, experiment.test_task, **options)
+    learner, task, workers = experiment.test_learner(), experiment.test_task, workers_of(run)
+    return evaluate(learner, experiment.source, split, episodes, seed, task, workers=workers, **options)
 
 
-def _outer_step(run: Run) -> dict[str, float]:
+def _prepare(run: Run) -> MetaGradient:
+    experiment = run.experiment
+    run.execution = choose_execution(run)
+    return MetaGradient(experiment.learner, experiment.weighting, experiment.source.task.loss, run.execution.execution)
+
+
+def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
     experiment, outer = run.experiment, run.recipe.sections.outer
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
@@ -86,7 +97,8 @@ def _outer_step(run: Run) -> dict[str, float]:
     first = run.step * outer.meta_batch_size
     episodes = experiment.source.batch("train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed)
     seed_torch(run.recipe.sections.seed, "step", run.step)
-    outcome = meta_gradient(learner, experiment.weighting, episodes, task.loss)
+    watched = bool(outer.log_conflict) and run.step % outer.log_conflict == 0 and outer.meta_batch_size > 1
+    outcome = compute(episodes, keep_gradients=watched)
     _refuse_non_finite(run, episodes, outcome)
     norm = _clip(run)
     run.optimizer.step()
@@ -97,6 +109,7 @@ def _outer_step(run: Run) -> dict[str, float]:
         task.metric: score / outer.meta_batch_size,
         "lr": run.optimizer.param_groups[0]["lr"],
         "gradient_norm": norm,
+        **(gradient_conflict(outcome.gradients) if watched else {}),
         "seconds": time.perf_counter() - started,
     }
 

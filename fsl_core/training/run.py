@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.engine.choice import Choice
 from fsl_core.errors import RunError
 from fsl_core.hooks.registry import Registry, load
 from fsl_core.training import checkpoints
@@ -27,6 +28,7 @@ from fsl_core.training.experiment import Experiment, build_experiment, build_opt
 from fsl_core.training.files import (
     ENVIRONMENT,
     EPISODES,
+    EXECUTION,
     METRICS,
     RECIPE,
     RESULT,
@@ -43,6 +45,7 @@ class Run:
 
     name: of the recipe's file, without `.yaml`.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
+    execution: how its meta-batches are computed and why; None before training.
     """
 
     directory: Path
@@ -54,6 +57,7 @@ class Run:
     device: torch.device
     step: int = 0
     best: dict[str, float] | None = None
+    execution: Choice | None = None
     _pending: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -88,7 +92,8 @@ class Run:
         which = which or self.recipe.sections.evaluate.checkpoint
         if which == "best" and not self.checkpoint_path("best").is_file():
             which = "last"  # never validated
-        checkpoints.restore(self.checkpoint_path(which), self.modules)
+        progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
+        self.experiment.learner.adapter.on_progress(progress["step"] / self.steps)
         return which
 
     def record(self, metrics: dict[str, Any]) -> None:
@@ -131,14 +136,28 @@ def new_run(directory: Path, recipe: Recipe, registry: Registry, device: torch.d
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
     check_data(run.experiment)
+    environment = {"recipe": name, **describe_environment(registry), "device": str(device), "plugin_files": files}
     with _only_writer(directory):
         _refuse_used(directory, recipe)
-        stream = io.StringIO()
-        YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
-        environment = {"recipe": name, **describe_environment(registry), "device": str(device), "plugin_files": files}
-        write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        write_atomically(directory / RECIPE, stream.getvalue())
+        _write_beginning(directory, recipe, environment)
         yield run
+
+
+def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
+    """Make a run directory that `open_run` takes as a run with no step done yet; one that is there already stays as it is.
+
+    environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
+    """
+    with _only_writer(directory):
+        if not (directory / RECIPE).is_file():
+            _write_beginning(directory, recipe, environment)
+
+
+def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
+    write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    write_atomically(directory / RECIPE, stream.getvalue())
 
 
 @contextmanager
@@ -150,6 +169,7 @@ def open_run(directory: Path, device: torch.device, *, write: bool, no_plugin: I
     registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
     recipe = read_recipe(directory / RECIPE, registry)
     run = _assemble(directory, environment["recipe"], recipe, registry, device)
+    run.execution = read_choice(directory)
     with _only_writer(directory) if write else nullcontext():
         yield run
 
@@ -157,6 +177,12 @@ def open_run(directory: Path, device: torch.device, *, write: bool, no_plugin: I
 def _assemble(directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device) -> Run:
     experiment = build_experiment(recipe, device)
     return Run(directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device)
+
+
+def read_choice(directory: Path) -> Choice | None:
+    """How the meta-batches of a run were computed so far, or None where nothing was trained."""
+    path = directory / EXECUTION
+    return Choice.from_dict(read_json(path, "mode", "reason")) if path.is_file() else None
 
 
 @contextmanager

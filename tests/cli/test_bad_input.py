@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_merged_keys_and_keys_that_are_no_words_have_a_line(call: Call, tmp_path
     (tmp_path / "toy.yaml").write_text(
         text.replace("evaluate: {", "evaluate:\n  <<: {seed: 2}\n  ? 7\n  : 7\n  ").replace("10}", "10")
     )
-    refused(call("check", "toy.yaml"), "toy.yaml:14: evaluate.7: section 'evaluate' has no such option. ")
+    refused(call("check", "toy.yaml"), "toy.yaml:15: evaluate.7: section 'evaluate' has no such option. ")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +264,29 @@ def test_omniglot_absent_or_damaged(call: Call, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "runs").exists()
 
 
+def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
+    cifar = ["run", "toy.yaml", *QUICK, *CONV4, *options("episodes={name: cifar-fs, download: false}")]
+    refused(
+        call(*cifar, "-s", "episodes.root=/nonexistent"),
+        *["episodes 'cifar-fs': /nonexistent: named by option root, but no such folder. "] * 2,
+    )
+    grid = tmp_path / "data" / "cifarfs" / "train" / "apple.webp"
+    grid.parent.mkdir(parents=True)
+    rooted = [*cifar, "-s", "episodes.root=data"]
+    refused(call(*rooted), *["episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data ("] * 2)
+    grid.write_text("x")
+    refused(
+        call(*rooted),
+        "episodes 'cifar-fs': data/cifarfs: 1 of 64 classes, not aquarium_fish, bear, bee …. All of them",
+        "episodes 'cifar-fs': no class files or folders",
+    )
+    refused(
+        call(*rooted, "-s", "episodes.augment=crop"),
+        "-s: episodes.augment: found \"crop\". Expected 'none', 'flip' or 'crop-flip'",
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.fixture
 def finished(call: Call, tmp_path: Path) -> Path:
     assert call("run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out").code == 0
@@ -330,6 +354,79 @@ def test_a_run_directory_in_use(call: Call, finished: Path):
     refused(call(*first), "out: holds an unfinished run of this recipe. `fsl resume out` continues it")
     (finished / "recipe.yaml").write_text("seed: [")
     refused(call(*first), "out/recipe.yaml:1: YAML syntax: ")
+
+
+@pytest.fixture
+def trained(call: Call, pictures: Path) -> Path:
+    """A run on pictures, with class folders to predict from."""
+    assert call("run", "toy.yaml", *QUICK, *CONV4, *options(f"episodes={PICTURES}"), "--out", "trained").code == 0
+    (pictures.parent / "empty").mkdir()
+    return pictures.parent
+
+
+PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pictures/test"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "trained", "--query", "pictures/test"], "--support: absent. A folder with one folder of labelled pictures"),
+        (["predict", "absent", *PREDICT[2:]], "absent: no run here (recipe.yaml is absent). "),
+        (["predict", "toy.yaml", "--query", "pictures"], "toy.yaml: not a whole file of `fsl predict --save`. "),
+        (["predict", "toy.yaml", *PREDICT[2:], "--invert"], "toy.yaml: a file, and --support, --invert. "),
+        ([*PREDICT, "--checkpoint", "first"], "--checkpoint first: no such checkpoint. best or last"),
+        ([*PREDICT, "--device", "cuda:63"], "--device cuda:63: not available here. "),
+        ([*PREDICT, "--support", "absent"], "absent: does not exist. A folder of pictures"),
+        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is no folder. A folder of pictures"),
+        ([*PREDICT, "--support", "empty"], "empty: 0 class folders. At least two folders of pictures"),
+        ([*PREDICT, "--support", "pictures/train/class0"], "pictures/train/class0: 0 class folders. At least two"),
+        ([*PREDICT, "--query", "absent"], "absent: does not exist. A folder of pictures"),
+        ([*PREDICT, "--query", "empty"], "empty: no pictures. At least one file such as .jpg or .png"),
+        ([*PREDICT, "--out", "absent/x.csv"], "absent/x.csv: No such file or directory. A folder with room"),
+        ([*PREDICT, "--html", "absent/x.html"], "absent/x.html: No such file or directory. A folder with room"),
+        ([*PREDICT, "--save", "empty"], "empty: "),
+    ],
+)
+def test_predictions(call: Call, trained: Path, arguments: list[str], message: str):
+    ended = call(*arguments)
+    lines = [line for line in ended.err.splitlines() if not line.startswith("note: ")]
+    assert ended.code == 2
+    assert not ended.out
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
+    query = trained / "pictures" / "test"
+    (query / "class9").mkdir()
+    shutil.copy(query / "class0" / "1.png", query / "class9")
+    refused(call(*PREDICT), "pictures/test: class folders and a folder 'class9', which is no class. Only folders of class0, ")
+    (query / "class9" / "1.png").rename(query / "1.png")
+    refused(call(*PREDICT), "pictures/test: class folders and pictures outside of class folders. ")
+    (query / "1.png").unlink()
+    (query / "class1" / "2.png").write_text("hello")
+    refused(call(*PREDICT), "pictures/test/class1/2.png: not a readable image (")
+    (trained / "pictures" / "train" / "class8").mkdir()
+    refused(call(*PREDICT), "pictures/train/class8: no images in this class folder. ")
+
+
+def test_runs_that_take_no_pictures_and_damaged_files(call: Call, trained: Path, finished: Path):
+    message = "out: a run of classification with items of shape (2,). A run that classifies square pictures"
+    refused(call("predict", "out", *PREDICT[2:]), message)
+    assert call(*PREDICT, "--save", "kept").code == 0
+    kept = trained / "kept"
+    kept.write_bytes(kept.read_bytes()[:-50])
+    refused(call("predict", "kept", "--query", "pictures/test"), "kept: not a whole file of `fsl predict --save`. ")
+
+
+def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
+    assert call(*PREDICT, "--save", "kept").code == 0
+    ended = call("predict", "kept", "--query", "pictures/test", "--no-plugin", "conv4")
+    refused(
+        ended,
+        "kept: recipe:",
+    )
+    assert "backbone 'conv4': no installed plugin offers it. Not loaded: conv4 (--no-plugin)" in ended.err
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(call: Call):

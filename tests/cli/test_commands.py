@@ -12,7 +12,20 @@ import pytest
 def test_help_lists_every_command(fsl):
     shown = fsl("--help")
     assert shown.returncode == 0
-    for command in ["run", "resume", "eval", "reproduce", "report", "check", "schema", "plugins", "list", "show", "doctor"]:
+    for command in [
+        "run",
+        "resume",
+        "eval",
+        "reproduce",
+        "report",
+        "compare",
+        "check",
+        "schema",
+        "plugins",
+        "list",
+        "show",
+        "doctor",
+    ]:
         assert f" {command} " in shown.stdout
 
 
@@ -65,7 +78,7 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
             2,
             "-s: adapter.name: adapter 'mamal': no installed plugin offers it. ",
         ),
-        (["check", "toy.yaml", "-s", "adapter.name=wormhole"], 2, "pip install fsl-wormhole"),
+        (["check", "toy.yaml", "-s", "backbone.name=resnet12"], 2, "pip install fsl-learn2learn"),
         (["run", "toy.yaml", "--no-plugin", "nothing"], 2, "--no-plugin nothing: no plugin is called so. "),
         (["run", "toy.yaml", "--plugins-dir", "absent"], 2, "--plugins-dir absent: no such folder. "),
         (["run", "toy.yaml", "--device", "quantum"], 2, "--device quantum: not available here. "),

@@ -48,7 +48,7 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
         ("lr: 0.01", "lr: fast", 'toy.yaml:6: outer.optimizer.lr: found "fast". Expected a valid number'),
         ("steps: 12", "stepps: 12", "toy.yaml:8: outer.stepps: section 'outer' has no such option. Did you mean 'steps'?"),
         ("steps: 12", "steps: yes", 'toy.yaml:8: outer.steps: found "yes". Expected a valid integer'),
-        ("evaluate:", "evalute:", "toy.yaml:12: evalute: the recipe has no such option. Did you mean 'evaluate'?"),
+        ("evaluate:", "evalute:", "toy.yaml:13: evalute: the recipe has no such option. Did you mean 'evaluate'?"),
         ("seed: 0", "seed: -1", "toy.yaml:1: seed: found -1. Expected greater than or equal to 0"),
         (
             "seed: 0",
@@ -138,6 +138,7 @@ def test_a_constructor_that_refuses_is_named_with_its_line(toy_recipe: Path, toy
 
 def test_the_schema_accepts_what_the_reader_accepts(toy_registry: Registry):
     schema = recipe_schema(toy_registry)
-    assert {"episodes", "backbone", "adapter", "outer"} <= set(schema["required"])
+    assert {"episodes", "backbone", "adapter", "outer"} <= set(schema["else"]["required"])  # unless a matrix has them
     assert "blobs" in str(schema["properties"]["episodes"])
     assert schema["$schema"].startswith("https://json-schema.org/")
+    assert {"exclude", "baseline"} == set(schema["properties"]["matrix"]["properties"])

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import fsl_core as fsl
+from fsl_core.config.options import Component
 from fsl_core.errors import PluginError
 from fsl_core.hooks.registry import Plugin, Registry, load, plugin_files
 
@@ -146,6 +148,7 @@ def test_a_known_package_that_failed_gives_its_reason():
 def test_one_file_plugins(tmp_path: Path):
     text = """
 import fsl_core as fsl
+from fsl_core.config.options import Component
 
 class W(fsl.TaskWeighting):
     name = "w"
@@ -184,3 +187,17 @@ def test_observers_are_called():
     registry.observe(Observer())
     registry.hook.fsl_step_finished(run=None, step=3, metrics={})
     assert seen == [3]
+
+
+def test_a_module_without_a_constructor_has_no_options_after_torch_compile(monkeypatch: pytest.MonkeyPatch):
+    """torch.compile replaces nn.Module.__init__ by a function of another module."""
+
+    def patched_init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+
+    class Plain(fsl.Adapter):
+        name = "plain"
+
+    original = torch.nn.Module.__init__
+    monkeypatch.setattr(torch.nn.Module, "__init__", patched_init)
+    assert list(Component("adapter", "plain", Plain, "test").options.model_fields) == ["name"]

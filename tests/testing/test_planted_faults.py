@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -123,6 +124,21 @@ class AgreementContract(WeightingContract):
         return Agreement()
 
 
+class Drawn(fsl.TaskWeighting):
+    name = "drawn"
+    needs = frozenset()
+
+    def weigh(self, outcomes):
+        return torch.rand_like(outcomes.losses).softmax(0)
+
+
+class DrawnContract(WeightingContract):
+    random = True
+
+    def make(self):
+        return Drawn()
+
+
 class FirstOrderMaml(FunctionalMaml):
     order = 1
 
@@ -161,6 +177,7 @@ SOUND = [
     UniformSumContract,
     SoftmaxContract,
     AgreementContract,
+    DrawnContract,
 ]
 
 
@@ -424,6 +441,18 @@ class ClaimsTasks(SumsToMore):
         return outcomes.losses.softmax(0)
 
 
+class AllZero(SumsToMore):
+    total = "any"
+
+    def weigh(self, outcomes):
+        return torch.zeros_like(outcomes.losses)
+
+
+class ObjectivePerTask(SoftmaxOfLoss):
+    def objective(self, weights, outcomes):
+        return weights * outcomes.losses
+
+
 class ByPlace(SumsToMore):
     def weigh(self, outcomes):
         return torch.arange(1.0, 1 + len(outcomes.losses), dtype=outcomes.losses.dtype).softmax(0)
@@ -433,6 +462,14 @@ class FirstTaskLessLoss(SumsToMore):
     def weigh(self, outcomes):
         scores = outcomes.losses - torch.nn.functional.one_hot(torch.tensor(0), len(outcomes.losses)) * outcomes.losses
         return scores.softmax(0)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+class DrawnFromNumpy(SumsToMore):
+    def weigh(self, outcomes):
+        return torch.from_numpy(GENERATOR.random(len(outcomes.losses))).softmax(0)
 
 
 class Negative(SumsToMore):
@@ -499,8 +536,12 @@ class MisspelledNeed(SumsToMore):
 WEIGHTING_FAULTS = [
     (SumsToMore, "one_finite_weight_a_task"),
     (ClaimsTasks, "one_finite_weight_a_task"),
+    (AllZero, "one_finite_weight_a_task"),
+    (ObjectivePerTask, "gradient_reaches_every_parameter"),
     (ByPlace, "equal_tasks_weigh_the_same"),
     (FirstTaskLessLoss, "order_of_tasks"),
+    (Drawn, "randomness_is_claimed"),
+    (DrawnFromNumpy, "randomness_is_torchs"),
     (Negative, "one_finite_weight_a_task"),
     (QuotientOfExponentials, "extreme_outcomes"),
     (DividesByTheSum, "extreme_outcomes"),

@@ -83,3 +83,17 @@ def test_better_is_higher_accuracy_or_lower_error(toy_registry: Registry):
     assert evaluation.better_than(None)
     assert evaluation.better_than(mean - 0.1)
     assert not evaluation.better_than(mean)
+
+
+class Lost(Steps):
+    """Predicts nothing that is a number."""
+
+    def trajectory(self, backbone, support):
+        return [lambda x: torch.full((len(x), self.n_way), torch.nan)]
+
+
+def test_a_loss_that_is_not_a_number_is_refused(toy_registry: Registry):
+    source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+    message = r"evaluation, test episode 0: the loss is nan\. Finite items and weights"
+    with pytest.raises(fsl.RunError, match=message):
+        evaluate(fsl.Learner(nn.Identity(), Lost(3)), source, "test", 5)

@@ -50,6 +50,7 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
     assert written - {".lock"} == {
         "recipe.yaml",
         "environment.json",
+        "execution.json",
         "metrics.jsonl",
         "episodes.csv",
         "result.json",
@@ -223,3 +224,16 @@ def test_gradients_are_clipped(toy_recipe: Path, toy_registry: Registry, tmp_pat
         gradients = [p.grad for p in run.experiment.learner.parameters()]
     assert torch.nn.utils.get_total_norm(gradients) <= 1e-9 * 1.001
     assert len(before) == len(gradients)
+
+
+def test_a_restored_adapter_is_told_the_checkpoints_progress(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_recipe(toy_recipe, toy_registry, tmp_path / "run", "evaluate.checkpoint=last")
+    told: list[float] = []
+    monkeypatch.setattr(
+        "fsl_core.builtin.nearest_centroid.NearestCentroid.on_progress", lambda self, progress: told.append(progress)
+    )
+    with open_run(tmp_path / "run", torch.device("cpu"), write=False) as opened:
+        opened.restore_for_evaluation("last")
+    assert told == [1.0]

@@ -1,0 +1,170 @@
+"""`fsl sweep`: every combination of a recipe's `matrix:`, with a live table."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fsl_core.cli.arguments import Device, Json, NoPlugin, Overrides, PluginsDir, RecipeFile, choose_device, load_registry
+
+if TYPE_CHECKING:
+    from fsl_core.config.matrix import Cell
+    from fsl_core.hooks.registry import Registry
+    from fsl_core.reporting.sweep import SweepResult
+    from fsl_core.sweeping.schedule import Job
+
+SweepDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="directory (default: runs/<recipe>-sweep)")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="runs at a time; cores are shared among them")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(sweep)
+
+
+def sweep(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    jobs: Jobs = 1,
+    out: SweepDirectory = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],  # noqa: B006
+    plugins_dir: PluginsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run every combination of a recipe's `matrix:` and compare them. The same command goes on where it was stopped."""
+    from fsl_core.config.matrix import read_matrix
+    from fsl_core.hooks.registry import plugin_files
+    from fsl_core.reporting.sweep import collect, table, write_tables
+    from fsl_core.reporting.sweep_report import write_sweep_report
+    from fsl_core.sweeping.plan import plan_sweep
+    from fsl_core.sweeping.schedule import make_jobs, run_jobs
+
+    registry = load_registry(no_plugin, plugins_dir, recipe)
+    choose_device(device)
+    plan = plan_sweep(read_matrix(recipe, registry, overrides))
+    directory = out or Path("runs") / f"{recipe.stem}-sweep"
+    queue = make_jobs(plan.cells, directory / "runs")
+    prepare = _preparer(registry, device, jobs, plugin_files(recipe, plugins_dir))
+    options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
+    kept = sum(job.state == "finished" for job in queue)
+    if kept:
+        typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
+    try:
+        with _interruptible(), _live(queue) as show:
+            run_jobs(queue, jobs, prepare, options, show)
+    except KeyboardInterrupt:
+        typer.echo("interrupted. The same command goes on with what is not finished", err=True)
+        raise typer.Exit(130) from None
+    result = collect(plan, queue)
+    write_tables(result, directory)
+    page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
+    if as_json:
+        typer.echo(json.dumps({"rows": table(result), "sweep": str(directory)}, indent=2))
+    else:
+        _print_table(result)
+        typer.echo(f"tables: {directory / 'sweep.csv'}, {directory / 'differences.csv'}\nreport: {page}")
+    if any(job.state == "failed" for job in queue):
+        for job in queue:
+            if job.state == "failed":
+                typer.echo(f"{job.cell.title}: {job.error} ({job.directory / 'output.txt'})", err=True)
+        raise typer.Exit(1)
+
+
+def _preparer(registry: Registry, device: str, workers: int, files: Sequence[Path]):
+    from fsl_core.sweeping.schedule import threads_of
+    from fsl_core.training.run import describe_environment, prepare_run
+
+    environment = {
+        **describe_environment(registry),
+        "threads": threads_of(workers),
+        "device": device,
+        "plugin_files": [str(file.resolve()) for file in files],
+    }
+
+    def prepare(job: Job) -> None:
+        prepare_run(job.directory, job.cell.recipe, {"recipe": _run_name(job.cell), **environment})
+
+    return prepare
+
+
+def _run_name(cell: Cell) -> str:
+    return f"{Path(cell.recipe.document.source).stem}: {cell.title}"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, so that its processes are ended too."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _live(queue: Sequence[Job]) -> Iterator[Any]:
+    """A table that changes in place in a terminal; elsewhere a line for each run that ends."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    told = {id(job) for job in queue if job.state == "finished"}
+
+    def tell() -> None:
+        for job in queue:
+            if id(job) not in told and job.state in ("finished", "failed"):
+                told.add(id(job))
+                reason = f": {job.error}" if job.error else ""
+                done = f"[{sum(j.state in ('finished', 'failed') for j in queue)}/{len(queue)}]"
+                console.print(f"{done} {job.cell.title}: {job.state}{reason}", highlight=False, markup=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield tell
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda: (tell(), live.update(_status_table(queue, console.height), refresh=True))
+
+
+def _status_table(queue: Sequence[Job], height: int):
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    counts = {state: sum(job.state == state for job in queue) for state in dict.fromkeys(job.state for job in queue)}
+    table.title = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    for heading in ("run", "state", "step", "seconds"):
+        table.add_column(heading)
+    order = {"running": 0, "elsewhere": 1, "failed": 2, "waiting": 3, "finished": 4}
+    for job in sorted(queue, key=lambda job: order[job.state])[: max(3, height - 5)]:
+        step = f"{job.step} / {job.cell.recipe.sections.outer.steps}" if job.state == "running" else ""
+        table.add_row(Text(job.cell.title), job.state, step, f"{job.seconds:.0f}" if job.seconds else "")
+    return table
+
+
+def _print_table(result: SweepResult) -> None:
+    from fsl_core.cli.catalogue import print_table
+    from fsl_core.reporting.sweep import table
+
+    axes, metric = list(result.plan.rows[0].labels), result.metric
+    rows = []
+    for row in table(result):
+        labels = [row[axis] for axis in axes]
+        if row[metric] == "":
+            rows.append([*labels, "no run finished", "", "", "", "", f"{row['failed']} failed"])
+            continue
+        figures = [f"{row[metric]:.4f} ± {row['interval']:.4f}", f"{row['seed_sd']:.4f}" if row["seed_sd"] != "" else "-"]
+        times = [f"{row['rank']:g}", f"{1000 * row['adaptation_seconds']:.1f} ms", f"{row['training_seconds']:.1f} s"]
+        rows.append([*labels, *figures, *times, f"{row['failed']} failed" if row["failed"] else ""])
+    print_table([*axes, f"{metric} (95 % interval)", "sd over seeds", "rank", "adaptation", "training", ""], rows)

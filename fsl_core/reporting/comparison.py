@@ -1,0 +1,50 @@
+"""Two finished runs held against each other, episode by episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsl_core.config.document import read_document
+from fsl_core.errors import RunError
+from fsl_core.reporting import figures
+from fsl_core.reporting.pages import write_page
+from fsl_core.reporting.scores import RunScores
+from fsl_core.reporting.statistics import PairedDifference, paired_difference
+from fsl_core.training.files import RECIPE
+
+
+def compare_runs(first: RunScores, second: RunScores) -> PairedDifference:
+    """Second minus first on the same frozen episodes. RunError says what differs where their episodes are not the same."""
+    if first.result["episode_set"] != second.result["episode_set"]:
+        differing = ", ".join(_differing(first.directory, second.directory)) or "the data itself"
+        raise RunError(
+            f"{second.directory}: episode set {second.result['episode_set']}, but {first.directory} has "
+            f"{first.result['episode_set']}; they differ in {differing}. Two runs judged on the same test episodes"
+        )
+    return paired_difference(first.scores, second.scores, first.higher_is_better)
+
+
+def _differing(first: Path, second: Path) -> Iterator[str]:
+    recipes = [read_document(directory / RECIPE).data for directory in (first, second)]
+    for section in ("episodes", "evaluate"):
+        one, other = (recipe.get(section) or {} for recipe in recipes)
+        for key in dict.fromkeys([*one, *other]):
+            if one.get(key) != other.get(key) and key != "checkpoint":
+                yield f"{section}.{key} ({other.get(key)}, {one.get(key)})"
+
+
+def write_comparison(path: Path, first: RunScores, second: RunScores) -> Path:
+    """Write the comparison with its scatter of episodes as one HTML file; returns its path."""
+    names = [run.directory.name or str(run.directory) for run in (first, second)]
+    names = names if names[0] != names[1] else [str(run.directory) for run in (first, second)]
+    return write_page(
+        path,
+        "comparison.html",
+        names=names,
+        metric=first.metric,
+        paired=compare_runs(first, second),
+        episode_set=first.result["episode_set"],
+        scatter=figures.scatter(first.scores, second.scores, (names[0], names[1])),
+        results=[(str(run.directory), run.result) for run in (first, second)],
+    )

@@ -1,0 +1,128 @@
+"""Figures as SVG text, readable on a light and on a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+GREY = "#888888"
+LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"
+
+
+def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.1)) -> tuple[Figure, Any]:
+    """A figure with one pair of axes; size in inches."""
+    figure = Figure(figsize=size, layout="constrained")
+    drawn = figure.add_subplot()
+    drawn.set_xlabel(xlabel, color=GREY)
+    drawn.set_ylabel(ylabel, color=GREY)
+    drawn.tick_params(colors=GREY)
+    drawn.patch.set_alpha(0)
+    for spine in drawn.spines.values():
+        spine.set_color(GREY)
+    return figure, drawn
+
+
+def svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def curve(training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str) -> str:
+    """key of the records of training, with a running mean over a fiftieth of them, and of validation with its interval."""
+    figure, drawn = axes("outer step", key)
+    training = [record for record in training if key in record]
+    steps, values = [r["step"] for r in training], np.array([r[key] for r in training])
+    if not validation:
+        thin = max(1, len(values) // 2000)
+        drawn.plot(steps[::thin], values[::thin], ".", color=LIGHT_BLUE, markersize=2, alpha=0.4)
+    drawn.plot(steps, running_mean(values, max(1, len(values) // 50)), color=BLUE, label="training")
+    if validation:
+        columns = ([r[k] for r in validation] for k in ("step", key, "interval"))
+        drawn.errorbar(*columns, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation")
+        drawn.legend(frameon=False, labelcolor=GREY)
+    return svg(figure)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and those before it, `window` of them where there are so many.
+
+    >>> running_mean(np.array([1.0, 3.0, 5.0]), 2)
+    array([1., 2., 4.])
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def histogram(scores: Sequence[float], metric: str) -> str:
+    figure, drawn = axes(metric, "episodes")
+    drawn.hist(scores, bins=min(30, max(5, len(set(scores)))), color=LIGHT_BLUE)
+    return svg(figure)
+
+
+def inner_steps(scores: Sequence[float], metric: str) -> str:
+    figure, drawn = axes("inner steps", metric)
+    drawn.plot(range(len(scores)), scores, "o-", color=BLUE)
+    drawn.set_xticks(range(len(scores)))
+    return svg(figure)
+
+
+def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> str:
+    """A point per episode, larger where several have the same pair of scores; the diagonal is equality."""
+    figure, drawn = axes(*labels, size=(4.6, 4.4))
+    pairs, counts = np.unique(np.stack([first, second], axis=1), axis=0, return_counts=True)
+    ends = [min(first.min(), second.min()), max(first.max(), second.max())]
+    drawn.plot(ends, ends, "--", color=GREY, linewidth=1)
+    drawn.scatter(*pairs.T, s=12 * counts, color=LIGHT_BLUE, alpha=0.6, linewidths=0)
+    drawn.set_aspect("equal", "datalim")
+    return svg(figure)
+
+
+def heat_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], higher_is_better: bool) -> str:
+    """values (n_rows, n_columns) as colours and numbers, light for the best; nan: a cell without a result."""
+    figure, drawn = axes("", "", size=(2.0 + 0.95 * len(columns), 1.3 + 0.42 * len(rows)))
+    shown = np.ma.masked_invalid(values if higher_is_better else -values)
+    image = drawn.imshow(shown, cmap="viridis", aspect="auto")
+    drawn.set_xticks(range(len(columns)), columns, rotation=25, ha="right")
+    drawn.set_yticks(range(len(rows)), rows)
+    for (i, j), value in np.ndenumerate(values):
+        missing = not np.isfinite(value)
+        colour = GREY if missing else ("black" if image.norm(shown[i, j]) > 0.6 else "white")
+        drawn.text(j, i, "-" if missing else f"{value:.3f}", ha="center", va="center", color=colour, fontsize=9)
+    return svg(figure)
+
+
+def critical_difference(labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float) -> str:
+    """Mean ranks on a line, best at the left; bars join methods whose mean ranks differ by less than `length`."""
+    order = np.argsort(ranks, kind="stable")
+    k, half = len(labels), (len(labels) + 1) // 2
+    low, high = 1, max(k, 2)
+    depth = 0.9 + 0.28 * len(groups)
+    figure, drawn = axes("", "", size=(8.6, 1.2 + 0.22 * len(groups) + 0.26 * half))
+    drawn.set_axis_off()
+    drawn.set_xlim(low - 0.45 * (high - low), high + 0.45 * (high - low))
+    drawn.set_ylim(depth + 0.55 * half + 0.2, -1.5)
+    drawn.plot([low, high], [0, 0], color=GREY, linewidth=1.2)
+    for tick in range(low, high + 1, max(1, (high - low) // 12)):
+        drawn.plot([tick, tick], [0, -0.18], color=GREY, linewidth=1.2)
+        drawn.text(tick, -0.25, str(tick), ha="center", va="bottom", color=GREY, fontsize=8)
+    drawn.plot([low, low + length], [-0.95, -0.95], color=ORANGE, linewidth=2)
+    drawn.text(low + length, -0.95, f"  critical difference {length:.2f}", va="center", color=GREY, fontsize=8)
+    for position, i in enumerate(order):
+        left = position < half
+        y = depth + 0.55 * (position if left else k - 1 - position)
+        edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
+        drawn.plot([ranks[i], ranks[i], edge], [0, y, y], color=GREY, linewidth=0.8)
+        text = f"{labels[i]}  {ranks[i]:.2f} " if left else f" {ranks[i]:.2f}  {labels[i]}"
+        drawn.text(edge, y, text, ha="right" if left else "left", va="center", color=GREY, fontsize=9)
+    ordered = ranks[order]
+    for n, (first, last) in enumerate(groups):
+        drawn.plot([ordered[first], ordered[last]], [0.35 + 0.28 * n] * 2, color=BLUE, linewidth=3, solid_capstyle="round")
+    return svg(figure)

@@ -1,0 +1,109 @@
+"""Test episodes to look at: support, queries, what was predicted and what is true."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fsl_core.episode import Episode, TaskShape
+from fsl_core.errors import DataError
+from fsl_core.reporting import figures
+from fsl_core.training.evaluation import predict_episodes
+from fsl_core.training.run import Run
+
+SHOWN = 6
+QUERIES_A_CLASS = 8
+SUPPORT_A_CLASS = 5
+PIXELS = 56
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uri: the image itself.    predicted: class of a query that was mistaken, else None."""
+
+    uri: str
+    text: str
+    predicted: int | None = None
+
+
+@dataclass(frozen=True)
+class ShownEpisode:
+    """rows: (support, queries, queries left out) for each class of a classification.    figure: of a regression on a line."""
+
+    index: int
+    score: float
+    rows: tuple[tuple[list[Picture], list[Picture], int], ...] = ()
+    figure: str = ""
+
+
+def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
+    """The test episodes with the worst scores, predicted again from the run's present weights; or none, and why.
+
+    scores: of all test episodes, as the run was judged.
+    """
+    experiment, judged = run.experiment, run.recipe.sections.evaluate
+    task = experiment.test_task
+    picture = len(task.input_shape) == 3 and task.input_shape[0] in (1, 3)
+    if task.kind == "classification" and not picture:
+        return [], f"items of shape {task.input_shape} are no pictures"
+    if task.kind == "regression" and (task.input_shape, task.output_dim) != ((1,), 1):
+        return [], f"a function of {task.input_shape} to {task.output_dim} values is no curve"
+    order = np.argsort(scores if task.metric == "accuracy" else [-score for score in scores], kind="stable")
+    worst = [int(i) for i in order[:SHOWN]]
+    try:
+        predicted = predict_episodes(experiment.test_learner(), experiment.source, "test", worst, judged.seed, task)
+        return [_show(i, task, *shown) for i, shown in zip(worst, predicted, strict=True)], ""
+    except DataError as error:
+        return [], str(error)
+
+
+def _show(index: int, task: TaskShape, episode: Episode, prediction: Tensor) -> ShownEpisode:
+    score = float(task.score(prediction, episode.query.y))
+    if task.kind == "regression":
+        points = [tensor.detach().flatten().cpu().numpy() for tensor in (*episode.support, *episode.query, prediction)]
+        return ShownEpisode(index, score, figure=_curve(*points))
+    return ShownEpisode(index, score, tuple(_class_row(episode, prediction.argmax(-1), c) for c in range(task.n_way)))
+
+
+def _class_row(episode: Episode, predicted: Tensor, label: int) -> tuple[list[Picture], list[Picture], int]:
+    low, high = float(episode.support.x.min()), float(episode.support.x.max())
+    mine = [i for i, y in enumerate(episode.support.y.tolist()) if y == label][:SUPPORT_A_CLASS]
+    support = [Picture(_data_uri(episode.support.x[i], low, high), f"support of class {label}") for i in mine]
+    queries = [i for i, y in enumerate(episode.query.y.tolist()) if y == label]
+    guesses = predicted.tolist()
+    queries.sort(key=lambda i: guesses[i] == label)  # mistakes first
+    pictures = []
+    for i in queries[:QUERIES_A_CLASS]:
+        text = f"query of class {label}, predicted {guesses[i]}"
+        wrong = guesses[i] if guesses[i] != label else None
+        pictures.append(Picture(_data_uri(episode.query.x[i], low, high), text, wrong))
+    return support, pictures, len(queries) - len(pictures)
+
+
+def _data_uri(x: Tensor, low: float, high: float) -> str:
+    """An image of (channels, height, width) values, low as black and high as full, inside the page."""
+    values = ((x.detach().float().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1)
+    pixels = (255 * values).round().astype(np.uint8)
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image.thumbnail((PIXELS, PIXELS))
+    kind: dict[str, Any] = {"format": "PNG"} if image.mode == "L" else {"format": "JPEG", "quality": 85}
+    buffer = io.BytesIO()
+    image.save(buffer, **kind)
+    return f"data:image/{kind['format'].lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _curve(support_x, support_y, query_x, query_y, prediction) -> str:
+    figure, drawn = figures.axes("x", "y")
+    order = np.argsort(query_x)
+    drawn.plot(query_x[order], query_y[order], ".-", color=figures.GREY, linewidth=1, label="queries, true")
+    drawn.plot(query_x[order], prediction[order], ".-", color=figures.ORANGE, linewidth=1, label="queries, predicted")
+    drawn.plot(support_x, support_y, "o", color=figures.BLUE, label="support")
+    drawn.legend(frameon=False, labelcolor=figures.GREY, fontsize=8)
+    return figures.svg(figure)

@@ -1,0 +1,86 @@
+"""The report of a sweep: tables, heat maps and mean ranks in one HTML file that fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fsl_core.reporting import figures
+from fsl_core.reporting.pages import write_page
+from fsl_core.reporting.sweep import RowResult, SweepResult, difference_table, table
+from fsl_core.sweeping.schedule import Job
+
+
+def write_sweep_report(path: Path, result: SweepResult, jobs: Sequence[Job], recipe: Path, overrides: Sequence[str] = ()) -> Path:
+    """Write the page of a sweep beside its `runs/`; returns its path. overrides: what `-s` changed of the recipe."""
+    plan = result.plan
+    settings = list(dict.fromkeys(row.setting for row in plan.rows))
+    rows, differences = table(result), difference_table(result)
+    links = {job.cell.title: f"runs/{job.directory.name}/report.html" for job in jobs if job.state == "finished"}
+    sections = []
+    for setting in settings:
+        own = [i for i, row in enumerate(plan.rows) if row.setting == setting]
+        sections.append(
+            {
+                "title": plan.setting_title(setting),
+                "rows": [{**rows[i], "links": _links(result.rows[i], links)} for i in own],
+                "differences": [d for d, of in zip(differences, result.differences, strict=True) if of.row.setting == setting],
+                "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
+                "maps": _heat_maps(result, setting),
+                "ranking": _ranking(result, setting),
+            }
+        )
+    return write_page(
+        path,
+        "sweep.html",
+        name=recipe.stem,
+        metric=result.metric,
+        axes=plan.varying,
+        sections=sections,
+        failed=[(job.cell.title, job.error or job.state) for job in jobs if job.state != "finished"],
+        runs=len(jobs),
+        recipe="\n".join([recipe.read_text(encoding="utf-8").rstrip(), *(f"# -s {override}" for override in overrides)]),
+    )
+
+
+def _links(item: RowResult, links: dict[str, str]) -> list[tuple[str, str]]:
+    return [(str(c.recipe.sections.seed), links[c.title]) for c in item.row.cells if c.title in links]
+
+
+def _heat_maps(result: SweepResult, setting: int) -> list[tuple[str, str]]:
+    """(caption, SVG) for the first two axes, adapters and weightings where they are such, one for each value of the others."""
+    first = [axis for axis in ("adapter", "outer.weighting") if axis in result.plan.varying]
+    axes = [*first, *(axis for axis in result.plan.varying if axis not in first)]
+    if len(axes) < 2:
+        return []
+    groups: dict[tuple[str, ...], list[RowResult]] = {}
+    for item in result.of_setting(setting):
+        groups.setdefault(tuple(f"{axis} {item.row.labels[axis]}" for axis in axes[2:]), []).append(item)
+    better = "higher" if result.higher_is_better else "lower"
+    caption = f"{result.metric} over seeds, {axes[0]} by {axes[1]}; light is better ({better})"
+    return [(", ".join([caption, *others]), _heat_map(result, items, axes)) for others, items in groups.items()]
+
+
+def _heat_map(result: SweepResult, items: list[RowResult], axes: list[str]) -> str:
+    rows, columns = (list(dict.fromkeys(item.row.labels[axis] for item in items)) for axis in axes[:2])
+    values = np.full((len(rows), len(columns)), np.nan)
+    for item in items:
+        if item.runs:
+            values[rows.index(item.row.labels[axes[0]]), columns.index(item.row.labels[axes[1]])] = item.score
+    return figures.heat_map(values, rows, columns, result.higher_is_better)
+
+
+def _ranking(result: SweepResult, setting: int) -> dict[str, Any]:
+    try:
+        rows, found = result.ranking(setting)
+    except ValueError as error:
+        return {"reason": str(error)}
+    labels = [result.plan.row_title(item.row) for item in rows]
+    ranking = {"p": found.p, "blocks": found.blocks, "critical": found.critical_difference}
+    if found.p >= 0.05:
+        return {**ranking, "reason": f"Friedman's test finds no difference among the rows (p = {found.p:.3g})"}
+    drawn = figures.critical_difference(labels, found.ranks, found.groups(), found.critical_difference)
+    return {**ranking, "figure": drawn}

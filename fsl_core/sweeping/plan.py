@@ -1,0 +1,126 @@
+"""What a sweep will run, which of it may be compared, and whether all of it is legal, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from fsl_core.config.matrix import SEED, Cell, FaultsOfCells, Matrix, title
+from fsl_core.errors import DataError, RecipeError
+from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one combination over its seeds.
+
+    setting:  rows of one setting are judged on the same test episodes.
+    baseline: position in the plan of the row that this one is compared with.
+    """
+
+    labels: dict[str, str]
+    cells: tuple[Cell, ...]
+    setting: int
+    baseline: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """varying: axes that tell rows of one setting apart.    setting_axes: axes that tell settings apart."""
+
+    matrix: Matrix
+    rows: tuple[Row, ...]
+    varying: tuple[str, ...]
+    setting_axes: tuple[str, ...]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for row in self.rows for cell in row.cells]
+
+    def row_title(self, row: Row) -> str:
+        return ", ".join(title(axis, row.labels[axis]) for axis in self.varying) or "the only row"
+
+    def setting_title(self, setting: int) -> str:
+        labels = next(row.labels for row in self.rows if row.setting == setting)
+        return ", ".join(title(axis, labels[axis]) for axis in self.setting_axes)
+
+
+def plan_sweep(matrix: Matrix, with_data: bool = True) -> Plan:
+    """Build every combination once and put them in rows. RecipeError or DataError lists every reason for which one is refused.
+
+    with_data: look whether the data can give the episodes, too.
+    """
+    settings = _build_all(matrix, with_data)
+    numbers = {key: n for n, key in enumerate(dict.fromkeys(settings))}
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, cell in enumerate(matrix.cells):
+        groups.setdefault(tuple(label for axis, label in cell.labels.items() if axis != SEED), []).append(i)
+    members = [(tuple(matrix.cells[i] for i in group), numbers[settings[group[0]]]) for group in groups.values()]
+    labels = [{axis: label for axis, label in cells[0].labels.items() if axis != SEED} for cells, _ in members]
+    baselines = _baselines(matrix, labels, [setting for _, setting in members])
+    rows = [Row(own, cells, setting, baselines[setting]) for own, (cells, setting) in zip(labels, members, strict=True)]
+    varying, telling = _axes_that_tell(matrix, rows)
+    return Plan(matrix, tuple(rows), varying, telling)
+
+
+def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
+    """The setting of every cell; cells of one setting have the same test episodes."""
+    refused, absent, looked_at = FaultsOfCells(len(matrix.cells)), FaultsOfCells(len(matrix.cells)), set()
+    settings: list[Hashable] = []
+    for cell in matrix.cells:
+        try:
+            experiment = build_experiment(cell.recipe)
+            build_optimizer(cell.recipe, experiment)
+        except RecipeError as error:
+            refused.add(error.faults, cell.title)
+            continue
+        settings.append(_setting(cell, experiment))
+        data = (settings[-1], experiment.source.task, cell.recipe.sections.outer.validate_every > 0)
+        if with_data and data not in looked_at:
+            looked_at.add(data)
+            try:
+                check_data(experiment)
+            except DataError as error:
+                absent.add(str(error).splitlines(), cell.title)
+    refused.raise_any()
+    try:
+        absent.raise_any()
+    except RecipeError as error:
+        raise DataError(str(error)) from error
+    return settings
+
+
+def _setting(cell: Cell, experiment: Experiment) -> Hashable:
+    resolved = cell.recipe.resolved()
+    pool = {key: value for key, value in resolved["episodes"].items() if key not in ("n_way", "n_shot", "n_query")}
+    judged = cell.recipe.sections.evaluate
+    return json.dumps(pool, sort_keys=True), experiment.test_task, judged.seed, judged.episodes
+
+
+def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]) -> dict[int, int]:
+    """The baseline's row of each setting: the one that `baseline:` selects, or the first."""
+    found: dict[int, int] = {}
+    for setting in dict.fromkeys(settings):
+        rows = [i for i, own in enumerate(settings) if own == setting]
+        selected = [i for i in rows if matrix.selects(matrix.baseline, {**matrix.cells[0].labels, **labels[i]})]
+        if matrix.baseline and len(selected) != 1:
+            where = matrix.document.where(("matrix", "baseline"))
+            told = ", ".join(title(*item) for item in labels[rows[0]].items())
+            raise RecipeError(
+                f"{where}: selects {len(selected)} rows of those judged on the same episodes as ({told}). "
+                "One value on each axis, and no excluded combination"
+            )
+        found[setting] = selected[0] if matrix.baseline else rows[0]
+    return found
+
+
+def _axes_that_tell(matrix: Matrix, rows: list[Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    axes = [axis.name for axis in matrix.axes if axis.name != SEED]
+    labels = {axis: {row.setting: set() for row in rows} for axis in axes}
+    for row in rows:
+        for axis in axes:
+            labels[axis][row.setting].add(row.labels[axis])
+    within = tuple(axis for axis in axes if any(len(found) > 1 for found in labels[axis].values()))
+    between = tuple(axis for axis in axes if axis not in within and len({frozenset(f) for f in labels[axis].values()}) > 1)
+    return within or tuple(axes), between

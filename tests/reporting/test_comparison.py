@@ -1,0 +1,109 @@
+"""`fsl compare`: held against scipy on the episodes of two runs, and refused where they are not the same."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fsl_core.cli import main
+from fsl_core.config.recipe import read_recipe
+from fsl_core.hooks.registry import Registry
+from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.run import new_run
+
+
+class Ended(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fsl", "compare", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def runs(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Path:
+    """Runs `a` and `b` of two seeds, and `c` on other episodes."""
+    changes = {"a": ["seed=0"], "b": ["seed=1"], "c": ["evaluate.seed=7", "episodes.spread=0.4"]}
+    for name, overrides in changes.items():
+        recipe = read_recipe(toy_recipe, toy_registry, ["outer.steps=3", "episodes.spread=1.5", *overrides])
+        with new_run(tmp_path / name, recipe, toy_registry, torch.device("cpu"), []) as run:
+            train(run)
+            judge(run)
+    return tmp_path
+
+
+def scores(directory: Path) -> np.ndarray:
+    with (directory / "episodes.csv").open() as file:
+        return np.array([float(row["accuracy"]) for row in csv.DictReader(file)])
+
+
+def test_compare(compare, runs: Path):
+    first, second = scores(runs / "a"), scores(runs / "b")
+    reference = stats.ttest_rel(second, first)
+    found = json.loads(compare("a", "b", "--json", "--html", "page.html").out)
+    assert found["difference"] == pytest.approx((second - first).mean())
+    assert found["p"] == pytest.approx(reference.pvalue)
+    assert found["difference"] + found["interval"] == pytest.approx(reference.confidence_interval(0.95).high)
+    assert [found[key] for key in ("wins", "ties", "losses")] == [
+        int(f(second, first).sum()) for f in (np.greater, np.equal, np.less)
+    ]
+    assert found["episode_set"] == json.loads((runs / "a" / "result.json").read_text())["episode_set"]
+
+    page = (runs / "page.html").read_text()
+    assert "b minus a" in page
+    assert page.count("<svg") == 1
+    assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", page)
+
+    told = compare("a", "b").out
+    assert f"second minus first: {found['difference']:+.4f} ± {found['interval']:.4f}" in told
+    assert f"better on {found['wins']} episodes, equal on {found['ties']}, worse on {found['losses']}" in told
+
+
+def test_other_episodes_are_refused(compare, runs: Path):
+    ended = compare("a", "c")
+    assert ended.code == 2
+    hashes = [json.loads((runs / name / "result.json").read_text())["episode_set"] for name in "ca"]
+    assert (
+        f"c: episode set {hashes[0]}, but a has {hashes[1]}; they differ in episodes.spread (0.4, 1.5), evaluate.seed (7, 0). "
+        in ended.err
+    )
+    assert not ended.out
+
+
+TABLE = "a/episodes.csv: no table of episodes with a column accuracy. Delete a/result.json: "
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", None, "a: no result.json here. A finished run; `fsl resume` finishes one"),
+        ("episodes.csv", None, TABLE),
+        ("episodes.csv", "episode\n1\n", TABLE),
+        ("episodes.csv", "episode,accuracy\n0,0.5\n", "a/episodes.csv: 1 episodes, whose mean is not that of result.json. "),
+    ],
+)
+def test_runs_that_cannot_be_compared(compare, runs: Path, name: str, content: str | None, message: str):
+    (runs / "a" / name).unlink() if content is None else (runs / "a" / name).write_text(content)
+    ended = compare("a", "b")
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err
+    assert "Traceback" not in ended.err

@@ -1,0 +1,140 @@
+"""A run's page: its worst episodes are those of the table, predicted again to the same scores; it fetches nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fsl_core.config.recipe import read_recipe
+from fsl_core.hooks.registry import Registry, load
+from fsl_core.reporting.figures import running_mean
+from fsl_core.reporting.mosaics import show_episodes
+from fsl_core.reporting.report import write_report
+from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.run import new_run, open_run
+
+CPU = torch.device("cpu")
+GLYPHS = [
+    "episodes={name: glyphs, n_way: 3, n_shot: 1, n_query: 2}",
+    "backbone={name: conv4, channels: 4}",
+    "evaluate.n_query=10",
+]
+SINUSOID = ["episodes={name: sinusoid, n_shot: 5}", "adapter={name: line}"]
+LINE = '''
+import torch
+
+import fsl_core as fsl
+
+
+class Line(fsl.Adapter):
+    """Predicts the mean of the support labels."""
+
+    name = "line"
+
+    def __init__(self, task: fsl.TaskShape):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(task.output_dim))
+
+    def adapt(self, backbone, support):
+        return lambda x: (support.y.mean(0) + self.shift).expand(len(x), -1)
+
+
+@fsl.hookimpl
+def fsl_register_adapters(register):
+    register(Line)
+'''
+
+
+def trained(recipe: Path, out: Path, *overrides: str) -> Path:
+    plugin = recipe.parent / "line.py"
+    plugin.write_text(LINE)
+    files = [recipe.parent / "fslplugin.py", plugin]
+    registry = load(entry_points=False, files=files)
+    changes = ["outer.steps=4", "outer.validate_every=2", "evaluate.episodes=12", *overrides]
+    with new_run(out, read_recipe(recipe, registry, changes), registry, CPU, files) as run:
+        train(run)
+        judge(run)
+        write_report(out, run)
+    return out
+
+
+def worst(directory: Path, metric: str) -> list[tuple[int, float]]:
+    with (directory / "episodes.csv").open() as file:
+        rows = [(int(row["episode"]), float(row[metric])) for row in csv.DictReader(file)]
+    return sorted(rows, key=lambda row: row[1] if metric == "accuracy" else -row[1])[:6]
+
+
+@pytest.mark.parametrize(("overrides", "metric"), [(GLYPHS, "accuracy"), (SINUSOID, "mse")])
+def test_the_worst_episodes_with_the_scores_they_had(toy_recipe: Path, tmp_path: Path, overrides: list[str], metric: str):
+    out = trained(toy_recipe, tmp_path / "out", *overrides)
+    with open_run(out, CPU, write=False) as run:
+        run.restore_for_evaluation()
+        with (out / "episodes.csv").open() as file:
+            shown, why = show_episodes(run, [float(row[metric]) for row in csv.DictReader(file)])
+    assert not why
+    assert [episode.index for episode in shown] == [index for index, _ in worst(out, metric)]
+    assert [episode.score for episode in shown] == pytest.approx([score for _, score in worst(out, metric)], abs=1e-7)
+
+
+def test_a_mosaic_shows_what_was_mistaken(toy_recipe: Path, tmp_path: Path):
+    out = trained(toy_recipe, tmp_path / "out", *GLYPHS)
+    with open_run(out, CPU, write=False) as run:
+        run.restore_for_evaluation()
+        (episode, *_), _ = show_episodes(run, np.linspace(1, 0, 12).tolist())
+    assert episode.index == 11
+    mistakes = 0
+    for label, (support, queries, left_out) in enumerate(episode.rows):
+        assert [picture.text for picture in support] == [f"support of class {label}"]
+        assert (len(queries), left_out) == (8, 2)
+        wrong = [picture.predicted is not None for picture in queries]
+        assert wrong == sorted(wrong, reverse=True)
+        assert all(picture.predicted != label for picture in queries)
+        mistakes += sum(wrong)
+    assert mistakes <= round(30 * (1 - episode.score))
+    page = (out / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 6 * 3 * (1 + 8)
+    assert page.count('class="picture wrong"') > 0
+    assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", page)
+
+
+def test_conflict_of_meta_gradients_is_drawn_where_it_was_recorded(toy_recipe: Path, tmp_path: Path):
+    out = trained(toy_recipe, tmp_path / "out")
+    assert "between the meta-gradients" not in (out / "report.html").read_text()
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    changed = [{**r, "gradient_cosine": 0.3} if "split" not in r else r for r in records]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in changed))
+    page = write_report(out, why_no_episodes="left out here").read_text()
+    assert "Cosine between the meta-gradients of the tasks" in page
+    assert "Not shown: left out here." in page
+
+
+def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+    out = trained(toy_recipe, tmp_path / "out")
+    assert "Not shown: items of shape (2,) are no pictures." in (out / "report.html").read_text()
+    (tmp_path / "fslplugin.py").unlink()
+    ended = fsl("report", "out")
+    assert ended.stdout == "report: out/report.html\n"
+    assert "without episodes: " in ended.stderr
+    assert "episodes &#39;blobs&#39;: no installed plugin offers it" in (out / "report.html").read_text()
+
+
+def test_running_mean():
+    values = np.random.default_rng(0).random(50)
+    expected = [values[max(0, i - 6) : i + 1].mean() for i in range(50)]
+    assert running_mean(values, 7) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (420, False)])
+def test_the_page_in_a_browser(look, toy_recipe: Path, tmp_path: Path, width: int, dark: bool):
+    seen = look(trained(toy_recipe, tmp_path / "out", *GLYPHS) / "report.html", tmp_path / "profile", width, dark)
+    assert (seen.svgs, seen.images, seen.broken, seen.unseen) == (3, 162, 0, 0)
+    assert not seen.fetched
+    assert seen.overflow <= 0
+    assert sum(map(int, re.findall(r"\d+", seen.colour)[:3])) > 600 if dark else seen.colour == "rgb(0, 0, 0)"
