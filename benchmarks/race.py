@@ -34,7 +34,7 @@ class Ratio:
     high: float
 
 
-def race(contenders: Mapping[str, Work], budget: float, rounds: tuple[int, int] = (5, 200), block: float = 0.02) -> dict:
+def race(contenders: Mapping[str, Work], budget: float, rounds: tuple[int, int] = (5, 200), block: float = 0.2) -> dict:
     """Seconds a call, one figure for each round: {name: [...]}.
 
     In a round each contender runs once, for as many calls as fill `block` seconds; who starts moves on by one each round. So

@@ -1,6 +1,6 @@
 """Wormhole against MAML on conflicting tasks: the same seeds, paired intervals, and a figure for each experiment.
 
-    python benchmarks/wormhole.py --seeds 5 --out docs/results
+    python benchmarks/wormhole.py --seeds 5 --log-conflict 10 --out docs/results        (MNIST: in FSL_DATA, or downloaded)
 
 Runs `recipes/wormhole/<experiment>-{wormhole,maml}.yaml` once a seed (finished runs of the very recipe under --runs are read
 again) and writes `<out>/wormhole.md` and `<out>/wormhole-<experiment>.svg`. After the abstract of arXiv 2212.14094. The update
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="runs of each recipe, seeds 0, 1, ...")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the page and its figures")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "wormhole", help="folder of the run directories")
-    parser.add_argument("--experiments", nargs="+", choices=list(TITLES), default=["threshold", "wavelet"])
+    parser.add_argument("--experiments", nargs="+", choices=list(TITLES), default=list(TITLES))
     parser.add_argument("--log-conflict", type=int, default=0, metavar="N", help="measure conflict every N outer steps; 0: never")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="changes a key of every recipe")
     given = parser.parse_args(arguments)
