@@ -1,0 +1,37 @@
+"""The page of finished sweeps, from tables like those that `fsl sweep` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.matrix import main
+
+SWEEP = """\
+adapter,outer.weighting,accuracy,interval,seed_sd,seeds,rank,adaptation_seconds,training_seconds,episode_set,failed,error
+maml,uniform,0.8,0.02,0.01,0 1,3.0,0.010,9,a,0,
+maml,focal,0.7,0.02,0.01,0 1,4.0,0.030,9,a,0,
+ridge,uniform,0.9,0.01,0.01,0 1,1.0,0.002,9,a,0,
+ridge,focal,0.81,0.01,0.01,0 1,2.0,0.002,9,a,0,
+picky,uniform,,,,,,,,,2,the loss is nan
+picky,focal,0.79,0.01,0.01,0 1,5.0,0.002,9,a,0,
+"""
+DIFFERENCES = """\
+adapter,outer.weighting,minus,difference,interval,p,p_holm,wins,ties,losses,episodes,seeds
+maml,focal,"maml, uniform",-0.1,0.01,1e-9,1e-8,1,0,9,10,0 1
+ridge,uniform,"maml, uniform",0.1,0.01,1e-9,1e-8,9,0,1,10,0 1
+ridge,focal,"maml, uniform",0.01,0.02,0.04,0.12,5,0,5,10,0 1
+picky,focal,"maml, uniform",-0.01,0.02,0.04,0.12,5,0,5,10,0 1
+"""
+
+
+def test_better_worse_and_failed_cells_are_told(tmp_path: Path):
+    sweep = tmp_path / "glyphs-sweep"
+    sweep.mkdir()
+    (sweep / "sweep.csv").write_text(SWEEP)
+    (sweep / "differences.csv").write_text(DIFFERENCES)
+    main([str(sweep), "--out", str(tmp_path)])
+    text = (tmp_path / "matrix.md").read_text()
+    assert "## Glyphs\n\n`fsl sweep recipes/matrix/glyphs.yaml --jobs 2`, 2 seeds." in text
+    assert "| maml | 0.800 ± 0.020 (baseline) | *0.700 ± 0.020* | 20.0 |" in text
+    assert "| ridge | **0.900 ± 0.010** | 0.810 ± 0.010 | 2.0 |" in text
+    assert "| picky | failed: the loss is nan | 0.790 ± 0.010 | 2.0 |" in text
