@@ -2,8 +2,15 @@
 
 import fsl_core as fsl
 from fsl_learn2learn.backbones import L2lCnn4, ResNet12, Wrn28
+from fsl_learn2learn.datasets import SOURCES
 from fsl_learn2learn.gradient import L2lAnil, L2lGbml, L2lMaml, L2lMetaCurvature, L2lMetaSgd
 from fsl_learn2learn.metaoptnet import L2lMetaOptNet
+
+
+@fsl.hookimpl
+def fsl_register_episodes(register):
+    for source in SOURCES:
+        register(source)
 
 
 @fsl.hookimpl
