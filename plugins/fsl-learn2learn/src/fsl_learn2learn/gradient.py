@@ -48,6 +48,9 @@ class GradientAdapter(fsl.Adapter):
         """What stays as it is and what is adapted; an item goes through the one and then the other."""
         return nn.Identity(), nn.Sequential(backbone, self.head)
 
+    def support_loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return self.task.loss(learner(x), y)
+
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         fixed, learner = nn.Identity(), None
         for fixed, learner in self._unroll(backbone, support):  # noqa: B007 (the last ones are wanted)
@@ -70,7 +73,7 @@ class GradientAdapter(fsl.Adapter):
         yield fixed, learner
         for _ in range(self.inner_steps if self.training else self.test_steps):
             with torch.enable_grad():
-                loss = self.task.loss(learner(x), support.y)
+                loss = self.support_loss(learner, x, support.y)
                 learner.adapt(loss, first_order=self._cheaper(tracked))
             if not tracked:
                 _detach(learner)
@@ -143,6 +146,10 @@ class L2lMetaSgd(GradientAdapter):
 
     def learner(self, net: nn.Module) -> nn.Module:
         return learn2learn().algorithms.MetaSGD(net, first_order=self.order == 1, lrs=self.rates)
+
+    def support_loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """With every weight in its graph: learn2learn's MetaSGD stops at one without, such as a bias before a normalisation."""
+        return super().support_loss(learner, x, y) + 0 * sum(weight.sum() for weight in learner.module.parameters())
 
 
 class L2lGbml(GradientAdapter):
