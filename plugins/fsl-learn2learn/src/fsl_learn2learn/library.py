@@ -14,19 +14,24 @@ from fsl_core.data.vision import torchvision
 COMMAND = "python -m fsl_learn2learn.install"
 
 
-@cache
-def learn2learn() -> ModuleType:
-    """The package learn2learn. Raises PluginError where it is absent or was not built.
+def import_quietly() -> ModuleType:
+    """The package learn2learn, or ImportError.
 
     It imports torchvision plainly, which beside a CPU-only torch works after core's detour alone, and gym, which prints to
     the standard error stream that it is not maintained.
     """
+    torchvision()
+    with contextlib.suppress(ImportError):
+        import_module("gym_notices.notices").notices.clear()
+    with warnings.catch_warnings(action="ignore"):
+        return import_module("learn2learn")
+
+
+@cache
+def learn2learn() -> ModuleType:
+    """The package learn2learn. Raises PluginError where it is absent or was not built."""
     try:
-        torchvision()
-        with contextlib.suppress(ImportError):
-            import_module("gym_notices.notices").notices.clear()
-        with warnings.catch_warnings(action="ignore"):
-            return import_module("learn2learn")
+        return import_quietly()
     except ImportError as error:
         raise fsl.PluginError(f"fsl-learn2learn: learn2learn cannot be imported ({error}). To install it: {COMMAND}") from error
 
