@@ -14,13 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = Path(sys.prefix) / "peers.json"
-PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
-
-LEARN2LEARN_BUILD = ["cython", "setuptools<81", "wheel", "numpy"]
-LEARN2LEARN_IMPORTS = ["gym", "requests", "scipy", "tqdm"]
-LEARN2LEARN_OPTIONS = ["--use-pep517", "--no-build-isolation", "--no-deps", "--config-settings=--global-option=build_ext"]
-"""Its published C files do not compile from Python 3.11 on; with Cython present they are made anew. Of what it asks for only what
-its import needs is installed: the rest (cvxpy, qpth, gsutil) would change the versions of all others."""
+CONSTRAINTS = ["-c", str(ROOT / "constraints.txt")]
+PIP = ["pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
 def main() -> int:
@@ -39,14 +34,18 @@ def main() -> int:
 
 
 def _peer(requirement: str) -> str:
-    if not requirement.startswith("learn2learn"):
-        return _pip(requirement)
-    return _pip(*LEARN2LEARN_BUILD, *LEARN2LEARN_IMPORTS) or _pip(*LEARN2LEARN_OPTIONS, requirement)
+    if requirement.startswith("learn2learn"):  # which pip alone cannot build
+        return _run("fsl_learn2learn.install")
+    return _pip(requirement)
 
 
 def _pip(*arguments: str) -> str:
     """Install; the reason in one line if it fails, else nothing."""
-    done = subprocess.run([*PIP, *arguments], capture_output=True, text=True, check=False)
+    return _run(*PIP, *arguments)
+
+
+def _run(module: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *arguments, *CONSTRAINTS], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()

@@ -8,19 +8,14 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers import gradients
 from fsl_core.data.vision import torchvision
+from fsl_learn2learn.library import import_quietly
 
-torchvision()  # beside a CPU-only torch it has to be imported through a detour, and learn2learn imports it plainly
-try:
-    from gym_notices.notices import notices
-
-    notices.clear()  # gym prints that it is unmaintained
-finally:
-    import learn2learn as l2l
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from benchmarks.peers import gradients  # noqa: E402
+l2l = import_quietly()
 
 
 def maml(model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int) -> Callable[[], list[Tensor]]:

@@ -68,9 +68,14 @@ def decode_image(file: Path, size: int, channels: Literal["rgb", "gray"] = "rgb"
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file) as found:
-            image = _flatten(ImageOps.exif_transpose(found)).convert({"rgb": "RGB", "gray": "L"}[channels])
+            return to_pixels(found, size, channels)
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise DataError(f"{file}: not a readable image ({error}). A whole image file, or none") from error
+
+
+def to_pixels(image: Image.Image, size: int, channels: Literal["rgb", "gray"] = "rgb") -> Tensor:
+    """(3 or 1, size, size) uint8, as `decode_image`, of an image that is open."""
+    image = _flatten(ImageOps.exif_transpose(image)).convert({"rgb": "RGB", "gray": "L"}[channels])
     v2 = transforms()
     return v2.pil_to_tensor(v2.center_crop(v2.resize(image, [size], antialias=True), [size, size]))
 

@@ -13,6 +13,7 @@ from fsl_core.builtin.uniform import Uniform
 from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
+from fsl_core.errors import PluginError
 from fsl_core.hooks.registry import load
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 
@@ -28,10 +29,14 @@ def float64():
         yield
 
 
-def make_learner(name: str) -> fsl.Learner:
+def make_learner(name: str, **options) -> fsl.Learner:
     backbone = Conv4(TASK, channels=4, blocks=1)
     component = REGISTRY.get("adapter", name)
-    learner = fsl.Learner(backbone, component.build(component.options(name=name), task=TASK, backbone=backbone))
+    try:
+        adapter = component.build(component.options(name=name, **options), task=TASK, backbone=backbone)
+    except PluginError as error:  # of a library that the plugin needs and that could not be built
+        pytest.skip(str(error))
+    learner = fsl.Learner(backbone, adapter)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -63,3 +68,26 @@ def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
         pytest.skip(obstacle)
     torch._dynamo.reset()
     torch.testing.assert_close(compute(learner, Execution("compiled")), compute(learner, Execution()), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "other", "other_options"),
+    [
+        ("maml", {}, "l2l-maml", {}),
+        ("maml", {"order": 1}, "l2l-maml", {"order": 1}),
+        ("maml", {"engine": "higher"}, "l2l-maml", {}),
+        ("maml", {"adapted": "head"}, "l2l-anil", {}),
+        ("maml", {"learn_inner_lr": "elementwise", "inner_steps": 2}, "l2l-metasgd", {"inner_steps": 2}),
+    ],
+    ids=["maml", "first order", "higher", "anil", "metasgd"],
+)
+def test_two_libraries_agree(name, options, other, other_options):
+    """Two distributions' codes of one algorithm, the same weights in both: losses and meta-gradients, to 1e-9."""
+    if absent := {name, other} - set(ADAPTERS):
+        pytest.skip(f"not installed: {', '.join(absent)}")
+    torch.manual_seed(0)
+    ours, theirs = make_learner(name, **options), make_learner(other, **other_options)
+    with torch.no_grad():
+        for parameter, same in zip(theirs.parameters(), ours.parameters(), strict=True):
+            parameter.copy_(same)
+    torch.testing.assert_close(compute(theirs, Execution()), compute(ours, Execution()), rtol=1e-9, atol=1e-12)

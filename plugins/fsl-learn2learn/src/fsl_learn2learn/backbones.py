@@ -1,0 +1,136 @@
+"""learn2learn's feature extractors as backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+import fsl_core as fsl
+from fsl_learn2learn.library import learn2learn
+
+NormChoice = Annotated[
+    Literal["transductive", "support", "running", "group", "none", "batchnorm"],
+    Field(
+        description="what a layer's mean and variance are taken over; batchnorm: learn2learn's own layers, "
+        "the same numbers as transductive, one task at a time"
+    ),
+]
+
+
+class L2lBackbone(fsl.NormedBackbone):
+    """A feature extractor of learn2learn: its layers and start values, with its BatchNorm layers replaced by `fsl_core.Norm`.
+
+    norm transductive gives the numbers of learn2learn's own layers in training mode, which is how its examples of MAML, ANIL
+    and Meta-Curvature run them in evaluation too. norm batchnorm keeps those layers and lets them use the statistics of their
+    batch always: running averages would be moved inside a task. Their second derivatives are wrong under vmap, so the
+    engine computes one task at a time and says so.
+    """
+
+    def __init__(self, task: fsl.TaskShape, norm: str, make: Callable[[], nn.Module], fits: str):
+        """make: builds learn2learn's module, also on torch's meta device.    fits: what pictures pass through it."""
+        super().__init__(norm)
+        if len(task.input_shape) != 3:
+            raise ValueError(
+                f"{self.name}: items of shape {tuple(task.input_shape)}. Expected pictures, (channels, height, width)"
+            )
+        learn2learn()
+        try:
+            with torch.device("meta"):
+                self.feature_dim = make()(torch.empty(2, *task.input_shape)).flatten(1).shape[1]
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.name}: pictures of shape {tuple(task.input_shape)} do not pass through it. {fits}"
+            ) from error
+        self.net = make()
+        _replace_norms(self.net, norm)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class L2lCnn4(L2lBackbone):
+    """learn2learn's CNN4: `layers` x [3x3 convolution - norm - ReLU - max-pooling], then the last map as one vector.
+
+    (n, channels, height, width) -> (n, feature_dim); 84x84 gives 25 * channels features. Weights start by Xavier's rule,
+    scales of the norms uniformly in 0 .. 1. Each block divides height and width by 2, with 2 layers or 1 by 4 or 8.
+
+    Source: Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning", as `learn2learn.vision.models.CNN4`.
+    """
+
+    name = "l2l-cnn4"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        channels: Annotated[int, Field(gt=0, description="filters of each block (hidden_size)")] = 64,
+        layers: Annotated[int, Field(ge=1, le=4, description="number of blocks")] = 4,
+        max_pool: Annotated[bool, Field(description="max-pooling, or else convolutions with a stride")] = True,
+        norm: NormChoice = "transductive",
+    ):
+        def make() -> nn.Module:
+            models = learn2learn().vision.models
+            return models.CNN4Backbone(channels, layers, channels=task.input_shape[0], max_pool=max_pool)
+
+        super().__init__(task, norm, make, "At least 16x16 pixels, or fewer layers")
+
+
+class ResNet12(L2lBackbone):
+    """learn2learn's ResNet12: four residual blocks of three 3x3 convolutions, each followed by 2x2 max-pooling.
+
+    (n, channels, height, width) -> (n, feature_dim); 84x84 gives 640 features, 16,000 without avg_pool.
+
+    Source: Mishra et al. 2017, arXiv:1707.03141, and Lee et al. 2019, arXiv:1904.03758, as `learn2learn.vision.models.ResNet12`.
+    Differs: no DropBlock and no dropout. Their rate there follows a counter of forward passes outside of the weights, which
+    neither a checkpoint nor a clone keeps.
+    """
+
+    name = "resnet12"
+
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        wider: Annotated[
+            bool, Field(description="filters 64, 160, 320, 640 (MetaOptNet), or else 64, 128, 256, 512 (TADAM)")
+        ] = True,
+        avg_pool: Annotated[bool, Field(description="mean over 5x5 pixels of the last map; needs 80x80 pixels or more")] = True,
+        norm: NormChoice = "transductive",
+    ):
+        def make() -> nn.Module:
+            models = learn2learn().vision.models
+            return models.ResNet12Backbone(avg_pool, wider, dropblock_dropout=0.0, channels=task.input_shape[0])
+
+        super().__init__(task, norm, make, "At least 80x80 pixels, or 16x16 with avg_pool: false")
+
+
+class Wrn28(L2lBackbone):
+    """learn2learn's WRN28: the wide residual network of depth 28 and width 10, 36 million weights.
+
+    (n, 3, height, width) -> (n, feature_dim); 84x84 gives 640 features, a mean over 21x21 pixels.
+
+    Source: Dhillon et al. 2020, arXiv:1909.02729, as `learn2learn.vision.models.WRN28`.
+    """
+
+    name = "wrn28"
+
+    def __init__(self, task: fsl.TaskShape, norm: NormChoice = "transductive"):
+        super().__init__(task, norm, learn2learn().vision.models.WRN28Backbone, "3 channels, at least 81x81 pixels")
+
+
+def _replace_norms(net: nn.Module, norm: str) -> None:
+    """In place of every BatchNorm layer one of this policy with its scale and shift."""
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, nn.BatchNorm2d):
+                continue
+            if norm == "batchnorm":
+                layer.track_running_stats = False
+                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+                continue
+            new = fsl.Norm(norm, layer.num_features, eps=layer.eps)
+            if norm != "none":
+                new.scale, new.shift = layer.weight, layer.bias
+            setattr(parent, name, new)
