@@ -1,4 +1,4 @@
-# make run · test · lint · bench · docs · clean      recipe=FILE, plugin=NAME and only=SECTION narrow them
+# make run · test · lint · bench · docs · dist · clean      recipe=FILE, plugin=NAME and only=SECTION narrow them
 PYTHON ?= python3
 recipe ?= recipes/glyphs/5w1s-maml.yaml
 plugin ?=
@@ -15,7 +15,7 @@ TESTS := $(if $(plugin),plugins/$(plugin),tests plugins README.md docs)
 # two test processes, one thread each: more threads than cores only wait for one another
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: run test test-core lint format bench docs clean
+.PHONY: run test test-core lint format bench docs dist clean
 
 run: .venv/ready
 	$(BIN)/fsl run $(recipe)
@@ -41,6 +41,10 @@ bench: .venvs/bench/ready
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# source archives and wheels of core and every plugin, with their metadata checked
+dist: .venv/ready
+	$(BIN)/python -m release dist
 
 clean:
 	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache

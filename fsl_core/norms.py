@@ -17,6 +17,8 @@ from fsl_core.errors import FslError, ShapeError
 NormPolicy = Literal["transductive", "support", "running", "group", "none"]
 _FEW_VALUES = 8192  # of a channel
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
+ITEM_BY_ITEM = ("support", "running", "group", "none")
+"""Policies under which the features of an item do not depend on the other items of the call."""
 
 
 class _ReferenceOfThread(threading.local):

@@ -1,4 +1,4 @@
-"""Wheels of fsl-core and one plugin alone, in a fresh environment outside the repository, train and evaluate."""
+"""Wheels as `make dist` builds them: core and one plugin alone, in a fresh environment outside the repository."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+from release.dist import PACKAGES, ROOT, build, faults
+
+PLUGINS = [package.name for package in PACKAGES[1:]]
 RECIPE = """\
 episodes: {name: glyphs, n_way: 5, n_shot: 1, n_query: 2}
 backbone: {name: conv4, channels: 8}
@@ -25,29 +27,42 @@ LIBRARY_APART = {
     "fsl-learn2learn": r".*learn2learn cannot be imported \(.*\)\. To install it: python -m fsl_learn2learn\.install",
 }
 """Plugins whose library comes by a command of its own, and what they say without it."""
-VARIABLES = {key: value for key, value in os.environ.items() if not key.startswith(("FSL_", "PYTHON"))}
+VARIABLES = {key: value for key, value in os.environ.items() if not key.startswith(("FSL_", "PYTHON", "PYTEST"))}
+COMMANDS = """
+import json, sys, warnings
+from typer.testing import CliRunner
+import fsl_core
+from fsl_core.cli import app
 
-
-def attempt(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, command)], cwd=folder, env=VARIABLES, capture_output=True, text=True, check=False)
+listed = json.loads(CliRunner().invoke(app, ["plugins", "--json"]).stdout)
+(found,) = [row for row in listed if row["distribution"] != "fsl-core"]
+offers = [offer.split() for offer in found["offers"] if offer.startswith(("adapter", "weighting"))]
+kind, name = offers[0] if offers else ("adapter", "nearest-centroid")  # a plugin that observes offers nothing
+section = "adapter" if kind == "adapter" else "outer.weighting"
+ran = CliRunner().invoke(app, ["run", "recipe.yaml", "-s", f"{section}={{name: {name}}}", "--out", "out"])
+print(json.dumps({"core": fsl_core.__file__, "plugin": found, "kind": kind, "name": name, "ran": ran.output}))
+"""
 
 
 def run(folder: Path, *command: object) -> str:
-    done = attempt(folder, *command)
+    done = subprocess.run([*map(str, command)], cwd=folder, env=VARIABLES, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def pip(folder: Path, *arguments: object) -> str:
-    return run(folder, sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Source archives and wheels of every package."""
+    return build(tmp_path_factory.mktemp("dist"))
 
 
-def link_third_party(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed packages but those of this repository, so that the test needs no network.
 
     Nor learn2learn, which pip does not install with its plugin.
     """
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("third-party")
     installed = {path.name: path for kind in ("platlib", "purelib") for path in Path(sysconfig.get_path(kind)).iterdir()}
     for name, path in installed.items():
         if not name.startswith(("fsl", "_editable", "__pycache__", "learn2learn")) and path.suffix != ".pth":
@@ -55,35 +70,98 @@ def link_third_party(folder: Path) -> Path:
     return folder
 
 
-def test_there_are_plugins():
-    assert "fsl-maml" in PLUGINS
+@pytest.fixture
+def environment(built: list[Path], third_party: Path, tmp_path: Path):
+    """Makes an environment with the wheels of core and one plugin, and returns its folder of programs."""
+
+    def make(plugin: str) -> Path:
+        folder = tmp_path / "environment"
+        run(tmp_path, sys.executable, "-m", "venv", "--without-pip", folder)
+        programs = folder / ("Scripts" if os.name == "nt" else "bin")
+        stems = ("fsl_core-", plugin.replace("-", "_") + "-")
+        wheels = [file for file in built if file.suffix == ".whl" and file.name.startswith(stems)]
+        pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", programs / "python")
+        run(tmp_path, *pip, "install", "--no-deps", "--no-index", "--no-compile", *wheels)
+        (site,) = folder.glob("[Ll]ib/**/site-packages")
+        (site / "third-party.pth").write_text(f"{third_party}\n")
+        return programs
+
+    return make
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name if package != ROOT else "fsl-core")
+def test_metadata_is_complete(package: Path):
+    told = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (package / told["readme"]).is_file()
+    assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert (told["license"], told["license-files"]) == ("MIT", ["LICENSE"])
+    assert told["requires-python"] == core["requires-python"]
+    assert {c for c in core["classifiers"] if not c.startswith("Framework")} <= set(told["classifiers"])
+    assert told["description"]
+    assert "fsl-plugin" in told["keywords"]
+    source = package / "src" if package != ROOT else package
+    assert (source / told["name"].replace("-", "_") / "py.typed").is_file()
+    if package != ROOT:
+        major, minor, _ = core["version"].split(".")
+        assert f"fsl-core>={major}.{minor},<{major}.{int(minor) + 1}" in told["dependencies"]
+        assert told["name"] == package.name
+
+
+def test_built_files_have_no_faults(built: list[Path]):
+    assert len(built) == 2 * len(PACKAGES) > 2
+    assert [fault for file in built for fault in faults(file)] == []
+
+
+def test_faults_are_found(tmp_path: Path):
+    import zipfile
+
+    wheel = tmp_path / "fsl_x-1-py3-none-any.whl"
+    head = "Metadata-Version: 2.4\nName: fsl-x\nVersion: 1\nRequires-Dist: fsl-core>=0.1\n"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fsl_x-1.dist-info/METADATA", head)
+        file.writestr("fsl_x/__pycache__/a.pyc", "")
+    found = list(faults(wheel))
+    for what in (
+        "no long description",
+        "licence None",
+        "no summary",
+        "no classifiers",
+        "fsl-core ['>=0.1']",
+        "no fsl_x/py.typed",
+    ):
+        assert any(what in fault for fault in found), found
+    assert "fsl_x-1-py3-none-any.whl: fsl_x/__pycache__/a.pyc. Sources alone." in found
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fsl_x-1.dist-info/METADATA", "Metadata-Version: 2.4\nName: fsl x\nVersion: one\n")
+    assert any("'one'" in fault for fault in faults(wheel))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_core_and_one_plugin(plugin: str, tmp_path: Path):
-    wheels, environment = tmp_path / "wheels", tmp_path / "environment"
-    pip(tmp_path, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, ROOT, ROOT / "plugins" / plugin)
-    run(tmp_path, sys.executable, "-m", "venv", "--without-pip", environment)
-    scripts = environment / ("Scripts" if os.name == "nt" else "bin")
-    pip(tmp_path, "--python", scripts / "python", "install", "--no-deps", "--no-index", *wheels.glob("*.whl"))
-    site = run(tmp_path, scripts / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    Path(site, "third-party.pth").write_text(f"{link_third_party(tmp_path / 'third-party')}\n")
+def test_core_and_one_plugin(plugin: str, environment, tmp_path: Path):
+    programs = environment(plugin)
     Path(tmp_path, "recipe.yaml").write_text(RECIPE)
-
-    assert run(tmp_path, scripts / "python", "-c", "import fsl_core; print(fsl_core.__file__)").startswith(site)
-    listed = json.loads(run(tmp_path, scripts / "fsl", "plugins", "--json"))
-    (found,) = [row for row in listed if row["distribution"] != "fsl-core"]
-    assert (found["distribution"], found["status"]) == (plugin, "ok")
-    kind, name = next(offer.split() for offer in found["offers"] if offer.startswith(("adapter", "weighting")))
-    section = "adapter" if kind == "adapter" else "outer.weighting"
-    command = [scripts / "fsl", "run", "recipe.yaml", "-s", f"{section}={{name: {name}}}", "--out", "out"]
+    told = json.loads(run(tmp_path, programs / "python", "-c", COMMANDS).splitlines()[-1])
+    assert told["core"].startswith(str(tmp_path / "environment"))
+    assert (told["plugin"]["distribution"], told["plugin"]["status"]) == (plugin, "ok")
     if plugin in LIBRARY_APART:
-        failed = attempt(tmp_path, *command)
-        assert failed.returncode == 2
-        assert failed.stdout == ""
-        assert re.fullmatch(LIBRARY_APART[plugin], failed.stderr.replace("\n", " ").strip()), failed.stderr
+        assert re.fullmatch(LIBRARY_APART[plugin], told["ran"].replace("\n", " ").strip()), told["ran"]
         return
-    ran = run(tmp_path, *command)
+    assert told["ran"].startswith("test accuracy 0."), told["ran"]
+    assert json.loads((tmp_path / "out" / "result.json").read_text())[told["kind"]] == told["name"]
+
+
+@pytest.mark.slow
+def test_programs_of_the_environment(environment, tmp_path: Path):
+    """What a user types: `fsl run` of a plugin's recipe, and the conformance kit over it."""
+    programs = environment("fsl-hypermaml")
+    recipe = ROOT / "recipes" / "glyphs" / "5w1s-hypermaml.yaml"
+    keys = ("outer.steps=2", "outer.validate_every=0", "evaluate.episodes=2", "backbone.channels=8", "execution.mode=loop")
+    ran = run(tmp_path, programs / "fsl", "run", recipe, *(f"-s{key}" for key in keys), "--out", "out")
     assert ran.startswith("test accuracy 0.")
-    assert json.loads((tmp_path / "out" / "result.json").read_text())[kind] == name
+    checked = run(tmp_path, programs / "python", "-m", "pytest", "-q", "--fsl-adapter", "hypermaml", "--fsl-report", "report.md")
+    assert " passed" in checked.splitlines()[-1]
+    report = (tmp_path / "report.md").read_text()
+    assert "fsl-hypermaml 0.1.0, fsl-core 0.1.0, torch " in report
+    assert ", 0 failed, " in report

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from fsl_core.cli import catalogue, predicting, runs, sweeps
+from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ catalogue.add_commands(app)
 runs.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
+scaffolding.add_commands(app)
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:
     return document
 
 
+def read_value(text: str, source: str) -> Any:
+    """The plain data that a YAML text on a command line means; source: the words before it. RecipeError where it is not YAML."""
+    return _plain(_parse(text, source), Document(source, {}), ())
+
+
 def _parse(text: str, source: str) -> Any:
     try:
         return YAML(typ="rt", pure=True).load(text)
@@ -89,8 +94,7 @@ def _override(document: Document, override: str) -> None:
     if not equals or not all(key.split(".")):
         raise RecipeError(f"-s {override}: not an override. key.path=value, such as adapter.inner_lr=0.1")
     path = tuple(key.split("."))
-    value = _plain(_parse(text, f"-s {key}"), Document("-s", {}), ())
-    set_key(document, path, value, "-s", said=f"-s {override}")
+    set_key(document, path, read_value(text, f"-s {key}"), "-s", said=f"-s {override}")
 
 
 def set_key(document: Document, path: KeyPath, value: Any, place: str, said: str = "") -> None:

@@ -116,7 +116,7 @@ class Vmap:
         rows, outcomes = [], []
         for chunk in self._chunks(episodes):
             gradients, aux = self._each(self._constants(), chunk)
-            rows.append(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+            rows.append(torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1))
             outcomes.append(Tasks(*aux))
         return _joined(outcomes), torch.cat(rows) if len(rows) > 1 else rows[0]
 

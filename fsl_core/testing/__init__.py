@@ -1,4 +1,4 @@
-"""The conformance kit: pytest classes that tell the author of an adapter or a weighting whether it is right.
+"""The conformance kit: pytest classes that tell the author of an adapter, weighting, backbone or episodes whether it is right.
 
     from fsl_centroid import NearestCentroid
     from fsl_core.testing import AdapterContract
@@ -8,11 +8,44 @@
         def make(self, task):
             return NearestCentroid(task)
 
-Every check runs in float64 on episodes and backbones of a few hundred numbers. Needs pytest: `pip install fsl-core[testing]`.
+What is installed is checked without a test: `pytest --fsl-adapter nearest-centroid`. Most checks run in float64 on episodes
+and backbones of a few hundred numbers. Needs pytest: `pip install fsl-core[testing]`.
 """
 
-from fsl_core.testing.adapters import AdapterContract
-from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_episodes, tiny_task
-from fsl_core.testing.weightings import WeightingContract
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["AdapterContract", "TinyBackbone", "WeightingContract", "double_precision", "tiny_episodes", "tiny_task"]
+if TYPE_CHECKING:
+    from fsl_core.testing.adapters import AdapterContract
+    from fsl_core.testing.backbones import BackboneContract
+    from fsl_core.testing.episodes import EpisodesContract
+    from fsl_core.testing.tiny import GradientSteps, TinyBackbone, Uneven, double_precision, tiny_episodes, tiny_task
+    from fsl_core.testing.weightings import WeightingContract
+
+_HOME = {
+    "AdapterContract": "adapters",
+    "BackboneContract": "backbones",
+    "EpisodesContract": "episodes",
+    "WeightingContract": "weightings",
+    **dict.fromkeys(("GradientSteps", "TinyBackbone", "Uneven", "double_precision", "tiny_episodes", "tiny_task"), "tiny"),
+}
+
+__all__ = [
+    "AdapterContract",
+    "BackboneContract",
+    "EpisodesContract",
+    "GradientSteps",
+    "TinyBackbone",
+    "Uneven",
+    "WeightingContract",
+    "double_precision",
+    "tiny_episodes",
+    "tiny_task",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Names are imported when first used: pytest loads the plugin of this package in every project, without torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fsl_core.testing' has no attribute {name!r}")
+    return getattr(import_module(f"fsl_core.testing.{_HOME[name]}"), name)

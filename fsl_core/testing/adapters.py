@@ -11,19 +11,19 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.workers import draws_random_numbers
+from fsl_core.testing import checks
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_episodes, tiny_task
 
 Kind = Literal["classification", "regression"]
 Case = tuple[Kind, fsl.NormPolicy]
 """Kind of the task and normalisation of the backbone."""
 
-TOLERANCE = 1e-9  # of results that may differ in rounding only: float64 rounds at 1e-16, inner loops amplify it
-SLOPE_TOLERANCE = 1e-6  # of central differences
-SLOPE_STEPS = (1e-5, 1e-6, 1e-4)  # one that crosses no kink and loses few digits agrees
+KINDS: tuple[Kind, ...] = ("classification", "regression")
 
 
 class AdapterContract:
@@ -54,10 +54,7 @@ class AdapterContract:
         """Give class permutation[c] what class c holds in per-class parameters, in place. Default: there are none."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", self.cases(), ids="-".join)
-        if "kind" in metafunc.fixturenames:
-            metafunc.parametrize("kind", self.kinds)
+        checks.parametrize(metafunc, {"case": self.cases(), "kind": self.kinds})
 
     def cases(self) -> list[Case]:
         return [(kind, norm) for kind in self.kinds for norm in ("none", "transductive")]
@@ -74,43 +71,49 @@ class AdapterContract:
         assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `adapter.name`"
         assert adapter.order in (1, 2), f"order: {adapter.order!r}. 2 for an exact meta-gradient, 1 for a first-order one"
 
+    def test_other_kinds_of_tasks_are_refused(self) -> None:
+        for kind in sorted(set(KINDS) - set(self.kinds)):
+            try:
+                self._learner((kind, "none"))
+            except ValueError:
+                continue
+            raise AssertionError(
+                f"kinds: it takes a {kind} task, which it does not claim. {kind!r} in kinds, or a constructor that raises "
+                "ValueError for it, so that a recipe is refused before it runs"
+            )
+
     def test_predictions_have_their_shape(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
-        for mode in _modes(learner):
+        for mode in checks.modes(learner):
             _check_prediction(f"adapt, {mode}", _predict(learner, episode), task, len(episode.query.x))
         learner.train()
-        loss, prediction = _seeded(learner.objective, episode, task.loss)
+        loss, prediction = checks.seeded(learner.objective, episode, task.loss)
         assert loss.shape == (), f"objective: loss of shape {tuple(loss.shape)}. A scalar"
         assert loss.isfinite(), f"objective: loss {loss.item()} on inputs of unit variance. A finite number"
         _check_prediction("objective", prediction, task, len(episode.query.x))
 
     def test_adapt_changes_nothing(self, case: Case) -> None:
         learner, _, episode = self._setting(case)
-        for mode in _modes(learner):
-            before = _snapshot(learner)
+        for mode in checks.modes(learner):
+            before = checks.snapshot(learner, "the learner")
             first = _predict(learner, episode)
-            after = _snapshot(learner)
-            for what, value in before.items():
-                assert what in after, f"adapt, {mode}: {what} is gone afterwards. Modules and parameters stay in place"
-                same = torch.equal(after[what], value) if isinstance(value, Tensor) else after[what] == value
-                assert same, f"adapt, {mode}: it changed {what}. Work on copies: the meta-parameters belong to the outer loop"
-            added = sorted(set(after) - set(before))
-            assert not added, f"adapt, {mode}: it added {', '.join(added)}. Task-specific values live in the predictor alone"
+            remedy = "Work on copies: the meta-parameters belong to the outer loop"
+            checks.assert_unchanged(before, checks.snapshot(learner, "the learner"), f"adapt, {mode}", remedy)
             again = _predict(learner, episode)
-            assert _close(again, first), (
-                f"adapt, {mode}: the same episode and seed gave other predictions the second time, {_apart(again, first)}. "
+            assert checks.close(again, first), (
+                f"adapt, {mode}: the same episode and seed gave other predictions the second time, {checks.apart(again, first)}. "
                 "No state from one call to the next; random numbers from torch's global generator"
             )
 
     def test_predictors_do_not_share_state(self, case: Case) -> None:
         learner, _, first = self._setting(case)
         second = tiny_episodes(tiny_task(case[0]), 2).unbatch()[1]
-        predictor = _seeded(learner.adapt, first)
-        before = _seeded(predictor, first.query.x)
-        _seeded(learner.adapt, second)(second.query.x)
-        after = _seeded(predictor, first.query.x)
-        assert _close(after, before), (
-            f"adapt: a predictor changed once another task was adapted to, {_apart(after, before)}. "
+        predictor = checks.seeded(learner.adapt, first)
+        before = checks.seeded(predictor, first.query.x)
+        checks.seeded(learner.adapt, second)(second.query.x)
+        after = checks.seeded(predictor, first.query.x)
+        assert checks.close(after, before), (
+            f"adapt: a predictor changed once another task was adapted to, {checks.apart(after, before)}. "
             "Keep what was learned in the predictor, not in attributes of the adapter"
         )
 
@@ -123,16 +126,16 @@ class AdapterContract:
             order, which = torch.arange(count).view(task.n_way, -1).flip(1).flatten(), "the rows of each class"
         shuffled = episode._replace(support=fsl.LabelledSet(x[order], y[order]))
         expected, found = _predict(learner, episode), _predict(learner, shuffled)
-        assert _close(found, expected), (
-            f"support order: permuting {which} changes the predictions, {_apart(found, expected)}. The support set is a set; "
-            "where sorted rows are relied upon, the contract says any_row_order = False"
+        assert checks.close(found, expected), (
+            f"support order: permuting {which} changes the predictions, {checks.apart(found, expected)}. The support set is a "
+            "set; where sorted rows are relied upon, the contract says any_row_order = False"
         )
 
     def test_labels_are_used(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
         other = _relabel(episode, task) if task.kind == "classification" else _negate_values(episode)
         expected, found = _predict(learner, episode), _predict(learner, other)
-        assert not _close(found, expected), (
+        assert not checks.close(found, expected), (
             "labels: the same items under other labels give the same predictions. A predictor that depends on support.y"
         )
 
@@ -148,8 +151,8 @@ class AdapterContract:
             with torch.no_grad():
                 self.permute_classes(learner.adapter, permutation)
             found = _predict(learner, _relabel(episode, task))[:, permutation]
-            assert _close(found, expected), (
-                f"label equivariance: relabelling the classes does not just permute the logits, {_apart(found, expected)}. "
+            assert checks.close(found, expected), (
+                f"label equivariance: relabelling the classes does not just permute the logits, {checks.apart(found, expected)}. "
                 "Treat classes alike; for a learned head write permute_classes, or claim label_equivariant = False"
             )
 
@@ -159,18 +162,18 @@ class AdapterContract:
         others = torch.cat([x[:1], 1 - 2 * x[1:]])
         changed = episode._replace(query=episode.query._replace(x=others))
         depends = []
-        for mode in _modes(learner):
+        for mode in checks.modes(learner):
             together, among_others = _predict(learner, episode)[0], _predict(learner, changed)[0]
-            depends.append(not _close(among_others, together))
+            depends.append(not checks.close(among_others, together))
             if learner.adapter.transductive:
                 continue
             assert not depends[-1], (
-                f"query items, {mode}: the prediction of one depends on the others, {_apart(among_others, together)}. "
+                f"query items, {mode}: the prediction of one depends on the others, {checks.apart(among_others, together)}. "
                 "No batch statistics over queries, or the adapter claims transductive = True"
             )
-            alone = _seeded(_seeded(learner.adapt, episode), x[:1])[0]
-            assert _close(alone, together), (
-                f"query items, {mode}: an item alone is predicted otherwise than among others, {_apart(alone, together)}. "
+            alone = checks.seeded(checks.seeded(learner.adapt, episode), x[:1])[0]
+            assert checks.close(alone, together), (
+                f"query items, {mode}: an item alone is predicted otherwise than among others, {checks.apart(alone, together)}. "
                 "No batch statistics over queries, or the adapter claims transductive = True"
             )
         if learner.adapter.transductive:
@@ -200,43 +203,33 @@ class AdapterContract:
         gradients = _meta_gradient(learner, task, episode)
         if learner.adapter.order == 1:
             pytest.skip("not claimed: order = 1")
-        wrong = []
-        for name, parameter in learner.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-            direction /= direction.norm()
-            gradient = torch.zeros_like(parameter) if gradients[name] is None else gradients[name]
-            claimed = (gradient * direction).sum().item()
-            slopes = []
-            for step in SLOPE_STEPS:
-                slopes.append(_slope(learner, task, episode, parameter, direction, step))
-                if abs(slopes[-1] - claimed) <= SLOPE_TOLERANCE * abs(slopes[-1]) + TOLERANCE:
-                    break
-            else:
-                wrong.append(f"{name}: {claimed:.9g} where the loss moves by {slopes[0]:.9g}")
+
+        def objective() -> float:
+            return checks.seeded(learner.objective, episode, task.loss)[0].item()
+
+        wrong = checks.wrong_slopes(objective, learner, gradients)
         assert not wrong, (
             f"meta-gradient: not the slope of the objective, along one direction a parameter: {'; '.join(wrong)}. "
             "The inner loop differentiated through (create_graph=True, nothing detached), or the adapter claims order = 1"
         )
 
-    def test_state_dict_is_the_whole_state(self, case: Case) -> None:
+    def test_checkpoint_is_the_whole_state(self, case: Case) -> None:
         first, _, episode = self._setting(case)
         second = self._learner(case, seed=1)
-        second.load_state_dict(first.state_dict())
+        checks.through_a_checkpoint(first, second, "learner")
         expected, found = _predict(first, episode), _predict(second, episode)
-        assert _close(found, expected), (
-            f"state_dict: a fresh adapter that loads it predicts otherwise, {_apart(found, expected)}. Every tensor that matters "
-            "as a parameter or a buffer (register_buffer), or the same at every construction"
+        assert checks.close(found, expected), (
+            f"checkpoint: a fresh adapter that loads it predicts otherwise, {checks.apart(found, expected)}. Every tensor that "
+            "matters as a parameter or a buffer (register_buffer), or the same at every construction"
         )
 
     def test_evaluation_keeps_no_graph(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
         learner.eval()
         with torch.no_grad():
-            predictor = _seeded(learner.adapt, episode)
+            predictor = checks.seeded(learner.adapt, episode)
             held = [tuple(t.shape) for t in _tensors_held_by(predictor) if t.grad_fn is not None]
-            prediction = _seeded(predictor, episode.query.x)
+            prediction = checks.seeded(predictor, episode.query.x)
             mode_kept = not torch.is_grad_enabled()
         assert mode_kept, "evaluation: gradients are enabled after adapt. A `with torch.enable_grad():` around the inner loop"
         held += [tuple(prediction.shape)] if prediction.requires_grad else []
@@ -246,8 +239,8 @@ class AdapterContract:
         )
         _check_prediction("evaluation under torch.no_grad()", prediction, task, len(episode.query.x))
         expected = _predict(learner, episode)
-        assert _close(prediction, expected), (
-            f"evaluation: predictions under torch.no_grad() are others, {_apart(prediction, expected)}. "
+        assert checks.close(prediction, expected), (
+            f"evaluation: predictions under torch.no_grad() are others, {checks.apart(prediction, expected)}. "
             "An inner loop that enables gradients for itself"
         )
 
@@ -255,58 +248,111 @@ class AdapterContract:
         for n_shot, n_query in ((1, 3), (4, 1)):
             learner, task, episode = self._setting((kind, "none"), n_shot=n_shot, n_query=n_query)
             _check_prediction(f"{n_shot} shot, {n_query} queries", _predict(learner, episode), task, len(episode.query.x))
-            predictor = _seeded(learner.adapt, episode)
+            predictor = checks.seeded(learner.adapt, episode)
             for x in (episode.query.x[:1], torch.cat([episode.query.x] * 3)):
-                _check_prediction(f"{n_shot} shot, {len(x)} queries at once", _seeded(predictor, x), task, len(x))
+                _check_prediction(f"{n_shot} shot, {len(x)} queries at once", checks.seeded(predictor, x), task, len(x))
+
+    def test_other_ways_and_shots(self, kind: Kind) -> None:
+        learner, task, episode = self._setting((kind, "none"))
+        expected = _predict(learner, episode)
+        served = []
+        for shape in ({"n_shot": task.n_shot + 1}, {"n_way": task.n_way + 1})[: 1 + (kind == "classification")]:
+            twin, other, another = self._setting((kind, "none"), **shape)
+            if {n: t.shape for n, t in twin.state_dict().items()} != {n: t.shape for n, t in learner.state_dict().items()}:
+                continue  # weights of a fixed size: recipes that change it are refused
+            twin.load_state_dict(learner.state_dict())
+            where = f"ways and shots: {shape} after {task.n_way} ways and {task.n_shot} shots"
+            try:
+                prediction = _predict(twin, another)
+            except Exception as error:
+                raise AssertionError(f"{where}: {error}. Sizes from the TaskShape that the constructor gets") from error
+            _check_prediction(where, prediction, other, len(another.query.x))
+            found = _predict(learner, episode)
+            assert checks.close(found, expected), (
+                f"{where}: the first one now predicts otherwise, {checks.apart(found, expected)}. No shape or tensor of one task "
+                "where another finds it"
+            )
+            served.append(shape)
+        if not served:
+            pytest.skip("not claimed: weights of a size fixed by n_way and n_shot")
 
     def test_trajectory_ends_with_adapt(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
-        for mode in _modes(learner):
-            predictors = _seeded(learner.trajectory, episode)
+        for mode in checks.modes(learner):
+            predictors = checks.seeded(learner.trajectory, episode)
             assert predictors, f"trajectory, {mode}: empty. At least the predictor that adapt returns"
-            predictions = [_seeded(predictor, episode.query.x) for predictor in predictors]
+            predictions = [checks.seeded(predictor, episode.query.x) for predictor in predictors]
             for step, prediction in enumerate(predictions):
                 _check_prediction(f"trajectory[{step}], {mode}", prediction, task, len(episode.query.x))
             expected = _predict(learner, episode)
-            assert _close(predictions[-1], expected), (
-                f"trajectory, {mode}: its last predictor is not that of adapt, {_apart(predictions[-1], expected)}. "
+            assert checks.close(predictions[-1], expected), (
+                f"trajectory, {mode}: its last predictor is not that of adapt, {checks.apart(predictions[-1], expected)}. "
                 "Predictors before adaptation and after each inner step, in this order"
             )
 
-    def test_vmap_equals_loop(self, case: Case) -> None:
-        learner, task, _ = self._setting(case)
+    def test_every_execution_equals_the_loop(self, case: Case) -> None:
+        learner, task = self._deterministic(case)
+        allowed = checks.executions(learner.adapter)
+        if not allowed:
+            pytest.skip("not claimed: vectorizable = False, threadable = False")
+        for execution in allowed:
+            remedy = _REMEDY if execution.mode == "loop" else _VMAP_REMEDY
+            checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), execution, remedy)
+
+    def test_compiled_equals_the_loop(self, kind: Kind, compiled: bool) -> None:
+        learner, task = self._deterministic((kind, "transductive"))
         if not learner.adapter.vectorizable:
             pytest.skip("not claimed: vectorizable = False")
-        episodes = tiny_episodes(task, 2)
-        parameters = {name: p.detach() for name, p in learner.named_parameters() if p.requires_grad}
-        module = _Objective(learner, task)
+        torch._dynamo.reset()
+        checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _COMPILED_REMEDY)
 
-        def objective(weights: dict[str, Tensor], episode: fsl.Episode) -> Tensor:
-            return functional_call(module, {f"learner.{name}": w for name, w in weights.items()}, (episode,))
-
-        def total(weights: dict[str, Tensor]) -> Tensor:
-            return vmap(objective, (None, 0))(weights, episodes).sum()
-
-        try:
-            losses = vmap(objective, (None, 0))(parameters, episodes)
-            per_task = vmap(grad(objective), (None, 0))(parameters, episodes)
-            summed = grad(total)(parameters)
-        except Exception as error:
-            raise AssertionError(
-                f"vmap: torch.func refuses the adapter: {error}. Index by fsl.one_hot(y, n_way) and a product instead of a mask, "
-                "read no value (.item(), if tensor), patch no module; or the adapter claims vectorizable = False"
-            ) from error
-        for i, episode in enumerate(episodes.unbatch()):
-            loss = _seeded(learner.objective, episode, task.loss)[0]
-            assert _close(losses[i], loss), f"vmap: loss {losses[i].item()} of a task, {loss.item()} in a loop. {_VMAP_REMEDY}"
-            reference = _flat(_meta_gradient(learner, task, episode), parameters)
-            found = _flat({name: g[i] for name, g in per_task.items()}, parameters)
-            assert _close(found, reference), (
-                f"vmap(grad): not the loop's meta-gradient, {_apart(found, reference)}. {_VMAP_REMEDY}"
+    def test_single_precision(self, kind: Kind) -> None:
+        learner, task, episode = self._setting((kind, "none"))
+        expected, random = _predict(learner, episode), self._draws(learner, task, episode)
+        single = checks.cast(episode, torch.float32)
+        with double_precision(torch.float32):
+            learner.float()
+            try:
+                found = _predict(learner, single)
+                gradients = _meta_gradient(learner, task, single)
+            except RuntimeError as error:
+                raise AssertionError(
+                    f"float32: {str(error).splitlines()[0]}. The dtype of the features for new tensors"
+                ) from error
+            _check_prediction("float32", found, task, len(episode.query.x), torch.float32)
+        for name, gradient in gradients.items():
+            assert gradient is None or gradient.isfinite().all(), (
+                f"float32: a meta-gradient of {name} that is not finite. A larger epsilon, for float32 rounds at 1e-7"
             )
-        reference = sum(_flat(_meta_gradient(learner, task, episode), parameters) for episode in episodes.unbatch())
-        found = _flat(summed, parameters)
-        assert _close(found, reference), f"grad(vmap): not the loop's meta-gradient, {_apart(found, reference)}. {_VMAP_REMEDY}"
+        assert random or checks.close(found.double(), expected, checks.SINGLE_TOLERANCE), (
+            f"float32: predictions other than in float64, {checks.apart(found.double(), expected)}. Steps that lose fewer "
+            "digits: no difference of large numbers, a damped solve instead of an inverse"
+        )
+
+    def test_device(self, kind: Kind, device: str) -> None:
+        learner, task, episode = self._setting((kind, "none"))
+        expected, random = _predict(learner, episode), self._draws(learner, task, episode)
+        elsewhere = checks.cast(episode, device)
+        with checks.on_device(device):
+            learner.to(device)
+            loss = checks.seeded(learner.objective, elsewhere, task.loss)[0]
+            torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True)
+            found = _predict(learner, elsewhere)
+        assert found.device.type == device, f"device {device}: predictions on {found.device}. The device of the queries"
+        assert found.shape == expected.shape, f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
+        assert device == "meta" or random or checks.close(found.cpu(), expected, 1e-6), (
+            f"device {device}: predictions other than on the CPU, {checks.apart(found.cpu(), expected)}. The same computation"
+        )
+
+    @staticmethod
+    def _draws(learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode) -> bool:
+        return draws_random_numbers(lambda: learner.train().objective(episode, task.loss))
+
+    def _deterministic(self, case: Case) -> tuple[fsl.Learner, fsl.TaskShape]:
+        learner, task, episode = self._setting(case)
+        if self._draws(learner, task, episode):
+            pytest.skip("not claimed: it draws random numbers, which each execution draws in an order of its own")
+        return learner, task
 
     def _learner(self, case: Case, seed: int = 0, **shape: int) -> fsl.Learner:
         kind, norm = case
@@ -315,7 +361,7 @@ class AdapterContract:
         declared = inspect.signature(self.make).parameters
         adapter = self.make(**{name: value for name, value in injected.items() if name in declared})
         learner = fsl.Learner(injected["backbone"], adapter)
-        _leave_zeros(learner)
+        checks.leave_zeros(learner)
         return learner.train()
 
     def _setting(self, case: Case, **shape: int) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
@@ -323,66 +369,27 @@ class AdapterContract:
         return self._learner(case, **shape), task, tiny_episodes(task, 1).unbatch()[0]
 
 
-_VMAP_REMEDY = "Affine BatchNorm and LayerNorm are wrong under vmap: use fsl.Norm; or the adapter claims vectorizable = False"
-
+_REMEDY = "No state that tasks share, modules that copy.deepcopy can copy; or the adapter claims threadable = False"
+_VMAP_REMEDY = (
+    "Index by fsl.one_hot(y, n_way) and a product instead of a mask, read no value (.item(), if tensor), patch no module; affine "
+    "BatchNorm and LayerNorm are wrong under vmap: use fsl.Norm; or the adapter claims vectorizable = False"
+)
+_COMPILED_REMEDY = "Plain torch operations, with no branch on values or on the compiler; or vectorizable = False"
 
 _OF_PARTIAL = ("func", "args", "keywords")
 
 
-class _Objective(nn.Module):
-    def __init__(self, learner: fsl.Learner, task: fsl.TaskShape):
-        super().__init__()
-        self.learner, self.task = learner, task
-
-    def forward(self, episode: fsl.Episode) -> Tensor:
-        return self.learner.objective(episode, self.task.loss)[0]
-
-
-def _seeded(function: Any, *arguments: Any) -> Any:
-    torch.manual_seed(2)
-    return function(*arguments)
-
-
 def _predict(learner: fsl.Learner, episode: fsl.Episode) -> Tensor:
-    return _seeded(lambda: learner.adapt(episode)(episode.query.x))
+    return checks.seeded(lambda: learner.adapt(episode)(episode.query.x))
 
 
-def _modes(learner: fsl.Learner) -> Iterator[str]:
-    yield "training" if learner.train() else ""
-    yield "evaluation" if learner.eval() else ""
-
-
-@torch.no_grad()
-def _leave_zeros(learner: fsl.Learner) -> None:
-    """Scale every number a little, which keeps its sign, and make zeros small numbers."""
-    for parameter in learner.parameters():
-        noise = torch.randn_like(parameter)
-        parameter.copy_(torch.where(parameter == 0, 0.1 * noise, parameter * (1 + 0.05 * noise.tanh())))
-
-
-def _snapshot(learner: fsl.Learner) -> dict[str, Any]:
-    seen: dict[str, Any] = {f"the value of {name}": value.clone() for name, value in learner.state_dict().items()}
-    for name, parameter in learner.named_parameters():
-        seen[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
-        seen[f"{name}.requires_grad"] = parameter.requires_grad
-    for name, module in learner.named_modules():
-        seen[f"the mode (training or evaluation) of {name or 'the learner'}"] = module.training
-    return seen | {"torch.is_grad_enabled()": torch.is_grad_enabled()}
-
-
-def _check_prediction(where: str, prediction: Tensor, task: fsl.TaskShape, count: int) -> None:
+def _check_prediction(
+    where: str, prediction: Tensor, task: fsl.TaskShape, count: int, dtype: torch.dtype = torch.float64
+) -> None:
     expected = (count, task.output_dim)
     assert prediction.shape == expected, f"{where}: prediction of shape {tuple(prediction.shape)}. Expected {expected}"
-    assert prediction.dtype == torch.float64, f"{where}: {prediction.dtype} for torch.float64 inputs. The dtype of the features"
+    assert prediction.dtype == dtype, f"{where}: {prediction.dtype} for {dtype} inputs. The dtype of the features"
     assert prediction.isfinite().all(), f"{where}: predictions that are not finite. Finite ones for inputs of unit variance"
-
-
-def _apart(found: Tensor, expected: Tensor) -> str:
-    return f"by {(found - expected).abs().max().item():.2g} where the largest is {expected.abs().max().item():.2g}"
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-3))
 
 
 def _next_class(task: fsl.TaskShape) -> Tensor:
@@ -406,29 +413,11 @@ def _negate_values(episode: fsl.Episode) -> fsl.Episode:
 
 def _meta_gradient(learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode) -> dict[str, Tensor | None]:
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    loss = _seeded(learner.objective, episode, task.loss)[0]
+    loss = checks.seeded(learner.objective, episode, task.loss)[0]
     assert loss.requires_grad, (
         "meta-gradient: the objective depends on no parameter. Nothing detached and no torch.no_grad() on the way to the loss"
     )
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True))
-
-
-def _flat(gradients: dict[str, Tensor | None], like: dict[str, Tensor]) -> Tensor:
-    return torch.cat([(torch.zeros_like(v) if gradients[k] is None else gradients[k]).flatten() for k, v in like.items()])
-
-
-def _slope(
-    learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode, parameter: Tensor, direction: Tensor, step: float
-) -> float:
-    """Central difference of the objective along a direction of one parameter."""
-    centre, losses = parameter.detach().clone(), []
-    for move in (step, -step):
-        with torch.no_grad():
-            parameter.copy_(centre + move * direction)
-        losses.append(_seeded(learner.objective, episode, task.loss)[0].item())
-    with torch.no_grad():
-        parameter.copy_(centre)
-    return (losses[0] - losses[1]) / (2 * step)
 
 
 def _tensors_held_by(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:

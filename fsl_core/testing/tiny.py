@@ -15,11 +15,14 @@ INPUT_SHAPE = (2, 5, 5)
 
 
 @contextmanager
-def double_precision() -> Iterator[None]:
-    """Within this context new tensors are float64 and the global generator is seeded; both are restored afterwards."""
+def double_precision(dtype: torch.dtype = torch.float64) -> Iterator[None]:
+    """Within this context new tensors are float64 and the global generator is seeded; both are restored afterwards.
+
+    dtype: another default type for new tensors.
+    """
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(dtype)
         torch.manual_seed(0)
         try:
             yield
@@ -28,12 +31,16 @@ def double_precision() -> Iterator[None]:
 
 
 def tiny_task(
-    kind: Literal["classification", "regression"] = "classification", n_shot: int | None = None, n_query: int = 3
+    kind: Literal["classification", "regression"] = "classification",
+    n_shot: int | None = None,
+    n_query: int = 3,
+    n_way: int = 3,
+    input_shape: tuple[int, ...] = INPUT_SHAPE,
 ) -> fsl.TaskShape:
     """3-way 2-shot classification, or regression of 2 values from 5 items; items of shape (2, 5, 5)."""
     if kind == "classification":
-        return fsl.TaskShape(kind, 3, n_shot or 2, n_query, INPUT_SHAPE, output_dim=3)
-    return fsl.TaskShape(kind, 1, n_shot or 5, n_query, INPUT_SHAPE, output_dim=2)
+        return fsl.TaskShape(kind, n_way, n_shot or 2, n_query, input_shape, output_dim=n_way)
+    return fsl.TaskShape(kind, 1, n_shot or 5, n_query, input_shape, output_dim=2)
 
 
 def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode:
@@ -73,3 +80,48 @@ class TinyBackbone(fsl.NormedBackbone):
 
     def features(self, x: Tensor) -> Tensor:
         return self.linear(self.normalise(self.conv(x)).tanh().flatten(1)).tanh()
+
+
+class GradientSteps(fsl.Adapter):
+    """Plain gradient steps on the backbone and a linear head, 0.1 long, differentiated through: MAML at its barest.
+
+    Holds a backbone or an execution to what an inner loop asks of it: second derivatives, other weights than its own.
+    """
+
+    name = "gradient-steps"
+
+    def __init__(self, task: fsl.TaskShape, backbone: nn.Module, inner_steps: int = 2):
+        super().__init__()
+        self.loss, self.inner_steps = task.loss, inner_steps
+        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+
+    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        weights = {f"backbone.{name}": w for name, w in backbone.named_parameters()}
+        weights |= {f"head.{name}": w for name, w in self.head.named_parameters()}
+        buffers = {name: b.clone() for name, b in backbone.named_buffers()}
+
+        def predict(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            own = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
+            return fsl.call_with(backbone, own | buffers, x) @ weights["head.weight"].T + weights["head.bias"]
+
+        for _ in range(self.inner_steps):
+            slope = torch.func.grad(lambda weights: self.loss(predict(weights, support.x), support.y))(weights)
+            weights = {name: w - 0.1 * slope[name] for name, w in weights.items()}
+        return lambda x: predict(weights, x)
+
+
+class Uneven(fsl.TaskWeighting):
+    """weights[i] = (i + 1) / 10, so that a wrong order of tasks shows.
+
+    needs: what it claims to read, which decides how the engine goes about the meta-gradient.
+    """
+
+    name = "uneven"
+    total = "any"
+
+    def __init__(self, needs: frozenset[str] = frozenset()):
+        super().__init__()
+        self.needs = needs
+
+    def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
+        return torch.arange(1, len(outcomes.losses) + 1).to(outcomes.losses) / 10

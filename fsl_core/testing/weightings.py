@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.testing import checks
+from fsl_core.testing.checks import TOLERANCE
 from fsl_core.testing.tiny import double_precision
 
-TOLERANCE = 1e-9
 PARAMETER_COUNT = 6  # columns of the gradient matrix
 DRAWS, MEAN_TOLERANCE = 2000, 0.05  # weights summing to one deviate by at most 0.5: 4.4 standard errors of their mean
 EXTREME = {torch.float64: 1e30, torch.float32: 1e15}  # their squares are finite
@@ -36,8 +37,7 @@ class WeightingContract:
         raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) -> TaskWeighting")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "size" in metafunc.fixturenames:
-            metafunc.parametrize("size", self.sizes)
+        checks.parametrize(metafunc, {"size": self.sizes})
 
     @pytest.fixture(autouse=True)
     def _double_precision(self) -> Iterator[None]:
@@ -129,15 +129,42 @@ class WeightingContract:
             assert reached, f"weigh: {name} gets no gradient. A part in the weights, or no such parameter"
             assert gradient.isfinite().all(), f"weigh: the gradient of {name} is not finite. Safe divisions and logarithms"
 
-    def test_state_dict_is_the_whole_state(self) -> None:
+    def test_checkpoint_is_the_whole_state(self) -> None:
         first, second = self._weighting(), self._weighting(seed=1)
         given = self._given(first, _outcomes(5))
         first.weigh(given)  # a weighting may keep running averages
-        second.load_state_dict(first.state_dict())
+        checks.through_a_checkpoint(first, second, "weighting")
         expected, found = self._seeded(first, given), self._seeded(second, given)
         assert _close(found, expected), (
-            f"state_dict: a fresh weighting that loads it gives {found.tolist()}, the saved one {expected.tolist()}. Every "
+            f"checkpoint: a fresh weighting that loads it gives {found.tolist()}, the saved one {expected.tolist()}. Every "
             "tensor that matters as a parameter or a buffer: a resumed run must go on as if never stopped"
+        )
+
+    def test_single_precision(self) -> None:
+        expected = self._weigh(_outcomes(5))
+        with double_precision(torch.float32):
+            weighting = self._weighting()
+            given = fsl.Outcomes(*(t.float() if t.is_floating_point() else t for t in _outcomes(5, torch.float64)))
+            try:
+                found = self._seeded(weighting, self._given(weighting, given))
+            except RuntimeError as error:
+                raise AssertionError(f"float32: {str(error).splitlines()[0]}. The dtype of the losses for new tensors") from error
+            assert found.dtype == torch.float32, f"float32: weights of {found.dtype} for torch.float32 losses. Their dtype"
+            self._check(found, 5, "float32")
+        assert self.random or _close(found.double(), expected, 1e-4), (
+            f"float32: weights {found.tolist()} where float64 gives {expected.tolist()}. Steps that lose fewer digits"
+        )
+
+    def test_device(self, device: str) -> None:
+        weighting = self._weighting()
+        expected = self._weigh(_outcomes(5))
+        given = self._given(weighting, fsl.Outcomes(*(tensor.to(device) for tensor in _outcomes(5))))
+        with checks.on_device(device):
+            found = self._seeded(weighting.to(device), given)
+        assert found.device.type == device, f"device {device}: weights on {found.device}. The device of the losses"
+        assert found.shape == (5,), f"device {device}: weights of shape {tuple(found.shape)}. Expected (5,)"
+        assert device == "meta" or self.random or _close(found.cpu(), expected, 1e-6), (
+            f"device {device}: weights {found.tolist()} where the CPU gives {expected.tolist()}. The same computation"
         )
 
     def _weighting(self, seed: int = 0) -> fsl.TaskWeighting:
@@ -186,11 +213,12 @@ class WeightingContract:
         )
 
 
-def _outcomes(size: int) -> fsl.Outcomes:
+def _outcomes(size: int, dtype: torch.dtype | None = None) -> fsl.Outcomes:
     """Losses in 0 .. 2, gradients that mostly, not always, agree in direction, and tasks 0 .. size - 1."""
     generator = torch.Generator().manual_seed(size)
-    losses = 2 * torch.rand(size, generator=generator)
-    return fsl.Outcomes(losses, 0.5 + torch.randn(size, PARAMETER_COUNT, generator=generator), torch.arange(size))
+    losses = 2 * torch.rand(size, generator=generator, dtype=dtype)
+    gradients = 0.5 + torch.randn(size, PARAMETER_COUNT, generator=generator, dtype=dtype)
+    return fsl.Outcomes(losses, gradients, torch.arange(size))
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:

@@ -20,13 +20,13 @@ from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
+from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.experiment import Experiment, build_experiment
 from fsl_core.training.files import ENVIRONMENT, RECIPE, read_json, writing
 from fsl_core.training.run import Run, open_run
 from fsl_core.training.seeding import seed_torch
 
 TOGETHER = 256
-ITEM_BY_ITEM = ("support", "running", "group", "none")
 """Normalisations under which a picture's prediction does not depend on the other pictures."""
 
 

@@ -9,13 +9,11 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
-from fsl_core.builtin.uniform import Uniform
 from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
-from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import PluginError
 from fsl_core.hooks.registry import load
-from fsl_core.testing import double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import checks, double_precision, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
 REGISTRY = load()
@@ -24,8 +22,7 @@ ADAPTERS = REGISTRY.names("adapter")
 
 @pytest.fixture(autouse=True)
 def float64():
-    with double_precision(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with double_precision():
         yield
 
 
@@ -37,37 +34,29 @@ def make_learner(name: str, **options) -> fsl.Learner:
     except PluginError as error:  # of a library that the plugin needs and that could not be built
         pytest.skip(str(error))
     learner = fsl.Learner(backbone, adapter)
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    checks.leave_zeros(learner)
     learner.adapter.on_progress(0.3)
     return learner
-
-
-def compute(learner: fsl.Learner, execution: Execution):
-    result = MetaGradient(learner, Uniform(), TASK.loss, execution)(tiny_episodes(TASK, 3))
-    return result.losses, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_workers_and_vmap_are_the_loop(name):
     learner = make_learner(name)
-    expected = compute(learner, Execution())
-    if learner.adapter.threadable:
-        torch.testing.assert_close(compute(learner, Execution(workers=2)), expected, rtol=1e-9, atol=1e-11)
-    if why_not_vectorized(learner) is None:
-        torch.testing.assert_close(compute(learner, Execution("vmap")), expected, rtol=1e-9, atol=1e-11)
+    for execution in checks.executions(learner.adapter):
+        if execution.mode == "loop" or why_not_vectorized(learner) is None:
+            checks.assert_equals_the_loop(learner, TASK.loss, tiny_episodes(TASK, 3), execution, name)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
     """The graph that torch.compile makes, forward and backward, without the minute of generating its code."""
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
-    learner = make_learner(name)
+    learner, episodes = make_learner(name), tiny_episodes(TASK, 3)
     if obstacle := why_not_vectorized(learner):
         pytest.skip(obstacle)
     torch._dynamo.reset()
-    torch.testing.assert_close(compute(learner, Execution("compiled")), compute(learner, Execution()), rtol=1e-9, atol=1e-11)
+    found = checks.meta_batch(learner, TASK.loss, Execution("compiled"), episodes)
+    assert not checks.differences(found, checks.meta_batch(learner, TASK.loss, Execution(), episodes))
 
 
 @pytest.mark.parametrize(
@@ -90,4 +79,6 @@ def test_two_libraries_agree(name, options, other, other_options):
     with torch.no_grad():
         for parameter, same in zip(theirs.parameters(), ours.parameters(), strict=True):
             parameter.copy_(same)
-    torch.testing.assert_close(compute(theirs, Execution()), compute(ours, Execution()), rtol=1e-9, atol=1e-12)
+    episodes = tiny_episodes(TASK, 3)
+    gradients = [checks.meta_batch(learner, TASK.loss, Execution(), episodes) for learner in (theirs, ours)]
+    torch.testing.assert_close(*[list(found.values()) for found in gradients], rtol=1e-9, atol=1e-12)

@@ -13,72 +13,32 @@ from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.norms import NORM_POLICIES
-from fsl_core.testing import double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import GradientSteps, Uneven, checks, double_precision, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
 
 
-class Steps(fsl.Adapter):
-    """Two plain gradient steps on everything; of a parameter of its own nothing is used."""
-
-    name = "steps"
-
-    def __init__(self, feature_dim: int):
-        super().__init__()
-        self.head, self.unused = nn.Linear(feature_dim, TASK.output_dim), nn.Parameter(torch.zeros(2))
-
-    def adapt(self, backbone, support):
-        weights = {f"backbone.{k}": v for k, v in backbone.named_parameters()}
-        weights |= {f"head.{k}": v for k, v in self.head.named_parameters()}
-
-        def predict(weights, x):
-            own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-            features = fsl.call_with(backbone, own | {k: b.clone() for k, b in backbone.named_buffers()}, x)
-            return features @ weights["head.weight"].T + weights["head.bias"]
-
-        for _ in range(2):
-            gradients = torch.func.grad(lambda weights: TASK.loss(predict(weights, support.x), support.y))(weights)
-            weights = {name: w - 0.1 * gradients[name] for name, w in weights.items()}
-        return lambda x: predict(weights, x)
-
-
-class Even(fsl.TaskWeighting):
-    """Not quite even, so that a wrong order shows."""
-
-    def __init__(self, needs: frozenset[str]):
-        super().__init__()
-        self.needs = needs
-
-    def weigh(self, outcomes):
-        return torch.arange(1, len(outcomes.losses) + 1).to(outcomes.losses) / 10
-
-
 @pytest.fixture(autouse=True)
 def float64():
-    with double_precision(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with double_precision():
         yield
 
 
 def make_learner(adapter: str, norm: str, conv: bool = True) -> fsl.Learner:
     backbone = Conv4(TASK, channels=4, blocks=1, norm=norm) if conv else Mlp(TASK, hidden=(6,), norm=norm)
-    learner = fsl.Learner(backbone, Steps(backbone.feature_dim) if adapter == "steps" else NearestCentroid(TASK))
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    adapter = GradientSteps(TASK, backbone) if adapter == "steps" else NearestCentroid(TASK)
+    adapter.unused, adapter.scalar = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
+    learner = fsl.Learner(backbone, adapter)
+    checks.leave_zeros(learner)
     return learner
 
 
 def compute(learner: fsl.Learner, execution: Execution, needs=frozenset(), tasks: int = 5):
-    result = MetaGradient(learner, Even(needs), TASK.loss, execution)(tiny_episodes(TASK, tasks), keep_gradients=bool(needs))
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
-    return result, gradients
+    return checks.meta_batch(learner, TASK.loss, execution, tiny_episodes(TASK, tasks), needs)
 
 
 def assert_same(found, expected):
-    for ours, theirs in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
-        if theirs is not None:
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert not checks.differences(found, expected)
 
 
 @pytest.mark.parametrize("needs", [frozenset(), frozenset({"losses"}), frozenset({"gradients"})], ids=str)
@@ -123,7 +83,7 @@ def test_bf16_computes_near_the_loop_and_keeps_parameters_and_gradients():
     )
     losses = {}
     for precision in ("float32", "bf16"):
-        result = MetaGradient(learner, Even(frozenset()), TASK.loss, Execution(precision=precision))(single)
+        result = MetaGradient(learner, Uneven(), TASK.loss, Execution(precision=precision))(single)
         losses[precision] = result.losses
         assert {p.grad.dtype for p in learner.parameters() if p.grad is not None} == {torch.float32}
     torch.testing.assert_close(losses["bf16"].float(), losses["float32"], rtol=0.05, atol=0.05)

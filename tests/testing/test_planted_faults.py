@@ -2,6 +2,9 @@
 
 import contextlib
 import inspect
+import itertools
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +14,18 @@ from torch.func import functional_call, grad
 from torch.nn import functional as F
 
 import fsl_core as fsl
+from fsl_core.builtin.conv4 import Conv4
+from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.builtin.uniform import Uniform
-from fsl_core.testing import AdapterContract, WeightingContract, double_precision
+from fsl_core.testing import (
+    AdapterContract,
+    BackboneContract,
+    EpisodesContract,
+    WeightingContract,
+    double_precision,
+)
 
 
 def properties(contract) -> list[str]:
@@ -21,15 +33,29 @@ def properties(contract) -> list[str]:
 
 
 def check(contract, property_name):
-    """Run one property as pytest would, for every value of its parameter."""
+    """Run one property as pytest would, for every value of its parameters; the CUDA device is left to pytest."""
     contract = contract()
     method = getattr(contract, f"test_{property_name}")
-    values = {"case": contract.cases} if isinstance(contract, AdapterContract) else {"size": lambda: contract.sizes}
-    values["kind"] = lambda: contract.kinds
-    wanted = list(inspect.signature(method).parameters)
-    for arguments in [(value,) for value in values[wanted[0]]()] if wanted else [()]:
-        with double_precision(), contextlib.suppress(pytest.skip.Exception):
+    values = {
+        "case": lambda: contract.cases(),  # noqa: PLW0108 - contracts without cases
+        "kind": lambda: contract.kinds,
+        "size": lambda: contract.sizes,
+        "split": lambda: contract.splits,
+        "device": lambda: ["meta"],
+        "compiled": lambda: [True],
+    }
+    for arguments in itertools.product(*(values[name]() for name in inspect.signature(method).parameters)):
+        with contextlib.ExitStack() as stack:
+            if not isinstance(contract, EpisodesContract):
+                stack.enter_context(double_precision())
+            stack.enter_context(contextlib.suppress(pytest.skip.Exception))
             method(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def _traced_only(monkeypatch):
+    """The graph that torch.compile makes, forward and backward, without the minute of generating its code."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
 
 
 class FunctionalMaml(fsl.Adapter):
@@ -147,8 +173,6 @@ class FirstOrderMaml(FunctionalMaml):
 
 
 class FirstOrderContract(MamlContract):
-    kinds = ("classification",)
-
     def make(self, task, backbone):
         return FirstOrderMaml(task, backbone)
 
@@ -168,6 +192,58 @@ class TransductiveContract(AdapterContract):
         return WeighsByQueries(task)
 
 
+class MlpContract(BackboneContract):
+    input_shape = (4,)
+
+    def make(self, task):
+        return Mlp(task, hidden=(6,))
+
+
+class ConvContract(BackboneContract):
+    input_shape = (2, 5, 5)
+
+    def make(self, task):
+        return Conv4(task, channels=4, blocks=1)
+
+
+class SupportNormContract(MlpContract):
+    def make(self, task):
+        return Mlp(task, hidden=(6,), norm="support")
+
+
+class SinusoidContract(EpisodesContract):
+    def make(self):
+        return Sinusoid(tasks=5)
+
+
+class Blobs(fsl.EpisodeSource):
+    """Classes are points in the plane, items are points around them; eight numbers per class and item, drawn in float64."""
+
+    name = "blobs"
+
+    def __init__(self):
+        self.task = fsl.TaskShape("classification", 2, 1, 2, (2,), 2)
+
+    def batch(self, split, indices, seed, task=None):
+        task = task or self.task
+        return torch.utils.data.default_collate([self.episode(split, index, seed, task) for index in indices])
+
+    def episode(self, split, index, seed, task):
+        per_class = task.n_shot + task.n_query
+        u = fsl.to_uniform(fsl.draw_bits(seed, split, [index], task.n_way * (1 + per_class) * 2))[0]
+        u = torch.from_numpy(u.astype(np.float32)).view(task.n_way, 1 + per_class, 2)
+        x = u[:, :1] + 0.1 * u[:, 1:]
+        return fsl.Episode(self.items(x[:, : task.n_shot]), self.items(x[:, task.n_shot :]), torch.tensor(index))
+
+    def items(self, x):
+        return fsl.LabelledSet(x.flatten(0, 1), torch.arange(len(x)).repeat_interleave(x.shape[1]))
+
+
+class BlobsContract(EpisodesContract):
+    def make(self):
+        return Blobs()
+
+
 SOUND = [
     CentroidContract,
     MamlContract,
@@ -178,10 +254,21 @@ SOUND = [
     SoftmaxContract,
     AgreementContract,
     DrawnContract,
+    MlpContract,
+    ConvContract,
+    SupportNormContract,
+    SinusoidContract,
+    BlobsContract,
 ]
 
 
-@pytest.mark.parametrize(("contract", "property_name"), [(c, name) for c in SOUND for name in properties(c)])
+COMPILED = "compiled_equals_the_loop"  # takes seconds: of two sound ones it is checked, whose faulty twins are caught
+
+
+@pytest.mark.parametrize(
+    ("contract", "property_name"),
+    [(c, name) for c in SOUND for name in properties(c) if name != COMPILED or c is CentroidContract],
+)
 def test_sound_ones_pass(contract, property_name):
     check(contract, property_name)
 
@@ -380,6 +467,76 @@ class SinglePrecision(NearestCentroid):
         return lambda x: predictor(x).float()
 
 
+class TakesRegression(FunctionalMaml):
+    """Its test class claims classification alone."""
+
+
+class NameOfAnInstance(NearestCentroid):
+    name = property(lambda self: 3)
+
+
+class AlwaysThreeWays(FunctionalMaml):
+    def __init__(self, task, backbone):
+        super().__init__(task, backbone)
+        self.head = nn.Linear(backbone.feature_dim, 3)
+
+
+class ThreeClasses(NearestCentroid):
+    def __init__(self, task):
+        super().__init__(task)
+        self.n_way = 3
+
+
+class SharedBetweenShapes(NearestCentroid):
+    shots = 1  # of whichever was built last
+
+    def __init__(self, task):
+        super().__init__(task)
+        type(self).shots = task.n_shot
+
+    def adapt(self, backbone, support):
+        predictor = super().adapt(backbone, support)
+        return lambda x: predictor(x) * self.shots
+
+
+class CannotBeCopied(NearestCentroid):
+    def __init__(self, task):
+        super().__init__(task)
+        self.lock = threading.Lock()
+
+
+class AsksTheCompiler(NearestCentroid):
+    def adapt(self, backbone, support):
+        predictor = super().adapt(backbone, support)
+        return lambda x: predictor(x) * (1.01 if torch.compiler.is_compiling() else 1)
+
+
+class ExtraState(NearestCentroid):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class DoublePrecision(NearestCentroid):
+    def adapt(self, backbone, support):
+        predictor, scale = super().adapt(backbone, support), torch.ones(self.n_way, dtype=torch.float64)
+        return lambda x: predictor(x) * scale
+
+
+class EpsilonOfDoubles(NearestCentroid):
+    def adapt(self, backbone, support):
+        predictor = super().adapt(backbone, support)
+        return lambda x: predictor(x) * (1 + 1e-12 * predictor(x)).log() * 1e12
+
+
+class OnTheCpu(NearestCentroid):
+    def adapt(self, backbone, support):
+        predictor, scale = super().adapt(backbone, support), torch.ones(self.n_way)
+        return lambda x: predictor(x) * scale
+
+
 ADAPTER_FAULTS = [
     (DetachedFeatures, "gradient_reaches_every_parameter"),
     (NoGradInAdapt, "gradient_is_that_of_finite_differences"),
@@ -397,17 +554,28 @@ ADAPTER_FAULTS = [
     (MixesUpLabels, "label_equivariance"),
     (WeighsRowsByPlace, "support_order"),
     (UnusedParameter, "gradient_reaches_every_parameter"),
-    (StateOutsideStateDict, "state_dict_is_the_whole_state"),
+    (StateOutsideStateDict, "checkpoint_is_the_whole_state"),
     (HiddenBetweenCalls, "predictors_do_not_share_state"),
     (RemembersTheLastTask, "adapt_changes_nothing"),
     (NotFiniteAtOneShot, "other_numbers_of_items"),
     (GradientNotFinite, "gradient_reaches_every_parameter"),
-    (MasksByLabel, "vmap_equals_loop"),
-    (AffineNormUnderVmap, "vmap_equals_loop"),
+    (MasksByLabel, "every_execution_equals_the_loop"),
+    (AffineNormUnderVmap, "every_execution_equals_the_loop"),
     (KeepsAGraphInEvaluation, "evaluation_keeps_no_graph"),
     (TrajectoryInReverse, "trajectory_ends_with_adapt"),
     (WrongShape, "predictions_have_their_shape"),
     (SinglePrecision, "predictions_have_their_shape"),
+    (TakesRegression, "other_kinds_of_tasks_are_refused"),
+    (NameOfAnInstance, "claims"),
+    (AlwaysThreeWays, "other_ways_and_shots"),
+    (ThreeClasses, "other_ways_and_shots"),
+    (SharedBetweenShapes, "other_ways_and_shots"),
+    (CannotBeCopied, "every_execution_equals_the_loop"),
+    (AsksTheCompiler, "compiled_equals_the_loop"),
+    (ExtraState, "checkpoint_is_the_whole_state"),
+    (DoublePrecision, "single_precision"),
+    (EpsilonOfDoubles, "single_precision"),
+    (OnTheCpu, "device"),
 ]
 
 
@@ -533,6 +701,24 @@ class MisspelledNeed(SumsToMore):
     needs = frozenset({"loss"})
 
 
+class AlwaysDouble(SumsToMore):
+    def weigh(self, outcomes):
+        return outcomes.losses.double().softmax(0)
+
+
+class CountsOnTheCpu(SumsToMore):
+    def weigh(self, outcomes):
+        return (outcomes.losses * torch.ones(len(outcomes.losses))).softmax(0)
+
+
+class CountsOutsideTensors(Uniform):
+    def get_extra_state(self):
+        return 3
+
+    def set_extra_state(self, state):
+        pass
+
+
 WEIGHTING_FAULTS = [
     (SumsToMore, "one_finite_weight_a_task"),
     (ClaimsTasks, "one_finite_weight_a_task"),
@@ -551,8 +737,11 @@ WEIGHTING_FAULTS = [
     (UndeclaredLossesBesideGradients, "needs_are_all_it_reads"),
     (ChangesLosses, "outcomes_are_only_read"),
     (DetachedParameter, "gradient_reaches_every_parameter"),
-    (AverageOutsideStateDict, "state_dict_is_the_whole_state"),
+    (AverageOutsideStateDict, "checkpoint_is_the_whole_state"),
     (MisspelledNeed, "claims"),
+    (AlwaysDouble, "single_precision"),
+    (CountsOnTheCpu, "device"),
+    (CountsOutsideTensors, "checkpoint_is_the_whole_state"),
 ]
 
 
@@ -567,11 +756,309 @@ def test_faulty_weightings_are_caught(fault, property_name):
     assert ". " in str(caught.value)
 
 
+class Plain(nn.Module):
+    """The sound backbone that each faulty one spoils: linear - tanh - linear - tanh, no normalisation."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.feature_dim = 5
+        self.first, self.second = nn.Linear(task.input_shape[0], 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh()).tanh()
+
+
+class NoFeatureDim(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        del self.feature_dim
+
+
+class OtherFeatureDim(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        self.feature_dim = 6
+
+
+class OneItemAlone(Plain):
+    def forward(self, x):
+        return super().forward(x) / (len(x) - 2)
+
+
+class BatchStatistics(Plain):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class TorchBatchNorm(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        self.second = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
+
+
+class TorchLayerNorm(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        self.second = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5))
+
+
+class ClaimsANorm(Plain):
+    norm = "transductive"
+
+
+class CountsCalls(Plain):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class AllTheSame(Plain):
+    def forward(self, x):
+        return super().forward(x * 0)
+
+
+class DetachedLayer(Plain):
+    def forward(self, x):
+        return self.second(self.first(x).tanh().detach()).tanh()
+
+
+class WrongBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * context.saved_tensors[0].cos() * 1.1
+
+
+class OnceDifferentiable(WrongBackward):
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * context.saved_tensors[0].detach().cos()
+
+
+class HalvedGradient(Plain):
+    def forward(self, x):
+        return WrongBackward.apply(super().forward(x))
+
+
+class NoSecondDerivative(Plain):
+    def forward(self, x):
+        return OnceDifferentiable.apply(super().forward(x))
+
+
+class UnusedLayer(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        self.third = nn.Linear(2, 2)
+
+
+class ReadsAValue(Plain):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.sum() > 0 else 1)
+
+
+class RandomConstants(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        self.mixing = torch.randn(5, 5)
+
+    def forward(self, x):
+        return super().forward(x) @ self.mixing
+
+
+class DoubleConstants(Plain):
+    def forward(self, x):
+        return super().forward(x) * torch.ones(5, dtype=torch.float64)
+
+
+class CpuConstants(Plain):
+    def forward(self, x):
+        return super().forward(x) * torch.ones(5)
+
+
+class AsksTheCompilerToo(Plain):
+    def forward(self, x):
+        return super().forward(x) * (1.01 if torch.compiler.is_compiling() else 1)
+
+
+BACKBONE_FAULTS = [
+    (NoFeatureDim, "claims"),
+    (OtherFeatureDim, "features_have_their_shape"),
+    (OneItemAlone, "features_have_their_shape"),
+    (BatchStatistics, "items_are_independent"),
+    (TorchBatchNorm, "forward_changes_nothing"),
+    (TorchLayerNorm, "every_execution_equals_the_loop"),
+    (ClaimsANorm, "items_are_independent"),
+    (CountsCalls, "forward_changes_nothing"),
+    (AllTheSame, "features_depend_on_the_items"),
+    (DetachedLayer, "gradient_reaches_every_parameter"),
+    (HalvedGradient, "gradient_reaches_every_parameter"),
+    (NoSecondDerivative, "second_derivatives"),
+    (UnusedLayer, "gradient_reaches_every_parameter"),
+    (ReadsAValue, "every_execution_equals_the_loop"),
+    (RandomConstants, "checkpoint_is_the_whole_state"),
+    (DoubleConstants, "single_precision"),
+    (CpuConstants, "device"),
+    (AsksTheCompilerToo, "compiled_equals_the_loop"),
+]
+
+
+class PlainContract(BackboneContract):
+    input_shape = (4,)
+    kind = Plain
+
+    def make(self, task):
+        return type(self).kind(task)
+
+
+@pytest.mark.parametrize("property_name", properties(PlainContract))
+def test_what_the_faulty_backbones_spoil_is_sound(property_name):
+    check(PlainContract, property_name)
+
+
+@pytest.mark.parametrize(("fault", "property_name"), BACKBONE_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_faulty_backbones_are_caught(fault, property_name):
+    with pytest.raises(AssertionError) as caught:
+        check(type("Contract", (PlainContract,), {"kind": fault}), property_name)
+    assert ". " in str(caught.value)
+
+
+class NotASource:
+    task = Blobs().task
+
+
+class OneLogitForTwoWays(Blobs):
+    def __init__(self):
+        self.task = fsl.TaskShape("classification", 2, 1, 2, (2,), 1)
+
+
+class LabelsAsFloats(Blobs):
+    def items(self, x):
+        return super().items(x)._replace(y=super().items(x).y.float())
+
+
+class ClassesInterleaved(Blobs):
+    def items(self, x):
+        return fsl.LabelledSet(x.transpose(0, 1).flatten(0, 1), torch.arange(len(x)).repeat(x.shape[1]))
+
+
+class QueriesOfTheSupport(Blobs):
+    def episode(self, split, index, seed, task):
+        episode = super().episode(split, index, seed, task)
+        first = torch.arange(task.n_way) * task.n_query
+        x = episode.query.x.index_copy(0, first, episode.support.x[:: task.n_shot])
+        return episode._replace(query=episode.query._replace(x=x))
+
+
+class GlobalNoise(Blobs):
+    def items(self, x):
+        return super().items(x + 0.01 * torch.rand_like(x))
+
+
+class MovesTheGlobalState(Blobs):
+    def items(self, x):
+        torch.rand(1)
+        return super().items(x)
+
+
+class CountsItsCalls(Blobs):
+    calls = 0
+
+    def episode(self, split, index, seed, task):
+        self.calls += 1
+        return super().episode(split, index + self.calls, seed, task)
+
+
+class AlwaysTheSame(Blobs):
+    def episode(self, split, index, seed, task):
+        return super().episode(split, 0, seed, task)
+
+
+class DeafToTheSeed(Blobs):
+    def episode(self, split, index, seed, task):
+        return super().episode(split, index, 0, task)
+
+
+class OneSplit(Blobs):
+    def episode(self, split, index, seed, task):
+        return super().episode("train", index, seed, task)
+
+
+class FixedShape(Blobs):
+    def batch(self, split, indices, seed, task=None):
+        return super().batch(split, indices, seed)
+
+
+class NumbersBeyondItsTasks(Blobs):
+    tasks = 3
+
+
+class SupportAlone(Blobs):
+    def fingerprint(self, episodes):
+        return episodes.support.y.numpy().tobytes()
+
+
+EPISODES_FAULTS = [
+    (NotASource, "claims"),
+    (OneLogitForTwoWays, "claims"),
+    (LabelsAsFloats, "a_batch_has_its_shape"),
+    (ClassesInterleaved, "a_batch_has_its_shape"),
+    (QueriesOfTheSupport, "items_of_an_episode_differ"),
+    (GlobalNoise, "an_episode_is_a_function_of_split_index_and_seed"),
+    (MovesTheGlobalState, "an_episode_is_a_function_of_split_index_and_seed"),
+    (CountsItsCalls, "an_episode_is_a_function_of_split_index_and_seed"),
+    (AlwaysTheSame, "episodes_differ"),
+    (DeafToTheSeed, "episodes_differ"),
+    (OneSplit, "episodes_differ"),
+    (OneSplit, "splits_share_no_item"),
+    (FixedShape, "other_ways_and_shots"),
+    (NumbersBeyondItsTasks, "ids"),
+    (SupportAlone, "fingerprint_tells_episodes_apart"),
+]
+
+
+@pytest.mark.parametrize(("fault", "property_name"), EPISODES_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_faulty_episodes_are_caught(fault, property_name):
+    class Contract(EpisodesContract):
+        def make(self):
+            return fault()
+
+    with pytest.raises(AssertionError) as caught:
+        check(Contract, property_name)
+    assert ". " in str(caught.value)
+
+
+ALL_FAULTS = {
+    AdapterContract: ADAPTER_FAULTS,
+    WeightingContract: WEIGHTING_FAULTS,
+    BackboneContract: BACKBONE_FAULTS,
+    EpisodesContract: EPISODES_FAULTS,
+}
+
+
+@pytest.mark.parametrize("contract", ALL_FAULTS, ids=lambda contract: contract.__name__)
+def test_every_property_has_caught_a_fault(contract):
+    found = {property_name for _, property_name in ALL_FAULTS[contract]}
+    needs_cuda = {"device"} if contract is EpisodesContract else set()
+    assert set(properties(contract)) - found - needs_cuda == set()
+
+
 def test_make_has_to_be_written():
     with pytest.raises(NotImplementedError, match=r"AdapterContract\.make: not written\. A method make"):
         AdapterContract().test_claims("classification")
-    with pytest.raises(NotImplementedError, match=r"WeightingContract\.make: not written\. A method make"):
-        WeightingContract().test_claims()
+    for contract in (WeightingContract, BackboneContract, EpisodesContract):
+        with pytest.raises(NotImplementedError, match=rf"{contract.__name__}\.make: not written\. A method make"):
+            contract().test_claims()
 
 
 def test_the_default_dtype_and_generator_are_restored():
@@ -600,5 +1087,5 @@ def test_sorted_rows_may_be_relied_upon():
         def make(self, task):
             return IgnoresLabels(task)
 
-    for property_name in properties(Contract):
+    for property_name in set(properties(Contract)) - {COMPILED}:
         check(Contract, property_name)

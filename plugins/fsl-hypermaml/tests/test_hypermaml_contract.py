@@ -84,8 +84,10 @@ class TestOfficial(HyperMamlContract):
 class TestStalePredictions(HyperMamlContract):
     options: ClassVar[dict] = {"predictions": "stale"}
 
-    def test_it_does_not_claim_to_be_vectorizable(self):
-        assert not self._learner(("classification", "none")).adapter.vectorizable
+    def test_it_claims_one_task_after_another(self):
+        adapter = self._learner(("classification", "none")).adapter
+        assert not adapter.vectorizable
+        assert not adapter.threadable
 
 
 class TestFlat(HyperMamlContract):

@@ -144,7 +144,7 @@ class HyperMaml(fsl.Adapter):
         self.evaluate_with, self.gradient_target, self.repeat_delta = evaluate_with, gradient_target, repeat_delta
         self.first_order = order == 1
         self.order = 2 if order == 2 and (detached == "none" or (detached == "predictions" and not enhance)) else 1
-        self.vectorizable = predictions == "universal"
+        self.vectorizable = self.threadable = predictions == "universal"  # else a task sees what the one before it left
 
         self.head = nn.Linear(backbone.feature_dim, task.n_way)
         nn.init.zeros_(self.head.bias)

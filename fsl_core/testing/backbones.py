@@ -1,0 +1,228 @@
+"""What every backbone has to keep, whatever its layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fsl_core as fsl
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.workers import draws_random_numbers
+from fsl_core.norms import ITEM_BY_ITEM, support_reference
+from fsl_core.testing import checks
+from fsl_core.testing.tiny import GradientSteps, double_precision, tiny_episodes, tiny_task
+
+ITEMS = 6
+
+
+class BackboneContract:
+    """Inherit as `class TestMine(BackboneContract)` and write `make`.
+
+    input_shape:    of an item; small ones make quick checks.
+    items_together: the features of an item depend on the other items of the call. None: as its attribute `norm` says, the
+                    policy of fsl.NormedBackbone, which results name; a backbone without one maps each item by itself.
+
+    Parameters are moved off zeros before each check. The gradient is held against central differences, and so is that of two
+    inner gradient steps, as MAML takes them: a backbone without exact second derivatives shows here.
+    """
+
+    input_shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
+    items_together: ClassVar[bool | None] = None
+
+    def make(self, *declared: Any) -> nn.Module:
+        """A fresh backbone. Declare `task` and receive a TaskShape, of which `input_shape` matters."""
+        raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) or make(self, task) -> Module")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        checks.parametrize(metafunc, {})
+
+    @pytest.fixture(autouse=True)
+    def _double_precision(self) -> Iterator[None]:
+        with double_precision():
+            yield
+
+    def test_claims(self) -> None:
+        backbone = self._backbone()
+        assert isinstance(backbone, nn.Module), f"make: {type(backbone).__name__}. A torch module"
+        size = getattr(backbone, "feature_dim", None)
+        assert isinstance(size, int), f"feature_dim: {size!r}. An attribute, the length of an item's feature vector, for heads"
+
+    def test_features_have_their_shape(self) -> None:
+        backbone = self._backbone()
+        for mode in checks.modes(backbone):
+            for count in (2, ITEMS):
+                self._check(self._features(backbone, self._x(count)), backbone, f"{count} items, {mode}", count)
+
+    def test_forward_changes_nothing(self) -> None:
+        backbone, x = self._backbone(), self._x()
+        for mode in checks.modes(backbone):
+            before = checks.snapshot(backbone, "the backbone")
+            first = self._features(backbone, x)
+            remedy = "A task changes nothing: fsl.Norm has running statistics that the outer loop moves"
+            checks.assert_unchanged(before, checks.snapshot(backbone, "the backbone"), f"forward, {mode}", remedy)
+            again = self._features(backbone, x)
+            assert checks.close(again, first), (
+                f"forward, {mode}: the same items and seed gave other features the second time, {checks.apart(again, first)}. "
+                "No state from one call to the next; random numbers from torch's global generator"
+            )
+
+    def test_items_are_independent(self) -> None:
+        backbone, x = self._backbone(), self._x()
+        others = torch.cat([x[:2], 1 - 2 * x[2:]])
+        norm = getattr(backbone, "norm", None)
+        claimed = self.items_together
+        if claimed is None:
+            claimed = isinstance(norm, str) and norm not in ITEM_BY_ITEM
+        said = f"norm: {norm!r}" if self.items_together is None else f"items_together = {claimed}"
+        together = False
+        for mode in checks.modes(backbone):
+            expected, found = self._features(backbone, x)[:2], self._features(backbone, others)[:2]
+            together |= not checks.close(found, expected)
+            assert claimed or checks.close(found, expected), (
+                f"items, {mode}: the features of one depend on the others, {checks.apart(found, expected)}, and {said}. "
+                "Statistics of the item alone, or an attribute `norm` that names the policy, or items_together = True as a claim"
+            )
+        assert together or not claimed, f"items: {said}, and no feature depends on the other items. Drop it"
+
+    def test_features_depend_on_the_items(self) -> None:
+        backbone, x = self._backbone(), self._x()
+        features = self._features(backbone, x)
+        assert not checks.close(features[:1].expand_as(features), features), (
+            "items: all have the same features. A map whose last non-linearity lets something through"
+        )
+
+    def test_gradient_reaches_every_parameter(self) -> None:
+        backbone = self._backbone()
+        trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        if not trained:
+            pytest.skip("it has no parameters")
+        value = self._value(backbone)
+        assert value.requires_grad, "gradient: the features depend on no parameter. Nothing detached, no torch.no_grad()"
+        gradients = dict(zip(trained, torch.autograd.grad(value, list(trained.values()), allow_unused=True), strict=True))
+        cancelled = "*bias" if getattr(backbone, "norm", "none") in ("transductive", "support") else ""  # by a mean taken off
+        none = {name for name, gradient in gradients.items() if gradient is None or not gradient.count_nonzero()}
+        unreached = sorted(name for name in none if not fnmatchcase(name, cancelled))
+        assert not unreached, f"gradient: none for {', '.join(unreached)}. A part in the features, or no such parameter"
+        wrong = checks.wrong_slopes(lambda: self._value(backbone).item(), backbone, gradients)
+        assert not wrong, (
+            f"gradient: not the slope of the features, along one direction a parameter: {'; '.join(wrong)}. "
+            "Nothing detached; the backward pass of a custom function checked by torch.autograd.gradcheck"
+        )
+
+    def test_second_derivatives(self) -> None:
+        learner, task = self._learner()
+        (episode,) = tiny_episodes(task, 1).unbatch()
+        trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+
+        def objective() -> Tensor:
+            return checks.seeded(learner.objective, episode, task.loss)[0]
+
+        try:
+            found = torch.autograd.grad(objective(), list(trained.values()), allow_unused=True)
+        except RuntimeError as error:
+            raise AssertionError(
+                f"second derivatives: refused: {str(error).splitlines()[0]}. Operations that are twice differentiable: "
+                "gradient steps through them are what MAML takes"
+            ) from error
+        wrong = checks.wrong_slopes(lambda: objective().item(), learner, dict(zip(trained, found, strict=True)))
+        assert not wrong, (
+            f"second derivatives: the meta-gradient of {learner.adapter.inner_steps} gradient steps is not the slope: "
+            f"{'; '.join(wrong)}. Twice differentiable operations, in place of once_differentiable ones"
+        )
+
+    def test_every_execution_equals_the_loop(self) -> None:
+        learner, task = self._deterministic()
+        for execution in checks.executions(learner.adapter):
+            checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), execution, _REMEDY)
+
+    def test_compiled_equals_the_loop(self, compiled: bool) -> None:
+        learner, task = self._deterministic()
+        torch._dynamo.reset()
+        checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _REMEDY)
+
+    def test_checkpoint_is_the_whole_state(self) -> None:
+        first, second = self._backbone(), self._backbone(seed=1)
+        checks.through_a_checkpoint(first, second, "backbone")
+        expected, found = self._features(first, self._x()), self._features(second, self._x())
+        assert checks.close(found, expected), (
+            f"checkpoint: a fresh backbone that loads it has other features, {checks.apart(found, expected)}. Every tensor that "
+            "matters as a parameter or a buffer (register_buffer), or the same at every construction"
+        )
+
+    def test_single_precision(self) -> None:
+        backbone, x = self._backbone().eval(), self._x()
+        expected = self._features(backbone, x)
+        with double_precision(torch.float32):
+            try:
+                found = self._features(backbone.float(), x.float())
+            except RuntimeError as error:
+                raise AssertionError(f"float32: {str(error).splitlines()[0]}. The dtype of the items for new tensors") from error
+        self._check(found, backbone, "float32", ITEMS, torch.float32)
+        assert checks.close(found.double(), expected, 1e-3), (
+            f"float32: features other than in float64, {checks.apart(found.double(), expected)}. Steps that lose fewer digits"
+        )
+
+    def test_device(self, device: str) -> None:
+        backbone, x = self._backbone().eval(), self._x()
+        expected = self._features(backbone, x)
+        with checks.on_device(device):
+            found = self._features(backbone.to(device), x.to(device))
+        assert found.device.type == device, f"device {device}: features on {found.device}. The device of the items"
+        assert found.shape == expected.shape, f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
+        assert device == "meta" or checks.close(found.cpu(), expected, 1e-6), (
+            f"device {device}: features other than on the CPU, {checks.apart(found.cpu(), expected)}. The same computation"
+        )
+
+    def _task(self) -> fsl.TaskShape:
+        return tiny_task(input_shape=self.input_shape)
+
+    def _x(self, count: int = ITEMS) -> Tensor:
+        return tiny_episodes(self._task(), 1).support.x[0, :count]
+
+    def _backbone(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        backbone = self.make(**{"task": self._task()} if "task" in inspect.signature(self.make).parameters else {})
+        if isinstance(backbone, nn.Module):
+            checks.leave_zeros(backbone)
+            backbone.train()
+        return backbone
+
+    def _features(self, backbone: nn.Module, x: Tensor) -> Tensor:
+        """As a learner calls it: norm policy `support` knows a support set."""
+        with support_reference(tiny_episodes(self._task(), 1, seed=9).support.x[0].to(x)):
+            return checks.seeded(backbone, x)
+
+    def _value(self, backbone: nn.Module) -> Tensor:
+        """A number that all features enter, with slopes of their own."""
+        features = self._features(backbone, self._x())
+        readout = torch.randn(features.shape, generator=torch.Generator().manual_seed(5)) / features.shape[1] ** 0.5
+        return (features * readout).sum()
+
+    def _learner(self) -> tuple[fsl.Learner, fsl.TaskShape]:
+        task, backbone = self._task(), self._backbone()
+        return fsl.Learner(backbone, GradientSteps(task, backbone, inner_steps=1)), task
+
+    def _deterministic(self) -> tuple[fsl.Learner, fsl.TaskShape]:
+        learner, task = self._learner()
+        (episode,) = tiny_episodes(task, 1).unbatch()
+        if draws_random_numbers(lambda: learner.objective(episode, task.loss)):
+            pytest.skip("not claimed: it draws random numbers, which each execution draws in an order of its own")
+        return learner, task
+
+    def _check(self, features: Tensor, backbone: nn.Module, where: str, count: int, dtype: torch.dtype = torch.float64) -> None:
+        expected = (count, backbone.feature_dim)
+        assert features.shape == expected, f"{where}: features of shape {tuple(features.shape)}. Expected {expected}"
+        assert features.dtype == dtype, f"{where}: {features.dtype} for {dtype} items. The dtype of the items"
+        assert features.isfinite().all(), f"{where}: features that are not finite. Finite ones for items of unit variance"
+
+
+_REMEDY = (
+    "Affine BatchNorm, LayerNorm and InstanceNorm of torch are wrong under vmap, and so is what reads a value or keeps state: "
+    "use fsl.Norm and plain operations"
+)

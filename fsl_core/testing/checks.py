@@ -1,0 +1,200 @@
+"""Measurements that several contracts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+import fsl_core as fsl
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.meta_gradient import MetaGradient
+from fsl_core.testing.tiny import Uneven
+
+TOLERANCE = 1e-9  # of results that may differ in rounding only: float64 rounds at 1e-16, inner loops amplify it
+SINGLE_TOLERANCE = 1e-2  # of float32 against float64: 1e-7, amplified by solves and inner loops
+SLOPE_TOLERANCE = 1e-6  # of central differences
+SLOPE_STEPS = (1e-5, 1e-6, 1e-4)  # one that crosses no kink and loses few digits agrees
+NOT_COMPILED = "not run: --fsl-compiled was not given, for it takes a minute"
+NO_CUDA = "not run: no CUDA"
+DEVICES = ("cuda", "meta")
+
+
+def parametrize(metafunc: pytest.Metafunc, values: dict[str, Any]) -> None:
+    """Give a property of a contract the values of the parameters that it names, and those that every contract has."""
+    for name, choices in values.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, choices, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None)
+    if "device" in metafunc.fixturenames:
+        absent = pytest.mark.skip(reason=NO_CUDA) if not torch.cuda.is_available() else ()
+        metafunc.parametrize("device", [pytest.param("cuda", marks=absent), "meta"])
+    if "compiled" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--fsl-compiled", default=False)
+        left_out = () if wanted else pytest.mark.skip(reason=NOT_COMPILED)
+        metafunc.parametrize("compiled", [pytest.param(True, marks=left_out)], ids=["torch.compile"])
+
+
+def apart(found: Tensor, expected: Tensor) -> str:
+    return f"by {(found - expected).abs().max().item():.2g} where the largest is {expected.abs().max().item():.2g}"
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-3))
+
+
+def seeded(function: Any, *arguments: Any) -> Any:
+    torch.manual_seed(2)
+    return function(*arguments)
+
+
+def modes(module: nn.Module) -> Iterator[str]:
+    yield "training" if module.train() else ""
+    yield "evaluation" if module.eval() else ""
+
+
+@torch.no_grad()
+def leave_zeros(module: nn.Module) -> None:
+    """Scale every number a little, which keeps its sign, and make zeros small numbers."""
+    for parameter in module.parameters():
+        noise = torch.randn_like(parameter)
+        parameter.copy_(torch.where(parameter == 0, 0.1 * noise, parameter * (1 + 0.05 * noise.tanh())))
+
+
+def snapshot(module: nn.Module, what: str) -> dict[str, Any]:
+    """All that a call must leave alone. what: the module in a word."""
+    seen: dict[str, Any] = {f"the value of {name}": value.clone() for name, value in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        seen[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
+        seen[f"{name}.requires_grad"] = parameter.requires_grad
+    for name, part in module.named_modules():
+        seen[f"the mode (training or evaluation) of {name or what}"] = part.training
+    return seen | {"torch.is_grad_enabled()": torch.is_grad_enabled()}
+
+
+def assert_unchanged(before: dict[str, Any], after: dict[str, Any], where: str, remedy: str) -> None:
+    for what, value in before.items():
+        assert what in after, f"{where}: {what} is gone afterwards. Modules and parameters stay in place"
+        same = torch.equal(after[what], value) if isinstance(value, Tensor) else after[what] == value
+        assert same, f"{where}: it changed {what}. {remedy}"
+    added = sorted(set(after) - set(before))
+    assert not added, f"{where}: it added {', '.join(added)}. Task-specific values live in the predictor alone"
+
+
+def through_a_checkpoint(module: nn.Module, fresh: nn.Module, what: str) -> None:
+    """Write the state of a module as checkpoints do, in safetensors, and load it into a fresh one."""
+    state = module.state_dict()
+    foreign = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
+    assert not foreign, f"checkpoint: {', '.join(foreign)} is no tensor. Checkpoints hold tensors alone: no get_extra_state"
+    read = load(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}))
+    try:
+        fresh.load_state_dict(read)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise AssertionError(
+            f"checkpoint: a fresh {what} refuses it: {reason}. The same parameters and buffers at every construction"
+        ) from error
+
+
+def slopes(value: Callable[[], float], parameter: Tensor, direction: Tensor) -> Iterator[float]:
+    """Central differences of a value along a direction of one parameter, for the steps of SLOPE_STEPS."""
+    centre = parameter.detach().clone()
+    for step in SLOPE_STEPS:
+        values = []
+        for move in (step, -step):
+            with torch.no_grad():
+                parameter.copy_(centre + move * direction)
+            values.append(value())
+        with torch.no_grad():
+            parameter.copy_(centre)
+        yield (values[0] - values[1]) / (2 * step)
+
+
+def wrong_slopes(value: Callable[[], float], module: nn.Module, gradients: dict[str, Tensor | None]) -> list[str]:
+    """Parameters whose gradient is not the slope of the value, along one direction each."""
+    wrong = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)), dtype=parameter.dtype)
+        direction /= direction.norm()
+        gradient = torch.zeros_like(parameter) if gradients[name] is None else gradients[name]
+        claimed, found = (gradient * direction).sum().item(), []
+        for slope in slopes(value, parameter, direction):
+            found.append(slope)
+            if abs(slope - claimed) <= SLOPE_TOLERANCE * abs(slope) + TOLERANCE:
+                break
+        else:
+            wrong.append(f"{name}: {claimed:.9g} where it moves by {found[0]:.9g}")
+    return wrong
+
+
+def cast(episode: fsl.Episode, to: torch.dtype | str) -> fsl.Episode:
+    """An episode in another floating-point type, or on another device."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(to) if isinstance(to, str) or tensor.is_floating_point() else tensor
+
+    (support_x, support_y), (query_x, query_y), ids = episode
+    support, query = fsl.LabelledSet(moved(support_x), moved(support_y)), fsl.LabelledSet(moved(query_x), moved(query_y))
+    return fsl.Episode(support, query, moved(ids))
+
+
+@contextmanager
+def on_device(device: str) -> Iterator[None]:
+    """Turn what torch says of tensors on two devices into an assertion; skip what cannot be computed without values."""
+    try:
+        yield
+    except NotImplementedError as error:
+        pytest.skip(f"not run: {_first_line(error)}")
+    except RuntimeError as error:
+        found = _first_line(error)
+        if device == "meta" and "device" not in found.lower():
+            pytest.skip(f"not run on the meta device: {found}")
+        raise AssertionError(
+            f"device {device}: {found}. New tensors on the device of the data: torch.zeros(n, device=x.device), x.new_zeros(n), "
+            "and constants of the constructor in register_buffer"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def meta_batch(
+    learner: fsl.Learner, loss: Any, execution: Execution, episodes: fsl.Episode, needs: frozenset[str] = frozenset()
+) -> dict[str, Tensor]:
+    """A meta-batch by one execution: losses, predictions, and one flat gradient of all parameters, of the tasks too if asked."""
+    computed = MetaGradient(learner, Uneven(needs), loss, execution)(episodes, keep_gradients=bool(needs))
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learner.parameters()]
+    found = {"losses": computed.losses, "predictions": computed.predictions, "meta-gradient": torch.cat(gradients)}
+    for parameter in learner.parameters():
+        parameter.grad = None
+    return found | ({} if computed.gradients is None else {"meta-gradients of the tasks": computed.gradients})
+
+
+def differences(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> list[str]:
+    """What two computations of a meta-batch disagree in."""
+    return [f"{what}: {apart(found[what], e)}" for what, e in expected.items() if not close(found[what], e, tolerance)]
+
+
+def executions(adapter: fsl.Adapter) -> list[Execution]:
+    """Those that an adapter claims to allow, beside the loop; the compiled one is for those who have the time."""
+    threads = [Execution(workers=2)] if adapter.threadable else []
+    return threads + ([Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else [])
+
+
+def assert_equals_the_loop(learner: fsl.Learner, loss: Any, episodes: fsl.Episode, execution: Execution, remedy: str) -> None:
+    """Losses, predictions and meta-gradients of an execution are those of the loop; remedy: what to do where they are not."""
+    for needs in (frozenset(), frozenset({"gradients"})):
+        expected = meta_batch(learner, loss, Execution(), episodes, needs)
+        try:
+            found = meta_batch(learner, loss, execution, episodes, needs)
+        except Exception as error:
+            raise AssertionError(f"{execution}: refused: {_first_line(error)}. {remedy}") from error
+        wrong = differences(found, expected)
+        assert not wrong, f"{execution}: not what the loop computes; {'; '.join(wrong)}. {remedy}"

@@ -1,0 +1,190 @@
+"""What every source of episodes has to keep, whatever it draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fsl_core as fsl
+from fsl_core.testing import checks
+
+SPLITS: tuple[fsl.Split, ...] = ("train", "validation", "test")
+INDICES = (0, 1, 7)
+
+
+class EpisodesContract:
+    """Inherit as `class TestMine(EpisodesContract)` and write `make`.
+
+    splits:         those that have data, `train` among them.
+    distinct_items: no item comes twice in an episode; False for items of few possible values.
+    """
+
+    splits: ClassVar[tuple[fsl.Split, ...]] = SPLITS
+    distinct_items: ClassVar[bool] = True
+
+    def make(self) -> fsl.EpisodeSource:
+        """A fresh source, with few ways, shots and queries."""
+        raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) -> EpisodeSource")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        checks.parametrize(metafunc, {"split": self.splits})
+
+    def test_claims(self) -> None:
+        source = self.make()
+        assert isinstance(source, fsl.EpisodeSource), f"make: {type(source).__name__}. A subclass of fsl_core.EpisodeSource"
+        name = getattr(source, "name", None)
+        assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `episodes.name`"
+        task = source.task
+        assert isinstance(task, fsl.TaskShape), f"task: {type(task).__name__}. A TaskShape"
+        if task.kind == "classification":
+            found = f"task: {task.n_way} ways, predictions of {task.output_dim} numbers"
+            assert task.output_dim == task.n_way >= 2, f"{found}. Two ways or more, and one logit for each"
+        else:
+            assert task.n_way == 1, f"task: regression with n_way {task.n_way}. 1: there are no classes"
+        assert source.tasks is None or source.tasks > 0, f"tasks: {source.tasks!r}. The number of training tasks, or None"
+
+    def test_a_batch_has_its_shape(self, split: fsl.Split) -> None:
+        source = self.make()
+        source.check(split)
+        _check_batch(source.batch(split, INDICES, 0), source.task, len(INDICES), split)
+
+    def test_items_of_an_episode_differ(self, split: fsl.Split) -> None:
+        if not self.distinct_items:
+            pytest.skip("not claimed: distinct_items")
+        for episode in self.make().batch(split, INDICES, 0).unbatch():
+            items = torch.cat([episode.support.x, episode.query.x]).flatten(1)
+            repeated = len(items) - len(items.unique(dim=0))
+            assert not repeated, (
+                f"{split}: {repeated} of {len(items)} items of an episode come twice. Queries that are not in the support set: "
+                "items drawn without replacement; or distinct_items = False on the test class"
+            )
+
+    def test_an_episode_is_a_function_of_split_index_and_seed(self, split: fsl.Split) -> None:
+        source = self.make()
+        together = source.batch(split, INDICES, 3)
+        states = torch.get_rng_state(), np.random.get_state()[1].copy()
+        torch.manual_seed(1)
+        np.random.seed(1)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        again = self.make().batch(split, INDICES[::-1], 3).unbatch()[::-1]
+        after = torch.get_rng_state(), np.random.get_state()[1].copy()
+        torch.set_rng_state(states[0])
+        for i, (first, second) in enumerate(zip(together.unbatch(), again, strict=True)):
+            assert _same(first, second), (
+                f"{split}: episode {INDICES[i]} depends on the batch it is drawn with, on an earlier call or on global random "
+                "numbers. A function of split, index and seed alone: fsl.draw_bits gives numbers to draw by"
+            )
+        untouched = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
+        assert untouched, f"{split}: drawing moves a global random state. fsl.draw_bits, or a generator of its own"
+
+    def test_episodes_differ(self) -> None:
+        source = self.make()
+        first, other = source.batch("train", (0, 1), 0).unbatch()
+        assert not torch.equal(first.query.x, other.query.x), "episodes 0 and 1 are the same. Items drawn anew by the index"
+        seeded = source.batch("train", (0,), 1).unbatch()[0]
+        assert not torch.equal(first.query.x, seeded.query.x), "episodes under the seeds 0 and 1 are the same. Both drawn anew"
+        for split in self.splits[1:]:
+            there = source.batch(split, (0,), 0).unbatch()[0]
+            assert not torch.equal(first.query.x, there.query.x), f"train and {split} give the same episode. Tasks of its own"
+
+    def test_splits_share_no_item(self) -> None:
+        if not self.distinct_items:
+            pytest.skip("not claimed: distinct_items")
+        source, indices = self.make(), range(20)
+        drawn = {}
+        for split in self.splits:
+            batch = source.batch(split, indices, 0)
+            items = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)]).flatten(1)
+            drawn[split] = {row.tobytes() for row in items.cpu().numpy()}
+        for split in self.splits[1:]:
+            shared = len(drawn["train"] & drawn[split])
+            assert not shared, f"{split}: {shared} of its items come in train too. Classes, or at least items, of its own"
+
+    def test_other_ways_and_shots(self, split: fsl.Split) -> None:
+        source = self.make()
+        task = source.task
+        wanted = [replace(task, n_shot=task.n_shot + 1), replace(task, n_query=task.n_query + 1)]
+        if task.kind == "classification":
+            wanted.append(replace(task, n_way=task.n_way + 1, output_dim=task.n_way + 1))
+        refused = []
+        for shape in wanted:
+            try:
+                source.check(split, shape)
+                batch = source.batch(split, INDICES, 0, shape)
+            except fsl.DataError as error:
+                refused.append(str(error))
+                continue
+            _check_batch(
+                batch, shape, len(INDICES), f"{split}, {shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries"
+            )
+        _check_batch(source.batch(split, INDICES, 0), task, len(INDICES), f"{split}, after other shapes")
+        if len(refused) == len(wanted):
+            pytest.skip(f"not claimed: {refused[0]}")
+
+    def test_ids(self, split: fsl.Split) -> None:
+        source = self.make()
+        finite = source.tasks is not None and split == "train"
+        indices = [*INDICES, *((source.tasks, source.tasks + 1) if finite else ())]
+        ids = source.batch(split, indices, 0).id
+        assert ids.shape == (len(indices),), f"id: shape {tuple(ids.shape)} for {len(indices)} episodes. One each"
+        assert ids.dtype == torch.int64, f"id: {ids.dtype}. torch.int64"
+        if finite:
+            inside = bool(((ids >= 0) & (ids < source.tasks)).all())
+            assert inside, f"id: {ids.tolist()} of {source.tasks} training tasks. Numbers 0 .. {source.tasks - 1}"
+
+    def test_fingerprint_tells_episodes_apart(self) -> None:
+        source = self.make()
+        first, again, other = (self.make().batch("train", (i,), 0) for i in (0, 0, 1))
+        assert source.fingerprint(first) == source.fingerprint(again), "fingerprint: two for equal episodes. A digest of them"
+        assert source.fingerprint(first) != source.fingerprint(other), (
+            "fingerprint: one for two episodes. A digest of all of them"
+        )
+
+    def test_device(self, device: str) -> None:
+        if device == "meta":
+            pytest.skip("not run on the meta device: episodes have values")
+        expected = self.make().batch("train", INDICES, 0)
+        found = self.make().to(device).batch("train", INDICES, 0)
+        for tensor in (*found.support, *found.query):
+            assert tensor.device.type == device, (
+                f"device {device}: a tensor on {tensor.device}. All of an episode on the device of to()"
+            )
+        on_cpu = [fsl.Episode(*(fsl.LabelledSet(s.x.cpu(), s.y.cpu()) for s in e[:2]), e.id.cpu()) for e in found.unbatch()]
+        assert all(_same(a, b) for a, b in zip(on_cpu, expected.unbatch(), strict=True)), (
+            f"device {device}: episodes other than on the CPU. The same tensors on every device: draw on the CPU, then move"
+        )
+
+
+def _same(first: fsl.Episode, second: fsl.Episode) -> bool:
+    pairs = zip((*first.support, *first.query), (*second.support, *second.query), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _check_batch(batch: fsl.Episode, task: fsl.TaskShape, count: int, where: str) -> None:
+    for name, part, per_class in (("support", batch.support, task.n_shot), ("query", batch.query, task.n_query)):
+        expected = (count, task.n_way * per_class, *task.input_shape)
+        assert part.x.shape == expected, f"{where}: {name}.x of shape {tuple(part.x.shape)}. Expected {expected}"
+        assert part.x.is_floating_point(), f"{where}: {name}.x of {part.x.dtype}. torch.float32"
+        assert part.x.isfinite().all(), f"{where}: {name}.x is not finite. Finite items"
+        if task.kind == "regression":
+            wanted = (count, per_class, task.output_dim)
+            assert part.y.shape == wanted, f"{where}: {name}.y of shape {tuple(part.y.shape)}. Expected {wanted}"
+            assert part.y.dtype == part.x.dtype, f"{where}: {name}.y of {part.y.dtype}. That of the items, {part.x.dtype}"
+            assert part.y.isfinite().all(), f"{where}: {name}.y is not finite. Finite values"
+        else:
+            _check_labels(part.y, task.n_way, per_class, count, f"{where}: {name}.y")
+
+
+def _check_labels(y: Tensor, n_way: int, per_class: int, count: int, where: str) -> None:
+    rows: Sequence[int] = torch.arange(n_way).repeat_interleave(per_class).tolist()
+    assert y.shape == (count, len(rows)), f"{where}: shape {tuple(y.shape)}. Expected {(count, len(rows))}, a class an item"
+    assert y.dtype == torch.int64, f"{where}: {y.dtype}. torch.int64, the index of a class"
+    assert all(row == rows for row in y.tolist()), (
+        f"{where}: {y[0].tolist()}. Rows sorted by class, {per_class} of each of the classes 0 .. {n_way - 1}"
+    )

@@ -1,0 +1,300 @@
+"""Contracts of installed components, made from the names on pytest's command line, and the report about them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+import fsl_core as fsl
+from fsl_core.config.document import Document, read_value
+from fsl_core.config.recipe import SECTIONS, Recipe, check_document
+from fsl_core.errors import DataError, FslError
+from fsl_core.hooks.registry import load
+from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
+from fsl_core.testing.backbones import BackboneContract
+from fsl_core.testing.episodes import SPLITS, EpisodesContract
+from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
+from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
+from fsl_core.words import suggest
+
+HERE = "conformance"
+_COLUMNS = {"backbone.0.weight": slice(0, 3), "backbone.1.weight": slice(3, 4), "adapter.head.weight": slice(4, PARAMETER_COUNT)}
+_OTHERS = {
+    "episodes": {"name": "glyphs"},
+    "backbone": {"name": "mlp"},
+    "adapter": {"name": "nearest-centroid"},
+    "outer": {"steps": 1},
+}
+"""The rest of a recipe around the one component that is checked."""
+
+
+class Claims(BaseModel):
+    """What test classes state where it differs from the default; None: as the contract has it, or as found out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kinds: tuple[Kind, ...] | None = None
+    label_equivariant: bool | None = None
+    any_row_order: bool | None = None
+    without_gradient: tuple[str, ...] | None = None
+    progress: float | None = None
+    random: bool | None = None
+    sizes: tuple[int, ...] | None = None
+    input_shape: tuple[int, ...] | None = None
+    items_together: bool | None = None
+    splits: tuple[Literal["train", "validation", "test"], ...] | None = None
+    distinct_items: bool | None = None
+
+
+class InstalledAdapter(AdapterContract):
+    """progress: the share of training done that `on_progress` is told, in the middle of a warm-up rather than before it."""
+
+    progress: ClassVar[float] = 0.3
+    build: ClassVar[Callable[..., Any]]
+
+    def make(self, task, backbone):
+        adapter = type(self).build(task=task, backbone=backbone)
+        adapter.on_progress(self.progress)
+        return adapter
+
+    def permute_classes(self, adapter: fsl.Adapter, permutation: Tensor) -> None:
+        """Permute every axis that is as long as there are classes, found by building it for one class more."""
+        n_way = len(permutation)
+        wider = self.make(tiny_task(n_way=n_way + 1), TinyBackbone()).state_dict()
+        for name, tensor in adapter.state_dict().items():
+            grown = wider[name].shape if name in wider and wider[name].dim() == tensor.dim() else ()
+            changed = [axis for axis, (a, b) in enumerate(zip(tensor.shape, grown, strict=False)) if a != b]
+            if (not grown and tensor.dim()) or any((tensor.shape[axis], grown[axis]) != (n_way, n_way + 1) for axis in changed):
+                pytest.skip(f"not run: {name} grows with the classes in a way of its own, so a test class has to permute it")
+            for axis in changed:
+                tensor.index_copy_(axis, permutation, tensor.clone())
+
+
+class InstalledWeighting(WeightingContract):
+    build: ClassVar[Callable[..., Any]]
+
+    def make(self):
+        return type(self).build(columns=_COLUMNS, tasks=max(self.sizes))
+
+
+class InstalledBackbone(BackboneContract):
+    build: ClassVar[Callable[..., Any]]
+
+    def make(self, task):
+        return type(self).build(task=task)
+
+
+class InstalledEpisodes(EpisodesContract):
+    build: ClassVar[Callable[..., Any]]
+
+    def make(self):
+        return type(self).build()
+
+
+CONTRACTS: dict[str, type] = {
+    "adapter": InstalledAdapter,
+    "weighting": InstalledWeighting,
+    "backbone": InstalledBackbone,
+    "episodes": InstalledEpisodes,
+}
+
+
+@dataclass
+class Checked:
+    """One component under its contract, and what each property came to.
+
+    outcomes: property -> (outcome, detail, seconds) of every case.
+    """
+
+    kind: str
+    name: str
+    options: str
+    origin: str
+    contract: type
+    outcomes: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} {self.name}{self.options and ' '}{self.options}"
+
+    def rows(self) -> Iterator[tuple[str, str, float]]:
+        """(property, result, seconds)."""
+        for name, cases in self.outcomes.items():
+            seconds = sum(case[2] for case in cases)
+            told = {outcome: detail for outcome, detail, _ in reversed(cases)}
+            left_out = told.get("skipped", "")
+            result = f"**failed**: {told['failed']}" if "failed" in told else "passed" if "passed" in told else left_out
+            partly = f"; {left_out}" if result == "passed" and left_out.startswith("not run") else ""
+            yield name.replace("_", " "), result + partly, seconds
+
+
+class Conformance:
+    """Collects the contracts, and reports. A pytest plugin, registered where an option names a component."""
+
+    def __init__(self, config: pytest.Config, named: list[tuple[str, str]]):
+        try:
+            claims = _claims(config.getoption("--fsl-claims"), {kind for kind, _ in named})
+            registry = load()
+            self.checked = [_checked(kind, text, registry, claims) for kind, text in named]
+        except FslError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.report_file: Path | None = config.getoption("--fsl-report")
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args = []  # no file is named: the kit alone
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        module = pytest.Module.from_parent(session, path=Path(__file__), name=HERE, nodeid=HERE)
+        module.obj = ModuleType(HERE)
+        for checked in self.checked:
+            setattr(module.obj, checked.title, checked.contract)
+        items[:0] = session.genitems(module)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        here, _, rest = report.nodeid.partition("::")
+        if here != HERE:
+            return
+        title, _, test = rest.rpartition("::test_")
+        checked = next(c for c in self.checked if c.title == title)
+        cases = checked.outcomes.setdefault(test.partition("[")[0], [])
+        if report.when == "call" or report.outcome != "passed":
+            cases.append((report.outcome, _detail(report), report.duration))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        text = self.report()
+        terminalreporter.section("conformance", sep="=")
+        terminalreporter.write(text)
+        if self.report_file:
+            self.report_file.write_text(text, encoding="utf-8")
+
+    def report(self) -> str:
+        """A Markdown table of each component, for a README."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        versions = [f"{name} {metadata.version(name)}" for name in ("fsl-core", "torch")]
+        ran_on = ", ".join([*versions, f"Python {platform.python_version()}", device])
+        return "\n".join(self._table(checked, ran_on) for checked in self.checked)
+
+    @staticmethod
+    def _table(checked: Checked, ran_on: str) -> str:
+        options = f" with options `{checked.options}`" if checked.options else ""
+        rows = [f"| {name} | {result.replace('|', chr(92) + '|')} | {seconds:.2f} |" for name, result, seconds in checked.rows()]
+        failed = sum("**failed**" in row for row in rows)
+        passed = sum("| passed" in row for row in rows)
+        counts = f"{passed} properties passed, {failed} failed, {len(rows) - passed - failed} not run"
+        return "\n".join(
+            [
+                f"### Conformance of {checked.kind} `{checked.name}`{options}\n",
+                f"{checked.origin}, {ran_on}: {counts}\n",
+                "| property | result | seconds |\n|---|---|---|",
+                *rows,
+                "",
+            ]
+        )
+
+
+def _detail(report: pytest.TestReport) -> str:
+    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message.splitlines()[0].removeprefix("AssertionError: ") if crash else ""
+
+
+def _checked(kind: str, text: str, registry: Any, claims: Claims) -> Checked:
+    name, _, options = (part.strip() for part in text.partition(":"))
+    recipe = _recipe(kind, name, options, registry)
+    path = next(path for path, of in SECTIONS.items() if of == kind)
+    component = recipe.chosen[path]
+
+    def build(**injected: Any) -> Any:
+        return component.build(_section(recipe, path), **injected)
+
+    wanted = {key: value for key, value in claims.model_dump(exclude_none=True).items() if hasattr(CONTRACTS[kind], key)}
+    found = _found_out(f"--fsl-{kind} {name}", kind, build, recipe, path)
+    contract = type(
+        f"Installed{kind.title()}", (CONTRACTS[kind],), {"__test__": True, "build": staticmethod(build), **found, **wanted}
+    )
+    return Checked(kind, name, options, component.origin, contract)
+
+
+def _section(recipe: Recipe, path: tuple[str | int, ...]) -> BaseModel:
+    section = recipe.sections
+    for part in path:
+        section = getattr(section, str(part))
+    return section
+
+
+def _recipe(kind: str, name: str, options: str, registry: Any) -> Recipe:
+    """A recipe around the component, so that its options are checked as in every recipe."""
+    source = f"--fsl-{kind} {name}"
+    given = read_value(options, source) if options else {}
+    if not isinstance(given, dict):
+        raise FslError(f"{source}: options {options!r}. A mapping after the colon: '{name}:{{key: value}}'")
+    section = {"name": name, **given}
+    data = {key: dict(value) for key, value in _OTHERS.items()}
+    if kind == "weighting":
+        data["outer"]["weighting"] = section
+    else:
+        data[kind] = section
+    return check_document(Document(source, data), registry)
+
+
+def _found_out(source: str, kind: str, build: Callable[..., Any], recipe: Recipe, path: tuple[str | int, ...]) -> dict[str, Any]:
+    """Claims that building the component tells: kinds of tasks, splits with data. FslError where it cannot be built at all."""
+    if kind == "adapter":
+        kinds, refused = [], ""
+        for of in KINDS:
+            with double_precision():
+                try:
+                    build(task=tiny_task(of), backbone=TinyBackbone())
+                except ValueError as error:
+                    refused = str(error)
+                else:
+                    kinds.append(of)
+        if not kinds:
+            raise FslError(f"{source}: {refused}")
+        return {"kinds": tuple(kinds)}
+    if kind == "episodes":
+        source_of = recipe.build(path)
+        splits = []
+        for split in SPLITS:
+            try:
+                source_of.check(split)
+            except DataError as error:
+                if split == "train":
+                    raise DataError(f"{source}: {error}") from error
+            else:
+                splits.append(split)
+        return {"splits": tuple(splits)}
+    return {}
+
+
+def _claims(text: str | None, kinds: set[str]) -> Claims:
+    if text is None:
+        return Claims()
+    given = read_value(text, "--fsl-claims")
+    if not isinstance(given, dict):
+        raise FslError(f"--fsl-claims: {text!r}. A mapping such as '{{random: true}}'")
+    known = {name for name in Claims.model_fields if any(hasattr(CONTRACTS[kind], name) for kind in kinds)}
+    for name in given:
+        if name not in known:
+            raise FslError(
+                f"--fsl-claims: {name}: no claim of {' or '.join(sorted(kinds))}. {suggest(name, known, label='Claims')}"
+            )
+    try:
+        return Claims.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Input should be ")
+        raise FslError(f"--fsl-claims: {where}: found {json.dumps(first['input'])}. Expected {message}") from error

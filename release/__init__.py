@@ -1,0 +1,1 @@
+"""What leaves this repository: source archives and wheels of core and every plugin. `make dist`."""

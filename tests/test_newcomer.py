@@ -1,0 +1,93 @@
+"""The commands of README and docs, as a newcomer types them, in this process; a short budget is laid over `fsl run`.
+
+Left to other tests: `pip install` and a generated package's own tests and recipe (test_new_plugin.py, test_wheels.py), the two
+files of docs/plugins.md (test_stranger.py), `pytest --fsl-adapter` (testing/test_plugin.py), sweeps (sweeping/), `make` (CI).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fsl_core.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ("outer.steps=2", "outer.validate_every=0", "evaluate.episodes=2", "evaluate.n_query=2", "execution.mode=loop")
+OTHER_PROGRAMS = ("pip install ", "pytest ")
+LEFT_OUT = ("fsl run fsl-spread/recipes/glyphs.yaml",)  # needs the package to be installed
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of its shell fences."""
+    fences = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [line for fence in fences for line in fence.splitlines() if line]
+
+
+def type_in(line: str):
+    program, *arguments = shlex.split(line)
+    assert program == "fsl"
+    short = [f"-s{key}" for key in SHORT] if arguments[0] == "run" else []
+    done = CliRunner().invoke(app, [*arguments, *short])
+    assert done.exit_code == 0, f"{line}: {done.output} {done.exception!r}"
+    return done
+
+
+def paint(file: Path, seed: int) -> None:
+    """A stroke on a sheet of its own size, as a phone would save it."""
+    random = np.random.default_rng(seed)
+    sheet = np.full((60 + 4 * seed, 80, 3), 255, dtype=np.uint8)
+    column = random.integers(10, 60)
+    sheet[10:50, column : column + 9] = random.integers(0, 90, 3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(file)
+
+
+def test_every_command_of_the_pages_is_known():
+    found = [line for page in PAGES for line in commands(page)]
+    assert len(found) >= 10
+    unknown = [line for line in found if not line.startswith(("fsl ", "make ", *OTHER_PROGRAMS))]
+    assert not unknown
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    named = {shlex.split(line)[1] for line in found if line.startswith("fsl ")}
+    assert {"run", "predict", "new-plugin"} <= named <= known
+
+
+@pytest.mark.slow
+def test_quickstart_then_own_pictures(tmp_path: Path):
+    pytest.importorskip("fsl_maml", reason="the quickstart installs fsl-maml")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for c, name in enumerate(("cup", "fork", "knife", "plate", "spoon")):
+        for shot in range(2):
+            paint(tmp_path / "labelled" / name / f"{shot}.jpg", 2 * c + shot)
+    for folder in ("new", "newer"):
+        paint(tmp_path / folder / "IMG_0042.jpg", 3)
+    ran = [type_in(line).stdout for line in commands(ROOT / "README.md") if line.startswith("fsl ")]
+    assert [output.splitlines()[0][:16] for output in ran] == ["test accuracy 0."]
+    assert "report: runs/5w1s-maml/report.html" in ran[0]
+    first, *others = [type_in(line).stdout for line in commands(ROOT / "docs" / "own-images.md")]
+    assert first.startswith("1 pictures: 1 ")
+    assert len(others) == 2
+    (row,) = csv.DictReader((tmp_path / "new.csv").open())
+    assert row["file"] == "IMG_0042.jpg"
+    assert row["predicted"] in ("cup", "fork", "knife", "plate", "spoon")
+    assert (tmp_path / "new.html").stat().st_size > 1000
+    assert (tmp_path / "cups.safetensors").is_file()
+
+
+def test_a_plugin_of_ones_own(tmp_path: Path):
+    pytest.importorskip("copier", reason="extra fsl-core[templates]")
+    lines = [line for line in commands(ROOT / "docs" / "plugins.md") if not line.startswith(OTHER_PROGRAMS)]
+    for line in lines:
+        if line not in LEFT_OUT:
+            type_in(line)
+    paths = [path for line in commands(ROOT / "docs" / "plugins.md") for path in re.findall(r"fsl-spread[^'\[ ]*", line)]
+    assert len(paths) == 4
+    assert all((tmp_path / path).exists() for path in paths)
