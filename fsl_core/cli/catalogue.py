@@ -56,7 +56,7 @@ def schema(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  #
 
 
 def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
-    """List plugins with version, status, hooks and what they offer."""
+    """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
     registry = load_registry(no_plugin, plugins_dir)
     rows = [
         {
@@ -65,8 +65,12 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
             "version": p.version,
             "status": p.status,
             "reason": p.reason,
+            "hook_api": p.hook_api,
             "hooks": p.hooks,
             "offers": [f"{kind} {name}" for kind, name in p.offers],
+            "seconds": round(p.seconds, 3),
+            "slow": p.slow,
+            "notes": p.notes,
         }
         for p in registry.plugins
     ]
@@ -74,9 +78,17 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
         typer.echo(json.dumps(rows, indent=2))
         return
     print_table(
-        ["plugin", "from", "status", "offers"],
+        ["plugin", "from", "hook API", "status", "seconds", "offers and observes", "notes"],
         [
-            [r["name"], f"{r['distribution']} {r['version']}", _status(r), ", ".join(r["offers"]) or ", ".join(r["hooks"])]
+            [
+                r["name"],
+                f"{r['distribution']} {r['version']}",
+                str(r["hook_api"]),
+                f"{r['status']}: {r['reason']}" if r["reason"] else r["status"],
+                "" if r["status"] == "disabled" else f"{r['seconds']:.2f}{' slow' if r['slow'] else ''}",
+                ", ".join([*r["offers"], *(hook for hook in r["hooks"] if not hook.startswith("fsl_register_"))]),
+                "; ".join(r["notes"]),
+            ]
             for r in rows
         ],
     )
@@ -134,6 +146,7 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     report["devices"] = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
     report["folders"] = {"cache": str(cache_dir()), "data": str(data_root(None))}
     report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
+    report["notes"] = {p.name: "; ".join(p.notes) for p in registry.plugins if p.notes}
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -153,10 +166,6 @@ def _kind(word: str) -> Any:
     if word not in KINDS:
         raise PluginError(f"{word}: no kind of component. {suggest(word, [*KINDS, *KINDS.values()], label='Kinds')}")
     return KINDS[word]
-
-
-def _status(row: dict[str, Any]) -> str:
-    return f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
 
 
 def _option_row(option: tuple[str, dict[str, Any]], described: dict[str, Any]) -> list[str]:
