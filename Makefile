@@ -48,7 +48,7 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt $(PLUGINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP_INSTALL) -e .[dev] $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
+	$(BIN)/python $(PIP_INSTALL) -e .[dev] $(patsubst %/pyproject.toml,-e %[testing],$(PLUGINS))
 	touch $@
 
 .venvs/core/ready: pyproject.toml constraints.txt
