@@ -21,6 +21,7 @@ _files: dict[int, EventFile] = {}
 @fsl.hookimpl
 def fsl_run_started(run: Any) -> None:
     """Begin an event file; TensorBoard forgets what an earlier one says of steps that are done again."""
+    _close(id(run))
     folder = run.directory / FOLDER
     begun = folder.is_dir()
     file = _files[id(run)] = EventFile(folder, first_step=run.step + 1 if run.step else 0)
