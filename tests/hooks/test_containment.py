@@ -191,15 +191,22 @@ def test_interrupting_is_no_fault_of_a_plugin(tmp_path: Path):
 def test_a_slow_plugin_is_timed(tmp_path: Path):
     plugin = load_text(tmp_path, "import time; time.sleep(0.2)")
     assert plugin.seconds >= 0.2
-    assert not plugin.slow
+    assert not Plugin("early", "early", "1", seconds=0.9).slow
     assert Plugin("late", "late", "1", seconds=1.1).slow
 
 
 def test_torch_is_not_charged_to_the_first_plugin_that_imports_it():
-    code = "from fsl_core.hooks.registry import load; print(*[p.seconds for p in load(entry_points=False).plugins])"
-    seconds = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert len(seconds) >= 10
-    assert max(map(float, seconds)) < 1
+    code = """
+import time
+from fsl_core.hooks.registry import load
+started = time.perf_counter()
+plugins = load(entry_points=False).plugins
+print(len(plugins), time.perf_counter() - started, sum(plugin.seconds for plugin in plugins))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, whole, charged = map(float, done.stdout.split())
+    assert count >= 10
+    assert charged < whole / 2
 
 
 @pytest.fixture
@@ -229,7 +236,7 @@ def test_commands_tell_and_their_json_stays_json(zoo: Path, monkeypatch: pytest.
     }
     assert rows["loud"]["notes"] == ["printed while it loaded: {"]
     assert (rows["loud"]["hook_api"], rows["loud"]["slow"]) == (1, False)
-    assert 0 < rows["loud"]["seconds"] < 1
+    assert rows["loud"]["seconds"] > 0
     monkeypatch.setattr("fsl_core.hooks.registry.SLOW", 0.0)
     table = CliRunner().invoke(app, ["plugins", "--plugins-dir", str(zoo)]).stdout
     assert "printed while it loaded: {" in table
