@@ -53,7 +53,7 @@ clean:
 # learn2learn is built from C: where it cannot be, the tests that need it are skipped
 .venv/ready: pyproject.toml constraints.txt $(PLUGINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP_INSTALL) -e .[dev] $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
+	$(BIN)/python $(PIP_INSTALL) -e .[dev] $(patsubst %/pyproject.toml,-e %[testing],$(PLUGINS))
 	$(BIN)/python -m fsl_learn2learn.install -c constraints.txt || echo "the tests of learn2learn will be skipped"
 	touch $@
 

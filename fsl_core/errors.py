@@ -13,6 +13,10 @@ class PluginError(FslError):
     """A plugin is absent, broken, a duplicate, or offers something the hooks refuse."""
 
 
+class PluginWarning(UserWarning):
+    """An observer plugin has raised and is left out; the run goes on."""
+
+
 class RecipeError(FslError):
     """One or several faults of a recipe, all found in one reading.
 

@@ -20,13 +20,15 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")
 
 
 def load_registry(no_plugin: list[str], plugins_dir: Path | None, recipe: Path | None = None) -> Registry:
-    """Load plugins and say on stderr which ones failed."""
+    """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
     from fsl_core.hooks.registry import load, plugin_files
 
     registry = load(no_plugin=no_plugin, files=plugin_files(recipe, plugins_dir))
     for plugin in registry.plugins:
         if plugin.status == "failed":
-            typer.echo(f"plugin {plugin.name} ({plugin.origin}) failed to load: {plugin.reason}", err=True)
+            typer.echo(f"{plugin.title} failed to load: {plugin.reason}", err=True)
+        for note in plugin.notes:
+            typer.echo(f"{plugin.title}: {note}", err=True)
     return registry
 
 

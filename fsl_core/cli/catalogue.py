@@ -48,15 +48,21 @@ def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [
     )
 
 
-def schema(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  # noqa: B006
-    """Print the JSON Schema of recipes made from everything installed, for completion in editors."""
+def schema(
+    no_plugin: NoPlugin = [],  # noqa: B006
+    plugins_dir: PluginsDir = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="a page to read in place of the schema")] = False,
+) -> None:
+    """Print the JSON Schema of recipes made from everything installed, for completion in editors, or a reference to read."""
     from fsl_core.config.recipe import recipe_schema
+    from fsl_core.config.reference import recipe_reference
 
-    typer.echo(json.dumps(recipe_schema(load_registry(no_plugin, plugins_dir)), indent=2))
+    registry = load_registry(no_plugin, plugins_dir)
+    typer.echo(recipe_reference(registry) if markdown else json.dumps(recipe_schema(registry), indent=2))
 
 
 def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
-    """List plugins with version, status, hooks and what they offer."""
+    """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
     registry = load_registry(no_plugin, plugins_dir)
     rows = [
         {
@@ -65,8 +71,12 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
             "version": p.version,
             "status": p.status,
             "reason": p.reason,
+            "hook_api": p.hook_api,
             "hooks": p.hooks,
             "offers": [f"{kind} {name}" for kind, name in p.offers],
+            "seconds": round(p.seconds, 3),
+            "slow": p.slow,
+            "notes": p.notes,
         }
         for p in registry.plugins
     ]
@@ -74,9 +84,17 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
         typer.echo(json.dumps(rows, indent=2))
         return
     print_table(
-        ["plugin", "from", "status", "offers"],
+        ["plugin", "from", "hook API", "status", "seconds", "offers and observes", "notes"],
         [
-            [r["name"], f"{r['distribution']} {r['version']}", _status(r), ", ".join(r["offers"]) or ", ".join(r["hooks"])]
+            [
+                r["name"],
+                f"{r['distribution']} {r['version']}",
+                str(r["hook_api"]),
+                f"{r['status']}: {r['reason']}" if r["reason"] else r["status"],
+                "" if r["status"] == "disabled" else f"{r['seconds']:.2f}{' slow' if r['slow'] else ''}",
+                ", ".join([*r["offers"], *(hook for hook in r["hooks"] if not hook.startswith("fsl_register_"))]),
+                "; ".join(r["notes"]),
+            ]
             for r in rows
         ],
     )
@@ -107,18 +125,15 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Explain one component: its options with types, defaults and meaning, and its source paper."""
+    from fsl_core.config.reference import option_rows
+
     component = load_registry(no_plugin, plugins_dir).get(_kind(kind), name)
-    described = component.options.model_json_schema()
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"name": name, "kind": component.kind, "from": component.origin, "doc": component.doc, "schema": described},
-                indent=2,
-            )
-        )
+        described = {"name": name, "kind": component.kind, "from": component.origin, "doc": component.doc}
+        typer.echo(json.dumps({**described, "schema": component.options.model_json_schema()}, indent=2))
         return
     typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
-    rows = [_option_row(option, described) for option in described["properties"].items() if option[0] != "name"]
+    rows = [list(row) for row in option_rows(component)]
     print_table(["option", "type", "default", "meaning"], rows) if rows else typer.echo("It has no options.")
 
 
@@ -134,6 +149,7 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     report["devices"] = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
     report["folders"] = {"cache": str(cache_dir()), "data": str(data_root(None))}
     report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
+    report["notes"] = {p.name: "; ".join(p.notes) for p in registry.plugins if p.notes}
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -153,28 +169,6 @@ def _kind(word: str) -> Any:
     if word not in KINDS:
         raise PluginError(f"{word}: no kind of component. {suggest(word, [*KINDS, *KINDS.values()], label='Kinds')}")
     return KINDS[word]
-
-
-def _status(row: dict[str, Any]) -> str:
-    return f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
-
-
-def _option_row(option: tuple[str, dict[str, Any]], described: dict[str, Any]) -> list[str]:
-    name, spec = option
-    default = "required" if name in described.get("required", ()) else json.dumps(spec.get("default"))
-    return [name, _type_text(spec), default, spec.get("description", "")]
-
-
-def _type_text(spec: dict[str, Any]) -> str:
-    if "enum" in spec or "const" in spec:
-        return " | ".join(map(str, spec.get("enum", [spec.get("const")])))
-    if "anyOf" in spec:
-        return " | ".join(_type_text(s) for s in spec["anyOf"])
-    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    text = spec.get("type", "any")
-    if text == "array":
-        text = f"list of {_type_text(spec.get('items', {}))}"
-    return " ".join([text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)])
 
 
 def print_table(headings: list[str], rows: list[list[str]]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +45,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate a recipe."""
-    result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+    with _json_alone(as_json):
+        result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
     _print_result(result, directory, as_json)
 
 
@@ -55,7 +58,8 @@ def resume(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
         result = opened.result()
         if result is None:
             opened.restore_last()
-            result = _complete(opened)
+            with _json_alone(as_json):
+                result = _complete(opened)
     _print_result(result, directory, as_json)
 
 
@@ -189,7 +193,9 @@ def _complete(run: Run) -> dict[str, Any]:
     from fsl_core.training.outer_loop import judge, train
 
     keep_freed_memory()
-    bar = ProgressBar(_console())
+    console = _console()
+    bar = ProgressBar(console)
+    run.registry.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     run.registry.observe(bar)
     run.registry.observe(ReportWriter())
     try:
@@ -210,6 +216,11 @@ def _free_directory(name: str) -> Path:
     base = Path("runs") / name
     candidates = [base, *(base.with_name(f"{name}-{n}") for n in range(2, 10_000))]
     return next(path for path in candidates if not path.exists())
+
+
+def _json_alone(as_json: bool) -> AbstractContextManager[Any]:
+    """What an observer or another component prints during a run goes to stderr where stdout is to be JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def _console():

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 Rate = Annotated[float, Field(gt=0, description="step size of the outer loop")]
 Decay = Annotated[float, Field(ge=0, description="L2 penalty (decoupled for adamw)")]
 Betas = Annotated[tuple[float, float], Field(description="decay of the running mean and of the running square")]
+Eps = Annotated[float, Field(description="added to the denominator")]
+Momentum = Annotated[float, Field(ge=0, lt=1, description="share of the last step that is taken again")]
 Schedule = Callable[[int, int], float]
 """(steps done, steps in all) -> factor on the optimizer's step size."""
 
 
 def adam(
-    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.0
+    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: Eps = 1e-8, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980)."""
     from torch.optim import Adam
@@ -28,7 +30,7 @@ def adam(
 
 
 def adamw(
-    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: float = 1e-8, weight_decay: Decay = 0.01
+    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: Eps = 1e-8, weight_decay: Decay = 0.01
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     from torch.optim import AdamW
@@ -39,8 +41,8 @@ def adamw(
 def sgd(
     parameters: Iterable[Tensor],
     lr: Rate = 0.1,
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-    nesterov: bool = False,
+    momentum: Momentum = 0.0,
+    nesterov: Annotated[bool, Field(description="momentum looks one step ahead")] = False,
     weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent, with (Nesterov) momentum by option."""
@@ -53,7 +55,7 @@ def rmsprop(
     parameters: Iterable[Tensor],
     lr: Rate = 0.001,
     alpha: Annotated[float, Field(ge=0, lt=1, description="decay of the running square")] = 0.99,
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    momentum: Momentum = 0.0,
     weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """RMSprop (Hinton's lecture 6e)."""

@@ -79,8 +79,8 @@ class ExecutionOptions(_Section):
 class Expected(_Section):
     """A measured figure and how far a new run may be from it."""
 
-    value: float
-    tolerance: Annotated[float, Field(ge=0)]
+    value: Annotated[float, Field(description="as it was measured")]
+    tolerance: Annotated[float, Field(ge=0, description="greatest distance of a new run's figure")]
 
 
 class MatrixSection(_Section):

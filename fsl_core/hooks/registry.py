@@ -6,20 +6,25 @@ import importlib.util
 import os
 import pkgutil
 import sys
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import pluggy
+from packaging.requirements import InvalidRequirement, Requirement
 
 from fsl_core.config.options import Component, Kind
 from fsl_core.config.outer import OPTIMIZERS, SCHEDULES
-from fsl_core.errors import PluginError
+from fsl_core.errors import PluginError, PluginWarning
 from fsl_core.hooks import specs
+from fsl_core.hooks.containment import contained
 from fsl_core.hooks.known import PACKAGES
 from fsl_core.words import suggest
 
@@ -31,6 +36,8 @@ REGISTRATION_HOOKS: dict[str, Kind] = {
     "fsl_register_adapters": "adapter",
     "fsl_register_weightings": "weighting",
 }
+SLOW = 1.0
+"""Seconds to load from which a plugin is called slow."""
 
 
 @dataclass
@@ -38,7 +45,10 @@ class Plugin:
     """What became of one plugin.
 
     name: entry-point, file or module name.    origin: distribution and version, or the file.
+    hook_api: the oldest hook API that it can do with; the present one where it says nothing.
     offers: (kind, name) of what it registered; empty unless status is `ok`.
+    seconds: to import and register it; the first to import a library pays for it, except for torch, which core imports.
+    notes: what else to tell of it: printed text, global state that it changed, deprecated hooks, a core it was not made for.
     """
 
     name: str
@@ -46,35 +56,79 @@ class Plugin:
     version: str
     status: Literal["ok", "disabled", "failed"] = "ok"
     reason: str = ""
+    hook_api: int = specs.HOOK_API
     hooks: list[str] = field(default_factory=list)
     offers: list[tuple[Kind, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def origin(self) -> str:
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def title(self) -> str:
+        return f"plugin {self.name} ({self.origin})"
+
+    @property
+    def slow(self) -> bool:
+        return self.seconds > SLOW
+
 
 class Registry:
-    """Every component that can be named, and every plugin with its status. Made by `load`."""
+    """Every component that can be named, and every plugin with its status. Made by `load`.
+
+    hook: `hook.fsl_step_finished(run=run, ...)` calls that observer hook of every loaded plugin.
+    warn: is told once of each observer plugin that has raised.
+    """
 
     def __init__(self) -> None:
         self.plugins: list[Plugin] = []
+        self.hook = SimpleNamespace(
+            **{name: partial(self._notify, name) for name in _hook_names() if name not in REGISTRATION_HOOKS}
+        )
+        self.warn: Callable[[str], None] = lambda text: warnings.warn(text, PluginWarning, stacklevel=4)
         self._components: dict[tuple[Kind, str], Component] = {}
         self._conflicts: dict[tuple[Kind, str], str] = {}
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(specs)
+        self._by_title: dict[str, Plugin] = {}
+        self._traced = bool(os.environ.get("FSL_TRACE_PLUGINS"))
         for kind, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             for name, factory in table.items():
                 self._components[kind, name] = Component(kind, name, factory, "fsl-core")
 
-    @property
-    def hook(self) -> pluggy.HookRelay:
-        """Calls the observer hooks of every loaded plugin."""
-        return self._manager.hook
-
     def observe(self, observer: object) -> None:
-        """Add an object that implements observer hooks, such as a progress bar."""
+        """Add an observer of the program itself, such as a progress bar; what it raises is raised."""
         self._manager.register(observer)
+
+    def _notify(self, hook: str, **arguments: Any) -> None:
+        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            plugin = self._by_title.get(impl.plugin_name)
+            started = time.perf_counter()
+            outcome = ""
+            try:
+                impl.function(**{name: arguments[name] for name in (*impl.argnames, *impl.kwargnames) if name in arguments})
+            except (Exception, SystemExit) as error:
+                outcome = f", {_reason(error)}"
+                if plugin is None or os.environ.get("FSL_STRICT_PLUGINS"):
+                    raise
+                self._drop(plugin, hook, impl.plugin, error)
+            finally:
+                if self._traced:
+                    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "run")
+                    milliseconds = 1000 * (time.perf_counter() - started)
+                    who = plugin.title if plugin else type(impl.plugin).__name__
+                    _trace(f"{hook}({given}) of {who}: {milliseconds:.2f} ms{outcome}")
+
+    def _drop(self, plugin: Plugin, hook: str, implementation: object, error: BaseException) -> None:
+        """Training goes on without an observer that raises: a run is worth more than what watches it."""
+        self._manager.unregister(implementation)
+        plugin.notes.append(f"{hook} raised {_reason(error)}. It was left out of the rest of the run")
+        self.warn(
+            f"{plugin.title}: {hook} raised {_reason(error)}. It is left out from here on and the run goes on; "
+            "FSL_STRICT_PLUGINS=1 ends the run with the traceback"
+        )
 
     def names(self, kind: Kind) -> list[str]:
         return sorted(name for k, name in self._components if k == kind and (k, name) not in self._conflicts)
@@ -111,30 +165,58 @@ class Registry:
         if disabled_by:
             plugin.status, plugin.reason = "disabled", disabled_by
             return plugin
+        if self._traced:
+            _trace(f"loading {plugin.title}")
+        started = time.perf_counter()
         try:
-            self._load(plugin, module())
-        except (Exception, SystemExit) as error:
+            with contained(plugin.notes):
+                self._load(plugin, module())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if os.environ.get("FSL_STRICT_PLUGINS"):
                 raise
             plugin.status, plugin.reason = "failed", _reason(error)
+        plugin.seconds = time.perf_counter() - started
+        if self._traced:
+            for hook in plugin.hooks:
+                _trace(f"{hook} of {plugin.title}")
+            _trace(
+                f"{plugin.title}: {plugin.reason or 'ok'}, {plugin.seconds:.2f} s{''.join(f'; {note}' for note in plugin.notes)}"
+            )
         return plugin
 
     def _load(self, plugin: Plugin, implementation: Any) -> None:
         wanted = getattr(implementation, "FSL_HOOK_API", specs.HOOK_API)
-        if not isinstance(wanted, int) or wanted > specs.HOOK_API:
-            raise PluginError(f"needs hook API {wanted!r}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core")
-        self._manager.register(implementation, f"{plugin.distribution}:{plugin.name}")
+        if type(wanted) is not int or wanted < 1:
+            raise PluginError(f"FSL_HOOK_API is {wanted!r}. The number of a hook API, such as {specs.HOOK_API}")
+        plugin.hook_api = wanted
+        if wanted > specs.HOOK_API:
+            raise PluginError(f"needs hook API {wanted}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", specs.HookDeprecation)
+            title = self._manager.register(implementation, f"{plugin.distribution}:{plugin.name}")
         try:
-            plugin.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(implementation) or ())
+            callers = self._manager.get_hookcallers(implementation) or []
+            impls = {caller.name: [i for i in caller.get_hookimpls() if i.plugin is implementation] for caller in callers}
+            plugin.hooks = sorted(impls)
             for hook in plugin.hooks:
-                if getattr(specs, hook, None) is None:
-                    raise PluginError(f"implements unknown hook {hook!r}. {suggest(hook, _hook_names(), label='Hooks')}")
+                self._check_hook(hook, impls[hook])
+            plugin.notes += [f"{w.message} ({Path(w.filename).name}:{w.lineno})" for w in caught]
             offered = {(c.kind, c.name): c for c in self._offers(plugin, implementation)}
         except BaseException:
             self._manager.unregister(implementation)
             raise
         self._components |= offered
+        self._by_title[title] = plugin
         plugin.offers = sorted(offered)
+
+    def _check_hook(self, hook: str, impls: list[pluggy.HookImpl]) -> None:
+        for impl in impls:
+            if hook not in _hook_names() and not impl.optionalhook:
+                raise PluginError(f"implements unknown hook {hook!r}. {suggest(hook, _hook_names(), label='Hooks')}")
+            if impl.wrapper or impl.hookwrapper:
+                raise PluginError(f"{hook} wraps the other plugins' calls. A plain function: hooks offer or observe")
 
     def _offers(self, plugin: Plugin, implementation: object) -> Iterator[Component]:
         for hook, kind in REGISTRATION_HOOKS.items():
@@ -178,6 +260,8 @@ def load(
 ) -> Registry:
     """The built-in components, installed plugins, and one-file plugins.
 
+    Loading is contained: see `fsl_core.hooks.containment`. FSL_TRACE_PLUGINS=1 writes each load and each hook call to stderr.
+
     entry_points: look for installed distributions with entry points in the group `fsl`.
     modules:   plugins already imported.    files: one-file plugins.
     no_plugin: names of plugins or distributions to leave out; PluginError where none is called so.
@@ -185,6 +269,7 @@ def load(
     installed plugins to load, and leaves one-file plugins alone.
     """
     registry = Registry()
+    import_module("torch")  # what every component is made of; the first plugin to need it is not charged with it
     no_plugin = set(no_plugin)
     env_disabled = _listed("FSL_DISABLED_PLUGINS")
     env_only = _listed("FSL_LOAD_PLUGINS") if "FSL_LOAD_PLUGINS" in os.environ else None
@@ -202,8 +287,9 @@ def load(
         reason = disabled_by(found.name, "fsl-core", external=False)
         registry.add(found.name, _importer(f"{BUILTIN}.{found.name}"), "fsl-core", core_version, reason)
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name) if entry_points else ():
-        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
-        registry.add(entry.name, entry.load, distribution, version, disabled_by(entry.name, distribution))
+        distribution, version, notes = _origin(entry, core_version)
+        added = registry.add(entry.name, entry.load, distribution, version, disabled_by(entry.name, distribution))
+        added.notes += notes
     for module in modules:
         registry.add(
             module.__name__, lambda module=module: module, module.__name__, "", disabled_by(module.__name__, module.__name__)
@@ -248,12 +334,41 @@ def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and type hints look their module up by name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+def _origin(entry: metadata.EntryPoint, core_version: str) -> tuple[str, str, list[str]]:
+    """Distribution, version, and a note where the distribution asks for another version of core than there is."""
+    try:
+        name, version, requires = entry.dist.name, entry.dist.version, entry.dist.requires or []
+    except Exception:  # a folder of metadata that is damaged or half removed: every Python fails in its own way
+        return "unknown", "", []
+    wanted = [requirement for text in requires if (requirement := _requirement(text)) and requirement.name == "fsl-core"]
+    unmet = [str(w.specifier) for w in wanted if not w.marker and not w.specifier.contains(core_version, prereleases=True)]
+    notes = [f"asks for fsl-core{text}, and this is {core_version}. pip install --upgrade {name}" for text in unmet]
+    return name or "unknown", version or "", notes
+
+
+def _requirement(text: str) -> Requirement | None:
+    try:
+        return Requirement(text)
+    except InvalidRequirement:
+        return None
+
+
+def _trace(text: str) -> None:
+    sys.stderr.write(f"fsl trace: {text}\n")
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, PluginError):
         return str(error)
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({error.code!r}). A plugin that raises what is wrong"
     text = " ".join(traceback.format_exception_only(error)[-1].split())
     return f"{text} ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else text

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
 if TYPE_CHECKING:
     from fsl_core.training.run import Run
 
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
 HOOK_API = 1
 """Version of the hooks below. A plugin that needs a newer one says so with a module-level `FSL_HOOK_API = 2`."""
 
-hookspec = pluggy.HookspecMarker("fsl")
 hookimpl = pluggy.HookimplMarker("fsl")
+
+
+class HookDeprecation(DeprecationWarning):
+    """A plugin implements a hook, or asks for an argument of one, that a later hook API will not have."""
+
+
+def hookspec(since: int, deprecated: str = "", arguments: Mapping[str, str] | None = None) -> Callable[[Hook], Hook]:
+    """Declare a hook: the hook API that brought it, and what of it is deprecated, as docs/compatibility.md has it.
+
+    deprecated: since when, until when and what to use, as in `since hook API 2, gone in 4. fsl_evaluated`.
+    arguments:  the same for single arguments, by name.
+    """
+
+    def mark(hook: Hook) -> Hook:
+        hook.since = since
+        whole = HookDeprecation(f"{hook.__name__} is deprecated {deprecated}") if deprecated else None
+        single = {
+            name: HookDeprecation(f"{hook.__name__}: argument {name!r} is deprecated {text}")
+            for name, text in (arguments or {}).items()
+        }
+        return pluggy.HookspecMarker("fsl")(warn_on_impl=whole, warn_on_impl_args=single or None)(hook)
+
+    return mark
 
 
 class Register(Protocol):
@@ -22,7 +47,7 @@ class Register(Protocol):
     def __call__(self, factory: Any, name: str | None = None) -> None: ...
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_register_episodes(register: Register) -> None:
     """Called once while plugins load, before any recipe is read. Offer episodes by calling register(EpisodeSourceSubclass).
 
@@ -33,7 +58,7 @@ def fsl_register_episodes(register: Register) -> None:
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_register_backbones(register: Register) -> None:
     """Called once while plugins load. Offer backbones by calling register(ModuleSubclass).
 
@@ -43,7 +68,7 @@ def fsl_register_backbones(register: Register) -> None:
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_register_adapters(register: Register) -> None:
     """Called once while plugins load. Offer inner loops by calling register(AdapterSubclass).
 
@@ -53,7 +78,7 @@ def fsl_register_adapters(register: Register) -> None:
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_register_weightings(register: Register) -> None:
     """Called once while plugins load. Offer outer-loop weightings by calling register(TaskWeightingSubclass).
 
@@ -62,16 +87,17 @@ def fsl_register_weightings(register: Register) -> None:
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_run_started(run: Run) -> None:
     """Called when training starts or resumes, before the first outer step.
 
-    :param run: recipe, directory, learner, the step it starts from. Observers read it; they do not steer.
+    :param run: recipe, directory, learner, the step it starts from. Observers read it; they do not steer. One of a plugin that
+        raises is left out for the rest of the run, with a warning that names it; the run goes on.
     Since hook API 1. Example: the progress bar of fsl_core/cli/progress.py.
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_step_finished(run: Run, step: int, metrics: dict[str, float]) -> None:
     """Called after each outer step.
 
@@ -82,7 +108,7 @@ def fsl_step_finished(run: Run, step: int, metrics: dict[str, float]) -> None:
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_evaluated(run: Run, split: str, result: dict[str, Any]) -> None:
     """Called after each evaluation, in training (`validation`) and at the end (`test`).
 
@@ -93,7 +119,7 @@ def fsl_evaluated(run: Run, split: str, result: dict[str, Any]) -> None:
     """
 
 
-@hookspec
+@hookspec(since=1)
 def fsl_run_finished(run: Run, result: dict[str, Any]) -> None:
     """Called once a run is complete and its result.json is written.
 

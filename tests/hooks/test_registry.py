@@ -110,9 +110,17 @@ def test_what_cannot_be_registered(factory: object, reason: str):
     assert reason in plugins["odd"].reason
 
 
-def test_a_plugin_for_a_newer_hook_api():
-    _, plugins = loaded(module("newer", FSL_HOOK_API=fsl.HOOK_API + 1, **offers(Even)))
-    assert plugins["newer"].reason == "needs hook API 2, this fsl-core has 1. pip install --upgrade fsl-core"
+@pytest.mark.parametrize("kind", ["wrapper", "hookwrapper"])
+def test_a_hook_that_wraps_others_is_refused(kind: str):
+    @fsl.hookimpl(**{kind: True})
+    def fsl_step_finished(step):
+        yield
+
+    _, plugins = loaded(module("wrapping", fsl_step_finished=fsl_step_finished))
+    assert plugins["wrapping"].status == "failed"
+    assert plugins["wrapping"].reason == (
+        "fsl_step_finished wraps the other plugins' calls. A plain function: hooks offer or observe"
+    )
 
 
 @pytest.mark.parametrize(

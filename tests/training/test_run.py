@@ -17,7 +17,7 @@ from filelock import FileLock
 import fsl_core as fsl_public
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DataError, RunError, TrainingError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.registry import Registry, load
 from fsl_core.training.outer_loop import judge, train
 from fsl_core.training.run import Run, new_run, open_run
 
@@ -201,6 +201,51 @@ def test_observers_see_the_run(toy_recipe: Path, toy_registry: Registry, tmp_pat
     assert seen[:2] == [("started", 0), ("step", 1)]
     assert [s for s in seen if s[0] == "validation"] == [("validation", 4)] * 3
     assert seen[-1] == ("test", 10)
+
+
+FRAGILE = """
+import fsl_core as fsl
+
+seen = []
+
+@fsl.hookimpl
+def fsl_step_finished(step):
+    seen.append(step)
+    if step == 3:
+        {fault}
+
+@fsl.hookimpl
+def fsl_evaluated(split):
+    seen.append(split)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("raise OSError('disk full')", "OSError: disk full"), ("raise SystemExit(1)", r"called sys.exit\(1\). ")],
+)
+def test_an_observer_that_raises_is_named_and_left_out(toy_recipe: Path, tmp_path: Path, fault: str, reason: str):
+    (tmp_path / "fragile.py").write_text(FRAGILE.format(fault=fault))
+    (tmp_path / "sound.py").write_text(FRAGILE.format(fault="pass"))
+    registry = load(entry_points=False, files=[tmp_path / name for name in ("fslplugin.py", "fragile.py", "sound.py")])
+    with pytest.warns(fsl_public.PluginWarning, match=rf"plugin fragile \(.*\): fsl_step_finished raised {reason}") as told:
+        run_recipe(toy_recipe, registry, tmp_path / "watched")
+    assert len(told) == 1
+    assert "It is left out from here on and the run goes on; FSL_STRICT_PLUGINS=1 ends the run" in str(told[0].message)
+    assert told[0].filename.endswith("outer_loop.py")
+    assert sys.modules["fsl_plugin_file_fragile"].seen == [1, 2, 3]
+    assert len(sys.modules["fsl_plugin_file_sound"].seen) == 12 + 3 + 1
+    assert next(p for p in registry.plugins if p.name == "fragile").notes
+    run_recipe(toy_recipe, load(entry_points=False, files=[tmp_path / "fslplugin.py"]), tmp_path / "alone")
+    assert outcome(tmp_path / "watched") == outcome(tmp_path / "alone")
+
+
+def test_a_strict_run_ends_with_the_observers_error(toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "fragile.py").write_text(FRAGILE.format(fault="raise OSError('disk full')"))
+    registry = load(entry_points=False, files=[tmp_path / "fslplugin.py", tmp_path / "fragile.py"])
+    monkeypatch.setenv("FSL_STRICT_PLUGINS", "1")
+    with pytest.raises(OSError, match="disk full"):
+        run_recipe(toy_recipe, registry, tmp_path / "run")
 
 
 def test_schedules_move_the_step_size(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):

@@ -1,0 +1,110 @@
+"""The recipe reference: every section and every option of what is installed, as one page of Markdown made from the schema."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from fsl_core.config.document import KeyPath
+from fsl_core.config.options import Component, Kind
+from fsl_core.config.recipe import (
+    DEFAULT_NAMES,
+    SECTIONS,
+    Catalogue,
+    Evaluate,
+    ExecutionOptions,
+    Expected,
+    MatrixSection,
+    recipe_model,
+)
+
+HEAD = """\
+# Recipe reference
+
+Every key of a [recipe](recipes.md), made from the constructors themselves: {origins}. `fsl schema --markdown` prints this page
+for what you have installed, and `fsl show KIND NAME` one component of it.
+"""
+
+MEANINGS: dict[Kind, str] = {
+    "episodes": "where tasks come from",
+    "backbone": "what makes features of an item",
+    "adapter": "the inner loop",
+    "weighting": "what each task of a meta-batch counts",
+    "optimizer": "what follows the meta-gradient",
+    "schedule": "how the optimizer's step size changes",
+}
+
+
+def recipe_reference(catalogue: Catalogue) -> str:
+    """Markdown with a table for each section of a recipe and for each component that one can name."""
+    recipe = recipe_model(catalogue)
+    components = [c for kind in SECTIONS.values() for c in catalogue.components(kind)]
+    parts = [HEAD.format(origins=", ".join(sorted({c.origin for c in components if c.origin[-1].isdigit()})))]
+    parts += ["## The recipe\n", _table(recipe, ())]
+    parts += ["## outer\n", _table(recipe.model_fields["outer"].annotation, ("outer",))]
+    for heading, model in (
+        ("execution", ExecutionOptions),
+        ("evaluate", Evaluate),
+        ("expect", Expected),
+        ("matrix", MatrixSection),
+    ):
+        parts += [f"## {heading}\n", f"{model.__doc__}\n", _table(model)]
+    for path, kind in SECTIONS.items():
+        parts.append(f"## {_plural(kind)}\n\nUnder `{'.'.join(path)}`.\n")
+        for component in catalogue.components(kind):
+            parts.append(f"### {component.name}\n\nFrom {component.origin}.\n\n```text\n{component.doc}\n```\n")
+            parts.append(_table(component.options))
+    return "\n".join(parts)
+
+
+def option_rows(component: Component) -> list[tuple[str, str, str, str]]:
+    """Option, type with bounds, default, and meaning of each option of a component."""
+    return [row for row in _rows(component.options) if row[0] != "name"]
+
+
+def _table(model: type[BaseModel], path: KeyPath | None = None) -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    rows = [row for row in _rows(model, path) if row[0] != "name"]
+    lines += [f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(meaning)} |" for name, kind, default, meaning in rows]
+    return "\n".join(lines) + "\n" if rows else "It has no options.\n"
+
+
+def _rows(model: type[BaseModel], path: KeyPath | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """path: of the model in a recipe, where it has keys that name components or hold sections."""
+    schema = model.model_json_schema()
+    for name, spec in schema["properties"].items():
+        default = "required" if name in schema.get("required", ()) else json.dumps(spec.get("default"))
+        meaning = spec.get("description", "")
+        if path is not None and (where := (*path, name)) in SECTIONS:
+            kind = _plural(SECTIONS[where])
+            yield name, f"one of the [{kind}](#{kind})", DEFAULT_NAMES.get(where, "required"), MEANINGS[SECTIONS[where]]
+        elif path == () and "$ref" in json.dumps(spec):
+            about = meaning or (inspect.getdoc(model.model_fields[name].annotation) or "").split(";")[0].rstrip(".")
+            yield name, f"[section](#{name})", default if default == "required" else "its defaults", about
+        else:
+            yield name, type_text(spec), default, meaning
+
+
+def type_text(spec: Mapping[str, Any]) -> str:
+    """An option's type with its bounds in words, from its JSON Schema."""
+    if "enum" in spec or "const" in spec:
+        return " | ".join(map(str, spec.get("enum", [spec.get("const")])))
+    if "anyOf" in spec:
+        return " | ".join(type_text(s) for s in spec["anyOf"])
+    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    text = spec.get("type", "any")
+    if text == "array":
+        text = f"list of {type_text(spec.get('items', {}))}"
+    return " ".join([text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)])
+
+
+def _plural(kind: str) -> str:
+    return kind if kind.endswith("s") else f"{kind}s"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

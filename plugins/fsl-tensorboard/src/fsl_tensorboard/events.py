@@ -1,0 +1,59 @@
+"""One event file, written record by record in the calling thread, so that what is flushed is on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FLUSHED_EVERY = 5.0
+
+
+class EventFile:
+    """Scalars, texts and hyperparameters of one run.
+
+    folder:     where event files of the run are; TensorBoard reads all of them in order of their names.
+    first_step: events of earlier files from this step on are forgotten by TensorBoard.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        from tensorboardX.event_file_writer import EventsWriter  # not before a run begins
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._events, self._summaries = event_pb2, summary_pb2
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{first_step:09d}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(first_step, session_log=start)
+        self.flush()
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """One record with a value for each of `<group>/<key>`."""
+        value = self._summaries.Summary.Value
+        listed = [value(tag=f"{group}/{key}", simple_value=number) for key, number in values.items()]
+        self._write(step, summary=self._summaries.Summary(value=listed))
+        if time.monotonic() - self._flushed > FLUSHED_EVERY:
+            self.flush()
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        from tensorboardX.summary import text
+
+        self._write(step, summary=text(tag, markdown))
+
+    def hyperparameters(self, options: dict[str, Any], measured: dict[str, float], step: int) -> None:
+        """For the table that compares runs. measured: final values of tags that were written as scalars."""
+        from tensorboardX.summary import hparams
+
+        for summary in hparams(options, measured):
+            self._write(step, summary=summary)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._events.Event(wall_time=time.time(), step=step, **content))
