@@ -14,13 +14,15 @@ from pathlib import Path
 from statistics import fmean
 
 ROOT = Path(__file__).parent.parent
+MEASURED = {"interval", "seeds"}
 HEADER = """# The matrix: adapters and weightings
 
 Each table is one `fsl sweep` of a file of `recipes/matrix/`: the same backbone, budget and frozen test episodes for every cell.
 The budgets are small, so that a table takes minutes: they rank what learns quickly, not what ends highest. **Bold**: better than
-the cell marked baseline, *italic*: worse, by a paired test over episodes with Holm's correction over the whole table, at the
-level 0.05; the test speaks of the trained runs, not of other seeds. ±: 95 % over test episodes. Adaptation: milliseconds a task,
-mean over the row, while another run kept the other core busy. Written by `benchmarks/matrix.py`.
+the cell marked baseline (of the same test episodes), *italic*: worse, by a paired test over episodes with Holm's correction over
+the whole table, at the level 0.05; the test speaks of the trained runs, not of other seeds. ±: 95 % over test episodes.
+Adaptation: milliseconds a task, mean over the row, while another run kept the other core busy.
+Written by `benchmarks/matrix.py`.
 
 """
 
@@ -33,25 +35,30 @@ def page(folders: Sequence[Path]) -> str:
 def _section(folder: Path) -> Iterator[str]:
     rows, differences = _read(folder / "sweep.csv"), _read(folder / "differences.csv")
     name = folder.name.removesuffix("-sweep")
-    weightings = list(dict.fromkeys(row["outer.weighting"] for row in rows))
-    judged = {(difference["adapter"], difference["outer.weighting"]): difference for difference in differences}
-    seeds = rows[0]["seeds"].split()
-    yield from (f"## {name.capitalize()}", "")
-    yield f"`fsl sweep recipes/matrix/{name}.yaml --jobs 2`, {len(seeds)} seed{'s' * (len(seeds) > 1)}."
-    yield from ("", "| adapter | " + " | ".join(weightings) + " | adaptation |", "|" + "---|" * (len(weightings) + 2))
+    axes = [column for column in rows[0] if column in differences[0] and column not in MEASURED and column != "adapter"]
+    judged = {_labels(difference, ["adapter", *axes]): difference for difference in differences}
+    columns = list(dict.fromkeys(_labels(row, axes) for row in rows))
+    seeds = max((row["seeds"].split() for row in rows), key=len)
+    yield from (f"## {name.replace('-', ' ').capitalize()}", "")
+    plural = "s" if len(seeds) > 1 else ""
+    yield f"`fsl sweep recipes/matrix/{name}.yaml --jobs 2`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
+    yield from ("", "| adapter | " + " | ".join(map(", ".join, columns)) + " | adaptation |", "|" + "---|" * (len(columns) + 2))
     for adapter in dict.fromkeys(row["adapter"] for row in rows):
-        of_adapter = {row["outer.weighting"]: row for row in rows if row["adapter"] == adapter}
-        cells = [_cell(of_adapter[weighting], judged) for weighting in weightings]
+        of_adapter = {_labels(row, axes): row for row in rows if row["adapter"] == adapter}
+        cells = [_cell(of_adapter[column], judged.get((adapter, *column))) if column in of_adapter else "" for column in columns]
         times = [float(row["adaptation_seconds"]) for row in of_adapter.values() if row["adaptation_seconds"]]
         yield "| " + " | ".join([adapter, *cells, f"{1000 * fmean(times):.1f}" if times else ""]) + " |"
     yield ""
 
 
-def _cell(row: dict[str, str], judged: dict[tuple[str, str], dict[str, str]]) -> str:
+def _labels(row: dict[str, str], axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(row[axis] for axis in axes)
+
+
+def _cell(row: dict[str, str], difference: dict[str, str] | None) -> str:
     if row["failed"] != "0":
         return f"failed: {row['error']}"
     text = f"{float(row['accuracy']):.3f} ± {float(row['interval']):.3f}"
-    difference = judged.get((row["adapter"], row["outer.weighting"]))
     if difference is None:
         return f"{text} (baseline)"
     if float(difference["p_holm"]) >= 0.05:

@@ -72,10 +72,12 @@ def run_name(recipe: Path, seed: int, settings: Sequence[str]) -> str:
 
 
 def run_recipe(recipe: Path, seed: int, directory: Path, settings: Sequence[str]) -> Finished:
-    """Train and judge with `fsl run`, unless the directory holds the finished run of it."""
+    """Train and judge with `fsl run`, or go on with a run that was broken off, unless the directory holds the finished run."""
     if not (directory / "result.json").is_file():
         options = [word for setting in (f"seed={seed}", *settings) for word in ("-s", setting)]
-        command = [sys.executable, "-m", "fsl_core", "run", str(recipe), "--out", str(directory), "--device", "cpu", *options]
+        fresh = ["run", str(recipe), "--out", str(directory), *options]
+        begun = (directory / "recipe.yaml").is_file()
+        command = [sys.executable, "-m", "fsl_core", *(["resume", str(directory)] if begun else fresh), "--device", "cpu"]
         finished = subprocess.run(command, check=False, capture_output=True, text=True)
         if finished.returncode:
             raise SystemExit(f"{' '.join(command)}: exit status {finished.returncode}.\n{finished.stderr}")
