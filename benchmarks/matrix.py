@@ -39,7 +39,7 @@ def _section(folder: Path) -> Iterator[str]:
     judged = {_labels(difference, ["adapter", *axes]): difference for difference in differences}
     columns = list(dict.fromkeys(_labels(row, axes) for row in rows))
     seeds = max((row["seeds"].split() for row in rows), key=len)
-    yield from (f"## {name.replace('-', ' ').capitalize()}", "")
+    yield from (f"## {name}", "")
     plural = "s" if len(seeds) > 1 else ""
     yield f"`fsl sweep recipes/matrix/{name}.yaml --jobs 2`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
     yield from ("", "| adapter | " + " | ".join(map(", ".join, columns)) + " | adaptation |", "|" + "---|" * (len(columns) + 2))

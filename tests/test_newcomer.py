@@ -21,7 +21,7 @@ from fsl_core.cli import app
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = ("outer.steps=2", "outer.validate_every=0", "evaluate.episodes=2", "evaluate.n_query=2", "execution.mode=loop")
-OTHER_PROGRAMS = ("pip install ", "pytest ")
+OTHER_PROGRAMS = ("pip install ", "pytest ", "python -m pytest ", "python -m build", "twine upload ")
 LEFT_OUT = ("fsl run fsl-spread/recipes/glyphs.yaml",)  # needs the package to be installed
 
 
@@ -75,7 +75,7 @@ def test_quickstart_then_own_pictures(tmp_path: Path):
     first, *others = [type_in(line).stdout for line in commands(ROOT / "docs" / "own-images.md")]
     assert first.startswith("1 pictures: 1 ")
     assert len(others) == 2
-    (row,) = csv.DictReader((tmp_path / "new.csv").open())
+    (row,) = csv.DictReader((tmp_path / "new.csv").read_text().splitlines())
     assert row["file"] == "IMG_0042.jpg"
     assert row["predicted"] in ("cup", "fork", "knife", "plate", "spoon")
     assert (tmp_path / "new.html").stat().st_size > 1000

@@ -40,7 +40,8 @@ offers = [offer.split() for offer in found["offers"] if offer.startswith(("adapt
 kind, name = offers[0] if offers else ("adapter", "nearest-centroid")  # a plugin that observes offers nothing
 section = "adapter" if kind == "adapter" else "outer.weighting"
 ran = CliRunner().invoke(app, ["run", "recipe.yaml", "-s", f"{section}={{name: {name}}}", "--out", "out"])
-print(json.dumps({"core": fsl_core.__file__, "plugin": found, "kind": kind, "name": name, "ran": ran.output}))
+told = ran.output or str(ran.exception)
+print(json.dumps({"core": fsl_core.__file__, "plugin": found, "kind": kind, "name": name, "ran": told}))
 """
 
 

@@ -165,9 +165,9 @@ PLUGINS = {
         "import fsl_core as fsl\n@fsl.hookimpl\ndef fsl_register_adaptrs(register): ..."
     ),
     "needs hook API 99, this fsl-core has 1. ": "FSL_HOOK_API = 99",
-    "needs hook API '1', this fsl-core has 1. ": "FSL_HOOK_API = '1'",
+    "FSL_HOOK_API is '1'. The number of a hook API, such as 1": "FSL_HOOK_API = '1'",
     "ModuleNotFoundError: No module named 'nowhere'": "import nowhere",
-    "SystemExit: 3": "raise SystemExit(3)",
+    "called sys.exit(3). ": "raise SystemExit(3)",
 }
 
 

@@ -78,7 +78,11 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
             2,
             "-s: adapter.name: adapter 'mamal': no installed plugin offers it. ",
         ),
-        (["check", "toy.yaml", "-s", "backbone.name=resnet12"], 2, "pip install fsl-learn2learn"),
+        (
+            ["check", "toy.yaml", "-s", "backbone.name=resnet12"],
+            2,
+            "fsl-learn2learn 0.1.0 would, but it is disabled: FSL_LOAD_PLUGINS",
+        ),
         (["run", "toy.yaml", "--no-plugin", "nothing"], 2, "--no-plugin nothing: no plugin is called so. "),
         (["run", "toy.yaml", "--plugins-dir", "absent"], 2, "--plugins-dir absent: no such folder. "),
         (["run", "toy.yaml", "--device", "quantum"], 2, "--device quantum: not available here. "),
