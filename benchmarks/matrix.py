@@ -21,7 +21,8 @@ Each table is one `fsl sweep` of a file of `recipes/matrix/`: the same backbone,
 The budgets are small, so that a table takes minutes: they rank what learns quickly, not what ends highest. **Bold**: better than
 the cell marked baseline (of the same test episodes), *italic*: worse, by a paired test over episodes with Holm's correction over
 the whole table, at the level 0.05; the test speaks of the trained runs, not of other seeds. ±: 95 % over test episodes.
-Adaptation: milliseconds a task, mean over the row, while another run kept the other core busy.
+Adaptation: milliseconds a task, mean over the row, beside whatever else the machine ran; the
+[races](speed.md#adaptation-time) compare times.
 Written by `benchmarks/matrix.py`.
 
 """

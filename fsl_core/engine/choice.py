@@ -142,6 +142,6 @@ def _may_share_tasks(learner: Learner, episodes: Episode, loss: Loss) -> bool:
         return False
     try:
         copy_modules(learner)
-    except Exception:
+    except Exception:  # a module says in its own way that it cannot be copied; then one thread takes all tasks
         return False
     return not draws_random_numbers(lambda: learner.objective(episodes.unbatch()[0], loss))
