@@ -37,12 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     unknown = [name for name in options.only if name not in SECTIONS]
     if unknown:
-        print(f"--only: no section {', '.join(unknown)}. Some of {', '.join(SECTIONS)}", file=sys.stderr)
+        print(
+            f"--only: no section {', '.join(unknown)}. Some of {', '.join(SECTIONS)}",
+            file=sys.stderr,
+        )
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = Settings(options.quick, options.root, 0.2 if options.quick else options.budget)
-    out = options.out or Path(tempfile.mkdtemp(prefix="fsl-bench-") if options.quick else "docs/results")
+    out = options.out or Path(
+        tempfile.mkdtemp(prefix="fsl-bench-") if options.quick else "docs/results"
+    )
     kept = out / "speed.json"
     results = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     failed = 0
@@ -82,13 +87,33 @@ def _line(result: dict) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Races against the peers; writes speed.md.")
-    parser.add_argument("--only", type=lambda s: s.split(","), default=[], help=f"some of {', '.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="a smoke test with tiny sizes; its figures mean nothing")
-    parser.add_argument("--root", type=Path, help="folder of Omniglot's zip files (default: FSL_DATA, else the cache)")
-    parser.add_argument("--out", type=Path, help="where speed.md goes (default: docs/results; a new folder with --quick)")
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own, which heeds OMP_NUM_THREADS)")
-    parser.add_argument("--budget", type=float, default=30.0, help="seconds for the rounds of one race")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Races against the peers; writes speed.md."
+    )
+    parser.add_argument(
+        "--only", type=lambda s: s.split(","), default=[], help=f"some of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smoke test with tiny sizes; its figures mean nothing",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help="folder of Omniglot's zip files (default: FSL_DATA, else the cache)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where speed.md goes (default: docs/results; a new folder with --quick)",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of torch (default: torch's own, which heeds OMP_NUM_THREADS)"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=30.0, help="seconds for the rounds of one race"
+    )
     return parser
 
 

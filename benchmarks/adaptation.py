@@ -29,7 +29,11 @@ def adaptation(settings: Settings) -> dict:
             works[f"{name}, with queries"] = _adapt(learner, episode, predict=True)
             works[f"{name}, with queries"]()
         except Exception as error:  # an adapter for another kind of tasks says so here
-            works = {key: work for key, work in works.items() if key.removesuffix(", with queries") != name}
+            works = {
+                key: work
+                for key, work in works.items()
+                if key.removesuffix(", with queries") != name
+            }
             left_out[name] = " ".join(str(error).split()) or type(error).__name__
     if not works:
         raise LeftOut("no adapter could be built")
@@ -41,21 +45,34 @@ def adaptation(settings: Settings) -> dict:
             "seconds_with_queries": sorted(s)[len(s) // 2],
             "reference_takes": list(vars(ratio(seconds[reference], seconds[name])).values()),
         }
-        for name, s in ((name, seconds[f"{name}, with queries"]) for name in seconds if not name.endswith(", with queries"))
+        for name, s in (
+            (name, seconds[f"{name}, with queries"])
+            for name in seconds
+            if not name.endswith(", with queries")
+        )
     }
-    return {"adapters": rows, "reference": reference, "left_out": left_out, "rounds": len(seconds[reference])}
+    return {
+        "adapters": rows,
+        "reference": reference,
+        "left_out": left_out,
+        "rounds": len(seconds[reference]),
+    }
 
 
 def _adapters() -> Iterator[tuple[str, tuple[str, dict]]]:
     """Every installed adapter with its default options; `maml` with 1, 5 and 10 steps."""
     for name in ours.registry().names("adapter"):
         if name == "maml":
-            yield from ((f"maml, {n} step{'s' * (n > 1)}", (name, {"inner_steps": n})) for n in MAML_STEPS)
+            yield from (
+                (f"maml, {n} step{'s' * (n > 1)}", (name, {"inner_steps": n})) for n in MAML_STEPS
+            )
         else:
             yield name, (name, {})
 
 
-def _adapt(learner: fsl.Learner, episode: fsl.Episode, predict: bool = False) -> Callable[[], object]:
+def _adapt(
+    learner: fsl.Learner, episode: fsl.Episode, predict: bool = False
+) -> Callable[[], object]:
     @torch.no_grad()
     def work() -> object:
         predictor = learner.adapt(episode)

@@ -22,7 +22,9 @@ class Contestant:
     """Another process that waits for its turn. Used as a context manager, for it has to end."""
 
     def __init__(self, make: str, sizes: dict, device: str, name: str):
-        problem = json.dumps({"make": make, "sizes": sizes, "device": device, "threads": torch.get_num_threads()})
+        problem = json.dumps(
+            {"make": make, "sizes": sizes, "device": device, "threads": torch.get_num_threads()}
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contestant", problem, name],
             stdin=subprocess.PIPE,
@@ -48,7 +50,9 @@ class Contestant:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"a contender's process ended with exit status {self._process.wait()}")
+            raise RuntimeError(
+                f"a contender's process ended with exit status {self._process.wait()}"
+            )
         return float(answer)
 
 
@@ -62,10 +66,16 @@ def serve(problem: dict, name: str, answers: TextIO) -> None:
     torch.set_num_threads(problem["threads"])
     if name.startswith("ours"):
         keep_freed_memory()  # as `fsl run` does
-    made = getattr(problems, problem["make"])(**problem["sizes"]).to(torch.float32, problem["device"])
+    made = getattr(problems, problem["make"])(**problem["sizes"]).to(
+        torch.float32, problem["device"]
+    )
     work = contender(made, name)
     for line in sys.stdin:
-        print(timeit.timeit(lambda: _finished(work), number=int(line)) / int(line), flush=True, file=answers)
+        print(
+            timeit.timeit(lambda: _finished(work), number=int(line)) / int(line),
+            flush=True,
+            file=answers,
+        )
 
 
 def _finished(work) -> None:

@@ -41,12 +41,16 @@ def training(settings: Settings) -> dict:
     source, files = _omniglot(settings, N_QUERY["training"])
     problem = problems.omniglot_fc(tasks=4)
     checked, _ = contenders(problem, slow_to_start=False)
-    agreement = check_agreement({name: [g.clone() for g in work()] for name, work in checked.items()}, FLOAT32_LIMIT)
+    agreement = check_agreement(
+        {name: [g.clone() for g in work()] for name, work in checked.items()}, FLOAT32_LIMIT
+    )
     entered: dict[str, Work] = {}
     left_out: dict[str, str] = {}
     for execution in ours.EXECUTIONS:
         try:
-            entered[f"ours, {execution}"] = ours.training(problems.fc_learner(source.task), source, TASKS, LR, execution)
+            entered[f"ours, {execution}"] = ours.training(
+                problems.fc_learner(source.task), source, TASKS, LR, execution
+            )
         except LeftOut as reason:
             left_out[f"ours, {execution}"] = str(reason)
     for label, tasksets in _tasksets(settings, files, 1 + N_QUERY["training"], left_out).items():
@@ -58,15 +62,24 @@ def training(settings: Settings) -> dict:
 
 def _omniglot(settings: Settings, n_query: int) -> tuple[fsl.EpisodeSource, list[Path]]:
     """Our episodes, in learn2learn's split with rotations everywhere, and the files they come from."""
-    options = {"n_query": n_query, "split": "learn2learn", "rotations": "all", "download": not settings.quick}
-    source = ours.build("episodes", "omniglot", options | ({"root": str(settings.root)} if settings.root else {}))
+    options = {
+        "n_query": n_query,
+        "split": "learn2learn",
+        "rotations": "all",
+        "download": not settings.quick,
+    }
+    source = ours.build(
+        "episodes", "omniglot", options | ({"root": str(settings.root)} if settings.root else {})
+    )
     try:
         return source, source.fetch()
     except fsl.DataError as error:
         raise LeftOut(" ".join(str(error).split())) from error
 
 
-def _tasksets(settings: Settings, parts: list[Path], samples: int, left_out: dict[str, str]) -> dict[str, object]:
+def _tasksets(
+    settings: Settings, parts: list[Path], samples: int, left_out: dict[str, str]
+) -> dict[str, object]:
     """learn2learn's training tasks: as its benchmark interface makes them, from files; and over decoded images in memory."""
     try:
         learn2learn = peer("learn2learn")
@@ -76,9 +89,13 @@ def _tasksets(settings: Settings, parts: list[Path], samples: int, left_out: dic
     root = unpacked(parts)
     entered = {"learn2learn, image files": learn2learn.tasksets_of_files(root, samples, SEED)}
     if settings.quick:
-        left_out["learn2learn, images in memory"] = "decoding all of Omniglot is too slow for a smoke test"
+        left_out["learn2learn, images in memory"] = (
+            "decoding all of Omniglot is too slow for a smoke test"
+        )
     else:
-        entered["learn2learn, images in memory"] = learn2learn.tasksets_in_memory(root, samples, SEED)
+        entered["learn2learn, images in memory"] = learn2learn.tasksets_in_memory(
+            root, samples, SEED
+        )
     return entered
 
 
@@ -110,6 +127,8 @@ def _check_episodes(entered: dict[str, Work]) -> None:
             counts, ink = y.bincount().tolist(), float(x.mean())
             scaled = float(x.min()) >= 0 and float(x.max()) <= 1 and ink < 0.3
             if x.shape != (80, 1, 28, 28) or counts != [16] * 5 or not scaled:
-                raise Disagreement(f"{name} drew {tuple(x.shape)} with labels {counts} and mean ink {ink:.2f}")
+                raise Disagreement(
+                    f"{name} drew {tuple(x.shape)} with labels {counts} and mean ink {ink:.2f}"
+                )
         if len(drawn) != TASKS:
             raise Disagreement(f"{name} drew {len(drawn)} tasks. {TASKS}")

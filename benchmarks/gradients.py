@@ -31,12 +31,16 @@ def sinusoid(settings: Settings) -> dict:
 
 def omniglot(settings: Settings) -> dict:
     """MAML, Conv4-64, 28x28, 5-way 1-shot 15-query, 16 tasks, 1 step, second order."""
-    return _section(settings, problems.omniglot, tasks=16, float32_limit=math.inf, **_small(settings))
+    return _section(
+        settings, problems.omniglot, tasks=16, float32_limit=math.inf, **_small(settings)
+    )
 
 
 def omniglot_5(settings: Settings) -> dict:
     """The same with 5 inner steps."""
-    return _section(settings, problems.omniglot, tasks=16, float32_limit=math.inf, steps=5, **_small(settings))
+    return _section(
+        settings, problems.omniglot, tasks=16, float32_limit=math.inf, steps=5, **_small(settings)
+    )
 
 
 def centroid(settings: Settings) -> dict:
@@ -49,7 +53,9 @@ def gpu(settings: Settings) -> dict:
     if not torch.cuda.is_available():
         raise LeftOut("no GPU here")
     sizes = {"float32_limit": math.inf, **_small(settings)}
-    return _section(settings, problems.omniglot, tasks=32, device="cuda", slow_to_start=True, **sizes)
+    return _section(
+        settings, problems.omniglot, tasks=32, device="cuda", slow_to_start=True, **sizes
+    )
 
 
 def contenders(problem: Problem, slow_to_start: bool) -> tuple[dict[str, Work], dict[str, str]]:
@@ -58,9 +64,16 @@ def contenders(problem: Problem, slow_to_start: bool) -> tuple[dict[str, Work], 
     left_out: dict[str, str] = {}
     for execution in ours.EXECUTIONS:
         if not slow_to_start and execution in ours.SLOW_TO_START:
-            left_out[f"ours, {execution}"] = "compiling takes minutes here, for what a loop nearly reaches"
+            left_out[f"ours, {execution}"] = (
+                "compiling takes minutes here, for what a loop nearly reaches"
+            )
         else:
-            _enter(entered, left_out, f"ours, {execution}", lambda execution=execution: _own(problem, execution))
+            _enter(
+                entered,
+                left_out,
+                f"ours, {execution}",
+                lambda execution=execution: _own(problem, execution),
+            )
     for name in (*LIBRARIES, *BASELINES):
         _enter(entered, left_out, name_of(name), lambda name=name: meta_gradient_of(name, problem))
     return entered, left_out
@@ -83,7 +96,9 @@ def _own(problem: Problem, execution: str) -> Callable[[], list[Tensor]]:
     return ours.prepare(problem.learner, problem.episodes, problem.loss, execution)
 
 
-def _enter(entered: dict[str, Work], left_out: dict[str, str], name: str, prepare: Callable[[], Work]) -> None:
+def _enter(
+    entered: dict[str, Work], left_out: dict[str, str], name: str, prepare: Callable[[], Work]
+) -> None:
     try:
         entered[name] = prepare()
     except LeftOut as reason:
@@ -114,31 +129,48 @@ def _section(
     with ExitStack() as processes:
         if not settings.quick:
             sizes_of_all = sizes | {"tasks": tasks}
-            entered = {name: processes.enter_context(Contestant(make.__name__, sizes_of_all, device, name)) for name in entered}
-        seconds = race(entered | {name: work for name, (work, _) in rates.items()}, settings.budget, settings.rounds)
+            entered = {
+                name: processes.enter_context(Contestant(make.__name__, sizes_of_all, device, name))
+                for name in entered
+            }
+        seconds = race(
+            entered | {name: work for name, (work, _) in rates.items()},
+            settings.budget,
+            settings.rounds,
+        )
     result = summary({name: seconds[name] for name in entered}, left_out)
     operations = _operations(make(tasks=1, **sizes)) * tasks
     return result | {
         "agreement": agreement,
         "operations": operations,
         "operations_per_second": {name: operations / median(seconds[name]) for name in entered},
-        "machine_rates": {name: flops / median(seconds[name]) for name, (_, flops) in rates.items()},
+        "machine_rates": {
+            name: flops / median(seconds[name]) for name, (_, flops) in rates.items()
+        },
     }
 
 
 def _agree(problem: Problem, limit: float, slow_to_start: bool) -> dict[str, float]:
     entered, _ = contenders(problem, slow_to_start)
-    return check_agreement({name: [g.clone() for g in work()] for name, work in entered.items()}, limit)
+    return check_agreement(
+        {name: [g.clone() for g in work()] for name, work in entered.items()}, limit
+    )
 
 
 def summary(seconds: dict[str, list[float]], left_out: dict[str, str]) -> dict:
     """Medians, and ratios to the fastest of ours. `peer`: the fastest library, which the target counts against."""
     own = fastest({name: s for name, s in seconds.items() if name.startswith("ours")})
     libraries = {name_of(module) for module in LIBRARIES}
-    raced = {name: s for name, s in seconds.items() if name in libraries or name.split(",")[0] in libraries}
+    raced = {
+        name: s
+        for name, s in seconds.items()
+        if name in libraries or name.split(",")[0] in libraries
+    }
     return {
         "seconds": {name: median(s) for name, s in seconds.items()},
-        "ratios": {name: list(vars(ratio(s, seconds[own])).values()) for name, s in seconds.items()},
+        "ratios": {
+            name: list(vars(ratio(s, seconds[own])).values()) for name, s in seconds.items()
+        },
         "ours": own,
         "peer": fastest(raced) if raced else None,
         "left_out": left_out,

@@ -31,7 +31,9 @@ def growth(settings: Settings) -> dict:
                 costs.setdefault(name, []).append(seconds)
         fitted = {name: exponent(sizes, seconds) for name, seconds in costs.items()}
         axes[key] = {"label": label, "sizes": list(sizes), "seconds": costs, "exponents": fitted}
-    left_out = {f"ours, {execution}": "takes a minute to start for each size" for execution in _slow()}
+    left_out = {
+        f"ours, {execution}": "takes a minute to start for each size" for execution in _slow()
+    }
     return {"axes": axes, "start": start, "left_out": left_out}
 
 

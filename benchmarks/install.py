@@ -25,7 +25,9 @@ def main() -> int:
     if reason := _pip(*project, "pytest"):
         sys.exit(f"benchmarks: the project itself could not be installed: {reason}")
     lines = (ROOT / "benchmarks" / "requirements.txt").read_text("utf-8").splitlines()
-    reasons = {line.partition("==")[0]: _peer(line) for line in lines if line and not line.startswith("#")}
+    reasons = {
+        line.partition("==")[0]: _peer(line) for line in lines if line and not line.startswith("#")
+    }
     failed = {name: reason for name, reason in reasons.items() if reason}
     KEPT.write_text(json.dumps(failed, indent=1), encoding="utf-8")
     for name, reason in failed.items():
@@ -45,10 +47,17 @@ def _pip(*arguments: str) -> str:
 
 
 def _run(module: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", module, *arguments, *CONSTRAINTS], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, *CONSTRAINTS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 0:
         return ""
-    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
+    errors = [
+        line for line in done.stderr.splitlines() if "error" in line.lower()
+    ] or done.stderr.splitlines()
     return errors[-1].strip() if errors else f"pip ended with {done.returncode}"
 
 

@@ -36,19 +36,40 @@ def page(folders: Sequence[Path]) -> str:
 def _section(folder: Path) -> Iterator[str]:
     rows, differences = _read(folder / "sweep.csv"), _read(folder / "differences.csv")
     name = folder.name.removesuffix("-sweep")
-    axes = [column for column in rows[0] if column in differences[0] and column not in MEASURED and column != "adapter"]
+    axes = [
+        column
+        for column in rows[0]
+        if column in differences[0] and column not in MEASURED and column != "adapter"
+    ]
     judged = {_labels(difference, ["adapter", *axes]): difference for difference in differences}
     columns = list(dict.fromkeys(_labels(row, axes) for row in rows))
     seeds = max((row["seeds"].split() for row in rows), key=len)
     yield from (f"## {name}", "")
     plural = "s" if len(seeds) > 1 else ""
     yield f"`fsl sweep recipes/matrix/{name}.yaml --jobs 2`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
-    yield from ("", "| adapter | " + " | ".join(map(", ".join, columns)) + " | adaptation |", "|" + "---|" * (len(columns) + 2))
+    yield from (
+        "",
+        "| adapter | " + " | ".join(map(", ".join, columns)) + " | adaptation |",
+        "|" + "---|" * (len(columns) + 2),
+    )
     for adapter in dict.fromkeys(row["adapter"] for row in rows):
         of_adapter = {_labels(row, axes): row for row in rows if row["adapter"] == adapter}
-        cells = [_cell(of_adapter[column], judged.get((adapter, *column))) if column in of_adapter else "" for column in columns]
-        times = [float(row["adaptation_seconds"]) for row in of_adapter.values() if row["adaptation_seconds"]]
-        yield "| " + " | ".join([adapter, *cells, f"{1000 * fmean(times):.1f}" if times else ""]) + " |"
+        cells = [
+            _cell(of_adapter[column], judged.get((adapter, *column)))
+            if column in of_adapter
+            else ""
+            for column in columns
+        ]
+        times = [
+            float(row["adaptation_seconds"])
+            for row in of_adapter.values()
+            if row["adaptation_seconds"]
+        ]
+        yield (
+            "| "
+            + " | ".join([adapter, *cells, f"{1000 * fmean(times):.1f}" if times else ""])
+            + " |"
+        )
     yield ""
 
 
@@ -74,9 +95,13 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, help="folders that `fsl sweep` wrote")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the page")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "results", help="folder of the page"
+    )
     given = parser.parse_args(arguments)
     (given.out / "matrix.md").write_text(page(given.folders), encoding="utf-8")
 

@@ -25,7 +25,11 @@ SLOW_TO_START = frozenset({"compiled"})
 
 
 def prepare(
-    learner: fsl.Learner, episodes: fsl.Episode, loss: Loss, execution: str, weighting: str = "uniform"
+    learner: fsl.Learner,
+    episodes: fsl.Episode,
+    loss: Loss,
+    execution: str,
+    weighting: str = "uniform",
 ) -> Callable[[], list[Tensor]]:
     """A function that computes the meta-gradient of a meta-batch and returns it, one tensor a parameter of the learner."""
     parameters = [p for p in learner.parameters() if p.requires_grad]
@@ -51,11 +55,16 @@ def as_execution(name: str, learner: fsl.Learner) -> Execution:
     return Execution(name)
 
 
-def training(learner: fsl.Learner, source: fsl.EpisodeSource, tasks: int, lr: float, execution: str) -> Callable[[], None]:
+def training(
+    learner: fsl.Learner, source: fsl.EpisodeSource, tasks: int, lr: float, execution: str
+) -> Callable[[], None]:
     """A function that makes one outer step: draw a meta-batch, compute its meta-gradient, step with Adam, score the queries."""
     optimizer = torch.optim.Adam(learner.parameters(), lr)
     compute = MetaGradient(
-        learner, build("weighting", "uniform", columns={}, tasks=None), source.task.loss, as_execution(execution, learner)
+        learner,
+        build("weighting", "uniform", columns={}, tasks=None),
+        source.task.loss,
+        as_execution(execution, learner),
     )
     steps: Iterator[int] = count()
 
@@ -64,7 +73,9 @@ def training(learner: fsl.Learner, source: fsl.EpisodeSource, tasks: int, lr: fl
         episodes = source.batch("train", range(first, first + tasks), seed=0)
         outcome = compute(episodes)
         optimizer.step()
-        return float(outcome.losses.mean()) + float(source.task.score(outcome.predictions, episodes.query.y).mean())
+        return float(outcome.losses.mean()) + float(
+            source.task.score(outcome.predictions, episodes.query.y).mean()
+        )
 
     return step
 
@@ -83,7 +94,9 @@ def build(kind: str, name: str, options: dict | None = None, **injected):
         raise LeftOut(" ".join(str(error).split())) from error
 
 
-def learner(task: fsl.TaskShape, backbone: tuple[str, dict], adapter: tuple[str, dict], seed: int = 0) -> fsl.Learner:
+def learner(
+    task: fsl.TaskShape, backbone: tuple[str, dict], adapter: tuple[str, dict], seed: int = 0
+) -> fsl.Learner:
     """Backbone and adapter by name and options, their start values a function of the seed."""
     torch.manual_seed(seed)
     body = build("backbone", backbone[0], backbone[1], task=task)

@@ -7,10 +7,18 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("svg")
-mpl.rcParams |= {"svg.hashsalt": "fsl-core", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+mpl.rcParams |= {
+    "svg.hashsalt": "fsl-core",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 from matplotlib import pyplot as plt  # noqa: E402
 
-COLOURS = {"ours": "#1f6feb", "others": ["#6e7781", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#57606a"]}
+COLOURS = {
+    "ours": "#1f6feb",
+    "others": ["#6e7781", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#57606a"],
+}
 
 
 def draw(results: dict, out: Path) -> dict[str, str]:
@@ -54,7 +62,15 @@ def _growth(key: str, axis: dict, out: Path) -> str:
         own = name.startswith("ours")
         label = f"{name} (p = {axis['exponents'][name]:.2f})"
         colour, style = (COLOURS["ours"], next(styles)) if own else (next(others), "-")
-        axes.loglog(axis["sizes"], [1e3 * s for s in seconds], style, marker="o", markersize=4, color=colour, label=label)
+        axes.loglog(
+            axis["sizes"],
+            [1e3 * s for s in seconds],
+            style,
+            marker="o",
+            markersize=4,
+            color=colour,
+            label=label,
+        )
     axes.set_xticks(axis["sizes"], list(map(str, axis["sizes"])))
     axes.minorticks_off()
     axes.set_xlabel(axis["label"])

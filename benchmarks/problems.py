@@ -33,9 +33,13 @@ class Problem:
         """The same problem in another precision or place; modules are moved, not copied."""
 
         def move(part: fsl.LabelledSet) -> fsl.LabelledSet:
-            return fsl.LabelledSet(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in part))
+            return fsl.LabelledSet(
+                *(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in part)
+            )
 
-        episodes = fsl.Episode(move(self.episodes.support), move(self.episodes.query), self.episodes.id.to(device))
+        episodes = fsl.Episode(
+            move(self.episodes.support), move(self.episodes.query), self.episodes.id.to(device)
+        )
         learner, model = self.learner.to(device, dtype), self.model.to(device, dtype)
         return replace(self, learner=learner, model=model, episodes=episodes)
 
@@ -44,11 +48,15 @@ def sinusoid(tasks: int = 25) -> Problem:
     """MAML on sine waves: MLP 1-40-40-1, 10 shots, 1 step (Finn et al. 2017)."""
     source = ours.build("episodes", "sinusoid", {"n_shot": 10})
     learner = ours.learner(source.task, ("mlp", {}), ("maml", {"inner_lr": 0.01, "inner_steps": 1}))
-    model = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    model = nn.Sequential(
+        nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1)
+    )
     return _problem("maml", source, tasks, learner, model, inner_lr=0.01, inner_steps=1)
 
 
-def omniglot(tasks: int = 16, steps: int = 1, channels: int = 64, n_way: int = 5, n_query: int = 15) -> Problem:
+def omniglot(
+    tasks: int = 16, steps: int = 1, channels: int = 64, n_way: int = 5, n_query: int = 15
+) -> Problem:
     """MAML on 28x28 characters: Conv4, 1 shot. Characters are `glyphs`, which need no download."""
     source = ours.build("episodes", "glyphs", {"n_way": n_way, "n_query": n_query})
     maml = ("maml", {"inner_lr": 0.4, "inner_steps": steps})
@@ -67,7 +75,9 @@ def centroid(tasks: int = 32, channels: int = 64, n_query: int = 15) -> Problem:
 def omniglot_fc(tasks: int = 32) -> Problem:
     """The network of learn2learn's Omniglot example, 5-way 1-shot with one query a class, 1 step of 0.5."""
     source = ours.build("episodes", "glyphs", {"n_query": 1})
-    return _problem("maml", source, tasks, fc_learner(source.task), fc_model(), inner_lr=0.5, inner_steps=1)
+    return _problem(
+        "maml", source, tasks, fc_learner(source.task), fc_model(), inner_lr=0.5, inner_steps=1
+    )
 
 
 FC_WIDTHS, FC_EPS = (256, 128, 64, 64), 1e-3
@@ -85,7 +95,11 @@ def fc_learner(task: fsl.TaskShape) -> fsl.Learner:
 def fc_model() -> nn.Module:
     layers, width = [nn.Flatten()], 28 * 28
     for out in FC_WIDTHS:
-        layers += [nn.Linear(width, out), nn.BatchNorm1d(out, FC_EPS, track_running_stats=False), nn.ReLU()]
+        layers += [
+            nn.Linear(width, out),
+            nn.BatchNorm1d(out, FC_EPS, track_running_stats=False),
+            nn.ReLU(),
+        ]
         width = out
     return nn.Sequential(*layers, nn.Linear(width, 5))
 
@@ -94,13 +108,27 @@ def _conv4(channels: int) -> nn.Module:
     layers: list[nn.Module] = []
     for block in range(4):
         conv = nn.Conv2d(channels if block else 1, channels, 3, padding=1)
-        layers += [conv, nn.BatchNorm2d(channels, track_running_stats=False), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [
+            conv,
+            nn.BatchNorm2d(channels, track_running_stats=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def _problem(kind: str, source: fsl.EpisodeSource, tasks: int, learner: fsl.Learner, model: nn.Module, **inner) -> Problem:
+def _problem(
+    kind: str,
+    source: fsl.EpisodeSource,
+    tasks: int,
+    learner: fsl.Learner,
+    model: nn.Module,
+    **inner,
+) -> Problem:
     same_weights(model, learner)
-    return Problem(kind, learner, model, source.batch("train", range(tasks), seed=0), source.task.loss, **inner)
+    return Problem(
+        kind, learner, model, source.batch("train", range(tasks), seed=0), source.task.loss, **inner
+    )
 
 
 @torch.no_grad()

@@ -34,7 +34,12 @@ class Ratio:
     high: float
 
 
-def race(contenders: Mapping[str, Work], budget: float, rounds: tuple[int, int] = (5, 200), block: float = 0.2) -> dict:
+def race(
+    contenders: Mapping[str, Work],
+    budget: float,
+    rounds: tuple[int, int] = (5, 200),
+    block: float = 0.2,
+) -> dict:
     """Seconds a call, one figure for each round: {name: [...]}.
 
     In a round each contender runs once, for as many calls as fill `block` seconds; who starts moves on by one each round. So
@@ -97,7 +102,9 @@ def check_agreement(gradients: Mapping[str, list[Tensor]], limit: float) -> dict
     wrong = {name: value for name, value in found.items() if not value <= limit}
     if wrong:
         listed = ", ".join(f"{name} by {value:.1e}" for name, value in wrong.items())
-        raise Disagreement(f"meta-gradients differ from those of {names[0]}: {listed}. At most {limit:.0e}")
+        raise Disagreement(
+            f"meta-gradients differ from those of {names[0]}: {listed}. At most {limit:.0e}"
+        )
     return found
 
 

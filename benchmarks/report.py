@@ -10,13 +10,49 @@ from benchmarks import plots
 MAML = "learn2learn, higher, TorchOpt"
 CONV4 = "MAML, Conv4-64, 28x28, 5-way 1-shot 15-query"
 TARGETS = [  # section, work, against whom, which contender that is (None: the fastest library), least ratio
-    ("sinusoid", "sinusoid MAML, MLP 1-40-40-1, 25 tasks, 1 step: a meta-gradient", f"fastest of {MAML}", None, 50),
-    ("omniglot", f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient", f"fastest of {MAML}", None, 2),
+    (
+        "sinusoid",
+        "sinusoid MAML, MLP 1-40-40-1, 25 tasks, 1 step: a meta-gradient",
+        f"fastest of {MAML}",
+        None,
+        50,
+    ),
+    (
+        "omniglot",
+        f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient",
+        f"fastest of {MAML}",
+        None,
+        2,
+    ),
     ("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", None, 2),
-    ("sampling", "drawing 32 Omniglot episodes, 28x28, rotations", "learn2learn's tasksets", "learn2learn, image files", 100),
-    ("training", "Omniglot training, draw and step", "learn2learn's example loop", "learn2learn, image files", 3),
-    ("gpu", "Omniglot-shaped MAML, 32 tasks, on a GPU: a meta-gradient", "learn2learn on the same GPU", "learn2learn", 10),
-    ("centroid", "`nearest-centroid`, Conv4-64, 32 tasks: a meta-gradient", "fastest of learn2learn, easyfsl", None, 2),
+    (
+        "sampling",
+        "drawing 32 Omniglot episodes, 28x28, rotations",
+        "learn2learn's tasksets",
+        "learn2learn, image files",
+        100,
+    ),
+    (
+        "training",
+        "Omniglot training, draw and step",
+        "learn2learn's example loop",
+        "learn2learn, image files",
+        3,
+    ),
+    (
+        "gpu",
+        "Omniglot-shaped MAML, 32 tasks, on a GPU: a meta-gradient",
+        "learn2learn on the same GPU",
+        "learn2learn",
+        10,
+    ),
+    (
+        "centroid",
+        "`nearest-centroid`, Conv4-64, 32 tasks: a meta-gradient",
+        "fastest of learn2learn, easyfsl",
+        None,
+        2,
+    ),
 ]
 RACES = {
     "sinusoid": "Sinusoid MAML",
@@ -82,7 +118,9 @@ def _machines(results: dict) -> Iterator[str]:
 def _targets(results: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield "## Targets\n"
     columns = ["work", "against", "at least", "measured", "95 % interval", ""]
-    yield from _table(columns, [_target(results.get(section, {}), *target) for section, *target in TARGETS])
+    yield from _table(
+        columns, [_target(results.get(section, {}), *target) for section, *target in TARGETS]
+    )
     if "ratios" in drawn:
         yield f"![Ratios and targets]({drawn['ratios']})\n"
 
@@ -93,13 +131,23 @@ def _target(result: dict, work: str, against: str, rival: str | None, least: flo
         return [work, against, f"{least} x", "", "", _why_not(result, rival)]
     value, low, high = result["ratios"][rival]
     verdict = "reached" if value >= least else f"missed: {value / least:.0%} of it"
-    return [work, f"{against}: {rival}", f"{least} x", f"{value:.2f} x ({result['ours']})", f"{low:.2f} to {high:.2f}", verdict]
+    return [
+        work,
+        f"{against}: {rival}",
+        f"{least} x",
+        f"{value:.2f} x ({result['ours']})",
+        f"{low:.2f} to {high:.2f}",
+        verdict,
+    ]
 
 
 def _why_not(result: dict, rival: str | None) -> str:
     if not result:
         return "not measured"
-    return result.get("skipped") or f"{rival or 'no library'}: {result['left_out'].get(rival, 'not installed here')}"
+    return (
+        result.get("skipped")
+        or f"{rival or 'no library'}: {result['left_out'].get(rival, 'not installed here')}"
+    )
 
 
 def _skipped(result: dict) -> list[str]:
@@ -130,7 +178,9 @@ def _race(result: dict) -> Iterator[str]:
 def _roofline(result: dict) -> Iterator[str]:
     """Achieved against what the machine reaches on plain arithmetic in the same rounds."""
     best = max(result["machine_rates"].values())
-    rates = "; ".join(f"{name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in result["machine_rates"].items())
+    rates = "; ".join(
+        f"{name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in result["machine_rates"].items()
+    )
     achieved = result["operations_per_second"][result["ours"]]
     yield (
         f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain torch computes it; "
@@ -149,7 +199,16 @@ def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
         value, low, high = row["reference_takes"]
         times = [f"{1e3 * row[key]:.3g}" for key in ("seconds", "seconds_with_queries")]
         rows.append([name, *times, f"{value:.2f}", f"{low:.2f} to {high:.2f}"])
-    yield from _table(["adapter", "ms on this machine", "with queries", f"{result['reference']}, ratio", "95 % interval"], rows)
+    yield from _table(
+        [
+            "adapter",
+            "ms on this machine",
+            "with queries",
+            f"{result['reference']}, ratio",
+            "95 % interval",
+        ],
+        rows,
+    )
     yield from _left_out(result["left_out"])
 
 
@@ -158,7 +217,10 @@ def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
         f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}: how many times as long a meta-gradient takes under each "
         "weighting as under `uniform`. The aim for `gradient-similarity` is 1.3.\n"
     )
-    rows = [[name, f"{v:.2f}", f"{low:.2f} to {high:.2f}"] for name, (v, low, high) in sorted(result["weightings"].items())]
+    rows = [
+        [name, f"{v:.2f}", f"{low:.2f} to {high:.2f}"]
+        for name, (v, low, high) in sorted(result["weightings"].items())
+    ]
     yield from _table(["weighting", "times as long", "95 % interval"], rows)
     yield from _left_out(result["left_out"])
 
@@ -173,7 +235,10 @@ def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     for key, axis in result["axes"].items():
         yield f"### Cost and {axis['label']}\n"
         columns = ["ms on this machine", *map(str, axis["sizes"]), "p"]
-        rows = [[n, *(f"{1e3 * s:.3g}" for s in costs), f"{axis['exponents'][n]:.2f}"] for n, costs in axis["seconds"].items()]
+        rows = [
+            [n, *(f"{1e3 * s:.3g}" for s in costs), f"{axis['exponents'][n]:.2f}"]
+            for n, costs in axis["seconds"].items()
+        ]
         yield from _table(columns, rows)
         yield f"![Cost and {axis['label']}]({drawn[key]})\n"
     yield from _left_out(result["left_out"])
@@ -186,7 +251,10 @@ def _memory(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     )
     cases = result["bytes"]
     names = dict.fromkeys(name for found in cases.values() for name in found)
-    rows = [[n, *(f"{found[n] / 2**20:.0f}" if n in found else "" for found in cases.values())] for n in names]
+    rows = [
+        [n, *(f"{found[n] / 2**20:.0f}" if n in found else "" for found in cases.values())]
+        for n in names
+    ]
     yield from _table(["", *(f"MiB, {label}" for label in cases)], rows)
     yield from _left_out(result["left_out"])
 

@@ -81,7 +81,10 @@ def adaptation_rows(folder: Path) -> list[list[str]]:
         times = [adaptation(folder, adapter, n_way, n_shot) for n_way, n_shot in ((5, 1), (5, 5))]
         rows.append([label, *(f"{t:.1f}" for t in times)])
     reference = [float(t) for t in rows[0][1:]]
-    return [[*row, *(f"{float(t) / r:.2f}" for t, r in zip(row[1:], reference, strict=True))] for row in rows]
+    return [
+        [*row, *(f"{float(t) / r:.2f}" for t, r in zip(row[1:], reference, strict=True))]
+        for row in rows
+    ]
 
 
 def adaptation(folder: Path, adapter: str, n_way: int, n_shot: int) -> float:
@@ -100,10 +103,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="cores for each operation")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--adaptations", action="store_true", help="time whole adaptations as well; the full kernels take minutes"
+        "--threads", type=int, default=torch.get_num_threads(), help="cores for each operation"
+    )
+    parser.add_argument(
+        "--adaptations",
+        action="store_true",
+        help="time whole adaptations as well; the full kernels take minutes",
     )
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -121,7 +130,13 @@ the Cholesky solution, the others the finite time of `meta-rkhs-ii`.
 """
     if given.adaptations:
         with TemporaryDirectory() as folder:
-            header = ["adapter", "5-way 1-shot, ms", "5-way 5-shot, ms", "share of MAML, 1-shot", "5-shot"]
+            header = [
+                "adapter",
+                "5-way 1-shot, ms",
+                "5-way 5-shot, ms",
+                "share of MAML, 1-shot",
+                "5-shot",
+            ]
             text += f"""
 ## Adaptation
 

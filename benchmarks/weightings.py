@@ -18,9 +18,16 @@ def weightings(settings: Settings) -> dict:
     left_out: dict[str, str] = {}
     for name in ours.registry().names("weighting"):
         try:
-            entered[name] = ours.prepare(problem.learner, problem.episodes, problem.loss, execution, name)
+            entered[name] = ours.prepare(
+                problem.learner, problem.episodes, problem.loss, execution, name
+            )
         except LeftOut as reason:
             left_out[name] = str(reason)
     seconds = race(entered, settings.budget, settings.rounds)
     rows = {name: list(vars(ratio(s, seconds["uniform"])).values()) for name, s in seconds.items()}
-    return {"weightings": rows, "execution": execution, "left_out": left_out, "rounds": len(seconds["uniform"])}
+    return {
+        "weightings": rows,
+        "execution": execution,
+        "left_out": left_out,
+        "rounds": len(seconds["uniform"]),
+    }

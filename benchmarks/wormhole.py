@@ -30,7 +30,10 @@ TITLES = {
     "wavelet": "Wavelet transform",
     "mnist": "MNIST",
 }
-CONFLICT = {"gradient_cosine": "mean pairwise cosine", "gradient_conflict": "share of negative pairs"}
+CONFLICT = {
+    "gradient_cosine": "mean pairwise cosine",
+    "gradient_conflict": "share of negative pairs",
+}
 WINDOW = 25  # records that a point of a curve is the mean of
 
 
@@ -67,7 +70,9 @@ def paired(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Paired:
 
 def run_name(recipe: Path, seed: int, settings: Sequence[str]) -> str:
     """Another folder for another recipe or setting, so that no stale run is read."""
-    digest = hashlib.blake2b("\n".join([recipe.read_text(encoding="utf-8"), *settings]).encode(), digest_size=4)
+    digest = hashlib.blake2b(
+        "\n".join([recipe.read_text(encoding="utf-8"), *settings]).encode(), digest_size=4
+    )
     return f"{recipe.stem}-seed{seed}-{digest.hexdigest()}"
 
 
@@ -77,10 +82,19 @@ def run_recipe(recipe: Path, seed: int, directory: Path, settings: Sequence[str]
         options = [word for setting in (f"seed={seed}", *settings) for word in ("-s", setting)]
         fresh = ["run", str(recipe), "--out", str(directory), *options]
         begun = (directory / "recipe.yaml").is_file()
-        command = [sys.executable, "-m", "fsl_core", *(["resume", str(directory)] if begun else fresh), "--device", "cpu"]
+        command = [
+            sys.executable,
+            "-m",
+            "fsl_core",
+            *(["resume", str(directory)] if begun else fresh),
+            "--device",
+            "cpu",
+        ]
         finished = subprocess.run(command, check=False, capture_output=True, text=True)
         if finished.returncode:
-            raise SystemExit(f"{' '.join(command)}: exit status {finished.returncode}.\n{finished.stderr}")
+            raise SystemExit(
+                f"{' '.join(command)}: exit status {finished.returncode}.\n{finished.stderr}"
+            )
     return read_run(directory)
 
 
@@ -93,7 +107,11 @@ def read_run(directory: Path) -> Finished:
 
 
 def _curve(records: list[dict], name: str) -> np.ndarray:
-    points = [(record["step"], record[name]) for record in records if name in record and "split" not in record]
+    points = [
+        (record["step"], record[name])
+        for record in records
+        if name in record and "split" not in record
+    ]
     return np.array(points, dtype=float).reshape(-1, 2).T
 
 
@@ -109,14 +127,20 @@ def draw(runs: dict[str, list[Finished]], title: str, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "wormhole"  # the same file for the same figures
     from matplotlib import pyplot as plt
 
-    panels = {"loss": "query loss"} | {n: label for n, label in CONFLICT.items() if runs["maml"][0].curves[n].size}
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False, layout="constrained")
+    panels = {"loss": "query loss"} | {
+        n: label for n, label in CONFLICT.items() if runs["maml"][0].curves[n].size
+    }
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False, layout="constrained"
+    )
     for axis, (name, label) in zip(axes[0], panels.items(), strict=True):
         for method, finished in runs.items():
             curves = np.stack([smooth(run.curves[name]) for run in finished])
             steps, values = curves[0, 0], curves[:, 1]
             (line,) = axis.plot(steps, values.mean(0), label=method)
-            axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+            axis.fill_between(
+                steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0
+            )
         axis.set(xlabel="outer step", ylabel=label)
     axes[0, 0].set_yscale("log")
     axes[0, 0].legend()
@@ -129,13 +153,17 @@ def section(experiment: str, runs: dict[str, list[Finished]], figure: str) -> st
     """The table of one experiment, in Markdown."""
     results = {method: [run.result for run in finished] for method, finished in runs.items()}
     if len(sets := {r["episode_set"] for rs in results.values() for r in rs}) != 1:
-        raise SystemExit(f"{experiment}: runs judged on {len(sets)} sets of episodes. The same `evaluate:` in both recipes")
+        raise SystemExit(
+            f"{experiment}: runs judged on {len(sets)} sets of episodes. The same `evaluate:` in both recipes"
+        )
     metric, episodes = results["maml"][0]["metric"], results["maml"][0]["episodes"]
     difference = paired(*([run.scores for run in runs[method]] for method in METHODS))
     better = "above zero" if metric == "accuracy" else "below zero"
     rows = [
         f"| {r['seed']} | {r[metric]:.4f} | {m[metric]:.4f} | {mean:+.4f} ± {half:.4f} |"
-        for r, m, (mean, half) in zip(*(results[method] for method in METHODS), difference.by_seed, strict=True)
+        for r, m, (mean, half) in zip(
+            *(results[method] for method in METHODS), difference.by_seed, strict=True
+        )
     ]
     recipes = " and ".join(f"`recipes/wormhole/{experiment}-{method}.yaml`" for method in METHODS)
     return "\n".join(
@@ -159,17 +187,30 @@ def section(experiment: str, runs: dict[str, list[Finished]], figure: str) -> st
 
 
 def _interval(value: tuple[float, float]) -> str:
-    return f"{value[0]:+.4f} ± {value[1]:.4f}" if np.isfinite(value[1]) else f"{value[0]:+.4f}, no interval from one seed"
+    return (
+        f"{value[0]:+.4f} ± {value[1]:.4f}"
+        if np.isfinite(value[1])
+        else f"{value[0]:+.4f}, no interval from one seed"
+    )
 
 
 def _conflict_rows(runs: dict[str, list[Finished]]) -> list[str]:
     """Mean over the last fifth of training, with its range over seeds; nothing where it was not measured."""
-    if not all(run.curves[name].size for finished in runs.values() for run in finished for name in CONFLICT):
+    if not all(
+        run.curves[name].size for finished in runs.values() for run in finished for name in CONFLICT
+    ):
         return ["The conflict of the tasks' meta-gradients was not measured.", ""]
     rows = ["| last fifth of training | " + " | ".join(METHODS) + " |", "|---|---|---|"]
     for name, label in CONFLICT.items():
-        tails = [[c[1, -max(1, c.shape[1] // 5) :].mean() for run in runs[m] for c in [run.curves[name]]] for m in METHODS]
-        rows.append(f"| {label} | " + " | ".join(f"{np.mean(t):.3f} ({min(t):.3f} .. {max(t):.3f})" for t in tails) + " |")
+        tails = [
+            [c[1, -max(1, c.shape[1] // 5) :].mean() for run in runs[m] for c in [run.curves[name]]]
+            for m in METHODS
+        ]
+        rows.append(
+            f"| {label} | "
+            + " | ".join(f"{np.mean(t):.3f} ({min(t):.3f} .. {max(t):.3f})" for t in tails)
+            + " |"
+        )
     return [*rows, ""]
 
 
@@ -183,22 +224,51 @@ are 95 %.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5, help="runs of each recipe, seeds 0, 1, ...")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the page and its figures")
-    parser.add_argument("--runs", type=Path, default=Path("runs") / "wormhole", help="folder of the run directories")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "docs" / "results",
+        help="folder of the page and its figures",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs") / "wormhole", help="folder of the run directories"
+    )
     parser.add_argument("--experiments", nargs="+", choices=list(TITLES), default=list(TITLES))
-    parser.add_argument("--log-conflict", type=int, default=0, metavar="N", help="measure conflict every N outer steps; 0: never")
-    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="changes a key of every recipe")
+    parser.add_argument(
+        "--log-conflict",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure conflict every N outer steps; 0: never",
+    )
+    parser.add_argument(
+        "-s",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes a key of every recipe",
+    )
     given = parser.parse_args(arguments)
-    settings = [*given.set, *([f"outer.log_conflict={given.log_conflict}"] if given.log_conflict else [])]
+    settings = [
+        *given.set,
+        *([f"outer.log_conflict={given.log_conflict}"] if given.log_conflict else []),
+    ]
     sections = []
     for experiment in given.experiments:
         runs: dict[str, list[Finished]] = {method: [] for method in METHODS}
         for seed in range(given.seeds):
             for method in METHODS:
                 recipe = ROOT / "recipes" / "wormhole" / f"{experiment}-{method}.yaml"
-                runs[method].append(run_recipe(recipe, seed, given.runs / run_name(recipe, seed, settings), settings))
+                runs[method].append(
+                    run_recipe(
+                        recipe, seed, given.runs / run_name(recipe, seed, settings), settings
+                    )
+                )
                 print(recipe.stem, "seed", seed, runs[method][-1].scores.mean(), flush=True)
         figure = f"wormhole-{experiment}.svg"
         given.out.mkdir(parents=True, exist_ok=True)

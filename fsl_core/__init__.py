@@ -21,7 +21,15 @@ if TYPE_CHECKING:
         gradient_columns,
         one_hot,
     )
-    from fsl_core.errors import DataError, FslError, PluginError, PluginWarning, RecipeError, RunError, ShapeError
+    from fsl_core.errors import (
+        DataError,
+        FslError,
+        PluginError,
+        PluginWarning,
+        RecipeError,
+        RunError,
+        ShapeError,
+    )
     from fsl_core.forward import call_with
     from fsl_core.hooks.specs import HOOK_API, hookimpl
     from fsl_core.norms import Norm, NormedBackbone, NormPolicy, derivatives_of_any_order
@@ -33,12 +41,29 @@ _HOME = {
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
     **dict.fromkeys(("EpisodeSource", "Split"), "data.source"),
     **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
-    **dict.fromkeys(("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"),
-    **dict.fromkeys(("TaskShape", "TaskWeighting", "call_declared", "gradient_columns", "one_hot"), "episode"),
-    **dict.fromkeys(("DataError", "FslError", "PluginError", "PluginWarning", "RecipeError", "RunError", "ShapeError"), "errors"),
+    **dict.fromkeys(
+        ("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"
+    ),
+    **dict.fromkeys(
+        ("TaskShape", "TaskWeighting", "call_declared", "gradient_columns", "one_hot"), "episode"
+    ),
+    **dict.fromkeys(
+        (
+            "DataError",
+            "FslError",
+            "PluginError",
+            "PluginWarning",
+            "RecipeError",
+            "RunError",
+            "ShapeError",
+        ),
+        "errors",
+    ),
     **dict.fromkeys(("HOOK_API", "hookimpl"), "hooks.specs"),
     **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone", "derivatives_of_any_order"), "norms"),
-    **dict.fromkeys(("AdaptedPredictor", "adapt_to_folder", "load_predictor"), "training.prediction"),
+    **dict.fromkeys(
+        ("AdaptedPredictor", "adapt_to_folder", "load_predictor"), "training.prediction"
+    ),
 }
 
 __version__ = "0.1.0"

@@ -41,7 +41,9 @@ class ConvBlock(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         bias = None if self.norm.policy in ("transductive", "support") else self.conv.bias
         few = x.device.type == "cpu" and self.conv.weight[0].numel() <= _FEW_COLUMNS
-        if few and not torch.compiler.is_compiling():  # which chooses layouts itself, and trips over ours
+        if (
+            few and not torch.compiler.is_compiling()
+        ):  # which chooses layouts itself, and trips over ours
             return _patches_times_filters(x, self.conv.weight, bias)
         return F.conv2d(x, self.conv.weight, bias, padding=1)
 
@@ -50,7 +52,9 @@ def _patches_times_filters(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     """The same convolution as one matrix product whose result is channels-last."""
     n, _, height, width = x.shape
     patches = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(n * height * width, -1)
-    filters = weight.flatten(1).t().contiguous()  # a transposed view would get its gradient from a far slower product
+    filters = (
+        weight.flatten(1).t().contiguous()
+    )  # a transposed view would get its gradient from a far slower product
     maps = patches @ filters if bias is None else torch.addmm(bias, patches, filters)
     return maps.view(n, height, width, -1).permute(0, 3, 1, 2)
 
@@ -89,7 +93,9 @@ class _NormPoolRelu(torch.autograd.Function):
         to_scale = (grad * (pooled - _per_channel(mean))).sum((0, 2, 3)) * rate
         gain = rate * (scale if sign is None else scale * sign)
         slope = -gain * to_scale * rate / count
-        to_maps = torch.addcmul(_per_channel(-gain * to_shift / count - slope * mean), turned, _per_channel(slope))
+        to_maps = torch.addcmul(
+            _per_channel(-gain * to_shift / count - slope * mean), turned, _per_channel(slope)
+        )
         to_maps += torch.ops.aten.max_pool2d_with_indices_backward(
             grad * _per_channel(gain), turned, [2, 2], [2, 2], [0, 0], [1, 1], False, places
         )

@@ -68,7 +68,11 @@ class TaskShape:
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits, or mean squared error of values; a scalar."""
-        return F.cross_entropy(prediction, y) if self.kind == "classification" else F.mse_loss(prediction, y)
+        return (
+            F.cross_entropy(prediction, y)
+            if self.kind == "classification"
+            else F.mse_loss(prediction, y)
+        )
 
     @property
     def metric(self) -> Literal["accuracy", "mse"]:
@@ -121,7 +125,11 @@ class Adapter(nn.Module):
         )
 
     def trajectory(
-        self, backbone: nn.Module, support: LabelledSet, query_x: Tensor | None = None, task_id: Tensor | None = None
+        self,
+        backbone: nn.Module,
+        support: LabelledSet,
+        query_x: Tensor | None = None,
+        task_id: Tensor | None = None,
     ) -> Sequence[Predictor]:
         """The predictors before adaptation and after each inner step; the last one is what `adapt` returns.
 
@@ -148,7 +156,9 @@ def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
     return method(backbone, episode.support, **_declared(method, offered))
 
 
-_ARGUMENTS: dict[Callable, frozenset[str]] = {}  # of methods seen before: inspecting costs more than a small inner step
+_ARGUMENTS: dict[
+    Callable, frozenset[str]
+] = {}  # of methods seen before: inspecting costs more than a small inner step
 
 
 def _declared(method: Callable, offered: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
@@ -206,7 +216,9 @@ class Learner(nn.Module):
 
     def forward(self, support: LabelledSet, query_x: Tensor) -> Tensor:
         """Logits or values of the queries, (n, output_dim)."""
-        unlabelled = Episode(support, LabelledSet(query_x, query_x.new_zeros(len(query_x))), torch.tensor(0))
+        unlabelled = Episode(
+            support, LabelledSet(query_x, query_x.new_zeros(len(query_x))), torch.tensor(0)
+        )
         return self.adapt(unlabelled)(query_x)
 
     def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -217,12 +229,16 @@ class Learner(nn.Module):
     def adapt(self, episode: Episode) -> Predictor:
         """The predictor of one episode; of its query set only the unlabelled items are seen."""
         with support_reference(episode.support.x):
-            return _within(episode.support.x, call_declared(self.adapter.adapt, self.backbone, episode))
+            return _within(
+                episode.support.x, call_declared(self.adapter.adapt, self.backbone, episode)
+            )
 
     def trajectory(self, episode: Episode) -> list[Predictor]:
         """The predictors before adaptation and after each inner step, the last one that of `adapt`."""
         with support_reference(episode.support.x):
-            predictors: Iterable[Predictor] = call_declared(self.adapter.trajectory, self.backbone, episode)
+            predictors: Iterable[Predictor] = call_declared(
+                self.adapter.trajectory, self.backbone, episode
+            )
         return [_within(episode.support.x, predictor) for predictor in predictors]
 
 
@@ -234,7 +250,9 @@ def gradient_columns(learner: Learner) -> dict[str, slice]:
     """
     sizes = {name: p.numel() for name, p in learner.named_parameters() if p.requires_grad}
     ends = accumulate(sizes.values())
-    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+    return {
+        name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
 
 
 def _within(support_x: Tensor, predictor: Predictor) -> Predictor:

@@ -34,11 +34,15 @@ def checkpointed(wanted: bool = True) -> Iterator[None]:
 
 def transformed() -> bool:
     """Within torch.func or torch.compile, which see through plain operations only."""
-    active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)  # without it, the plain operations always
+    active = getattr(
+        torch._C, "_are_functorch_transforms_active", lambda: True
+    )  # without it, the plain operations always
     return torch.compiler.is_compiling() or active()
 
 
-def call_with(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor, *, keep: bool = False) -> Tensor:
+def call_with(
+    module: nn.Module, weights: Mapping[str, Tensor], x: Tensor, *, keep: bool = False
+) -> Tensor:
     """module(x) with these parameters and buffers in place of its own, which stay as they are.
 
     keep: the activations are needed for a second derivative. Else they are computed again in the backward pass if the

@@ -90,12 +90,23 @@ class Norm(nn.Module):
     ShapeError where a mean would be taken over a single value, which normalises everything to zero.
     """
 
-    def __init__(self, policy: NormPolicy, channels: int, momentum: float = 0.1, groups: int = 8, eps: float = 1e-5):
+    def __init__(
+        self,
+        policy: NormPolicy,
+        channels: int,
+        momentum: float = 0.1,
+        groups: int = 8,
+        eps: float = 1e-5,
+    ):
         super().__init__()
         if policy not in NORM_POLICIES:
-            raise ValueError(f"norm: {policy!r} is no policy. Expected one of {', '.join(NORM_POLICIES)}")
+            raise ValueError(
+                f"norm: {policy!r} is no policy. Expected one of {', '.join(NORM_POLICIES)}"
+            )
         self.policy, self.momentum, self.eps = policy, momentum, eps
-        at_most = max(1, min(groups, channels // 4))  # of a vector, one number alone becomes 0, one of two only keeps its sign
+        at_most = max(
+            1, min(groups, channels // 4)
+        )  # of a vector, one number alone becomes 0, one of two only keeps its sign
         self.groups = max(g for g in range(1, at_most + 1) if channels % g == 0)
         if policy == "none":
             return
@@ -109,13 +120,21 @@ class Norm(nn.Module):
         if self.policy == "none":
             return x
         per_channel = (1, -1) + (1,) * (x.dim() - 2)
-        return torch.addcmul(self.shift.view(per_channel), self._normalise(x, per_channel), self.scale.view(per_channel))
+        return torch.addcmul(
+            self.shift.view(per_channel),
+            self._normalise(x, per_channel),
+            self.scale.view(per_channel),
+        )
 
     def _normalise(self, x: Tensor, per_channel: tuple[int, ...]) -> Tensor:
         if self.policy == "group":
             if prod(x.shape[1:]) == self.groups:
-                raise ShapeError(f"norm: one value per group in an input of shape {tuple(x.shape)}. Two channels or more")
-            return F.group_norm(x.contiguous(), self.groups, eps=self.eps)  # under vmap it refuses channels-last
+                raise ShapeError(
+                    f"norm: one value per group in an input of shape {tuple(x.shape)}. Two channels or more"
+                )
+            return F.group_norm(
+                x.contiguous(), self.groups, eps=self.eps
+            )  # under vmap it refuses channels-last
         if self.policy == "running" and not _reference.collect:
             mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
             return (x - mean) * torch.rsqrt(var + self.eps)
@@ -136,13 +155,17 @@ class Norm(nn.Module):
     def check(self, x: Tensor, rows: int | None = None) -> None:
         """ShapeError where the first `rows` rows of x, or all, hold a single value per channel."""
         if (x.shape[0] if rows is None else rows) * prod(x.shape[2:]) == 1:
-            raise ShapeError(f"norm: one value per channel in an input of shape {tuple(x.shape)}. A batch of two or more")
+            raise ShapeError(
+                f"norm: one value per channel in an input of shape {tuple(x.shape)}. A batch of two or more"
+            )
 
     def _rows_of_statistics(self, x: Tensor) -> int:
         if self.policy != "support":
             return x.shape[0]
         if _reference.leading_rows is None:
-            raise FslError("norm: policy 'support' in a layer outside of a NormedBackbone. A subclass with its own `features`")
+            raise FslError(
+                "norm: policy 'support' in a layer outside of a NormedBackbone. A subclass with its own `features`"
+            )
         return _reference.leading_rows
 
     @torch.no_grad()
@@ -187,14 +210,18 @@ class NormedBackbone(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(n, *input_shape) -> (n, feature_dim)."""
-        raise NotImplementedError(f"{type(self).__name__}.features: not written. A map (n, *input_shape) -> (n, feature_dim)")
+        raise NotImplementedError(
+            f"{type(self).__name__}.features: not written. A map (n, *input_shape) -> (n, feature_dim)"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm != "support":
             return self.features(x)
         support = _reference.support
         if support is None:
-            raise FslError("norm: policy 'support' without a support set. Call the backbone through a Learner")
+            raise FslError(
+                "norm: policy 'support' without a support set. Call the backbone through a Learner"
+            )
         with _statistics_from(len(support)):
             if x is support:
                 return self.features(x)

@@ -20,12 +20,16 @@ def build(folder: Path) -> list[Path]:
     """Write a source archive and a wheel of each package into a folder; the files, in the order of PACKAGES."""
     files = []
     for package in PACKAGES:
-        archive = Path(ProjectBuilder(package, runner=quiet_subprocess_runner).build("sdist", folder))
+        archive = Path(
+            ProjectBuilder(package, runner=quiet_subprocess_runner).build("sdist", folder)
+        )
         with TemporaryDirectory() as unpacked:
             with tarfile.open(archive) as tar:
                 tar.extractall(unpacked, filter="data")
             (source,) = Path(unpacked).iterdir()
-            wheel = Path(ProjectBuilder(source, runner=quiet_subprocess_runner).build("wheel", folder))
+            wheel = Path(
+                ProjectBuilder(source, runner=quiet_subprocess_runner).build("wheel", folder)
+            )
         files += [archive, wheel]
     return files
 
@@ -36,17 +40,29 @@ def faults(file: Path) -> Iterator[str]:
     try:
         metadata = Metadata.from_email(text, validate=True)
     except ExceptionGroup as error:
-        yield from (f"{file.name}: metadata: {fault}. As the core metadata specification has it." for fault in error.exceptions)
+        yield from (
+            f"{file.name}: metadata: {fault}. As the core metadata specification has it."
+            for fault in error.exceptions
+        )
         return
-    if metadata.description_content_type != "text/markdown" or len(metadata.description or "") < 100:
+    if (
+        metadata.description_content_type != "text/markdown"
+        or len(metadata.description or "") < 100
+    ):
         yield f"{file.name}: no long description. A README.md as `readme`."
     if metadata.license_expression != "MIT" or not any(name.endswith("LICENSE") for name in names):
         yield f"{file.name}: licence {metadata.license_expression}. MIT, with the file LICENSE."
     for wanted in ("summary", "requires_python", "classifiers", "keywords"):
         if not getattr(metadata, wanted):
             yield f"{file.name}: no {wanted}. One in pyproject.toml."
-    ranges = [str(requirement.specifier) for requirement in metadata.requires_dist or () if requirement.name == "fsl-core"]
-    if metadata.name != "fsl-core" and not any(">=" in range_ and "<" in range_.replace("<=", "") for range_ in ranges):
+    ranges = [
+        str(requirement.specifier)
+        for requirement in metadata.requires_dist or ()
+        if requirement.name == "fsl-core"
+    ]
+    if metadata.name != "fsl-core" and not any(
+        ">=" in range_ and "<" in range_.replace("<=", "") for range_ in ranges
+    ):
         yield f"{file.name}: depends on fsl-core {ranges or 'not at all'}. A range such as >=0.1,<0.2."
     module = metadata.name.replace("-", "_")
     if not any(PurePosixPath(name).match(f"{module}/py.typed") for name in names):
@@ -61,7 +77,11 @@ def _contents(file: Path) -> tuple[list[str], bytes]:
     if file.suffix == ".whl":
         with zipfile.ZipFile(file) as wheel:
             names = wheel.namelist()
-            return names, wheel.read(next(name for name in names if name.endswith(".dist-info/METADATA")))
+            return names, wheel.read(
+                next(name for name in names if name.endswith(".dist-info/METADATA"))
+            )
     with tarfile.open(file) as archive:
         names = archive.getnames()
-        return names, archive.extractfile(min((name for name in names if name.endswith("/PKG-INFO")), key=len)).read()
+        return names, archive.extractfile(
+            min((name for name in names if name.endswith("/PKG-INFO")), key=len)
+        ).read()

@@ -38,9 +38,17 @@ def plain(net: Blocks):
     def features(weights, x):
         for name in ("first", "second"):
             block = getattr(net, name)
-            mine = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(name)}
+            mine = {
+                key.removeprefix(f"{name}."): value
+                for key, value in weights.items()
+                if key.startswith(name)
+            }
             maps = F.conv2d(x, mine["conv.weight"], mine["conv.bias"], padding=1).contiguous()
-            norms = {key.removeprefix("norm."): value for key, value in mine.items() if key.startswith("norm.")}
+            norms = {
+                key.removeprefix("norm."): value
+                for key, value in mine.items()
+                if key.startswith("norm.")
+            }
             x = F.max_pool2d(F.relu(functional_call(block.norm, norms, (maps,))), 2)
         return x.flatten(1)
 
@@ -54,10 +62,17 @@ def meta_gradients(features, weights, support_x, query_x):
     def loss(weights, x):
         return (features(weights, x) @ readout).square().mean()
 
-    inner = torch.autograd.grad(loss(weights, support_x), list(weights.values()), create_graph=True, allow_unused=True)
-    fast = {name: w if g is None else w - 0.1 * g for (name, w), g in zip(weights.items(), inner, strict=True)}
+    inner = torch.autograd.grad(
+        loss(weights, support_x), list(weights.values()), create_graph=True, allow_unused=True
+    )
+    fast = {
+        name: w if g is None else w - 0.1 * g
+        for (name, w), g in zip(weights.items(), inner, strict=True)
+    }
     value = loss(fast, query_x)
-    return value, torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+    return value, torch.autograd.grad(
+        value, list(weights.values()), allow_unused=True, materialize_grads=True
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5], ids="{} channels".format)
@@ -75,7 +90,10 @@ def test_a_block_is_torchs_modules():
     net = Blocks("transductive", 1)
     layers = []
     for block in (net.first, net.second):
-        conv, norm = nn.Conv2d(block.conv.in_channels, 8, 3, padding=1), nn.BatchNorm2d(8, track_running_stats=False)
+        conv, norm = (
+            nn.Conv2d(block.conv.in_channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8, track_running_stats=False),
+        )
         conv.load_state_dict(block.conv.state_dict())
         norm.load_state_dict({"weight": block.norm.scale, "bias": block.norm.shift})
         layers += [conv, norm, nn.ReLU(), nn.MaxPool2d(2)]
@@ -84,9 +102,15 @@ def test_a_block_is_torchs_modules():
     torch.testing.assert_close(net(x), theirs(x), rtol=1e-12, atol=1e-12)
     net(x).square().sum().backward()
     theirs(x).square().sum().backward()
-    torch.testing.assert_close(net.first.norm.scale.grad, theirs[1].weight.grad, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(net.first.conv.weight.grad, theirs[0].weight.grad, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(net.second.norm.shift.grad, theirs[5].bias.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        net.first.norm.scale.grad, theirs[1].weight.grad, rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(
+        net.first.conv.weight.grad, theirs[0].weight.grad, rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(
+        net.second.norm.shift.grad, theirs[5].bias.grad, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_bias_that_a_norm_cancels_gets_no_gradient():
@@ -112,9 +136,13 @@ def test_under_vmap_a_block_is_that_of_a_loop(norm):
 
     looped = [grad(task)(weights, item) for item in x]
     stacked = {name: torch.stack([gradient[name] for gradient in looped]) for name in weights}
-    torch.testing.assert_close(vmap(grad(task), (None, 0))(weights, x), stacked, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        vmap(grad(task), (None, 0))(weights, x), stacked, rtol=1e-9, atol=1e-11
+    )
     total = grad(lambda weights: vmap(task, (None, 0))(weights, x).sum())(weights)
-    torch.testing.assert_close(total, {name: g.sum(0) for name, g in stacked.items()}, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        total, {name: g.sum(0) for name, g in stacked.items()}, rtol=1e-9, atol=1e-11
+    )
 
 
 def test_a_single_value_per_channel_is_refused():

@@ -19,7 +19,11 @@ class Transductive(fsl.Adapter):
 
 def episode(index: int = 7) -> fsl.Episode:
     x = torch.arange(6.0).view(3, 2)
-    return fsl.Episode(fsl.LabelledSet(x, torch.arange(3)), fsl.LabelledSet(x + 1, torch.arange(3)), torch.tensor(index))
+    return fsl.Episode(
+        fsl.LabelledSet(x, torch.arange(3)),
+        fsl.LabelledSet(x + 1, torch.arange(3)),
+        torch.tensor(index),
+    )
 
 
 def test_declared_arguments_are_passed():
@@ -46,11 +50,19 @@ def test_losses_and_scores():
     assert float(classes.score(logits, y)) == pytest.approx(2 / 3)
     assert classes.loss(logits, y) == nn.functional.cross_entropy(logits, y)
     values = fsl.TaskShape("regression", 1, 2, 2, (1,), 1)
-    assert (values.metric, float(values.score(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)))) == ("mse", 2.5)
+    assert (
+        values.metric,
+        float(values.score(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))),
+    ) == ("mse", 2.5)
 
 
 def test_what_is_not_written_says_so():
-    with pytest.raises(NotImplementedError, match=r"Adapter.adapt: not written. A function of \(backbone, support\)"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"Adapter.adapt: not written. A function of \(backbone, support\)",
+    ):
         fsl.Adapter().adapt(nn.Identity(), episode().support)
-    with pytest.raises(NotImplementedError, match="TaskWeighting.weigh: not written. A function of Outcomes"):
+    with pytest.raises(
+        NotImplementedError, match="TaskWeighting.weigh: not written. A function of Outcomes"
+    ):
         fsl.TaskWeighting().weigh(fsl.Outcomes(torch.ones(2)))

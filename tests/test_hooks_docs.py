@@ -22,7 +22,9 @@ def test_there_are_eight_hooks():
 
 def section(name: str) -> str:
     """The text under a hook's heading, on one line."""
-    return " ".join(re.search(rf"\n## {name}\(.*?\)\n(.*?)(?=\n## |\Z)", PAGE, re.DOTALL).group(1).split())
+    return " ".join(
+        re.search(rf"\n## {name}\(.*?\)\n(.*?)(?=\n## |\Z)", PAGE, re.DOTALL).group(1).split()
+    )
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
@@ -32,7 +34,9 @@ def test_hook_is_documented(hook):
     assert f"\n## {hook.__name__}({', '.join(arguments)})\n" in PAGE
     assert f"Since hook API {hook.since}." in hook.__doc__
     called = re.match(r"Called .*?(?=[,.:])", inspect.getdoc(hook)).group(0)
-    assert section(hook.__name__).replace("`", "").startswith(f"Since hook API {hook.since}. {called}")
+    assert (
+        section(hook.__name__).replace("`", "").startswith(f"Since hook API {hook.since}. {called}")
+    )
     assert re.findall(r":param (\w+):", hook.__doc__) == arguments
     for argument in arguments:
         assert argument in ("register", "run", "split") or f"`{argument}`" in section(hook.__name__)

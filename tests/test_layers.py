@@ -27,7 +27,13 @@ LAYERS = [
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
     "builtin": {"data.augment", "data.cache", "data.folders", "data.strokes", "data.vision"},
-    "testing": {"config.document", "config.recipe", "engine.execution", "engine.meta_gradient", "engine.workers"}
+    "testing": {
+        "config.document",
+        "config.recipe",
+        "engine.execution",
+        "engine.meta_gradient",
+        "engine.workers",
+    }
     | {"errors", "hooks.registry", "words"},
 }
 
@@ -36,18 +42,28 @@ def imported(file: Path) -> set[str]:
     """Modules of fsl_core that a file imports at run time, as dotted names without `fsl_core.`; `` for the package."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):  # imports for type checkers are not run
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             node.body = []
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = [*file.relative_to(PACKAGE.parent).parts[: -node.level], node.module] if node.level else [node.module]
+            base = (
+                [*file.relative_to(PACKAGE.parent).parts[: -node.level], node.module]
+                if node.level
+                else [node.module]
+            )
             module = ".".join(filter(None, base))
             folder = (PACKAGE.parent / module.replace(".", "/")).is_dir()
             names |= {f"{module}.{alias.name}" for alias in node.names} if folder else {module}
-    return {n.removeprefix("fsl_core").removeprefix(".") for n in names if n.split(".")[0] == "fsl_core"}
+    return {
+        n.removeprefix("fsl_core").removeprefix(".") for n in names if n.split(".")[0] == "fsl_core"
+    }
 
 
 def test_imports_point_left():
@@ -59,7 +75,9 @@ def test_imports_point_left():
         seen += 1
         for name in imported(file):
             other = name.split(".")[0]
-            if other in PUBLIC_USERS or (other in LAYERS and LAYERS.index(other) > LAYERS.index(layer)):
+            if other in PUBLIC_USERS or (
+                other in LAYERS and LAYERS.index(other) > LAYERS.index(layer)
+            ):
                 wrong.append(f"{file.relative_to(PACKAGE)} imports {name}")
     assert seen > 20
     assert not wrong
@@ -80,10 +98,15 @@ def test_builtins_and_testing_use_public_names():
 def test_core_imports_no_plugin():
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [getattr(node, "module", None) or ""]
+            )
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert not [
                     n
                     for n in names
-                    if n.split(".")[0] in {"higher", "learn2learn"} or (n.startswith("fsl_") and not n.startswith("fsl_core"))
+                    if n.split(".")[0] in {"higher", "learn2learn"}
+                    or (n.startswith("fsl_") and not n.startswith("fsl_core"))
                 ], file

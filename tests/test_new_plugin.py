@@ -57,19 +57,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path):
     site = tmp_path / "site"
-    environment = {**os.environ, "PYTHONPATH": str(site), "FSL_LOAD_PLUGINS": ",".join(MADE.values())}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "FSL_LOAD_PLUGINS": ",".join(MADE.values()),
+    }
 
     def python(*arguments: object) -> str:
         command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     packages = [folder / name for name in MADE.values()]
-    python("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site, *packages)
-    installed = [f"--fsl-{kind}={name.removeprefix('fsl-')}" for kind, name in MADE.items() if kind is not Kind.backbone]
-    settings = ["-q", "-p", "no:cacheprovider", "-c", packages[0] / "pyproject.toml", "--rootdir", tmp_path]
-    tested = python("-m", "pytest", *settings, *installed, *(package / "tests" for package in packages))
+    python(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        site,
+        *packages,
+    )
+    installed = [
+        f"--fsl-{kind}={name.removeprefix('fsl-')}"
+        for kind, name in MADE.items()
+        if kind is not Kind.backbone
+    ]
+    settings = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        packages[0] / "pyproject.toml",
+        "--rootdir",
+        tmp_path,
+    ]
+    tested = python(
+        "-m", "pytest", *settings, *installed, *(package / "tests" for package in packages)
+    )
     assert " passed" in tested.splitlines()[-1]
     assert tested.count(", 0 failed, ") == len(installed)
     assert "fsl-gratings 0.1.0" in tested  # what is installed, not what lies in the folder
@@ -77,7 +107,9 @@ def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path)
     scores = python("-c", RUNS, *recipes).splitlines()
     assert len(scores) == 4
     assert all(score.startswith("test accuracy ") for score in scores), scores
-    used = [json.loads((tmp_path / f"out-{n}" / "result.json").read_text())["adapter"] for n in range(4)]
+    used = [
+        json.loads((tmp_path / f"out-{n}" / "result.json").read_text())["adapter"] for n in range(4)
+    ]
     assert used == ["spread", "nearest-centroid", "nearest-centroid", "nearest-centroid"]
 
 
@@ -119,20 +151,31 @@ def test_nothing_is_overwritten(folder: Path):
     before = (folder / "fsl-spread" / "README.md").read_text()
     done = new_plugin("fsl-spread", "--kind", "weighting", "--out", folder)
     assert isinstance(done.exception, PluginError)
-    assert str(done.exception) == f"{folder / 'fsl-spread'}: exists. Another name, or another folder with --out"
+    assert (
+        str(done.exception)
+        == f"{folder / 'fsl-spread'}: exists. Another name, or another folder with --out"
+    )
     assert (folder / "fsl-spread" / "README.md").read_text() == before
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("My Net", "backbone", r"My Net: no name of a plugin\. fsl- and words .*, such as fsl-my-net$"),
+        (
+            "My Net",
+            "backbone",
+            r"My Net: no name of a plugin\. fsl- and words .*, such as fsl-my-net$",
+        ),
         ("fsl_net", "backbone", r"such as fsl-net$"),
         ("fsl-Net", "backbone", r"such as fsl-net$"),
         ("fsl-", "backbone", r"such as fsl-mine$"),
         ("fsl-core", "adapter", r"fsl-core: a package of that name exists\. Another one"),
         ("fsl-maml", "adapter", r"fsl-maml: a package of that name exists\. Another one"),
-        ("fsl-glyphs", "episodes", r"fsl-glyphs: episodes 'glyphs' is offered by fsl-core .*\. Another name"),
+        (
+            "fsl-glyphs",
+            "episodes",
+            r"fsl-glyphs: episodes 'glyphs' is offered by fsl-core .*\. Another name",
+        ),
     ],
 )
 def test_names_are_checked(name: str, kind: str, message: str):
@@ -153,5 +196,7 @@ def test_the_author_is_gits_or_the_authors(tmp_path: Path, monkeypatch: pytest.M
 
 def test_without_copier_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "copier", None)
-    with pytest.raises(PluginError, match=r"copier is not installed\. pip install 'fsl-core\[templates\]'"):
+    with pytest.raises(
+        PluginError, match=r"copier is not installed\. pip install 'fsl-core\[templates\]'"
+    ):
         raise new_plugin("fsl-one", "--kind", "adapter").exception

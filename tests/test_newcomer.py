@@ -20,14 +20,28 @@ from fsl_core.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORT = ("outer.steps=2", "outer.validate_every=0", "evaluate.episodes=2", "evaluate.n_query=2", "execution.mode=loop")
-OTHER_PROGRAMS = ("pip install ", "pytest ", "python -m pytest ", "python -m build", "twine upload ")
+SHORT = (
+    "outer.steps=2",
+    "outer.validate_every=0",
+    "evaluate.episodes=2",
+    "evaluate.n_query=2",
+    "execution.mode=loop",
+)
+OTHER_PROGRAMS = (
+    "pip install ",
+    "pytest ",
+    "python -m pytest ",
+    "python -m build",
+    "twine upload ",
+)
 LEFT_OUT = ("fsl run fsl-spread/recipes/glyphs.yaml",)  # needs the package to be installed
 
 
 def commands(page: Path) -> list[str]:
     """The lines of its shell fences."""
-    fences = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    fences = re.findall(
+        r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     return [line for fence in fences for line in fence.splitlines() if line]
 
 
@@ -84,10 +98,18 @@ def test_quickstart_then_own_pictures(tmp_path: Path):
 
 def test_a_plugin_of_ones_own(tmp_path: Path):
     pytest.importorskip("copier", reason="extra fsl-core[templates]")
-    lines = [line for line in commands(ROOT / "docs" / "plugins.md") if not line.startswith(OTHER_PROGRAMS)]
+    lines = [
+        line
+        for line in commands(ROOT / "docs" / "plugins.md")
+        if not line.startswith(OTHER_PROGRAMS)
+    ]
     for line in lines:
         if line not in LEFT_OUT:
             type_in(line)
-    paths = [path for line in commands(ROOT / "docs" / "plugins.md") for path in re.findall(r"fsl-spread[^'\[ ]*", line)]
+    paths = [
+        path
+        for line in commands(ROOT / "docs" / "plugins.md")
+        for path in re.findall(r"fsl-spread[^'\[ ]*", line)
+    ]
     assert len(paths) == 4
     assert all((tmp_path / path).exists() for path in paths)

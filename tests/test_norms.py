@@ -52,13 +52,20 @@ def make_net(norm) -> SmoothNet:
         for tensor in net.parameters():
             tensor.add_(0.1 * torch.randn_like(tensor))
         for name, buffer in net.named_buffers():
-            buffer.add_(0.3 * torch.rand_like(buffer) if "var" in name else 0.3 * torch.randn_like(buffer))
+            buffer.add_(
+                0.3 * torch.rand_like(buffer) if "var" in name else 0.3 * torch.randn_like(buffer)
+            )
     return net
 
 
 def make_tasks(count, generator):
     x = torch.randn(count, 15, 2, 6, 6, generator=generator)
-    return x[:, :6], torch.arange(3).repeat_interleave(2), x[:, 6:], torch.arange(3).repeat_interleave(3)
+    return (
+        x[:, :6],
+        torch.arange(3).repeat_interleave(2),
+        x[:, 6:],
+        torch.arange(3).repeat_interleave(3),
+    )
 
 
 def make_objective(net, support_y, query_y):
@@ -89,17 +96,27 @@ def test_meta_gradient_under_vmap_is_that_of_a_loop_and_of_finite_differences(no
     objective = make_objective(net, support_y, query_y)
     weights = {name: p.detach() for name, p in net.named_parameters()}
 
-    loop = torch.stack([flat(grad(objective)(weights, s, q)) for s, q in zip(support_x, query_x, strict=True)])
+    loop = torch.stack(
+        [flat(grad(objective)(weights, s, q)) for s, q in zip(support_x, query_x, strict=True)]
+    )
     per_task = vmap(grad(objective), (None, 0, 0))(weights, support_x, query_x)
-    summed = grad(lambda weights: vmap(objective, (None, 0, 0))(weights, support_x, query_x).sum())(weights)
+    summed = grad(lambda weights: vmap(objective, (None, 0, 0))(weights, support_x, query_x).sum())(
+        weights
+    )
     scale = loop.abs().max()
-    assert (torch.cat([g.flatten(1) for g in per_task.values()], 1) - loop).abs().max() < 1e-9 * scale
+    assert (
+        torch.cat([g.flatten(1) for g in per_task.values()], 1) - loop
+    ).abs().max() < 1e-9 * scale
     assert (flat(summed) - loop.sum(0)).abs().max() < 1e-9 * scale
 
     direction = {name: torch.randn(w.shape, generator=generator) for name, w in weights.items()}
     unit = flat(direction).norm()
     moved = [
-        objective({name: w + h * direction[name] / unit for name, w in weights.items()}, support_x[0], query_x[0])
+        objective(
+            {name: w + h * direction[name] / unit for name, w in weights.items()},
+            support_x[0],
+            query_x[0],
+        )
         for h in (1e-5, -1e-5)
     ]
     measured = (moved[0] - moved[1]) / 2e-5
@@ -118,8 +135,14 @@ def test_affine_layers_of_torch_are_what_this_avoids(generator):
     support_x, support_y, query_x, query_y = make_tasks(2, generator)
     objective = make_objective(net, support_y, query_y)
     weights = {name: p.detach() for name, p in net.named_parameters()}
-    loop = sum(flat(grad(objective)(weights, s, q)) for s, q in zip(support_x, query_x, strict=True))
-    mapped = flat(grad(lambda weights: vmap(objective, (None, 0, 0))(weights, support_x, query_x).sum())(weights))
+    loop = sum(
+        flat(grad(objective)(weights, s, q)) for s, q in zip(support_x, query_x, strict=True)
+    )
+    mapped = flat(
+        grad(lambda weights: vmap(objective, (None, 0, 0))(weights, support_x, query_x).sum())(
+            weights
+        )
+    )
     assert (loop - mapped).abs().max() > 1e-4 * loop.abs().max()
 
 
@@ -130,8 +153,12 @@ def test_traces_without_a_graph_break(norm, generator):
     meta_gradient = vmap(grad(make_objective(net, support_y, query_y)), (None, 0, 0))
     weights = {name: p.detach() for name, p in net.named_parameters()}
     torch._dynamo.reset()
-    compiled = torch.compile(meta_gradient, backend="eager", fullgraph=True)(weights, support_x, query_x)
-    torch.testing.assert_close(compiled, meta_gradient(weights, support_x, query_x), rtol=1e-12, atol=1e-14)
+    compiled = torch.compile(meta_gradient, backend="eager", fullgraph=True)(
+        weights, support_x, query_x
+    )
+    torch.testing.assert_close(
+        compiled, meta_gradient(weights, support_x, query_x), rtol=1e-12, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (5, 8, 3, 3)])
@@ -170,7 +197,10 @@ def test_support_policy_takes_its_statistics_from_the_support_set_under_the_same
     def watch(name):
         def hook(module, inputs, output):
             x = inputs[0]
-            mean, var = x[:6].mean((0, 2, 3), keepdim=True), x[:6].var((0, 2, 3), correction=0, keepdim=True)
+            mean, var = (
+                x[:6].mean((0, 2, 3), keepdim=True),
+                x[:6].var((0, 2, 3), correction=0, keepdim=True),
+            )
             normal = (x - mean) / (var + module.eps).sqrt()
             expected = normal * module.scale.view(1, -1, 1, 1) + module.shift.view(1, -1, 1, 1)
             torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
@@ -194,9 +224,17 @@ def test_support_policy_takes_its_statistics_from_the_support_set_under_the_same
 
 def test_support_policy_without_a_support_set_is_refused(generator):
     x = torch.randn(4, 2, 6, 6, generator=generator)
-    with pytest.raises(FslError, match=r"norm: policy 'support' without a support set\. Call the backbone through a Learner"):
+    with pytest.raises(
+        FslError,
+        match=r"norm: policy 'support' without a support set\. Call the backbone through a Learner",
+    ):
         make_net("support")(x)
-    with support_reference(x), pytest.raises(FslError, match=r"'support' in a layer outside of a NormedBackbone\. A subclass"):
+    with (
+        support_reference(x),
+        pytest.raises(
+            FslError, match=r"'support' in a layer outside of a NormedBackbone\. A subclass"
+        ),
+    ):
         Norm("support", 2)(x)
 
 
@@ -211,10 +249,16 @@ def test_running_averages_move_only_where_statistics_are_collected(generator):
     assert all(not torch.equal(b, before[name]) for name, b in net.named_buffers())
 
 
-@pytest.mark.parametrize(("norm", "shape"), [("transductive", (1, 8)), ("running", (1, 8)), ("transductive", (1, 8, 1, 1))])
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [("transductive", (1, 8)), ("running", (1, 8)), ("transductive", (1, 8, 1, 1))],
+)
 def test_one_value_per_channel_is_refused(norm, shape):
     layer = Norm(norm, 8)
-    with collect_statistics(), pytest.raises(ShapeError, match=r"one value per channel in .*\. A batch of two or more"):
+    with (
+        collect_statistics(),
+        pytest.raises(ShapeError, match=r"one value per channel in .*\. A batch of two or more"),
+    ):
         layer(torch.ones(shape))
     assert all(b.isfinite().all() for b in layer.buffers())
 
@@ -228,13 +272,26 @@ def test_a_support_set_of_one_vector_is_refused():
         def features(self, x):
             return self.norm1(x)
 
-    with support_reference(torch.ones(1, 3)), pytest.raises(ShapeError, match="one value per channel"):
+    with (
+        support_reference(torch.ones(1, 3)),
+        pytest.raises(ShapeError, match="one value per channel"),
+    ):
         Vectors()(torch.ones(5, 3))
 
 
 def test_groups_hold_four_channels_or_more():
-    assert [Norm("group", channels).groups for channels in (1, 4, 7, 8, 40, 64)] == [1, 1, 1, 2, 8, 8]
-    with pytest.raises(ShapeError, match=r"one value per group in an input of shape \(5, 1\)\. Two channels or more"):
+    assert [Norm("group", channels).groups for channels in (1, 4, 7, 8, 40, 64)] == [
+        1,
+        1,
+        1,
+        2,
+        8,
+        8,
+    ]
+    with pytest.raises(
+        ShapeError,
+        match=r"one value per group in an input of shape \(5, 1\)\. Two channels or more",
+    ):
         Norm("group", 1)(torch.ones(5, 1))
 
 
@@ -249,7 +306,9 @@ def test_parameters_are_scale_and_shift():
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(ValueError, match=r"norm: 'batch' is no policy\. Expected one of transductive, support"):
+    with pytest.raises(
+        ValueError, match=r"norm: 'batch' is no policy\. Expected one of transductive, support"
+    ):
         Norm("batch", 8)
 
 
@@ -266,8 +325,14 @@ def test_derivatives_of_any_order_differentiate_a_directional_derivative(policy,
 
     def slope(weight: torch.Tensor) -> torch.Tensor:
         with derivatives_of_any_order(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own: its forward-mode rules use torch.jit.script
-            return jvp(lambda w: norm(F.conv2d(x, w)).tanh(), (weight,), (direction,))[1].square().sum()
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # torch's own: its forward-mode rules use torch.jit.script
+            return (
+                jvp(lambda w: norm(F.conv2d(x, w)).tanh(), (weight,), (direction,))[1]
+                .square()
+                .sum()
+            )
 
     step = 1e-6 * torch.ones_like(weight)
     expected = (slope(weight + step) - slope(weight - step)) / 2e-6
@@ -278,7 +343,9 @@ def test_large_channels_last_batches_lose_no_digits(generator):
     maps = torch.rand(75, 4, 28, 28, generator=generator) ** 8 + 3  # a mean far above the deviation
     expected = F.batch_norm(maps, None, None, training=True, eps=1e-5)
     single = maps.float().contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(normalise_over_batch(single, 1e-5).double(), expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        normalise_over_batch(single, 1e-5).double(), expected, rtol=2e-5, atol=2e-5
+    )
     theirs = F.batch_norm(single, None, None, training=True, eps=1e-5).double()
     assert (theirs - expected).abs().max() > 1e-4
 
@@ -286,7 +353,10 @@ def test_large_channels_last_batches_lose_no_digits(generator):
 def test_large_batches_have_exact_second_derivatives(generator):
     x = torch.randn(3, 2, 60, 60, generator=generator, requires_grad=True)
     assert x.numel() / 2 > 8192
-    for function in (normalise_over_batch, lambda x, eps: F.batch_norm(x, None, None, training=True, eps=eps)):
+    for function in (
+        normalise_over_batch,
+        lambda x, eps: F.batch_norm(x, None, None, training=True, eps=eps),
+    ):
         (slope,) = torch.autograd.grad(function(x, 1e-5).pow(3).sum(), x, create_graph=True)
         (curve,) = torch.autograd.grad(slope.square().sum(), x)
         if function is normalise_over_batch:

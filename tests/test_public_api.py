@@ -9,7 +9,9 @@ import fsl_core
 
 
 def test_every_public_name_exists_and_is_listed_once():
-    assert fsl_core.__all__ == sorted(set(fsl_core.__all__), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert fsl_core.__all__ == sorted(
+        set(fsl_core.__all__), key=lambda n: (not n.isupper(), not n[0].isupper(), n)
+    )
     assert set(fsl_core.__all__) == set(fsl_core._HOME)
     for name in fsl_core.__all__:
         assert getattr(fsl_core, name) is not None

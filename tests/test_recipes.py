@@ -23,7 +23,13 @@ from fsl_core.training.run import new_run
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 SYNTHETIC = {"glyphs", "sinusoid", "threshold-comparison", "wavelet-transform"}
-SHORT = ["outer.steps=2", "outer.meta_batch_size=2", "outer.validate_every=2", "outer.validate_episodes=2", "evaluate.episodes=2"]
+SHORT = [
+    "outer.steps=2",
+    "outer.meta_batch_size=2",
+    "outer.validate_every=2",
+    "outer.validate_episodes=2",
+    "evaluate.episodes=2",
+]
 
 
 def test_there_are_recipes():
@@ -37,11 +43,16 @@ def test_recipe_trains(path: Path, tmp_path: Path):
         if package not in {d.name for d in metadata.distributions()}:
             pytest.skip(f"{package} is not installed")
     if has_matrix(path):
-        every = plan_sweep(read_matrix(path, registry, [*SHORT, *_synthetic(path)]), with_data=False).cells
+        every = plan_sweep(
+            read_matrix(path, registry, [*SHORT, *_synthetic(path)]), with_data=False
+        ).cells
         recipe = every[-1].recipe
     else:
         recipe = read_recipe(path, registry, [*SHORT, *_synthetic(path)])
-    with skipped_without_its_library(), new_run(tmp_path / "run", recipe, registry, torch.device("cpu"), []) as run:
+    with (
+        skipped_without_its_library(),
+        new_run(tmp_path / "run", recipe, registry, torch.device("cpu"), []) as run,
+    ):
         train(run)
         assert judge(run)["episodes"] == 2
 
@@ -70,4 +81,7 @@ def _synthetic(path: Path) -> list[str]:
     task = read_document(path).data["episodes"]
     if task["name"] in SYNTHETIC:
         return []
-    return [f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}", "evaluate.n_query=2"]
+    return [
+        f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}",
+        "evaluate.n_query=2",
+    ]

@@ -24,7 +24,9 @@ class TestCentroid(AdapterContract):
 
 
 def fence(language: str) -> str:
-    return re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    return re.search(
+        rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    ).group(1)
 
 
 @pytest.mark.slow
@@ -38,13 +40,40 @@ def test_two_files_are_a_plugin(tmp_path: Path, toy_recipe: Path):
 
     def python(*arguments: object) -> str:
         command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
 
-    python("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site, plugin)
+    python(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        site,
+        plugin,
+    )
     listed = json.loads(python("-m", "fsl_core", "plugins", "--json"))
     mine = next(row for row in listed if row["name"] == "centroid")
-    assert (mine["distribution"], mine["version"], mine["status"]) == ("fsl-centroid", "0.1.0", "ok")
+    assert (mine["distribution"], mine["version"], mine["status"]) == (
+        "fsl-centroid",
+        "0.1.0",
+        "ok",
+    )
     assert mine["offers"] == ["adapter centroid"]
-    ran = python("-m", "fsl_core", "run", toy_recipe, "-s", "adapter={name: centroid, temperature: 2.0}", "--out", "out")
+    ran = python(
+        "-m",
+        "fsl_core",
+        "run",
+        toy_recipe,
+        "-s",
+        "adapter={name: centroid, temperature: 2.0}",
+        "--out",
+        "out",
+    )
     assert ran.startswith("test accuracy 0.")
-    assert "passed" in python("-m", "pytest", "-q", plugin / "test_centroid.py", "-p", "no:cacheprovider")
+    assert "passed" in python(
+        "-m", "pytest", "-q", plugin / "test_centroid.py", "-p", "no:cacheprovider"
+    )

@@ -27,7 +27,11 @@ LIBRARY_APART = {
     "fsl-learn2learn": r".*learn2learn cannot be imported \(.*\)\. To install it: python -m fsl_learn2learn\.install",
 }
 """Plugins whose library comes by a command of its own, and what they say without it."""
-VARIABLES = {key: value for key, value in os.environ.items() if not key.startswith(("FSL_", "PYTHON", "PYTEST"))}
+VARIABLES = {
+    key: value
+    for key, value in os.environ.items()
+    if not key.startswith(("FSL_", "PYTHON", "PYTEST"))
+}
 COMMANDS = """
 import json, sys, warnings
 from typer.testing import CliRunner
@@ -46,7 +50,9 @@ print(json.dumps({"core": fsl_core.__file__, "plugin": found, "kind": kind, "nam
 
 
 def run(folder: Path, *command: object) -> str:
-    done = subprocess.run([*map(str, command)], cwd=folder, env=VARIABLES, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command)], cwd=folder, env=VARIABLES, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -64,9 +70,16 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Nor learn2learn, which pip does not install with its plugin.
     """
     folder = tmp_path_factory.mktemp("third-party")
-    installed = {path.name: path for kind in ("platlib", "purelib") for path in Path(sysconfig.get_path(kind)).iterdir()}
+    installed = {
+        path.name: path
+        for kind in ("platlib", "purelib")
+        for path in Path(sysconfig.get_path(kind)).iterdir()
+    }
     for name, path in installed.items():
-        if not name.startswith(("fsl", "_editable", "__pycache__", "learn2learn")) and path.suffix != ".pth":
+        if (
+            not name.startswith(("fsl", "_editable", "__pycache__", "learn2learn"))
+            and path.suffix != ".pth"
+        ):
             (folder / name).symlink_to(path)
     return folder
 
@@ -81,7 +94,15 @@ def environment(built: list[Path], third_party: Path, tmp_path: Path):
         programs = folder / ("Scripts" if os.name == "nt" else "bin")
         stems = ("fsl_core-", plugin.replace("-", "_") + "-")
         wheels = [file for file in built if file.suffix == ".whl" and file.name.startswith(stems)]
-        pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", programs / "python")
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--python",
+            programs / "python",
+        )
         run(tmp_path, *pip, "install", "--no-deps", "--no-index", "--no-compile", *wheels)
         (site,) = folder.glob("[Ll]ib/**/site-packages")
         (site / "third-party.pth").write_text(f"{third_party}\n")
@@ -90,7 +111,9 @@ def environment(built: list[Path], third_party: Path, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name if package != ROOT else "fsl-core")
+@pytest.mark.parametrize(
+    "package", PACKAGES, ids=lambda package: package.name if package != ROOT else "fsl-core"
+)
 def test_metadata_is_complete(package: Path):
     told = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -98,7 +121,9 @@ def test_metadata_is_complete(package: Path):
     assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert (told["license"], told["license-files"]) == ("MIT", ["LICENSE"])
     assert told["requires-python"] == core["requires-python"]
-    assert {c for c in core["classifiers"] if not c.startswith("Framework")} <= set(told["classifiers"])
+    assert {c for c in core["classifiers"] if not c.startswith("Framework")} <= set(
+        told["classifiers"]
+    )
     assert told["description"]
     assert "fsl-plugin" in told["keywords"]
     source = package / "src" if package != ROOT else package
@@ -134,7 +159,9 @@ def test_faults_are_found(tmp_path: Path):
         assert any(what in fault for fault in found), found
     assert "fsl_x-1-py3-none-any.whl: fsl_x/__pycache__/a.pyc. Sources alone." in found
     with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr("fsl_x-1.dist-info/METADATA", "Metadata-Version: 2.4\nName: fsl x\nVersion: one\n")
+        file.writestr(
+            "fsl_x-1.dist-info/METADATA", "Metadata-Version: 2.4\nName: fsl x\nVersion: one\n"
+        )
     assert any("'one'" in fault for fault in faults(wheel))
 
 
@@ -147,7 +174,9 @@ def test_core_and_one_plugin(plugin: str, environment, tmp_path: Path):
     assert told["core"].startswith(str(tmp_path / "environment"))
     assert (told["plugin"]["distribution"], told["plugin"]["status"]) == (plugin, "ok")
     if plugin in LIBRARY_APART:
-        assert re.fullmatch(LIBRARY_APART[plugin], told["ran"].replace("\n", " ").strip()), told["ran"]
+        assert re.fullmatch(LIBRARY_APART[plugin], told["ran"].replace("\n", " ").strip()), told[
+            "ran"
+        ]
         return
     assert told["ran"].startswith("test accuracy 0."), told["ran"]
     assert json.loads((tmp_path / "out" / "result.json").read_text())[told["kind"]] == told["name"]
@@ -158,10 +187,28 @@ def test_programs_of_the_environment(environment, tmp_path: Path):
     """What a user types: `fsl run` of a plugin's recipe, and the conformance kit over it."""
     programs = environment("fsl-hypermaml")
     recipe = ROOT / "recipes" / "glyphs" / "5w1s-hypermaml.yaml"
-    keys = ("outer.steps=2", "outer.validate_every=0", "evaluate.episodes=2", "backbone.channels=8", "execution.mode=loop")
-    ran = run(tmp_path, programs / "fsl", "run", recipe, *(f"-s{key}" for key in keys), "--out", "out")
+    keys = (
+        "outer.steps=2",
+        "outer.validate_every=0",
+        "evaluate.episodes=2",
+        "backbone.channels=8",
+        "execution.mode=loop",
+    )
+    ran = run(
+        tmp_path, programs / "fsl", "run", recipe, *(f"-s{key}" for key in keys), "--out", "out"
+    )
     assert ran.startswith("test accuracy 0.")
-    checked = run(tmp_path, programs / "python", "-m", "pytest", "-q", "--fsl-adapter", "hypermaml", "--fsl-report", "report.md")
+    checked = run(
+        tmp_path,
+        programs / "python",
+        "-m",
+        "pytest",
+        "-q",
+        "--fsl-adapter",
+        "hypermaml",
+        "--fsl-report",
+        "report.md",
+    )
     assert " passed" in checked.splitlines()[-1]
     report = (tmp_path / "report.md").read_text()
     assert "fsl-hypermaml 0.1.0, fsl-core 0.1.0, torch " in report

@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from benchmarks.peers import gradients
 
 
-def maml(model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int) -> Callable[[], list[Tensor]]:
+def maml(
+    model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int
+) -> Callable[[], list[Tensor]]:
     optimizer = torch.optim.SGD(model.parameters(), lr=inner_lr)
     tasks = episodes.unbatch()
 
     def run() -> list[Tensor]:
         model.zero_grad()
         for support, query, _ in tasks:
-            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (functional, differentiable):
+            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (
+                functional,
+                differentiable,
+            ):
                 for _ in range(inner_steps):
                     differentiable.step(loss(functional(support.x), support.y))
                 (loss(functional(query.x), query.y) / len(tasks)).backward()

@@ -18,7 +18,9 @@ from fsl_learn2learn.library import import_quietly
 l2l = import_quietly()
 
 
-def maml(model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int) -> Callable[[], list[Tensor]]:
+def maml(
+    model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int
+) -> Callable[[], list[Tensor]]:
     learner = l2l.algorithms.MAML(model, lr=inner_lr, first_order=False)
     tasks = episodes.unbatch()
 
@@ -55,7 +57,13 @@ def tasksets_of_files(root: Path, samples: int, seed: int):
     _accept_unpacked()
     random.seed(seed)
     return l2l.vision.benchmarks.get_tasksets(
-        "omniglot", train_ways=5, train_samples=samples, test_ways=5, test_samples=samples, num_tasks=20000, root=str(root)
+        "omniglot",
+        train_ways=5,
+        train_samples=samples,
+        test_ways=5,
+        test_samples=samples,
+        num_tasks=20000,
+        root=str(root),
     ).train
 
 
@@ -82,9 +90,15 @@ def tasksets_in_memory(root: Path, samples: int, seed: int):
 @cache
 def _in_memory(root: str):
     v1 = import_module("torchvision.transforms")
-    to_image = [v1.Resize(28, interpolation=v1.InterpolationMode.LANCZOS), v1.ToTensor(), lambda x: 1.0 - x]
+    to_image = [
+        v1.Resize(28, interpolation=v1.InterpolationMode.LANCZOS),
+        v1.ToTensor(),
+        lambda x: 1.0 - x,
+    ]
     return l2l.data.MetaDataset(
-        l2l.data.OnDeviceDataset(l2l.vision.datasets.FullOmniglot(root, transform=v1.Compose(to_image), download=False))
+        l2l.data.OnDeviceDataset(
+            l2l.vision.datasets.FullOmniglot(root, transform=v1.Compose(to_image), download=False)
+        )
     )
 
 

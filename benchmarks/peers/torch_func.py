@@ -17,7 +17,9 @@ def query_loss(model: nn.Module, loss, inner_lr: float, inner_steps: int) -> Cal
     def loss_of(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
         return loss(functional_call(model, weights, (x,)), y)
 
-    def objective(weights: Weights, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+    def objective(
+        weights: Weights, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor
+    ) -> Tensor:
         for _ in range(inner_steps):
             gradient = grad(loss_of)(weights, support_x, support_y)
             weights = {name: weight - inner_lr * gradient[name] for name, weight in weights.items()}
@@ -26,7 +28,9 @@ def query_loss(model: nn.Module, loss, inner_lr: float, inner_steps: int) -> Cal
     return objective
 
 
-def maml(model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int) -> Callable[[], list[Tensor]]:
+def maml(
+    model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int
+) -> Callable[[], list[Tensor]]:
     weights = {name: p.detach() for name, p in model.named_parameters()}
     meta_gradient = grad(query_loss(model, loss, inner_lr, inner_steps))
     tasks = episodes.unbatch()

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from benchmarks.peers import gradients
 
 
-def maml(model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int) -> Callable[[], list[Tensor]]:
+def maml(
+    model: nn.Module, episodes, loss, inner_lr: float, inner_steps: int
+) -> Callable[[], list[Tensor]]:
     optimizer = torchopt.MetaSGD(model, lr=inner_lr)
     tasks = episodes.unbatch()
     task_by_task = any(isinstance(m, nn.Conv2d) for m in model.modules())

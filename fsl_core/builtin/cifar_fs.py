@@ -21,7 +21,13 @@ from fsl_core.data.vision import torchvision_dataset
 SIDE = 32
 PER_CLASS = 600
 FOLDERS = ("", "cifarfs", "cifar100/data")
-SPLIT_FOLDERS = ("train", "val", "validation", "test", "")  # the last one last: there is a class called train
+SPLIT_FOLDERS = (
+    "train",
+    "val",
+    "validation",
+    "test",
+    "",
+)  # the last one last: there is a class called train
 ARCHIVE = "cifar-100-python"
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -50,20 +56,31 @@ class CifarFs(fsl.PooledEpisodes):
         self,
         n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
         n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
-        n_query: Annotated[int, Field(ge=1, description="images to predict per class; n_shot + n_query is at most 600")] = 15,
+        n_query: Annotated[
+            int,
+            Field(ge=1, description="images to predict per class; n_shot + n_query is at most 600"),
+        ] = 15,
         root: Annotated[
             Path | None,
-            Field(description="folder of the class files or folders, or of CIFAR-100; default: FSL_DATA, else the cache"),
+            Field(
+                description="folder of the class files or folders, or of CIFAR-100; default: FSL_DATA, else the cache"
+            ),
         ] = None,
         split: Annotated[
             Literal["cifar-fs", "fc100"],
-            Field(description="classes of train / validation / test: 64/16/20, or 60/20/20 without shared superclasses"),
+            Field(
+                description="classes of train / validation / test: 64/16/20, or 60/20/20 without shared superclasses"
+            ),
         ] = "cifar-fs",
         augment: Annotated[
             Augmentation,
-            Field(description="training images: as they are, mirrored at random, cropped and mirrored at random"),
+            Field(
+                description="training images: as they are, mirrored at random, cropped and mirrored at random"
+            ),
         ] = "none",
-        download: Annotated[bool, Field(description="download CIFAR-100 (170 MB) if nothing is there")] = True,
+        download: Annotated[
+            bool, Field(description="download CIFAR-100 (170 MB) if nothing is there")
+        ] = True,
     ):
         super().__init__(n_way, n_shot, n_query, input_shape=(3, SIDE, SIDE), augment=augment)
         self.root, self.split, self.download = root, split, download
@@ -72,14 +89,20 @@ class CifarFs(fsl.PooledEpisodes):
         classes = class_lists(self.split)[split]
         parts, decode = self._find(classes)
         key = content_key("cifar-fs", *parts)
-        return fsl.LabelledPool.cached(key, lambda: fsl.LabelledPool.from_classes(_in_order(decode())))
+        return fsl.LabelledPool.cached(
+            key, lambda: fsl.LabelledPool.from_classes(_in_order(decode()))
+        )
 
-    def _find(self, classes: Sequence[str]) -> tuple[list[object], Callable[[], Mapping[str, np.ndarray]]]:
+    def _find(
+        self, classes: Sequence[str]
+    ) -> tuple[list[object], Callable[[], Mapping[str, np.ndarray]]]:
         """What the images depend on, and how they are read: {class: (600, 32, 32, 3) uint8}, in the order of `classes`."""
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
-            raise fsl.DataError(f"episodes {self.name!r}: {error}, with {_wanted(classes)}") from error
+            raise fsl.DataError(
+                f"episodes {self.name!r}: {error}, with {_wanted(classes)}"
+            ) from error
         found = [(folder, _places(folder, classes)) for folder in (root / name for name in FOLDERS)]
         folder, places = max(found, key=lambda pair: len(pair[1]))
         if set(places) - set(SPLIT_FOLDERS):
@@ -101,13 +124,18 @@ class CifarFs(fsl.PooledEpisodes):
             except fsl.DataError as error:
                 reason = str(error)
         where = f"episodes {self.name!r}: no class files or folders, and no whole {ARCHIVE}, in {root} ({reason})"
-        raise fsl.DataError(f"{where}. {_wanted(classes)} in a folder named by `-s episodes.root=DIR` or FSL_DATA")
+        raise fsl.DataError(
+            f"{where}. {_wanted(classes)} in a folder named by `-s episodes.root=DIR` or FSL_DATA"
+        )
 
 
 def class_lists(split: Literal["cifar-fs", "fc100"]) -> dict[fsl.Split, list[str]]:
     """The names of the classes of each split."""
     texts = resources.files("fsl_core.builtin") / "splits"
-    return {part: (texts / f"{split}-{part}.txt").read_text("utf-8").split() for part in get_args(fsl.Split)}
+    return {
+        part: (texts / f"{split}-{part}.txt").read_text("utf-8").split()
+        for part in get_args(fsl.Split)
+    }
 
 
 def _wanted(classes: Sequence[str]) -> str:
@@ -117,11 +145,20 @@ def _wanted(classes: Sequence[str]) -> str:
 def _places(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
     """Where in a folder the classes lie that are there: their grids, else their folders of images."""
     splits = [folder / split for split in SPLIT_FOLDERS[:-1]]
-    holds_classes = {base for base in splits for name in classes if (base / name).is_dir() or (base / f"{name}.webp").is_file()}
+    holds_classes = {
+        base
+        for base in splits
+        for name in classes
+        if (base / name).is_dir() or (base / f"{name}.webp").is_file()
+    }
     places = {}
     for name in classes:
-        candidates = [place for base in (*splits, folder) for place in (base / f"{name}.webp", base / name)]
-        if found := [place for place in candidates if place.exists() and place not in holds_classes]:
+        candidates = [
+            place for base in (*splits, folder) for place in (base / f"{name}.webp", base / name)
+        ]
+        if found := [
+            place for place in candidates if place.exists() and place not in holds_classes
+        ]:
             places[name] = found[0]
     return places
 
@@ -130,7 +167,9 @@ def _refuse_missing(folder: Path, classes: Sequence[str], places: Mapping[str, P
     missing = [name for name in classes if name not in places]
     if missing:
         found = f"{len(places)} of {len(classes)} classes, not {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
-        raise fsl.DataError(f"episodes 'cifar-fs': {folder}: {found}. All of them, or none for torchvision's CIFAR-100")
+        raise fsl.DataError(
+            f"episodes 'cifar-fs': {folder}: {found}. All of them, or none for torchvision's CIFAR-100"
+        )
 
 
 def _files(place: Path) -> list[Path]:
@@ -140,11 +179,17 @@ def _files(place: Path) -> list[Path]:
 def _read(place: Path) -> np.ndarray:
     """(600, 32, 32, 3) uint8: the tiles of a grid, or the images of a folder."""
     tiles = [_tiles(file) for file in _files(place)]
-    if place.is_dir() and (wrong := [file for file, found in zip(_files(place), tiles, strict=True) if len(found) != 1]):
-        raise fsl.DataError(f"{wrong[0]}: not one picture of {SIDE}x{SIDE} pixels. The images of {SOURCE} as they are")
+    if place.is_dir() and (
+        wrong := [file for file, found in zip(_files(place), tiles, strict=True) if len(found) != 1]
+    ):
+        raise fsl.DataError(
+            f"{wrong[0]}: not one picture of {SIDE}x{SIDE} pixels. The images of {SOURCE} as they are"
+        )
     images = np.concatenate(tiles)
     if len(images) != PER_CLASS:
-        raise fsl.DataError(f"{place}: {len(images)} images of {SIDE}x{SIDE}. {PER_CLASS}, all that CIFAR-100 has of a class")
+        raise fsl.DataError(
+            f"{place}: {len(images)} images of {SIDE}x{SIDE}. {PER_CLASS}, all that CIFAR-100 has of a class"
+        )
     return images
 
 
@@ -154,18 +199,31 @@ def _tiles(file: Path) -> np.ndarray:
         pixels = np.asarray(Image.open(file).convert("RGB"))
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise fsl.DataError(f"{file}: not a readable image ({reason}). A whole image file") from error
+        raise fsl.DataError(
+            f"{file}: not a readable image ({reason}). A whole image file"
+        ) from error
     height, width, _ = pixels.shape
     if height % SIDE or width % SIDE:
-        raise fsl.DataError(f"{file}: {width}x{height} pixels. {SIDE}x{SIDE}, or a grid of such tiles without gaps")
-    return pixels.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+        raise fsl.DataError(
+            f"{file}: {width}x{height} pixels. {SIDE}x{SIDE}, or a grid of such tiles without gaps"
+        )
+    return (
+        pixels.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3)
+        .swapaxes(1, 2)
+        .reshape(-1, SIDE, SIDE, 3)
+    )
 
 
 def _read_cifar100(root: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     try:
-        parts = [torchvision_dataset("CIFAR100", root, train=train, download=False) for train in (True, False)]
+        parts = [
+            torchvision_dataset("CIFAR100", root, train=train, download=False)
+            for train in (True, False)
+        ]
     except fsl.DataError as error:
-        raise fsl.DataError(f"{root / ARCHIVE}: not as published. Delete it and unpack the archive of {SOURCE} anew") from error
+        raise fsl.DataError(
+            f"{root / ARCHIVE}: not as published. Delete it and unpack the archive of {SOURCE} anew"
+        ) from error
     images = np.concatenate([part.data for part in parts])
     labels = np.concatenate([part.targets for part in parts])
     return {name: images[labels == parts[0].class_to_idx[name]] for name in classes}
@@ -175,7 +233,10 @@ def _in_order(images: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarra
     """(class, (600, 3, 32, 32)), sorted by the md5 of the pixels, as height, width, channel."""
     for name, pixels in images.items():
         digests = [hashlib.md5(image.tobytes(), usedforsecurity=False).digest() for image in pixels]
-        yield name, pixels[sorted(range(len(pixels)), key=digests.__getitem__)].transpose(0, 3, 1, 2)
+        yield (
+            name,
+            pixels[sorted(range(len(pixels)), key=digests.__getitem__)].transpose(0, 3, 1, 2),
+        )
 
 
 @fsl.hookimpl

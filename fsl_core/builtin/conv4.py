@@ -28,15 +28,20 @@ class Conv4(fsl.NormedBackbone):
         self,
         task: fsl.TaskShape,
         channels: Annotated[int, Field(gt=0, description="filters of each block")] = 64,
-        norm: Annotated[fsl.NormPolicy, Field(description="what a layer's mean and variance are taken over")] = "transductive",
+        norm: Annotated[
+            fsl.NormPolicy, Field(description="what a layer's mean and variance are taken over")
+        ] = "transductive",
         blocks: Annotated[int, Field(gt=0, description="each one halves height and width")] = 4,
         readout: Annotated[
-            Literal["flatten", "mean"], Field(description="the last map as it is, or its mean over height and width")
+            Literal["flatten", "mean"],
+            Field(description="the last map as it is, or its mean over height and width"),
         ] = "flatten",
     ):
         super().__init__(norm)
         if len(task.input_shape) != 3:
-            raise ValueError(f"conv4: items of shape {tuple(task.input_shape)}. Expected pictures, (channels, height, width)")
+            raise ValueError(
+                f"conv4: items of shape {tuple(task.input_shape)}. Expected pictures, (channels, height, width)"
+            )
         channels_in, height, width = task.input_shape
         if min(height, width) < 2**blocks:
             raise ValueError(
@@ -46,7 +51,9 @@ class Conv4(fsl.NormedBackbone):
         widths = [channels_in] + [channels] * blocks
         self.blocks = nn.Sequential(*(fsl.ConvBlock(i, o, norm) for i, o in pairwise(widths)))
         self.readout = readout
-        self.feature_dim = channels * (1 if readout == "mean" else (height >> blocks) * (width >> blocks))
+        self.feature_dim = channels * (
+            1 if readout == "mean" else (height >> blocks) * (width >> blocks)
+        )
 
     def features(self, x: Tensor) -> Tensor:
         maps = self.blocks(x)

@@ -14,7 +14,11 @@ from fsl_core.data import strokes
 from fsl_core.data.cache import content_key
 
 PER_CLASS = 20
-CLASSES: dict[fsl.Split, slice] = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice(1400, 1800)}
+CLASSES: dict[fsl.Split, slice] = {
+    "train": slice(0, 1200),
+    "validation": slice(1200, 1400),
+    "test": slice(1400, 1800),
+}
 
 
 class Glyphs(fsl.PooledEpisodes):
@@ -31,11 +35,21 @@ class Glyphs(fsl.PooledEpisodes):
         self,
         n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
         n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
-        n_query: Annotated[int, Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20")] = 15,
+        n_query: Annotated[
+            int,
+            Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20"),
+        ] = 15,
         jitter: Annotated[
-            float, Field(ge=0, le=2, description="how much drawings of a class differ: 0 not at all, 1 as in handwriting")
+            float,
+            Field(
+                ge=0,
+                le=2,
+                description="how much drawings of a class differ: 0 not at all, 1 as in handwriting",
+            ),
         ] = 1.0,
-        alphabet: Annotated[int, Field(ge=0, lt=2**63, description="another number gives another set of characters")] = 0,
+        alphabet: Annotated[
+            int, Field(ge=0, lt=2**63, description="another number gives another set of characters")
+        ] = 0,
     ):
         super().__init__(n_way, n_shot, n_query, input_shape=(1, strokes.SIDE, strokes.SIDE))
         self.jitter, self.alphabet = float(jitter), alphabet
@@ -47,11 +61,15 @@ class Glyphs(fsl.PooledEpisodes):
     def _characters(self) -> fsl.LabelledPool:
         """All classes of all splits."""
         n_classes = CLASSES["test"].stop
-        key = content_key("glyphs", Path(strokes.__file__), n_classes, PER_CLASS, self.jitter, self.alphabet)
+        key = content_key(
+            "glyphs", Path(strokes.__file__), n_classes, PER_CLASS, self.jitter, self.alphabet
+        )
         return fsl.LabelledPool.cached(key, lambda: self._draw(n_classes))
 
     def _draw(self, n_classes: int) -> fsl.LabelledPool:
-        images = torch.from_numpy(strokes.draw_characters(n_classes, PER_CLASS, self.jitter, self.alphabet))
+        images = torch.from_numpy(
+            strokes.draw_characters(n_classes, PER_CLASS, self.jitter, self.alphabet)
+        )
         names = tuple(f"glyph{i:04d}" for i in range(n_classes))
         return fsl.LabelledPool(images.flatten(0, 1), names, (PER_CLASS,) * n_classes)
 

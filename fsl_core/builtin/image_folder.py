@@ -14,7 +14,11 @@ from fsl_core.data.cache import content_key
 from fsl_core.data.folders import class_images, subfolders
 from fsl_core.data.vision import decode_image
 
-SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "val"),
+    "test": ("test",),
+}
 
 
 class ImageFolder(fsl.PooledEpisodes):
@@ -30,22 +34,38 @@ class ImageFolder(fsl.PooledEpisodes):
     def __init__(
         self,
         root: Annotated[
-            Path, Field(description="folder with one folder of images for each class, or with train, validation, test")
+            Path,
+            Field(
+                description="folder with one folder of images for each class, or with train, validation, test"
+            ),
         ],
         n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
         n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
-        image_size: Annotated[int, Field(ge=8, le=2048, description="height and width in pixels")] = 84,
-        channels: Annotated[Literal["rgb", "gray"], Field(description="3 colour channels, or 1")] = "rgb",
+        image_size: Annotated[
+            int, Field(ge=8, le=2048, description="height and width in pixels")
+        ] = 84,
+        channels: Annotated[
+            Literal["rgb", "gray"], Field(description="3 colour channels, or 1")
+        ] = "rgb",
         fractions: Annotated[
             tuple[float, float, float],
-            Field(description="shares of the classes for train, validation, test; not used where these are folders"),
+            Field(
+                description="shares of the classes for train, validation, test; not used where these are folders"
+            ),
         ] = (0.6, 0.2, 0.2),
-        split_seed: Annotated[int, Field(description="another number, other classes in each split")] = 0,
+        split_seed: Annotated[
+            int, Field(description="another number, other classes in each split")
+        ] = 0,
     ):
         if min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"fractions: {list(fractions)}. Three numbers >= 0, not all of them 0")
-        super().__init__(n_way, n_shot, n_query, input_shape=({"rgb": 3, "gray": 1}[channels], image_size, image_size))
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=({"rgb": 3, "gray": 1}[channels], image_size, image_size),
+        )
         self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
         self.channels: Literal["rgb", "gray"] = channels
 
@@ -55,21 +75,30 @@ class ImageFolder(fsl.PooledEpisodes):
 
         def decode() -> fsl.LabelledPool:
             stacks = (
-                (name, torch.stack([decode_image(f, size, self.channels) for f in files])) for name, files in classes.items()
+                (name, torch.stack([decode_image(f, size, self.channels) for f in files]))
+                for name, files in classes.items()
             )
             return fsl.LabelledPool.from_classes(stacks)
 
         contents = [part for name, files in classes.items() for part in (name, len(files), *files)]
-        return fsl.LabelledPool.cached(content_key("image-folder", size, self.channels, *contents), decode)
+        return fsl.LabelledPool.cached(
+            content_key("image-folder", size, self.channels, *contents), decode
+        )
 
     def class_folders(self, split: fsl.Split) -> list[Path]:
         """The folders of the classes of a split, sorted by name. Raises DataError if there is no root or no class."""
         where = f"episodes {self.name!r}: root {self.root}"
         if not self.root.is_dir():
             state = "is no folder" if self.root.exists() else "does not exist"
-            raise fsl.DataError(f"{where} {state}. A folder with one folder of images for each class")
+            raise fsl.DataError(
+                f"{where} {state}. A folder with one folder of images for each class"
+            )
         folders = subfolders(self.root)
-        by_split = {f.name: subfolders(f) for f in folders if f.name in ("train", "validation", "val", "test")}
+        by_split = {
+            f.name: subfolders(f)
+            for f in folders
+            if f.name in ("train", "validation", "val", "test")
+        }
         by_split = {name: classes for name, classes in by_split.items() if classes}
         if by_split:
             for name in SPLIT_FOLDERS[split]:
@@ -80,14 +109,25 @@ class ImageFolder(fsl.PooledEpisodes):
                 f"{where} has no classes in a folder {expected}, only in {', '.join(by_split)}. A folder of each split"
             )
         if not folders:
-            raise fsl.DataError(f"{where} has no class folders. One folder of images for each class")
+            raise fsl.DataError(
+                f"{where} has no class folders. One folder of images for each class"
+            )
         return sorted(self._share(folders)[split])
 
     def _share(self, folders: list[Path]) -> dict[fsl.Split, list[Path]]:
-        shuffled = sorted(folders, key=lambda f: hashlib.blake2b(f"{self.split_seed}/{f.name}".encode()).digest())
+        shuffled = sorted(
+            folders, key=lambda f: hashlib.blake2b(f"{self.split_seed}/{f.name}".encode()).digest()
+        )
         train, validation, _ = self.fractions
-        first, second = (round(len(folders) * share / sum(self.fractions)) for share in (train, train + validation))
-        return {"train": shuffled[:first], "validation": shuffled[first:second], "test": shuffled[second:]}
+        first, second = (
+            round(len(folders) * share / sum(self.fractions))
+            for share in (train, train + validation)
+        )
+        return {
+            "train": shuffled[:first],
+            "validation": shuffled[first:second],
+            "test": shuffled[second:],
+        }
 
 
 @fsl.hookimpl

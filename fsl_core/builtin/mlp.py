@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 
-Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, description="units of each hidden layer")]
+Widths = Annotated[
+    tuple[Annotated[int, Field(gt=0)], ...],
+    Field(min_length=1, description="units of each hidden layer"),
+]
 
 
 class Mlp(fsl.NormedBackbone):
@@ -28,13 +31,18 @@ class Mlp(fsl.NormedBackbone):
         self,
         task: fsl.TaskShape,
         hidden: Widths = (40, 40),
-        norm: Annotated[fsl.NormPolicy, Field(description="what a layer's mean and variance are taken over")] = "none",
+        norm: Annotated[
+            fsl.NormPolicy, Field(description="what a layer's mean and variance are taken over")
+        ] = "none",
     ):
         super().__init__(norm)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"mlp: hidden: {list(hidden)}. One or more positive widths")
         widths = [prod(task.input_shape), *hidden]
-        layers = [nn.Sequential(nn.Linear(i, o), fsl.Norm(norm, o), nn.ReLU()) for i, o in pairwise(widths)]
+        layers = [
+            nn.Sequential(nn.Linear(i, o), fsl.Norm(norm, o), nn.ReLU())
+            for i, o in pairwise(widths)
+        ]
         self.layers = nn.Sequential(*layers)
         self.feature_dim = widths[-1]
 

@@ -26,7 +26,11 @@ CHECKSUMS = {
 }
 """md5 of the files of this name and the ending .gz, as torchvision knows them."""
 VALIDATION = 10_000
-BY_CLASS: dict[fsl.Split, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5), "validation": (6, 7), "test": (8, 9)}
+BY_CLASS: dict[fsl.Split, tuple[int, ...]] = {
+    "train": (0, 1, 2, 3, 4, 5),
+    "validation": (6, 7),
+    "test": (8, 9),
+}
 
 Digits = Annotated[list[Annotated[int, Field(ge=0, le=9)]] | None, Field(min_length=2)]
 
@@ -51,20 +55,38 @@ class Mnist(fsl.PooledEpisodes):
         n_shot: Annotated[int, Field(ge=1, description="labelled images per digit")] = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per digit")] = 15,
         root: Annotated[
-            Path | None, Field(description="folder of MNIST/raw or of its four files; default: FSL_DATA, else the cache")
+            Path | None,
+            Field(
+                description="folder of MNIST/raw or of its four files; default: FSL_DATA, else the cache"
+            ),
         ] = None,
         split: Annotated[
-            Literal["by-class", "by-image"], Field(description="other digits in each split, or other images of the same digits")
+            Literal["by-class", "by-image"],
+            Field(description="other digits in each split, or other images of the same digits"),
         ] = "by-class",
-        train_digits: Annotated[Digits, Field(description="digits to train on; default: 0-5, or all")] = None,
-        validation_digits: Annotated[Digits, Field(description="digits to validate on; default: 6-7, or all")] = None,
-        test_digits: Annotated[Digits, Field(description="digits to test on; default: 8-9, or all")] = None,
-        download: Annotated[bool, Field(description="download the four files (12 MB) if they are not there")] = True,
+        train_digits: Annotated[
+            Digits, Field(description="digits to train on; default: 0-5, or all")
+        ] = None,
+        validation_digits: Annotated[
+            Digits, Field(description="digits to validate on; default: 6-7, or all")
+        ] = None,
+        test_digits: Annotated[
+            Digits, Field(description="digits to test on; default: 8-9, or all")
+        ] = None,
+        download: Annotated[
+            bool, Field(description="download the four files (12 MB) if they are not there")
+        ] = True,
     ):
         super().__init__(n_way, n_shot, n_query, input_shape=(1, 28, 28))
         self.root, self.split, self.download = root, split, download
-        named: dict[fsl.Split, list[int] | None] = {"train": train_digits, "validation": validation_digits, "test": test_digits}
-        self.digits = {part: _distinct(part, digits or self._default(part)) for part, digits in named.items()}
+        named: dict[fsl.Split, list[int] | None] = {
+            "train": train_digits,
+            "validation": validation_digits,
+            "test": test_digits,
+        }
+        self.digits = {
+            part: _distinct(part, digits or self._default(part)) for part, digits in named.items()
+        }
         if split == "by-class":
             _refuse_shared(self.digits)
 
@@ -80,7 +102,9 @@ class Mnist(fsl.PooledEpisodes):
         }
         if self.split == "by-image":
             images, labels = images[kept[split]], labels[kept[split]]
-        return fsl.LabelledPool.from_classes((str(d), images[labels == d][:, None]) for d in self.digits[split])
+        return fsl.LabelledPool.from_classes(
+            (str(d), images[labels == d][:, None]) for d in self.digits[split]
+        )
 
     @cached_property
     def _images(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +116,10 @@ class Mnist(fsl.PooledEpisodes):
             for name in CHECKSUMS:
                 _unpack(raw, name, unpacked / name)
             try:
-                parts = [torchvision_dataset("MNIST", Path(folder), train=train, download=False) for train in (True, False)]
+                parts = [
+                    torchvision_dataset("MNIST", Path(folder), train=train, download=False)
+                    for train in (True, False)
+                ]
             except fsl.DataError as error:
                 raise fsl.DataError(
                     f"{raw}: no digits of MNIST ({error.__cause__}). Delete its files and fetch them anew"
@@ -116,7 +143,9 @@ class Mnist(fsl.PooledEpisodes):
             except fsl.DataError as error:
                 reason = " ".join(str(error).split())
         where = f"episodes {self.name!r}: not all four files of MNIST in {root / FOLDERS[0]} or {root} ({reason})"
-        raise fsl.DataError(f"{where}. {_wanted()} in a folder named by `-s episodes.root=DIR` or FSL_DATA")
+        raise fsl.DataError(
+            f"{where}. {_wanted()} in a folder named by `-s episodes.root=DIR` or FSL_DATA"
+        )
 
 
 def _wanted() -> str:
@@ -133,7 +162,9 @@ def _refuse_shared(digits: dict[fsl.Split, tuple[int, ...]]) -> None:
     everything = [digit for part in digits.values() for digit in part]
     if shared := sorted({digit for digit in everything if everything.count(digit) > 1}):
         found = ", ".join(f"{part} {list(part_digits)}" for part, part_digits in digits.items())
-        raise ValueError(f"digits {shared} are in two splits ({found}). Each digit in one split, or split: by-image")
+        raise ValueError(
+            f"digits {shared} are in two splits ({found}). Each digit in one split, or split: by-image"
+        )
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -148,7 +179,9 @@ def _unpack(raw: Path, name: str, target: Path) -> None:
         return
     content = file.read_bytes()
     if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != CHECKSUMS[name]:
-        raise fsl.DataError(f"{file}: md5 {found}. {CHECKSUMS[name]}: delete the file and fetch it anew")
+        raise fsl.DataError(
+            f"{file}: md5 {found}. {CHECKSUMS[name]}: delete the file and fetch it anew"
+        )
     target.write_bytes(gzip.decompress(content))
 
 

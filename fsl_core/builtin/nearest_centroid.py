@@ -28,21 +28,30 @@ class NearestCentroid(fsl.Adapter):
     def __init__(
         self,
         task: fsl.TaskShape,
-        temperature: Annotated[float, Field(gt=0, description="factor of the logits, or where a learned one starts")] = 1.0,
-        learn_temperature: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = False,
+        temperature: Annotated[
+            float, Field(gt=0, description="factor of the logits, or where a learned one starts")
+        ] = 1.0,
+        learn_temperature: Annotated[
+            bool, Field(description="trained by the outer loop, as its logarithm")
+        ] = False,
         distance: Annotated[
-            Literal["euclidean", "cosine"], Field(description="squared Euclidean, or cosine similarity")
+            Literal["euclidean", "cosine"],
+            Field(description="squared Euclidean, or cosine similarity"),
         ] = "euclidean",
     ):
         super().__init__()
         if task.kind != "classification":
-            raise ValueError(f"nearest-centroid: a {task.kind} task. Classification: it compares items with class means")
+            raise ValueError(
+                f"nearest-centroid: a {task.kind} task. Classification: it compares items with class means"
+            )
         if temperature <= 0:
             raise ValueError(f"nearest-centroid: temperature: {temperature}. A number above 0")
         if distance not in ("euclidean", "cosine"):
             raise ValueError(f"nearest-centroid: distance: {distance!r}. 'euclidean' or 'cosine'")
         self.n_way, self.distance, self.start = task.n_way, distance, temperature
-        self.log_temperature = nn.Parameter(torch.tensor(log(temperature))) if learn_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(log(temperature))) if learn_temperature else None
+        )
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         features = backbone(support.x)  # (n_way * n_shot, feature_dim)
@@ -65,7 +74,9 @@ def _negative_distances(means: Tensor) -> fsl.Predictor:
     """-||z - mean||^2 + ||z||^2 = 2 z . mean - ||mean||^2, both measured from the mean of the means."""
     origin = means.mean(0)
     offsets = means - origin
-    return lambda features: torch.addmm(-offsets.square().sum(1), features - origin, offsets.T, alpha=2)
+    return lambda features: torch.addmm(
+        -offsets.square().sum(1), features - origin, offsets.T, alpha=2
+    )
 
 
 @fsl.hookimpl

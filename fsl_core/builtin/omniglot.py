@@ -55,22 +55,32 @@ class Omniglot(fsl.PooledEpisodes):
         self,
         n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
         n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
-        n_query: Annotated[int, Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20")] = 15,
+        n_query: Annotated[
+            int,
+            Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20"),
+        ] = 15,
         root: Annotated[
-            Path | None, Field(description="folder of omniglot-py or of its two zip files; default: FSL_DATA, else the cache")
+            Path | None,
+            Field(
+                description="folder of omniglot-py or of its two zip files; default: FSL_DATA, else the cache"
+            ),
         ] = None,
         split: Annotated[
             Literal["vinyals", "learn2learn"],
             Field(description="classes of train / validation / test: 1028/172/423 or 1100/100/423"),
         ] = "vinyals",
-        image_size: Annotated[int, Field(ge=8, le=105, description="height and width in pixels")] = 28,
+        image_size: Annotated[
+            int, Field(ge=8, le=105, description="height and width in pixels")
+        ] = 28,
         rotations: Annotated[
             Literal["train", "all", "none"],
             Field(
                 description="where turns by 90, 180, 270 degrees are classes of their own: in training, in all splits, nowhere"
             ),
         ] = "train",
-        download: Annotated[bool, Field(description="download the two zip files (15 MB) if they are not there")] = True,
+        download: Annotated[
+            bool, Field(description="download the two zip files (15 MB) if they are not there")
+        ] = True,
     ):
         super().__init__(n_way, n_shot, n_query, input_shape=(1, image_size, image_size))
         self.root, self.split, self.rotations, self.download = root, split, rotations, download
@@ -88,9 +98,13 @@ class Omniglot(fsl.PooledEpisodes):
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
-            raise fsl.DataError(f"episodes {self.name!r}: {error}, with both zip files of {SOURCE}") from error
+            raise fsl.DataError(
+                f"episodes {self.name!r}: {error}, with both zip files of {SOURCE}"
+            ) from error
         parts = [_find(root, part) for part in CHECKSUMS]
-        missing = [f"{part}.zip" for part, found in zip(CHECKSUMS, parts, strict=True) if found is None]
+        missing = [
+            f"{part}.zip" for part, found in zip(CHECKSUMS, parts, strict=True) if found is None
+        ]
         if not missing:
             return parts
         reason = "download: false"
@@ -109,24 +123,40 @@ class Omniglot(fsl.PooledEpisodes):
     def _characters(self) -> fsl.LabelledPool:
         """All classes, sorted by name, upright."""
         parts, size = self.fetch(), self.task.input_shape[-1]
-        files = [file for part in parts for file in ([part] if part.is_file() else sorted(part.rglob("*.png")))]
-        return fsl.LabelledPool.cached(content_key("omniglot", "lanczos", size, *files), lambda: _decode(parts, size))
+        files = [
+            file
+            for part in parts
+            for file in ([part] if part.is_file() else sorted(part.rglob("*.png")))
+        ]
+        return fsl.LabelledPool.cached(
+            content_key("omniglot", "lanczos", size, *files), lambda: _decode(parts, size)
+        )
 
 
 def class_lists(split: Literal["vinyals", "learn2learn"]) -> dict[fsl.Split, list[str]]:
     """The names of the classes of each split, such as Latin/character01."""
     texts = resources.files("fsl_core.builtin") / "splits"
-    lists = {part: (texts / f"omniglot-vinyals-{part}.txt").read_text("utf-8").split() for part in get_args(fsl.Split)}
+    lists = {
+        part: (texts / f"omniglot-vinyals-{part}.txt").read_text("utf-8").split()
+        for part in get_args(fsl.Split)
+    }
     if split == "vinyals":
         return lists
-    names = sorted(chain(*lists.values()), key=lambda name: (name.partition("/")[0] in EVALUATION.split("/"), name))
+    names = sorted(
+        chain(*lists.values()),
+        key=lambda name: (name.partition("/")[0] in EVALUATION.split("/"), name),
+    )
     random.Random(42).shuffle(names)
     return {"train": names[:1100], "validation": names[1100:1200], "test": names[1200:]}
 
 
 def with_rotations(pool: fsl.LabelledPool, degrees: Sequence[int]) -> fsl.LabelledPool:
     """Every class once for each angle, a multiple of 90 degrees counterclockwise; `/rot090` is added to its name."""
-    turned = ((f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1))) for name, images in pool.items() for d in degrees)
+    turned = (
+        (f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1)))
+        for name, images in pool.items()
+        for d in degrees
+    )
     return fsl.LabelledPool.from_classes(turned)
 
 
@@ -136,7 +166,9 @@ def _find(root: Path, part: str) -> Path | None:
         archive = folder / f"{part}.zip"
         if archive.is_file():
             with archive.open("rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                md5 = hashlib.file_digest(
+                    file, lambda: hashlib.md5(usedforsecurity=False)
+                ).hexdigest()
             if md5 not in CHECKSUMS[part]:
                 raise fsl.DataError(
                     f"{archive}: md5 {md5}. {CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
@@ -148,15 +180,25 @@ def _find(root: Path, part: str) -> Path | None:
 
 
 def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
-    images: dict[str, list[np.ndarray]] = {name: [] for name in sorted(chain(*class_lists("vinyals").values()))}
+    images: dict[str, list[np.ndarray]] = {
+        name: [] for name in sorted(chain(*class_lists("vinyals").values()))
+    }
     for part in parts:
         for name, content in _read(part):
             if (character := name.rpartition("/")[0]) not in images:
-                raise fsl.DataError(f"{part / name}: no character of Omniglot. Only what the zip files of {SOURCE} hold")
+                raise fsl.DataError(
+                    f"{part / name}: no character of Omniglot. Only what the zip files of {SOURCE} hold"
+                )
             try:
-                image = Image.open(io.BytesIO(content)).convert("L").resize((size, size), Image.Resampling.LANCZOS)
+                image = (
+                    Image.open(io.BytesIO(content))
+                    .convert("L")
+                    .resize((size, size), Image.Resampling.LANCZOS)
+                )
             except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-                reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+                reason = (
+                    "of no known format" if isinstance(error, UnidentifiedImageError) else error
+                )
                 raise fsl.DataError(
                     f"{part / name}: not a readable image ({reason}). Unpack the zip file of {SOURCE} anew"
                 ) from error
@@ -164,8 +206,12 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     for name, found in images.items():
         if len(found) != PER_CLASS:
             where = " or ".join(map(str, parts))
-            raise fsl.DataError(f"{where}: {len(found)} images of {name}. {PER_CLASS}: unpack the zip files of {SOURCE} anew")
-    return fsl.LabelledPool.from_classes((name, np.stack(found)[:, None]) for name, found in images.items())
+            raise fsl.DataError(
+                f"{where}: {len(found)} images of {name}. {PER_CLASS}: unpack the zip files of {SOURCE} anew"
+            )
+    return fsl.LabelledPool.from_classes(
+        (name, np.stack(found)[:, None]) for name, found in images.items()
+    )
 
 
 def _read(part: Path) -> Iterator[tuple[str, bytes]]:

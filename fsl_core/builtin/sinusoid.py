@@ -27,10 +27,16 @@ class Sinusoid(fsl.EpisodeSource):
 
     def __init__(
         self,
-        n_shot: Annotated[int, Field(ge=1, description="labelled points of a wave, the paper's K")] = 5,
+        n_shot: Annotated[
+            int, Field(ge=1, description="labelled points of a wave, the paper's K")
+        ] = 5,
         n_query: Annotated[int, Field(ge=1, description="points of a wave to predict")] = 10,
         tasks: Annotated[
-            int | None, Field(ge=1, description="number of training waves, repeated in turn; null: each episode has its own")
+            int | None,
+            Field(
+                ge=1,
+                description="number of training waves, repeated in turn; null: each episode has its own",
+            ),
         ] = None,
     ):
         self.tasks = tasks
@@ -41,14 +47,29 @@ class Sinusoid(fsl.EpisodeSource):
         self._device = torch.device(device)
         return self
 
-    def batch(self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None) -> fsl.Episode:
+    def batch(
+        self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None
+    ) -> fsl.Episode:
         task = task or self.task
-        u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + task.n_shot + task.n_query))[..., None]
+        u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + task.n_shot + task.n_query))[
+            ..., None
+        ]
         repeated = self.tasks is not None and split == "train"
         numbers = [i % self.tasks for i in indices] if repeated else list(indices)
-        wave = fsl.to_uniform(fsl.draw_bits(seed, split, numbers, 2))[..., None] if repeated else u[:, :2]
-        amplitude, phase, x = _between(wave[:, :1], AMPLITUDE), _between(wave[:, 1:], PHASE), _between(u[:, 2:], X)
-        xs, ys = (torch.from_numpy(a.astype(np.float32)).to(self._device) for a in (x, amplitude * np.sin(x - phase)))
+        wave = (
+            fsl.to_uniform(fsl.draw_bits(seed, split, numbers, 2))[..., None]
+            if repeated
+            else u[:, :2]
+        )
+        amplitude, phase, x = (
+            _between(wave[:, :1], AMPLITUDE),
+            _between(wave[:, 1:], PHASE),
+            _between(u[:, 2:], X),
+        )
+        xs, ys = (
+            torch.from_numpy(a.astype(np.float32)).to(self._device)
+            for a in (x, amplitude * np.sin(x - phase))
+        )
         support = fsl.LabelledSet(xs[:, : task.n_shot], ys[:, : task.n_shot])
         query = fsl.LabelledSet(xs[:, task.n_shot :], ys[:, task.n_shot :])
         ids = torch.tensor(numbers, dtype=torch.int64, device=self._device)

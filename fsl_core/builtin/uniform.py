@@ -23,7 +23,10 @@ class Uniform(fsl.TaskWeighting):
     def __init__(
         self,
         reduction: Annotated[
-            Literal["mean", "sum"], Field(description="mean over the meta-batch, or sum (a step meta_batch_size times as long)")
+            Literal["mean", "sum"],
+            Field(
+                description="mean over the meta-batch, or sum (a step meta_batch_size times as long)"
+            ),
         ] = "mean",
     ):
         super().__init__()

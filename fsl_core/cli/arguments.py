@@ -10,16 +10,30 @@ import typer
 if TYPE_CHECKING:
     from fsl_core.hooks.registry import Registry
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)", show_default=False)]
-RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)]
-Overrides = Annotated[list[str], typer.Option("-s", "--set", metavar="KEY=VALUE", help="change a key: -s adapter.inner_lr=0.1")]
-NoPlugin = Annotated[list[str], typer.Option("--no-plugin", metavar="NAME", help="leave out a plugin or distribution")]
-PluginsDir = Annotated[Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)", show_default=False)
+]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="change a key: -s adapter.inner_lr=0.1"),
+]
+NoPlugin = Annotated[
+    list[str],
+    typer.Option("--no-plugin", metavar="NAME", help="leave out a plugin or distribution"),
+]
+PluginsDir = Annotated[
+    Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
-def load_registry(no_plugin: list[str], plugins_dir: Path | None, recipe: Path | None = None) -> Registry:
+def load_registry(
+    no_plugin: list[str], plugins_dir: Path | None, recipe: Path | None = None
+) -> Registry:
     """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
     from fsl_core.hooks.registry import load, plugin_files
 
@@ -44,5 +58,7 @@ def choose_device(name: str):
         device = torch.device(name)
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present") from error
+        raise RunError(
+            f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present"
+        ) from error
     return device

@@ -21,10 +21,17 @@ KINDS = {
 
 def add_commands(app: typer.Typer) -> None:
     for command in (check, schema, plugins, list_components, show, doctor):
-        app.command(name={"list_components": "list"}.get(command.__name__, command.__name__))(command)
+        app.command(name={"list_components": "list"}.get(command.__name__, command.__name__))(
+            command
+        )
 
 
-def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None) -> None:  # noqa: B006
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = [],
+    no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+) -> None:
     """Check a recipe: every option of every part, without reading data or training."""
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
@@ -49,19 +56,25 @@ def check(recipe: RecipeFile, overrides: Overrides = [], no_plugin: NoPlugin = [
 
 
 def schema(
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="a page to read in place of the schema")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="a page to read in place of the schema")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of recipes made from everything installed, for completion in editors, or a reference to read."""
     from fsl_core.config.recipe import recipe_schema
     from fsl_core.config.reference import recipe_reference
 
     registry = load_registry(no_plugin, plugins_dir)
-    typer.echo(recipe_reference(registry) if markdown else json.dumps(recipe_schema(registry), indent=2))
+    typer.echo(
+        recipe_reference(registry) if markdown else json.dumps(recipe_schema(registry), indent=2)
+    )
 
 
-def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
+def plugins(
+    no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False
+) -> None:
     """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
     registry = load_registry(no_plugin, plugins_dir)
     rows = [
@@ -91,8 +104,15 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
                 f"{r['distribution']} {r['version']}",
                 str(r["hook_api"]),
                 f"{r['status']}: {r['reason']}" if r["reason"] else r["status"],
-                "" if r["status"] == "disabled" else f"{r['seconds']:.2f}{' slow' if r['slow'] else ''}",
-                ", ".join([*r["offers"], *(hook for hook in r["hooks"] if not hook.startswith("fsl_register_"))]),
+                ""
+                if r["status"] == "disabled"
+                else f"{r['seconds']:.2f}{' slow' if r['slow'] else ''}",
+                ", ".join(
+                    [
+                        *r["offers"],
+                        *(hook for hook in r["hooks"] if not hook.startswith("fsl_register_")),
+                    ]
+                ),
                 "; ".join(r["notes"]),
             ]
             for r in rows
@@ -102,13 +122,16 @@ def plugins(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: J
 
 def list_components(
     kind: Annotated[str, typer.Argument(help="|".join(KINDS), show_default=False)],
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     as_json: Json = False,
 ) -> None:
     """List the adapters, backbones, episodes or weightings that recipes can name."""
     components = load_registry(no_plugin, plugins_dir).components(_kind(kind))
-    rows = [{"name": c.name, "from": c.origin, "summary": (c.doc.splitlines() or [""])[0]} for c in components]
+    rows = [
+        {"name": c.name, "from": c.origin, "summary": (c.doc.splitlines() or [""])[0]}
+        for c in components
+    ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -117,10 +140,13 @@ def list_components(
 
 def show(
     kind: Annotated[
-        str, typer.Argument(help="adapter, backbone, episodes, weighting, optimizer or schedule", show_default=False)
+        str,
+        typer.Argument(
+            help="adapter, backbone, episodes, weighting, optimizer or schedule", show_default=False
+        ),
     ],
     name: Annotated[str, typer.Argument(help="as in `fsl list`", show_default=False)],
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     as_json: Json = False,
 ) -> None:
@@ -129,15 +155,24 @@ def show(
 
     component = load_registry(no_plugin, plugins_dir).get(_kind(kind), name)
     if as_json:
-        described = {"name": name, "kind": component.kind, "from": component.origin, "doc": component.doc}
-        typer.echo(json.dumps({**described, "schema": component.options.model_json_schema()}, indent=2))
+        described = {
+            "name": name,
+            "kind": component.kind,
+            "from": component.origin,
+            "doc": component.doc,
+        }
+        typer.echo(
+            json.dumps({**described, "schema": component.options.model_json_schema()}, indent=2)
+        )
         return
     typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
     rows = [list(row) for row in option_rows(component)]
-    print_table(["option", "type", "default", "meaning"], rows) if rows else typer.echo("It has no options.")
+    print_table(["option", "type", "default", "meaning"], rows) if rows else typer.echo(
+        "It has no options."
+    )
 
 
-def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:  # noqa: B006
+def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:
     """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
     import torch
 
@@ -146,7 +181,10 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
 
     registry = load_registry(no_plugin, plugins_dir)
     report = describe_environment(registry)
-    report["devices"] = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+    report["devices"] = [
+        "cpu",
+        *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+    ]
     report["folders"] = {"cache": str(cache_dir()), "data": str(data_root(None))}
     report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
     report["notes"] = {p.name: "; ".join(p.notes) for p in registry.plugins if p.notes}
@@ -154,7 +192,11 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
         typer.echo(json.dumps(report, indent=2))
     else:
         for key, value in report.items():
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            text = (
+                ", ".join(f"{k} {v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else value
+            )
             typer.echo(f"{key}: {', '.join(text) if isinstance(text, list) else text or 'none'}")
     if report["failed"]:
         raise typer.Exit(1)
@@ -167,7 +209,9 @@ def _kind(word: str) -> Any:
     if word in KINDS.values():
         return word
     if word not in KINDS:
-        raise PluginError(f"{word}: no kind of component. {suggest(word, [*KINDS, *KINDS.values()], label='Kinds')}")
+        raise PluginError(
+            f"{word}: no kind of component. {suggest(word, [*KINDS, *KINDS.values()], label='Kinds')}"
+        )
     return KINDS[word]
 
 

@@ -21,17 +21,43 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def predict(
-    trained: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, or a file of --save", show_default=False)],
-    query: Annotated[Path, typer.Option(metavar="DIR", help="pictures to predict; in class folders: with accuracy")],
-    support: Annotated[Path | None, typer.Option(metavar="DIR", help="labelled pictures, one folder for each class")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="write the table (CSV) here (default: print it)")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page to look at")] = None,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="keep the adapted predictor, to use in place of RUN")] = None,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="write the predictor with torch.export (.pt2)")] = None,
-    invert: Annotated[bool, typer.Option("--invert", help="exchange light and dark in all pictures")] = False,
-    checkpoint: Annotated[str | None, typer.Option(help="best or last (default: as in the recipe)")] = None,
+    trained: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="directory of a run, or a file of --save", show_default=False
+        ),
+    ],
+    query: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="pictures to predict; in class folders: with accuracy"),
+    ],
+    support: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="labelled pictures, one folder for each class"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="write the table (CSV) here (default: print it)"),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write a page to look at")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="keep the adapted predictor, to use in place of RUN"),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="write the predictor with torch.export (.pt2)"),
+    ] = None,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="exchange light and dark in all pictures")
+    ] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="best or last (default: as in the recipe)")
+    ] = None,
     device: Device = "auto",
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
     from fsl_core.reporting.predictions import Predictions
@@ -51,15 +77,24 @@ def predict(
     if out:
         write_atomically(out, predictions.to_csv())
         counts = Counter(predictions.predicted)
-        typer.echo(f"{len(pictures.names)} pictures: {', '.join(f'{n} {name}' for name, n in counts.most_common())}")
+        typer.echo(
+            f"{len(pictures.names)} pictures: {', '.join(f'{n} {name}' for name, n in counts.most_common())}"
+        )
     else:
         typer.echo(predictions.to_csv(), nl=False)
     if predictions.accuracy is not None:
-        typer.echo(f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None)
+        typer.echo(
+            f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None
+        )
 
 
 def _predictor(
-    trained: Path, support: Path | None, invert: bool, checkpoint: str | None, device: torch.device, no_plugin: list[str]
+    trained: Path,
+    support: Path | None,
+    invert: bool,
+    checkpoint: str | None,
+    device: torch.device,
+    no_plugin: list[str],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
     from fsl_core.training.prediction import adapt_to_folder, load_predictor
@@ -68,21 +103,30 @@ def _predictor(
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
     if not trained.is_file():
         if support is None:
-            raise RunError("--support: absent. A folder with one folder of labelled pictures for each class")
+            raise RunError(
+                "--support: absent. A folder with one folder of labelled pictures for each class"
+            )
         return adapt_to_folder(trained, support, invert, checkpoint, device, no_plugin)
     given = {"--support": support, "--invert": invert, "--checkpoint": checkpoint}
     if named := [name for name, value in given.items() if value]:
-        raise RunError(f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save alone")
+        raise RunError(
+            f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save alone"
+        )
     return load_predictor(trained, device, no_plugin)
 
 
 def _note(predictor: AdaptedPredictor) -> None:
     """Say on stderr what a user might not expect."""
     if len(set(predictor.found)) > 1:
-        counts = ", ".join(f"{name} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True))
+        counts = ", ".join(
+            f"{name} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
+        )
         typer.echo(
-            f"note: unequal numbers of labelled pictures ({counts}); the first {predictor.n_shot} of each are used", err=True
+            f"note: unequal numbers of labelled pictures ({counts}); the first {predictor.n_shot} of each are used",
+            err=True,
         )
     if predictor.together:
         how = f"norm {predictor.experiment.norm}, adapter {predictor.learner.adapter.name}"
-        typer.echo(f"note: {how}: a prediction depends on which pictures are predicted together", err=True)
+        typer.echo(
+            f"note: {how}: a prediction depends on which pictures are predicted together", err=True
+        )

@@ -40,7 +40,9 @@ class ProgressBar:
             if self._console.is_terminal:
                 self._console.print(f"execution {run.execution}", highlight=False, soft_wrap=True)
             self._bar.start()
-            self._task = self._bar.add_task("training", total=run.steps, completed=run.step, status="")
+            self._task = self._bar.add_task(
+                "training", total=run.steps, completed=run.step, status=""
+            )
 
     @fsl.hookimpl
     def fsl_step_finished(self, run: Any, step: int, metrics: dict[str, float]) -> None:
@@ -56,11 +58,18 @@ class ProgressBar:
     def fsl_evaluated(self, run: Any, split: str, result: dict[str, Any]) -> None:
         if split == "validation":
             best = "  (best so far)" if run.best and run.best["step"] == run.step else ""
-            self._console.print(f"step {run.step}: validation {format_score(result)}{best}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"step {run.step}: validation {format_score(result)}{best}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _status(self, run: Any) -> str:
         metric = run.experiment.source.task.metric
-        mean = {key: sum(m[key] for m in self._recent) / len(self._recent) for key in ("loss", metric, "seconds")}
+        mean = {
+            key: sum(m[key] for m in self._recent) / len(self._recent)
+            for key in ("loss", metric, "seconds")
+        }
         rate = run.recipe.sections.outer.meta_batch_size / mean["seconds"]
         return f"loss {mean['loss']:.3f}  {metric} {mean[metric]:.3f}  {rate:.0f} episodes/s"
 

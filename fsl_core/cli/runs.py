@@ -27,7 +27,10 @@ from fsl_core.cli.arguments import (
 if TYPE_CHECKING:
     from fsl_core.training.run import Run
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="run directory (default: runs/<recipe>, numbered)")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="run directory (default: runs/<recipe>, numbered)"),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -37,10 +40,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def run(
     recipe: RecipeFile,
-    overrides: Overrides = [],  # noqa: B006 (typer reads the default)
+    overrides: Overrides = [],
     out: Out = None,
     device: Device = "auto",
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +53,12 @@ def run(
     _print_result(result, directory, as_json)
 
 
-def resume(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = [], as_json: Json = False) -> None:  # noqa: B006
+def resume(
+    directory: RunDirectory,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],
+    as_json: Json = False,
+) -> None:
     """Continue a run from its last checkpoint, exactly as if it had never stopped."""
     from fsl_core.training.run import open_run
 
@@ -65,11 +73,15 @@ def resume(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
 
 def evaluate(
     directory: RunDirectory,
-    episodes: Annotated[int | None, typer.Option(min=2, help="test episodes (default: as in the recipe)")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=2, help="test episodes (default: as in the recipe)")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
-    checkpoint: Annotated[str | None, typer.Option(help="best or last (default: as in the recipe)")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="best or last (default: as in the recipe)")
+    ] = None,
     device: Device = "auto",
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
@@ -92,17 +104,19 @@ def evaluate(
 
 def reproduce(
     recipe: RecipeFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     out: Out = None,
     device: Device = "auto",
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
 ) -> None:
     """Run a recipe and hold the result against its `expect:`; exit code 1 if it is outside the tolerance."""
     from fsl_core.config.recipe import read_recipe
     from fsl_core.errors import RecipeError
 
-    expected = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides).sections.expect
+    expected = read_recipe(
+        recipe, load_registry(no_plugin, plugins_dir, recipe), overrides
+    ).sections.expect
     if not expected:
         raise RecipeError(
             f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
@@ -114,12 +128,14 @@ def reproduce(
         within = key in result and abs(result[key] - wanted.value) <= wanted.tolerance
         missed |= not within
         found = f"{result[key]:.4f}" if key in result else "absent"
-        typer.echo(f"{'reproduced' if within else 'NOT reproduced'}: {key} {found}, expected {wanted.value} ± {wanted.tolerance}")
+        typer.echo(
+            f"{'reproduced' if within else 'NOT reproduced'}: {key} {found}, expected {wanted.value} ± {wanted.tolerance}"
+        )
     if missed:
         raise typer.Exit(1)
 
 
-def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = []) -> None:  # noqa: B006
+def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = []) -> None:
     """Write a finished run's report.html anew and say where it is."""
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
@@ -142,7 +158,10 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
 def compare(
     first: RunDirectory,
     second: RunDirectory,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page with a scatter of episodes")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="write a page with a scatter of episodes"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
@@ -158,22 +177,34 @@ def compare(
         write_comparison(html, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        episodes = {"episode_set": runs[0].result["episode_set"], "page": str(html) if html else None}
+        episodes = {
+            "episode_set": runs[0].result["episode_set"],
+            "page": str(html) if html else None,
+        }
         typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
         return
     for run in runs:
-        typer.echo(f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}")
+        typer.echo(
+            f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
+        )
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
     )
-    typer.echo(f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}")
+    typer.echo(
+        f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
+    )
     if html is not None:
         typer.echo(f"page: {html}")
 
 
 def _run(
-    recipe_file: Path, overrides: list[str], out: Path | None, device: str, no_plugin: list[str], plugins_dir: Path | None
+    recipe_file: Path,
+    overrides: list[str],
+    out: Path | None,
+    device: str,
+    no_plugin: list[str],
+    plugins_dir: Path | None,
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
     from fsl_core.hooks.registry import plugin_files
@@ -182,7 +213,9 @@ def _run(
     registry = load_registry(no_plugin, plugins_dir, recipe_file)
     recipe = read_recipe(recipe_file, registry, overrides)
     directory = out or _free_directory(recipe_file.stem)
-    with new_run(directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)) as started:
+    with new_run(
+        directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
+    ) as started:
         return _complete(started), directory
 
 
@@ -203,7 +236,10 @@ def _complete(run: Run) -> dict[str, Any]:
         with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
             result = judge(run, on_episode)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint", err=True)
+        typer.echo(
+            f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint",
+            err=True,
+        )
         raise typer.Exit(130) from None
     finally:
         bar.stop()
@@ -241,13 +277,21 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     from fsl_core.cli.progress import format_score
 
     if as_json:
-        typer.echo(json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2))
+        typer.echo(
+            json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
+        )
         return
-    typer.echo(f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}")
+    typer.echo(
+        f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
+    )
     metric = result["metric"]
-    steps = [result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result]
+    steps = [
+        result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result
+    ]
     if steps:
-        typer.echo(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
+        typer.echo(
+            f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
+        )
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

@@ -28,10 +28,16 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="of the package, fsl-<words>", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="of the package, fsl-<words>", show_default=False)
+    ],
     kind: Annotated[Kind, typer.Option(help="what it adds", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder that gets a folder NAME")] = Path(),
-    author: Annotated[str | None, typer.Option(help="for LICENSE and pyproject.toml (default: git's user.name)")] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder that gets a folder NAME")
+    ] = Path(),
+    author: Annotated[
+        str | None, typer.Option(help="for LICENSE and pyproject.toml (default: git's user.name)")
+    ] = None,
 ) -> None:
     """Write a complete package with a working example: code, tests by the conformance kit, a recipe, CI."""
     _check_name(name, kind)
@@ -41,15 +47,26 @@ def new_plugin(
     try:
         import copier
     except ImportError as error:
-        raise PluginError("new-plugin: copier is not installed. pip install 'fsl-core[templates]'") from error
+        raise PluginError(
+            "new-plugin: copier is not installed. pip install 'fsl-core[templates]'"
+        ) from error
     major, minor = _core_version()
-    data = {"name": name, "kind": kind.value, "author": author or _git_author(), "year": date.today().year}
+    data = {
+        "name": name,
+        "kind": kind.value,
+        "author": author or _git_author(),
+        "year": date.today().year,
+    }
     data |= {"core": f"{major}.{minor}", "next_core": f"{major}.{minor + 1}"}
     try:
         copier.run_copy(str(TEMPLATE), target, data=data, defaults=True, quiet=True)
     except OSError as error:
-        raise PluginError(f"{target}: {error.strerror}. A folder that can be written to, with --out") from error
-    recipe = f"{target}/recipes/{name.removeprefix('fsl-') if kind is Kind.episodes else 'glyphs'}.yaml"
+        raise PluginError(
+            f"{target}: {error.strerror}. A folder that can be written to, with --out"
+        ) from error
+    recipe = (
+        f"{target}/recipes/{name.removeprefix('fsl-') if kind is Kind.episodes else 'glyphs'}.yaml"
+    )
     typer.echo(f"{target}: {kind.value} {name.removeprefix('fsl-')}. Next:")
     typer.echo(f"  pip install -e '{target}[testing]'\n  pytest {target}\n  fsl run {recipe}")
 
@@ -59,16 +76,23 @@ def _check_name(name: str, kind: Kind) -> None:
     from fsl_core.hooks.registry import load
 
     if not re.fullmatch(r"fsl(-[a-z][a-z0-9]*)+", name):
-        words = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("fsl")).strip("-0123456789") or "mine"
+        words = (
+            re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("fsl")).strip("-0123456789")
+            or "mine"
+        )
         raise PluginError(
             f"{name}: no name of a plugin. fsl- and words of small letters with dashes between, such as fsl-{words}"
         )
     if name == "fsl-core" or any(name in packages.values() for packages in PACKAGES.values()):
-        raise PluginError(f"{name}: a package of that name exists. Another one, or a pull request to it")
+        raise PluginError(
+            f"{name}: a package of that name exists. Another one, or a pull request to it"
+        )
     registry, component = load(), name.removeprefix("fsl-")
     if component in registry.names(kind.value):
         origin = registry.get(kind.value, component).origin
-        raise PluginError(f"{name}: {kind.value} {component!r} is offered by {origin}. Another name")
+        raise PluginError(
+            f"{name}: {kind.value} {component!r} is offered by {origin}. Another name"
+        )
 
 
 def _core_version() -> tuple[int, int]:
@@ -81,7 +105,9 @@ def _core_version() -> tuple[int, int]:
 def _git_author() -> str:
     """git's user.name, where there is one."""
     try:
-        done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "config", "user.name"], capture_output=True, text=True, check=False
+        )
     except OSError:  # no git
         return "The authors"
     return done.stdout.strip() or "The authors"

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.cli.arguments import Device, Json, NoPlugin, Overrides, PluginsDir, RecipeFile, choose_device, load_registry
+from fsl_core.cli.arguments import (
+    Device,
+    Json,
+    NoPlugin,
+    Overrides,
+    PluginsDir,
+    RecipeFile,
+    choose_device,
+    load_registry,
+)
 
 if TYPE_CHECKING:
     from fsl_core.config.matrix import Cell
@@ -19,8 +28,16 @@ if TYPE_CHECKING:
     from fsl_core.reporting.sweep import SweepResult
     from fsl_core.sweeping.schedule import Job
 
-SweepDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="directory (default: runs/<recipe>-sweep)")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="runs at a time; cores are shared among them")]
+SweepDirectory = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="directory (default: runs/<recipe>-sweep)"),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="N", help="runs at a time; cores are shared among them"
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -29,11 +46,11 @@ def add_commands(app: typer.Typer) -> None:
 
 def sweep(
     recipe: RecipeFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     jobs: Jobs = 1,
     out: SweepDirectory = None,
     device: Device = "auto",
-    no_plugin: NoPlugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     as_json: Json = False,
 ) -> None:
@@ -68,11 +85,15 @@ def sweep(
         typer.echo(json.dumps({"rows": table(result), "sweep": str(directory)}, indent=2))
     else:
         _print_table(result)
-        typer.echo(f"tables: {directory / 'sweep.csv'}, {directory / 'differences.csv'}\nreport: {page}")
+        typer.echo(
+            f"tables: {directory / 'sweep.csv'}, {directory / 'differences.csv'}\nreport: {page}"
+        )
     if any(job.state == "failed" for job in queue):
         for job in queue:
             if job.state == "failed":
-                typer.echo(f"{job.cell.title}: {job.error} ({job.directory / 'output.txt'})", err=True)
+                typer.echo(
+                    f"{job.cell.title}: {job.error} ({job.directory / 'output.txt'})", err=True
+                )
         raise typer.Exit(1)
 
 
@@ -104,7 +125,9 @@ def _interruptible() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]
     before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield
@@ -128,7 +151,12 @@ def _live(queue: Sequence[Job]) -> Iterator[Any]:
                 told.add(id(job))
                 reason = f": {job.error}" if job.error else ""
                 done = f"[{sum(j.state in ('finished', 'failed') for j in queue)}/{len(queue)}]"
-                console.print(f"{done} {job.cell.title}: {job.state}{reason}", highlight=False, markup=False, soft_wrap=True)
+                console.print(
+                    f"{done} {job.cell.title}: {job.state}{reason}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
 
     if not console.is_terminal:
         yield tell
@@ -142,14 +170,21 @@ def _status_table(queue: Sequence[Job], height: int):
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, title_justify="left")
-    counts = {state: sum(job.state == state for job in queue) for state in dict.fromkeys(job.state for job in queue)}
+    counts = {
+        state: sum(job.state == state for job in queue)
+        for state in dict.fromkeys(job.state for job in queue)
+    }
     table.title = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     for heading in ("run", "state", "step", "seconds"):
         table.add_column(heading)
     order = {"running": 0, "elsewhere": 1, "failed": 2, "waiting": 3, "finished": 4}
     for job in sorted(queue, key=lambda job: order[job.state])[: max(3, height - 5)]:
-        step = f"{job.step} / {job.cell.recipe.sections.outer.steps}" if job.state == "running" else ""
-        table.add_row(Text(job.cell.title), job.state, step, f"{job.seconds:.0f}" if job.seconds else "")
+        step = (
+            f"{job.step} / {job.cell.recipe.sections.outer.steps}" if job.state == "running" else ""
+        )
+        table.add_row(
+            Text(job.cell.title), job.state, step, f"{job.seconds:.0f}" if job.seconds else ""
+        )
     return table
 
 
@@ -164,7 +199,17 @@ def _print_table(result: SweepResult) -> None:
         if row[metric] == "":
             rows.append([*labels, "no run finished", "", "", "", "", f"{row['failed']} failed"])
             continue
-        figures = [f"{row[metric]:.4f} ± {row['interval']:.4f}", f"{row['seed_sd']:.4f}" if row["seed_sd"] != "" else "-"]
-        times = [f"{row['rank']:g}", f"{1000 * row['adaptation_seconds']:.1f} ms", f"{row['training_seconds']:.1f} s"]
+        figures = [
+            f"{row[metric]:.4f} ± {row['interval']:.4f}",
+            f"{row['seed_sd']:.4f}" if row["seed_sd"] != "" else "-",
+        ]
+        times = [
+            f"{row['rank']:g}",
+            f"{1000 * row['adaptation_seconds']:.1f} ms",
+            f"{row['training_seconds']:.1f} s",
+        ]
         rows.append([*labels, *figures, *times, f"{row['failed']} failed" if row["failed"] else ""])
-    print_table([*axes, f"{metric} (95 % interval)", "sd over seeds", "rank", "adaptation", "training", ""], rows)
+    print_table(
+        [*axes, f"{metric} (95 % interval)", "sd over seeds", "rank", "adaptation", "training", ""],
+        rows,
+    )

@@ -30,7 +30,10 @@ class Document:
     def where(self, path: Sequence[str | int]) -> str:
         """`<file>:<line>: <key>` of a key path, or of its nearest written parent."""
         path = tuple(path)
-        place = next((self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places), self.source)
+        place = next(
+            (self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places),
+            self.source,
+        )
         key = ".".join(str(part) for part in path)
         return f"{place}: {key}" if key else place
 
@@ -44,7 +47,9 @@ def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:
         raise RecipeError(f"{path}: {reason}. A recipe file in YAML") from error
     data = _parse(text, str(path))
     if not isinstance(data, CommentedMap):
-        raise RecipeError(f"{path}:1: {_name(data)}. A mapping of sections such as episodes, backbone, adapter, outer")
+        raise RecipeError(
+            f"{path}:1: {_name(data)}. A mapping of sections such as episodes, backbone, adapter, outer"
+        )
     document = Document(str(path), {}, {(): f"{path}:1"})
     document.data = _plain(data, document, ())
     for override in overrides:
@@ -66,9 +71,13 @@ def _parse(text: str, source: str) -> Any:
         problem = " ".join(str(error.problem or error.context or "not YAML").split())
         raise RecipeError(f"{source}{line}: YAML syntax: {problem}. Well-formed YAML") from error
     except YAMLError as error:
-        raise RecipeError(f"{source}: YAML syntax: {' '.join(str(error).split())}. Well-formed YAML") from error
+        raise RecipeError(
+            f"{source}: YAML syntax: {' '.join(str(error).split())}. Well-formed YAML"
+        ) from error
     except Exception as error:  # ruamel's constructors raise nearly anything on a date that is none or a foreign tag
-        raise RecipeError(f"{source}: YAML: {' '.join(str(error).split())}. Well-formed YAML") from error
+        raise RecipeError(
+            f"{source}: YAML: {' '.join(str(error).split())}. Well-formed YAML"
+        ) from error
 
 
 def _plain(node: Any, document: Document, path: KeyPath) -> Any:
@@ -84,15 +93,24 @@ def _plain(node: Any, document: Document, path: KeyPath) -> Any:
     return None if node is None else str(node)
 
 
-def _note_lines(node: CommentedMap | CommentedSeq, document: Document, path: KeyPath, part: type[str] | type[int]) -> None:
-    for key, (line, *_) in (node.lc.data or {}).items():  # keys merged by `<<` have no line of their own
+def _note_lines(
+    node: CommentedMap | CommentedSeq,
+    document: Document,
+    path: KeyPath,
+    part: type[str] | type[int],
+) -> None:
+    for key, (line, *_) in (
+        node.lc.data or {}
+    ).items():  # keys merged by `<<` have no line of their own
         document.places[(*path, part(key))] = f"{document.source}:{line + 1}"
 
 
 def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"-s {override}: not an override. key.path=value, such as adapter.inner_lr=0.1")
+        raise RecipeError(
+            f"-s {override}: not an override. key.path=value, such as adapter.inner_lr=0.1"
+        )
     path = tuple(key.split("."))
     set_key(document, path, read_value(text, f"-s {key}"), "-s", said=f"-s {override}")
 
@@ -103,7 +121,10 @@ def set_key(document: Document, path: KeyPath, value: Any, place: str, said: str
     for depth, part in enumerate(path[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            asked, passed = said or f"{place}: {'.'.join(map(str, path))}", ".".join(map(str, path[:depth]))
+            asked, passed = (
+                said or f"{place}: {'.'.join(map(str, path))}",
+                ".".join(map(str, path[:depth])),
+            )
             raise RecipeError(f"{asked}: {passed} is {_name(node)}. A key path through mappings")
     node[path[-1]] = value
     document.places = {p: where for p, where in document.places.items() if p[: len(path)] != path}
@@ -111,4 +132,6 @@ def set_key(document: Document, path: KeyPath, value: Any, place: str, said: str
 
 
 def _name(value: Any) -> str:
-    return "empty" if value is None else f"a {type(value).__name__.lower().removeprefix('commented')}"
+    return (
+        "empty" if value is None else f"a {type(value).__name__.lower().removeprefix('commented')}"
+    )

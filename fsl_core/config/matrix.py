@@ -46,7 +46,9 @@ class Axis:
         found: set[str] = set()
         for selector in selectors if isinstance(selectors, list) else [selectors]:
             by_label = {entry.label for entry in self.entries if entry.label == str(selector)}
-            found |= by_label or {entry.label for entry in self.entries if _means(selector, entry.value)}
+            found |= by_label or {
+                entry.label for entry in self.entries if _means(selector, entry.value)
+            }
         return found
 
 
@@ -76,7 +78,11 @@ class Cell:
 
 def title(axis: str, label: str) -> str:
     """A label with the last word of its key path, where the label alone would not tell: `seed 0`, but `maml`."""
-    return label if re.match(r"[A-Za-z]", label) and label not in ("True", "False", "None") else f"{axis.split('.')[-1]} {label}"
+    return (
+        label
+        if re.match(r"[A-Za-z]", label) and label not in ("True", "False", "None")
+        else f"{axis.split('.')[-1]} {label}"
+    )
 
 
 def recipe_digest(resolved: Mapping[str, Any]) -> str:
@@ -108,13 +114,23 @@ def read_matrix(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ())
     section = document.data.pop("matrix", None)
     where = document.where(("matrix",))
     if section is None:
-        raise RecipeError(f"{path}: no `matrix:`, so there is nothing to sweep. matrix: {{adapter: [...], seed: [0, 1]}}")
+        raise RecipeError(
+            f"{path}: no `matrix:`, so there is nothing to sweep. matrix: {{adapter: [...], seed: [0, 1]}}"
+        )
     if not isinstance(section, dict) or not [name for name in section if name not in RESERVED]:
-        raise RecipeError(f"{where}: found {json.dumps(section)}. Lists at key paths, such as {{adapter: [...], seed: [0, 1]}}")
+        raise RecipeError(
+            f"{where}: found {json.dumps(section)}. Lists at key paths, such as {{adapter: [...], seed: [0, 1]}}"
+        )
     if document.data.get("expect"):
-        raise RecipeError(f"{document.where(('expect',))}: figures of one run, and a matrix is of many. One of the two")
+        raise RecipeError(
+            f"{document.where(('expect',))}: figures of one run, and a matrix is of many. One of the two"
+        )
     faults: list[str] = []
-    axes = tuple(_axis(document, name, value, faults) for name, value in section.items() if name not in RESERVED)
+    axes = tuple(
+        _axis(document, name, value, faults)
+        for name, value in section.items()
+        if name not in RESERVED
+    )
     faults += _shared_keys(document, axes)
     excluded = _selections(document, axes, section.get("exclude"), faults)
     baseline = _baseline(document, axes, section.get("baseline"), faults)
@@ -126,7 +142,9 @@ def read_matrix(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ())
         if not any(_selects(axes, selection, _labels(axes, entries)) for selection in excluded)
     ]
     if not kept:
-        raise RecipeError(f"{document.where(('matrix', 'exclude'))}: leaves no combination. At least one")
+        raise RecipeError(
+            f"{document.where(('matrix', 'exclude'))}: leaves no combination. At least one"
+        )
     return Matrix(document, axes, tuple(_checked(document, axes, kept, catalogue)), baseline)
 
 
@@ -145,10 +163,21 @@ def _axis(document: Document, name: str, value: Any, faults: list[str]) -> Axis:
         path = tuple(name.split("."))
         values = [{"name": v} if path in SECTIONS and isinstance(v, str) else v for v in value]
         labels = _unique_labels(values)
-        entries = [Entry(label, v, ((path, v, (*written, i)),)) for i, (label, v) in enumerate(zip(labels, values, strict=True))]
-    elif isinstance(value, dict) and value and all(isinstance(v, dict) and v for v in value.values()):
         entries = [
-            Entry(label, None, tuple((tuple(key.split(".")), v, (*written, label, key)) for key, v in changes.items()))
+            Entry(label, v, ((path, v, (*written, i)),))
+            for i, (label, v) in enumerate(zip(labels, values, strict=True))
+        ]
+    elif (
+        isinstance(value, dict) and value and all(isinstance(v, dict) and v for v in value.values())
+    ):
+        entries = [
+            Entry(
+                label,
+                None,
+                tuple(
+                    (tuple(key.split(".")), v, (*written, label, key)) for key, v in changes.items()
+                ),
+            )
             for label, changes in value.items()
         ]
     else:
@@ -157,7 +186,9 @@ def _axis(document: Document, name: str, value: Any, faults: list[str]) -> Axis:
         entries = []
     labels = [entry.label for entry in entries]
     twice = sorted({label for label in labels if labels.count(label) > 1})
-    faults += [f"{document.where(written)}: {label} is there twice. Every value once" for label in twice]
+    faults += [
+        f"{document.where(written)}: {label} is there twice. Every value once" for label in twice
+    ]
     return Axis(name, tuple(entries))
 
 
@@ -185,7 +216,9 @@ def _shared_keys(document: Document, axes: Iterable[Axis]) -> Iterator[str]:
             owner[path] = axis.name
 
 
-def _selections(document: Document, axes: tuple[Axis, ...], written: Any, faults: list[str]) -> list[dict[str, Any]]:
+def _selections(
+    document: Document, axes: tuple[Axis, ...], written: Any, faults: list[str]
+) -> list[dict[str, Any]]:
     if written is None:
         return []
     if not isinstance(written, list):
@@ -198,14 +231,18 @@ def _selections(document: Document, axes: tuple[Axis, ...], written: Any, faults
     return written
 
 
-def _baseline(document: Document, axes: tuple[Axis, ...], written: Any, faults: list[str]) -> dict[str, Any]:
+def _baseline(
+    document: Document, axes: tuple[Axis, ...], written: Any, faults: list[str]
+) -> dict[str, Any]:
     if written is None:
         return {}
     faults += _selection_faults(document, axes, written, ("matrix", "baseline"))
     return written
 
 
-def _selection_faults(document: Document, axes: tuple[Axis, ...], selection: Any, path: KeyPath) -> Iterator[str]:
+def _selection_faults(
+    document: Document, axes: tuple[Axis, ...], selection: Any, path: KeyPath
+) -> Iterator[str]:
     if not isinstance(selection, dict) or not selection:
         yield f"{document.where(path)}: found {json.dumps(selection)}. A mapping from axes to values, such as {{adapter: maml}}"
         return
@@ -228,7 +265,10 @@ def _selects(axes: Iterable[Axis], selection: Mapping[str, Any], labels: Mapping
 
 
 def _checked(
-    document: Document, axes: tuple[Axis, ...], combinations: list[tuple[Entry, ...]], catalogue: Catalogue
+    document: Document,
+    axes: tuple[Axis, ...],
+    combinations: list[tuple[Entry, ...]],
+    catalogue: Catalogue,
 ) -> list[Cell]:
     cells, found = [], FaultsOfCells(len(combinations))
     for entries in combinations:
@@ -242,16 +282,24 @@ def _checked(
     for cell in cells:
         if (other := by_digest.setdefault(cell.digest, cell)) is not cell:
             where = document.where(("matrix",))
-            raise RecipeError(f"{where}: {other.title} and {cell.title} are one and the same run. Leave one out")
+            raise RecipeError(
+                f"{where}: {other.title} and {cell.title} are one and the same run. Leave one out"
+            )
     return cells
 
 
 def _combined(document: Document, entries: Iterable[Entry]) -> Document:
     combined = Document(document.source, copy.deepcopy(document.data), dict(document.places))
     changes = [change for entry in entries for change in entry.changes]
-    for path, value, written in sorted(changes, key=lambda change: len(change[0])):  # a section before its keys
+    for path, value, written in sorted(
+        changes, key=lambda change: len(change[0])
+    ):  # a section before its keys
         set_key(combined, path, copy.deepcopy(value), document.where(written).split(": ")[0])
-        below = {p[len(written) :]: place for p, place in document.places.items() if p[: len(written)] == written}
+        below = {
+            p[len(written) :]: place
+            for p, place in document.places.items()
+            if p[: len(written)] == written
+        }
         combined.places |= {(*path, *rest): place for rest, place in below.items()}
     return combined
 

@@ -48,7 +48,9 @@ class Component:
     def build(self, section: BaseModel, **injected: Any) -> Any:
         """Call the factory with a validated section and those injected arguments that it declares."""
         declared = {parameter.name for parameter in _parameters(self.factory)}
-        given = {name: getattr(section, name) for name in type(section).model_fields if name != "name"}
+        given = {
+            name: getattr(section, name) for name in type(section).model_fields if name != "name"
+        }
         return self.factory(**given, **{k: v for k, v in injected.items() if k in declared})
 
 
@@ -64,17 +66,28 @@ def _options_model(component: Component) -> type[BaseModel]:
                 f"{where}: argument *{parameter.name}. Every option as an argument of its own: the signature is the schema"
             )
         if parameter.name == "name":
-            raise TypeError(f"{where}: argument 'name'. Another word: recipes use `name` to choose the component")
+            raise TypeError(
+                f"{where}: argument 'name'. Another word: recipes use `name` to choose the component"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
-    config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False)
-    return create_model(f"{component.kind}.{component.name}", __config__=config, __doc__=component.doc or None, **fields)
+    config = ConfigDict(
+        extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False
+    )
+    return create_model(
+        f"{component.kind}.{component.name}",
+        __config__=config,
+        __doc__=component.doc or None,
+        **fields,
+    )
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     if inspect.isclass(factory):
         home = next(base for base in factory.__mro__ if "__init__" in vars(base))
-        if home.__module__ == "torch.nn.modules.module":  # the class, for torch.compile puts a function of its own in place
+        if (
+            home.__module__ == "torch.nn.modules.module"
+        ):  # the class, for torch.compile puts a function of its own in place
             return []  # a module without a constructor of its own
     return list(inspect.signature(factory).parameters.values())
 
@@ -83,4 +96,8 @@ def _type_hints(factory: Callable[..., Any], options: list[inspect.Parameter]) -
     """Resolved annotations of the options alone: those of injected arguments may be imported for type checkers only."""
     function = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else factory)
     annotations = {p.name: Any if p.annotation is p.empty else p.annotation for p in options}
-    return get_type_hints(SimpleNamespace(__annotations__=annotations), getattr(function, "__globals__", {}), include_extras=True)
+    return get_type_hints(
+        SimpleNamespace(__annotations__=annotations),
+        getattr(function, "__globals__", {}),
+        include_extras=True,
+    )

@@ -13,15 +13,23 @@ if TYPE_CHECKING:
 
 Rate = Annotated[float, Field(gt=0, description="step size of the outer loop")]
 Decay = Annotated[float, Field(ge=0, description="L2 penalty (decoupled for adamw)")]
-Betas = Annotated[tuple[float, float], Field(description="decay of the running mean and of the running square")]
+Betas = Annotated[
+    tuple[float, float], Field(description="decay of the running mean and of the running square")
+]
 Eps = Annotated[float, Field(description="added to the denominator")]
-Momentum = Annotated[float, Field(ge=0, lt=1, description="share of the last step that is taken again")]
+Momentum = Annotated[
+    float, Field(ge=0, lt=1, description="share of the last step that is taken again")
+]
 Schedule = Callable[[int, int], float]
 """(steps done, steps in all) -> factor on the optimizer's step size."""
 
 
 def adam(
-    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: Eps = 1e-8, weight_decay: Decay = 0.0
+    parameters: Iterable[Tensor],
+    lr: Rate = 0.001,
+    betas: Betas = (0.9, 0.999),
+    eps: Eps = 1e-8,
+    weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980)."""
     from torch.optim import Adam
@@ -30,7 +38,11 @@ def adam(
 
 
 def adamw(
-    parameters: Iterable[Tensor], lr: Rate = 0.001, betas: Betas = (0.9, 0.999), eps: Eps = 1e-8, weight_decay: Decay = 0.01
+    parameters: Iterable[Tensor],
+    lr: Rate = 0.001,
+    betas: Betas = (0.9, 0.999),
+    eps: Eps = 1e-8,
+    weight_decay: Decay = 0.01,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     from torch.optim import AdamW
@@ -70,16 +82,23 @@ def constant() -> Schedule:
 
 
 def cosine(
-    final_factor: Annotated[float, Field(ge=0, le=1, description="share of the step size left at the end")] = 0.0,
+    final_factor: Annotated[
+        float, Field(ge=0, le=1, description="share of the step size left at the end")
+    ] = 0.0,
 ) -> Schedule:
     """Half a cosine from 1 to final_factor over the run (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts)."""
     from math import cos, pi
 
-    return lambda step, total: final_factor + (1 - final_factor) * (1 + cos(pi * step / max(1, total))) / 2
+    return lambda step, total: (
+        final_factor + (1 - final_factor) * (1 + cos(pi * step / max(1, total))) / 2
+    )
 
 
 def multistep(
-    milestones: Annotated[list[Annotated[int, Field(ge=0)]], Field(description="outer steps at which the step size drops")],
+    milestones: Annotated[
+        list[Annotated[int, Field(ge=0)]],
+        Field(description="outer steps at which the step size drops"),
+    ],
     gamma: Annotated[float, Field(gt=0, le=1, description="factor at each milestone")] = 0.1,
 ) -> Schedule:
     """The step size is multiplied by gamma at each milestone."""

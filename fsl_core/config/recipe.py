@@ -52,11 +52,21 @@ class Evaluate(_Section):
     """How the trained learner is judged, on episodes that are the same for every run with these settings."""
 
     episodes: Annotated[int, Field(gt=1, description="number of test episodes")] = 600
-    seed: Annotated[int, Field(ge=0, description="of the frozen evaluation episodes; not the run's seed")] = 0
-    n_way: Annotated[int | None, Field(ge=2, description="classes per test episode, if not as in training")] = None
-    n_shot: Annotated[Count | None, Field(description="support items per class in test, if not as in training")] = None
-    n_query: Annotated[Count | None, Field(description="query items per class in test, if not as in training")] = None
-    checkpoint: Annotated[Literal["best", "last"], Field(description="best on validation, or the last")] = "best"
+    seed: Annotated[
+        int, Field(ge=0, description="of the frozen evaluation episodes; not the run's seed")
+    ] = 0
+    n_way: Annotated[
+        int | None, Field(ge=2, description="classes per test episode, if not as in training")
+    ] = None
+    n_shot: Annotated[
+        Count | None, Field(description="support items per class in test, if not as in training")
+    ] = None
+    n_query: Annotated[
+        Count | None, Field(description="query items per class in test, if not as in training")
+    ] = None
+    checkpoint: Annotated[
+        Literal["best", "last"], Field(description="best on validation, or the last")
+    ] = "best"
 
 
 class ExecutionOptions(_Section):
@@ -64,15 +74,26 @@ class ExecutionOptions(_Section):
 
     mode: Annotated[
         Literal["auto", "loop", "vmap", "compiled"],
-        Field(description="loop: task by task; vmap: one batch; compiled: that, by torch.compile; auto: measured at the start"),
+        Field(
+            description="loop: task by task; vmap: one batch; compiled: that, by torch.compile; auto: measured at the start"
+        ),
     ] = "auto"
-    workers: Annotated[Count | None, Field(description="tasks at once, on a core each, of a loop on a CPU; null: measured")] = (
-        None
+    workers: Annotated[
+        Count | None,
+        Field(description="tasks at once, on a core each, of a loop on a CPU; null: measured"),
+    ] = None
+    chunk: Annotated[
+        Count | None,
+        Field(description="tasks batched together at most by vmap and compiled; null: all"),
+    ] = None
+    precision: Annotated[Literal["float32", "bf16"], Field(description="bf16: under autocast")] = (
+        "float32"
     )
-    chunk: Annotated[Count | None, Field(description="tasks batched together at most by vmap and compiled; null: all")] = None
-    precision: Annotated[Literal["float32", "bf16"], Field(description="bf16: under autocast")] = "float32"
     checkpoint_gradients: Annotated[
-        bool, Field(description="query activations computed again in the backward pass: slower, in less memory; loop only")
+        bool,
+        Field(
+            description="query activations computed again in the backward pass: slower, in less memory; loop only"
+        ),
     ] = False
 
 
@@ -86,15 +107,23 @@ class Expected(_Section):
 class MatrixSection(_Section):
     """Lists of values at key paths; `fsl sweep` runs every combination."""
 
-    exclude: Annotated[list[dict[str, Any]], Field(description="combinations left out, such as {adapter: maml}")] = []
-    baseline: Annotated[dict[str, Any], Field(description="what the others are compared with; default: the first")] = {}
+    exclude: Annotated[
+        list[dict[str, Any]], Field(description="combinations left out, such as {adapter: maml}")
+    ] = []
+    baseline: Annotated[
+        dict[str, Any], Field(description="what the others are compared with; default: the first")
+    ] = {}
 
 
 _AXIS = {
     "description": "values of this key path, or named mappings of key paths to values",
     "oneOf": [
         {"type": "array", "minItems": 1},
-        {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object", "minProperties": 1}},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"type": "object", "minProperties": 1},
+        },
     ],
 }
 
@@ -104,41 +133,70 @@ class _Outer(_Section):
 
     meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
     steps: Annotated[Count, Field(description="outer steps")]
-    clip_gradient_norm: Annotated[float | None, Field(gt=0, description="longest meta-gradient followed")] = None
-    clip_gradient_value: Annotated[float | None, Field(gt=0, description="largest entry of the meta-gradient followed")] = None
+    clip_gradient_norm: Annotated[
+        float | None, Field(gt=0, description="longest meta-gradient followed")
+    ] = None
+    clip_gradient_value: Annotated[
+        float | None, Field(gt=0, description="largest entry of the meta-gradient followed")
+    ] = None
     log_conflict: Annotated[
-        int, Field(ge=0, description="outer steps between measurements of how far tasks' meta-gradients conflict; 0: never")
+        int,
+        Field(
+            ge=0,
+            description="outer steps between measurements of how far tasks' meta-gradients conflict; 0: never",
+        ),
     ] = 0
-    validate_every: Annotated[int, Field(ge=0, description="outer steps between validations; 0: never")] = 500
+    validate_every: Annotated[
+        int, Field(ge=0, description="outer steps between validations; 0: never")
+    ] = 500
     validate_episodes: Annotated[int, Field(gt=1, description="episodes of one validation")] = 100
     checkpoint_every: Annotated[Count, Field(description="outer steps between checkpoints")] = 500
 
 
-def recipe_model(catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | None = None) -> type[BaseModel]:
+def recipe_model(
+    catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | None = None
+) -> type[BaseModel]:
     """The pydantic model of a recipe; chosen: the components one recipe names, where not every installed one may appear."""
 
     def section(path: KeyPath) -> Any:
         if chosen is not None:
             return chosen[path].options if path in chosen else Any
         models = tuple(component.options for component in catalogue.components(SECTIONS[path]))
-        return Annotated[Union[models], Field(discriminator="name")] if len(models) > 1 else models[0]  # noqa: UP007
+        if len(models) == 1:
+            return models[0]
+        return Annotated[Union[models], Field(discriminator="name")]  # noqa: UP007
 
     by_default = {
-        path[-1]: (section(path), Field(default={"name": name}, validate_default=True)) for path, name in DEFAULT_NAMES.items()
+        path[-1]: (section(path), Field(default={"name": name}, validate_default=True))
+        for path, name in DEFAULT_NAMES.items()
     }
     outer = create_model("outer", __base__=_Outer, **by_default)
     return create_model(
         "recipe",
         __base__=_Section,
-        seed=(Annotated[int, Field(ge=0, description="of initial weights and training episodes")], 0),
-        requires=(Annotated[list[str], Field(description="distributions the recipe needs, such as fsl-maml>=0.1")], []),
+        seed=(
+            Annotated[int, Field(ge=0, description="of initial weights and training episodes")],
+            0,
+        ),
+        requires=(
+            Annotated[
+                list[str],
+                Field(description="distributions the recipe needs, such as fsl-maml>=0.1"),
+            ],
+            [],
+        ),
         episodes=(section(("episodes",)), ...),
         backbone=(section(("backbone",)), ...),
         adapter=(section(("adapter",)), ...),
         outer=(outer, ...),
         execution=(ExecutionOptions, ExecutionOptions()),
         evaluate=(Evaluate, Evaluate()),
-        expect=(Annotated[dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")], {}),
+        expect=(
+            Annotated[
+                dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")
+            ],
+            {},
+        ),
     )
 
 
@@ -162,9 +220,14 @@ class Recipe:
             return self.chosen[path].build(section, **injected)
         except ValueError as error:
             raise RecipeError(f"{self.document.where(path)}: {error}") from error
-        except (RuntimeError, MemoryError) as error:  # torch's own, as for a layer larger than memory
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as error:  # torch's own, as for a layer larger than memory
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RecipeError(f"{self.document.where(path)}: cannot be built: {reason}. Other or smaller options") from error
+            raise RecipeError(
+                f"{self.document.where(path)}: cannot be built: {reason}. Other or smaller options"
+            ) from error
 
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data, defaults written out and paths absolute, so that it means the same anywhere."""
@@ -176,7 +239,9 @@ def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ())
     document = read_document(path, overrides)
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
-        raise RecipeError(f"{where}: a matrix of many runs. `fsl sweep {path}` runs them all, `-s matrix=null` leaves it out")
+        raise RecipeError(
+            f"{where}: a matrix of many runs. `fsl sweep {path}` runs them all, `-s matrix=null` leaves it out"
+        )
     return check_document(document, catalogue)
 
 
@@ -186,7 +251,9 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     faults += _unmet_requirements(document)
     faults += _huge_numbers(document, document.data)
     model = recipe_model(catalogue, chosen)
-    document.data = {key: value for key, value in document.data.items() if value is not None}  # `expect:` with nothing below
+    document.data = {
+        key: value for key, value in document.data.items() if value is not None
+    }  # `expect:` with nothing below
     try:
         sections = model.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
@@ -199,11 +266,22 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
 def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
     """JSON Schema of recipes made from everything installed, for completion in editors."""
     schema = recipe_model(catalogue).model_json_schema()
-    complete = {"required": schema.pop("required")}  # the values of a matrix may stand in for a section
+    complete = {
+        "required": schema.pop("required")
+    }  # the values of a matrix may stand in for a section
     matrix = MatrixSection.model_json_schema()
-    schema["properties"]["matrix"] = {**matrix, "additionalProperties": _AXIS, "description": MatrixSection.__doc__}
+    schema["properties"]["matrix"] = {
+        **matrix,
+        "additionalProperties": _AXIS,
+        "description": MatrixSection.__doc__,
+    }
     conditional = {"if": {"required": ["matrix"]}, "else": complete}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, **conditional, "title": "fsl recipe"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        **conditional,
+        "title": "fsl recipe",
+    }
 
 
 def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Component], list[str]]:
@@ -218,7 +296,9 @@ def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Com
             continue
         if not isinstance(section, dict) or not isinstance(section.get("name"), str):
             example = section if isinstance(section, str) else _example(catalogue, kind)
-            faults.append(f"{document.where(path)}: no `name`. A mapping such as {{name: {example}}}")
+            faults.append(
+                f"{document.where(path)}: no `name`. A mapping such as {{name: {example}}}"
+            )
             continue
         try:
             chosen[path] = catalogue.get(kind, section["name"])
@@ -242,9 +322,13 @@ def _unmet_requirements(document: Document) -> list[str]:
             requirement = Requirement(text)
             version = metadata.version(requirement.name)
             if not requirement.specifier.contains(version, prereleases=True):
-                faults.append(f"{where}: {requirement.name} {version} is installed. pip install --upgrade '{text}'")
+                faults.append(
+                    f"{where}: {requirement.name} {version} is installed. pip install --upgrade '{text}'"
+                )
         except InvalidRequirement:
-            faults.append(f"{where}: {text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1")
+            faults.append(
+                f"{where}: {text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+            )
         except metadata.PackageNotFoundError:
             faults.append(f"{where}: {requirement.name} is not installed. pip install '{text}'")
     return faults
@@ -253,12 +337,16 @@ def _unmet_requirements(document: Document) -> list[str]:
 def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
     if isinstance(node, dict | list):
         items = node.items() if isinstance(node, dict) else enumerate(node)
-        return [fault for key, value in items for fault in _huge_numbers(document, value, (*path, key))]
+        return [
+            fault for key, value in items for fault in _huge_numbers(document, value, (*path, key))
+        ]
     huge = isinstance(node, int) and abs(node) >= 2**63
     return [f"{document.where(path)}: found {node}. A number that 64 bits can hold"] if huge else []
 
 
-def _validation_faults(document: Document, error: ValidationError, model: type[BaseModel]) -> list[str]:
+def _validation_faults(
+    document: Document, error: ValidationError, model: type[BaseModel]
+) -> list[str]:
     expected: dict[KeyPath, list[str]] = {}
     faults = []
     for fault in error.errors(include_url=False):
@@ -268,12 +356,16 @@ def _validation_faults(document: Document, error: ValidationError, model: type[B
         elif fault["type"] == "missing":
             faults.append(f"{document.where(path)}: absent. It is required")
         else:
-            expected.setdefault(path, []).append(re.sub(r"^(Input should be|\w+ should have|Value error,) ", "", fault["msg"]))
+            expected.setdefault(path, []).append(
+                re.sub(r"^(Input should be|\w+ should have|Value error,) ", "", fault["msg"])
+            )
     for path, alternatives in expected.items():
         if any(other[: len(path)] == path for other in expected if other != path):
             continue  # the fault is further down: a wrong item also makes its list too short
         found = json.dumps(_at(document.data, path))
-        faults.append(f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}")
+        faults.append(
+            f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}"
+        )
     return faults
 
 
@@ -281,7 +373,11 @@ def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
     """The key path as the recipe has it: pydantic's names for the members of a union are left out."""
     path: KeyPath = ()
     for part in fault["loc"]:
-        absent = not (part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data)))
+        absent = not (
+            part in data
+            if isinstance(data, dict)
+            else isinstance(data, list) and part in range(len(data))
+        )
         if absent and fault["type"] != "missing":
             break
         path += (part,)
@@ -293,7 +389,11 @@ def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
     owner, options = "the recipe", model
     for part in path[:-1]:
         options = options.model_fields[str(part)].annotation
-        owner = options.__name__.replace(".", " ", 1) if "." in options.__name__ else f"section '{part}'"
+        owner = (
+            options.__name__.replace(".", " ", 1)
+            if "." in options.__name__
+            else f"section '{part}'"
+        )
     kind, _, name = owner.partition(" ")
     owner = f"{kind} {name!r}" if kind in SECTIONS.values() else owner
     return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"

@@ -43,7 +43,11 @@ def recipe_reference(catalogue: Catalogue) -> str:
     """Markdown with a table for each section of a recipe and for each component that one can name."""
     recipe = recipe_model(catalogue)
     components = [c for kind in SECTIONS.values() for c in catalogue.components(kind)]
-    parts = [HEAD.format(origins=", ".join(sorted({c.origin for c in components if c.origin[-1].isdigit()})))]
+    parts = [
+        HEAD.format(
+            origins=", ".join(sorted({c.origin for c in components if c.origin[-1].isdigit()}))
+        )
+    ]
     parts += ["## The recipe\n", _table(recipe, ())]
     parts += ["## outer\n", _table(recipe.model_fields["outer"].annotation, ("outer",))]
     for heading, model in (
@@ -56,7 +60,9 @@ def recipe_reference(catalogue: Catalogue) -> str:
     for path, kind in SECTIONS.items():
         parts.append(f"## {_plural(kind)}\n\nUnder `{'.'.join(path)}`.\n")
         for component in catalogue.components(kind):
-            parts.append(f"### {component.name}\n\nFrom {component.origin}.\n\n```text\n{component.doc}\n```\n")
+            parts.append(
+                f"### {component.name}\n\nFrom {component.origin}.\n\n```text\n{component.doc}\n```\n"
+            )
             parts.append(_table(component.options))
     return "\n".join(parts)
 
@@ -69,22 +75,41 @@ def option_rows(component: Component) -> list[tuple[str, str, str, str]]:
 def _table(model: type[BaseModel], path: KeyPath | None = None) -> str:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     rows = [row for row in _rows(model, path) if row[0] != "name"]
-    lines += [f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(meaning)} |" for name, kind, default, meaning in rows]
+    lines += [
+        f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(meaning)} |"
+        for name, kind, default, meaning in rows
+    ]
     return "\n".join(lines) + "\n" if rows else "It has no options.\n"
 
 
-def _rows(model: type[BaseModel], path: KeyPath | None = None) -> Iterator[tuple[str, str, str, str]]:
+def _rows(
+    model: type[BaseModel], path: KeyPath | None = None
+) -> Iterator[tuple[str, str, str, str]]:
     """path: of the model in a recipe, where it has keys that name components or hold sections."""
     schema = model.model_json_schema()
     for name, spec in schema["properties"].items():
-        default = "required" if name in schema.get("required", ()) else json.dumps(spec.get("default"))
+        default = (
+            "required" if name in schema.get("required", ()) else json.dumps(spec.get("default"))
+        )
         meaning = spec.get("description", "")
         if path is not None and (where := (*path, name)) in SECTIONS:
             kind = _plural(SECTIONS[where])
-            yield name, f"one of the [{kind}](#{kind})", DEFAULT_NAMES.get(where, "required"), MEANINGS[SECTIONS[where]]
+            yield (
+                name,
+                f"one of the [{kind}](#{kind})",
+                DEFAULT_NAMES.get(where, "required"),
+                MEANINGS[SECTIONS[where]],
+            )
         elif path == () and "$ref" in json.dumps(spec):
-            about = meaning or (inspect.getdoc(model.model_fields[name].annotation) or "").split(";")[0].rstrip(".")
-            yield name, f"[section](#{name})", default if default == "required" else "its defaults", about
+            about = meaning or (inspect.getdoc(model.model_fields[name].annotation) or "").split(
+                ";"
+            )[0].rstrip(".")
+            yield (
+                name,
+                f"[section](#{name})",
+                default if default == "required" else "its defaults",
+                about,
+            )
         else:
             yield name, type_text(spec), default, meaning
 
@@ -99,7 +124,9 @@ def type_text(spec: Mapping[str, Any]) -> str:
     text = spec.get("type", "any")
     if text == "array":
         text = f"list of {type_text(spec.get('items', {}))}"
-    return " ".join([text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)])
+    return " ".join(
+        [text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)]
+    )
 
 
 def _plural(kind: str) -> str:

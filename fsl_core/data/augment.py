@@ -34,7 +34,9 @@ def crop_flip(images: Tensor, bits: np.ndarray) -> Tensor:
     images: (n, channels, height, width).    bits: (n, 3) uint64: for the row, the column and the mirror.
     """
     n, channels, height, width = images.shape
-    corners = torch.from_numpy((to_uniform(bits[:, :2]) * (2 * PADDING + 1)).astype(np.int64)).to(images.device)
+    corners = torch.from_numpy((to_uniform(bits[:, :2]) * (2 * PADDING + 1)).astype(np.int64)).to(
+        images.device
+    )
     rows = (corners[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (corners[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
     item, channel = (torch.arange(m, device=images.device) for m in (n, channels))

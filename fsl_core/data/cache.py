@@ -88,7 +88,9 @@ def _load(path: Path) -> dict[str, Tensor] | None:
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # beside the target: one file system, so that the move is atomic
+    with tempfile.TemporaryDirectory(
+        dir=path.parent
+    ) as folder:  # beside the target: one file system, so that the move is atomic
         new = Path(folder) / path.name
         save_file(tensors, new, metadata={"digest": tensors_digest(tensors)})
         os.replace(new, path)

@@ -21,7 +21,9 @@ def draw_bits(seed: int, split: str, indices: Sequence[int], n: int) -> np.ndarr
     fresh = philox.state
     bits = np.empty((len(indices), n), np.uint64)
     for row, index in zip(bits, indices, strict=True):
-        fresh["state"]["counter"] = np.array([0, 0, index, 0], np.uint64)  # 2**128 blocks for each episode
+        fresh["state"]["counter"] = np.array(
+            [0, 0, index, 0], np.uint64
+        )  # 2**128 blocks for each episode
         philox.state = fresh
         row[:] = philox.random_raw(n)
     return bits
@@ -42,6 +44,8 @@ def to_distinct(bits: np.ndarray, population: np.ndarray) -> np.ndarray:
     deck = np.tile(np.arange(population.max(initial=0)), (rows, 1))
     row = np.arange(rows)
     for i in range(n):
-        pick = i + ((bits[:, i] >> np.uint64(32)) * (population - i).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+        pick = i + (
+            (bits[:, i] >> np.uint64(32)) * (population - i).astype(np.uint64) >> np.uint64(32)
+        ).astype(np.int64)
         deck[row, i], deck[row, pick] = deck[row, pick], deck[row, i]
     return deck[:, :n]

@@ -34,12 +34,17 @@ class LabelledPool:
     def __post_init__(self):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             found = f"shape {tuple(self.images.shape)}, {self.images.dtype}"
-            raise ShapeError(f"LabelledPool: images: {found}. Expected (n, channels, height, width), torch.uint8")
+            raise ShapeError(
+                f"LabelledPool: images: {found}. Expected (n, channels, height, width), torch.uint8"
+            )
         if len(self.classes) != len(self.counts) or sum(self.counts) != len(self.images):
             found = (
-                f"{len(self.images)} images, {len(self.classes)} classes, {len(self.counts)} counts with sum {sum(self.counts)}"
+                f"{len(self.images)} images, {len(self.classes)} classes, "
+                f"{len(self.counts)} counts with sum {sum(self.counts)}"
             )
-            raise ShapeError(f"LabelledPool: {found}. Expected one count a class, with the number of images as their sum")
+            raise ShapeError(
+                f"LabelledPool: {found}. Expected one count a class, with the number of images as their sum"
+            )
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DataError(f"LabelledPool: class {twice!r} comes twice. Every class once")
@@ -48,8 +53,14 @@ class LabelledPool:
     def from_classes(cls, items: Iterable[tuple[str, np.ndarray | Tensor]]) -> LabelledPool:
         """A pool of (class name, (count, channels, height, width) uint8) pairs, in their order."""
         named = [(name, torch.as_tensor(images)) for name, images in items]
-        images = torch.cat([images for _, images in named]) if named else torch.empty(0, 1, 0, 0, dtype=torch.uint8)
-        return cls(images, tuple(name for name, _ in named), tuple(len(images) for _, images in named))
+        images = (
+            torch.cat([images for _, images in named])
+            if named
+            else torch.empty(0, 1, 0, 0, dtype=torch.uint8)
+        )
+        return cls(
+            images, tuple(name for name, _ in named), tuple(len(images) for _, images in named)
+        )
 
     @classmethod
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
@@ -98,7 +109,13 @@ class PooledEpisodes(EpisodeSource):
     """
 
     def __init__(
-        self, n_way: int, n_shot: int, n_query: int, *, input_shape: tuple[int, int, int], augment: Augmentation = "none"
+        self,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        *,
+        input_shape: tuple[int, int, int],
+        augment: Augmentation = "none",
     ):
         """input_shape: (channels, height, width) of an image.
 
@@ -128,23 +145,33 @@ class PooledEpisodes(EpisodeSource):
         task, pool = task or self.task, self.pool(split)
         where = f"episodes {self.name!r}: split {split!r}"
         if len(pool.classes) < task.n_way:
-            raise DataError(f"{where} has {len(pool.classes)} classes. n_way: {task.n_way} needs at least {task.n_way}")
+            raise DataError(
+                f"{where} has {len(pool.classes)} classes. n_way: {task.n_way} needs at least {task.n_way}"
+            )
         found, needed = min(pool.counts), task.n_shot + task.n_query
         if found < needed:
             least = pool.classes[pool.counts.index(found)]
             need = f"n_shot: {task.n_shot} and n_query: {task.n_query} need at least {needed}"
             raise DataError(f"{where}, class {least!r} has {found} images. {need}")
 
-    def batch(self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None) -> Episode:
+    def batch(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
+    ) -> Episode:
         task = task or self.task
         self.check(split, task)
         pool = self.pool(split)
-        rows = _draw_rows(pool, draw_bits(seed, split, indices, task.n_way * (1 + task.n_shot + task.n_query)), task)
+        rows = _draw_rows(
+            pool,
+            draw_bits(seed, split, indices, task.n_way * (1 + task.n_shot + task.n_query)),
+            task,
+        )
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
         change = self._augment if split == "train" else None
         bits = _augmentation_bits(seed, split, indices, task) if change else rows
         parts = (slice(None, task.n_shot), slice(task.n_shot, None))
-        support, query = (_labelled_set(pool.images, rows[:, :, part], change, bits[:, :, part]) for part in parts)
+        support, query = (
+            _labelled_set(pool.images, rows[:, :, part], change, bits[:, :, part]) for part in parts
+        )
         return Episode(support, query, ids)
 
 
@@ -160,26 +187,37 @@ def _draw_rows(pool: LabelledPool, bits: np.ndarray, task: TaskShape) -> np.ndar
     return pool.offsets[classes][..., None] + items.reshape(n, task.n_way, -1)
 
 
-def _augmentation_bits(seed: int, split: str, indices: Sequence[int], task: TaskShape) -> np.ndarray:
+def _augmentation_bits(
+    seed: int, split: str, indices: Sequence[int], task: TaskShape
+) -> np.ndarray:
     """(meta_batch_size, n_way, n_shot + n_query, 3) bits; those of the support set do not depend on the number of queries."""
     per_class = task.n_shot + task.n_query
     bits = draw_bits(seed, f"{split}/augment", indices, per_class * task.n_way * 3)
     return bits.reshape(-1, per_class, task.n_way, 3).swapaxes(1, 2)
 
 
-def _labelled_set(images: Tensor, rows: np.ndarray, change: Change | None, bits: np.ndarray) -> LabelledSet:
+def _labelled_set(
+    images: Tensor, rows: np.ndarray, change: Change | None, bits: np.ndarray
+) -> LabelledSet:
     """The images of (meta_batch_size, n_way, per_class) rows, changed by their bits, with the labels of their places."""
     n, n_way, per_class = rows.shape
     y = np.arange(n_way, dtype=np.int64).repeat(per_class)[None].repeat(n, 0)
     if change:
-        images = change(images[torch.from_numpy(rows.reshape(-1)).to(images.device)], bits.reshape(-1, bits.shape[-1]))
+        images = change(
+            images[torch.from_numpy(rows.reshape(-1)).to(images.device)],
+            bits.reshape(-1, bits.shape[-1]),
+        )
         rows = np.arange(rows.size)
     return LabelledSet(_scaled(images, rows.reshape(n, -1)), torch.from_numpy(y).to(images.device))
 
 
 def _scaled(images: Tensor, rows: np.ndarray) -> Tensor:
     """images[rows] / 255, float32; bit for bit the same on every device."""
-    if images.device.type == "cpu":  # NumPy stays on this thread: waking torch's takes longer than the work
+    if (
+        images.device.type == "cpu"
+    ):  # NumPy stays on this thread: waking torch's takes longer than the work
         return torch.from_numpy(np.divide(images.numpy().take(rows, axis=0), 255, dtype=np.float32))
     index = torch.from_numpy(rows).to(images.device)
-    return images[index].float() / torch.tensor(255.0, device=images.device)  # a number would become a rounded reciprocal
+    return images[index].float() / torch.tensor(
+        255.0, device=images.device
+    )  # a number would become a rounded reciprocal

@@ -27,7 +27,9 @@ class EpisodeSource(ABC):
     tasks: int | None = None
 
     @abstractmethod
-    def batch(self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None) -> Episode:
+    def batch(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
+    ) -> Episode:
         """The episodes of these indices, with a leading (len(indices),) axis.
 
         task: another shape than `self.task`, for an evaluation with more shots, queries or ways than training.

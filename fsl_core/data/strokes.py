@@ -21,7 +21,9 @@ WORDS = 96  # random numbers that a character or a drawing may take
 CHUNK = 4000  # drawings rendered at a time: bounds memory to about 100 MB
 
 
-def draw_characters(n_classes: int, n_drawings: int, jitter: float = 1.0, seed: int = 0) -> np.ndarray:
+def draw_characters(
+    n_classes: int, n_drawings: int, jitter: float = 1.0, seed: int = 0
+) -> np.ndarray:
     """Random characters, drawn again and again: (n_classes, n_drawings, 1, 28, 28) uint8, ink 255 on 0.
 
     Drawing d of character c is a function of (seed, jitter, c, d), however many others there are.
@@ -83,7 +85,9 @@ def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
     bends = np.arange(1, POINTS - 1)  # the control points at which a stroke may turn
     side = np.where((kind > 0.80)[..., None] & (bends > POINTS // 2), -1.0, 1.0)
     sudden = bends == 1 + np.floor(at * len(bends))[..., None].astype(int)
-    turns = bend[..., None] * np.where(cornered[..., None], 1.2 * sudden, 0.5 * side * ~straight[..., None])
+    turns = bend[..., None] * np.where(
+        cornered[..., None], 1.2 * sudden, 0.5 * side * ~straight[..., None]
+    )
 
     n = len(count)
     points = np.empty((n, STROKES, POINTS, 2))
@@ -91,14 +95,20 @@ def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
     for stroke in range(STROKES):
         start = free[:, stroke]
         if stroke:
-            earlier = points[rows, np.floor(onto[:, stroke] * stroke).astype(int), np.floor(at[:, stroke] * POINTS).astype(int)]
+            earlier = points[
+                rows,
+                np.floor(onto[:, stroke] * stroke).astype(int),
+                np.floor(at[:, stroke] * POINTS).astype(int),
+            ]
             start = np.where((joined[:, stroke] < 0.80)[:, None], earlier, start)
         direction = heading[:, stroke]
         points[:, stroke, 0] = start
         for k in range(1, POINTS):
             if k > 1:
                 direction = _turn(direction, turns[:, stroke, k - 2])
-            points[:, stroke, k] = points[:, stroke, k - 1] + direction * (length[:, stroke] / (POINTS - 1))[:, None]
+            points[:, stroke, k] = (
+                points[:, stroke, k - 1] + direction * (length[:, stroke] / (POINTS - 1))[:, None]
+            )
 
     present = np.arange(STROKES) < count[:, None]
     inside = present[..., None, None]
@@ -109,7 +119,9 @@ def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
 
 def _hand(dice: _Dice, points: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
     """One drawing of each row: control points in pixels, and the pen's radius in pixels, (n,)."""
-    along = np.linspace(-1, 1, POINTS)[:, None]  # each stroke is moved, pulled lengthwise or sideways, and bent
+    along = np.linspace(-1, 1, POINTS)[
+        :, None
+    ]  # each stroke is moved, pulled lengthwise or sideways, and bent
     moved, pulled, bent = (dice.bell(0.03 * jitter, STROKES, 1, 2) for _ in range(3))
     points = points + moved + along * pulled + along**2 * bent
     points = _turn(points, dice.bell(0.07 * jitter, 1, 1))
@@ -137,7 +149,9 @@ def _render(curve: np.ndarray, present: np.ndarray, radius: np.ndarray) -> np.nd
     margin = 4
     width = SIDE + 2 * margin
     drawing, stroke = np.nonzero(present)
-    centre = np.clip(curve[drawing, stroke], -2.5, SIDE + 1.5) + margin  # (strokes, pen positions, 2)
+    centre = (
+        np.clip(curve[drawing, stroke], -2.5, SIDE + 1.5) + margin
+    )  # (strokes, pen positions, 2)
     corner = np.floor(centre).astype(np.int64)
     away = centre - corner
     reach = (radius + 0.5)[drawing][:, None]

@@ -34,7 +34,10 @@ def torchvision() -> ModuleType:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
     for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define(
+            f"torchvision::{operator}",
+            "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        )
     return import_module("torchvision")
 
 
@@ -55,9 +58,17 @@ def torchvision_dataset(name: str, root: Path, **options: Any) -> Any:
             root.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings(action="ignore"):  # of NumPy, about how old files were pickled
             return getattr(torchvision().datasets, name)(root, **options)
-    except (OSError, RuntimeError, HTTPException, AssertionError, ValueError) as error:  # no network, or not the file expected
+    except (
+        OSError,
+        RuntimeError,
+        HTTPException,
+        AssertionError,
+        ValueError,
+    ) as error:  # no network, or not the file expected
         what = "download of" if download else "reading"
-        raise DataError(f"{root}: {what} {name} failed ({error}). A network connection, or the files in place") from error
+        raise DataError(
+            f"{root}: {what} {name} failed ({error}). A network connection, or the files in place"
+        ) from error
 
 
 def decode_image(file: Path, size: int, channels: Literal["rgb", "gray"] = "rgb") -> Tensor:
@@ -70,7 +81,9 @@ def decode_image(file: Path, size: int, channels: Literal["rgb", "gray"] = "rgb"
         with warnings.catch_warnings(action="ignore"), Image.open(file) as found:
             return to_pixels(found, size, channels)
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        raise DataError(f"{file}: not a readable image ({error}). A whole image file, or none") from error
+        raise DataError(
+            f"{file}: not a readable image ({error}). A whole image file, or none"
+        ) from error
 
 
 def to_pixels(image: Image.Image, size: int, channels: Literal["rgb", "gray"] = "rgb") -> Tensor:

@@ -48,9 +48,14 @@ def why_not_vectorized(learner: Learner) -> str | None:
     """What keeps a learner from being computed as one batch of tasks, or None."""
     if not learner.adapter.vectorizable:
         return f"adapter {learner.adapter.name!r} takes one task at a time"
-    modules = [*learner.backbone.named_modules(prefix="backbone"), *learner.adapter.named_modules(prefix="adapter")]
+    modules = [
+        *learner.backbone.named_modules(prefix="backbone"),
+        *learner.adapter.named_modules(prefix="adapter"),
+    ]
     for name, module in modules:
-        if isinstance(module, _INEXACT) and (getattr(module, "affine", True) or getattr(module, "track_running_stats", False)):
+        if isinstance(module, _INEXACT) and (
+            getattr(module, "affine", True) or getattr(module, "track_running_stats", False)
+        ):
             return (
                 f"{name} is a {type(module).__name__}, whose second derivatives are wrong under vmap, or which keeps statistics; "
                 "fsl_core.Norm is exact"
@@ -61,10 +66,18 @@ def why_not_vectorized(learner: Learner) -> str | None:
 def settle(wanted: Execution, learner: Learner) -> Choice:
     """The execution that a recipe names, or `loop` with the reason where that one would be wrong or does not exist."""
     if wanted.workers > 1 and not learner.adapter.threadable:
-        return Choice(replace(wanted, workers=1), f"1 worker instead of {wanted.workers}: {_NOT_SHARED}", {})
-    obstacle = why_not_vectorized(learner) or ("gradients are checkpointed" if wanted.checkpoint_gradients else None)
+        return Choice(
+            replace(wanted, workers=1), f"1 worker instead of {wanted.workers}: {_NOT_SHARED}", {}
+        )
+    obstacle = why_not_vectorized(learner) or (
+        "gradients are checkpointed" if wanted.checkpoint_gradients else None
+    )
     if obstacle and wanted.mode != "loop":
-        return Choice(replace(wanted, mode="loop", chunk=None), f"loop instead of {wanted.mode}: {obstacle}", {})
+        return Choice(
+            replace(wanted, mode="loop", chunk=None),
+            f"loop instead of {wanted.mode}: {obstacle}",
+            {},
+        )
     return Choice(wanted, "the recipe names it", {})
 
 
@@ -92,7 +105,9 @@ def choose(
             best, seconds, reason = several, found, "whole tasks on each core were fastest"
     obstacle = why_not_vectorized(learner)
     if obstacle or options.checkpoint_gradients:
-        return Choice(best, f"{reason}; no vmap: {obstacle or 'gradients are checkpointed'}", trials.seconds)
+        return Choice(
+            best, f"{reason}; no vmap: {obstacle or 'gradients are checkpointed'}", trials.seconds
+        )
     vmap = replace(options, mode="vmap", workers=1)
     if trials.measure(vmap) * MARGIN < seconds:
         best, seconds, reason = vmap, trials.seconds["vmap"], "all tasks as one batch were fastest"
@@ -119,9 +134,8 @@ class _Trials:
             if execution.mode == "loop":
                 raise
             self.seconds[str(execution)] = float("inf")
-            self.failed = (
-                f"{execution} failed: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            )
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.failed = f"{execution} failed: {reason}"
         return self.seconds[str(execution)]
 
     def _timed(self, execution: Execution) -> Iterator[float]:
@@ -142,6 +156,8 @@ def _may_share_tasks(learner: Learner, episodes: Episode, loss: Loss) -> bool:
         return False
     try:
         copy_modules(learner)
-    except Exception:  # a module says in its own way that it cannot be copied; then one thread takes all tasks
+    except (
+        Exception
+    ):  # a module says in its own way that it cannot be copied; then one thread takes all tasks
         return False
     return not draws_random_numbers(lambda: learner.objective(episodes.unbatch()[0], loss))

@@ -21,6 +21,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return False
-    settings = {_M_MMAP_THRESHOLD: 1024 * _MEBIBYTE, _M_TRIM_THRESHOLD: 2047 * _MEBIBYTE, _M_TOP_PAD: 64 * _MEBIBYTE}
+    settings = {
+        _M_MMAP_THRESHOLD: 1024 * _MEBIBYTE,
+        _M_TRIM_THRESHOLD: 2047 * _MEBIBYTE,
+        _M_TOP_PAD: 64 * _MEBIBYTE,
+    }
     accepted = [mallopt(key, value) for key, value in settings.items()]
     return all(accepted)

@@ -35,7 +35,13 @@ class MetaGradient:
     (meta_batch_size, P) matrix, as `TaskWeighting.weigh` sees it.
     """
 
-    def __init__(self, learner: Learner, weighting: TaskWeighting, loss: Loss, execution: Execution = Execution()):  # noqa: B008
+    def __init__(
+        self,
+        learner: Learner,
+        weighting: TaskWeighting,
+        loss: Loss,
+        execution: Execution = Execution(),
+    ):
         self.weighting, self.execution = weighting, execution
         self._trained, self._weightings_own = trained(learner), list(weighting.parameters())
         self._mode = make_mode(learner, loss, execution)
@@ -79,7 +85,7 @@ def meta_gradient(
     weighting: TaskWeighting,
     episodes: Episode,
     loss: Loss,
-    execution: Execution = Execution(),  # noqa: B008
+    execution: Execution = Execution(),
 ) -> MetaBatchResult:
     """One meta-batch by a `MetaGradient` of its own; for many, keep one."""
     return MetaGradient(learner, weighting, loss, execution)(episodes)

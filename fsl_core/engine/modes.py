@@ -55,14 +55,18 @@ class Loop:
         self.parameters, self.workers = trained(learner), Workers(learner, execution.workers)
 
     def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
-        def work(learner: Learner, task: tuple[Episode, Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        def work(
+            learner: Learner, task: tuple[Episode, Tensor]
+        ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
             episode, weight = task
             value, prediction = self._objective(learner, episode)
             gradients = torch.autograd.grad(weight * value, self.parameters, allow_unused=True)
             return value.detach(), prediction.detach(), gradients
 
         total, outcomes = None, []
-        for value, prediction, gradients in self.workers.map(work, zip(episodes.unbatch(), weights.detach(), strict=True)):
+        for value, prediction, gradients in self.workers.map(
+            work, zip(episodes.unbatch(), weights.detach(), strict=True)
+        ):
             total = add_up(total, gradients)
             outcomes.append((value, prediction))
         return _stacked(outcomes), total
@@ -70,8 +74,14 @@ class Loop:
     def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
         def work(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
             value, prediction = self._objective(learner, episode)
-            gradients = torch.autograd.grad(value, self.parameters, allow_unused=True, materialize_grads=True)
-            return value.detach(), prediction.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
+            gradients = torch.autograd.grad(
+                value, self.parameters, allow_unused=True, materialize_grads=True
+            )
+            return (
+                value.detach(),
+                prediction.detach(),
+                torch.cat([gradient.reshape(-1) for gradient in gradients]),
+            )
 
         rows, outcomes = [], []
         for value, prediction, row in self.workers.map(work, episodes.unbatch()):
@@ -89,20 +99,32 @@ class Vmap:
 
     def __init__(self, learner: Learner, loss: Loss, execution: Execution):
         self.parameters, self.execution = trained(learner), execution
-        names = [f"learner.{name}" for name, parameter in learner.named_parameters() if parameter.requires_grad]
+        names = [
+            f"learner.{name}"
+            for name, parameter in learner.named_parameters()
+            if parameter.requires_grad
+        ]
         objective = _Objective(learner, loss)
 
-        def task(parameters: Sequence[Tensor], episode: Episode) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def task(
+            parameters: Sequence[Tensor], episode: Episode
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             with _autocast(execution, episode):
-                value, prediction = functional_call(objective, dict(zip(names, parameters, strict=True)), (episode,))
+                value, prediction = functional_call(
+                    objective, dict(zip(names, parameters, strict=True)), (episode,)
+                )
             return value, (value, prediction)
 
-        def total(parameters: Sequence[Tensor], episodes: Episode, weights: Tensor) -> tuple[Tensor, Tasks]:
+        def total(
+            parameters: Sequence[Tensor], episodes: Episode, weights: Tensor
+        ) -> tuple[Tensor, Tasks]:
             values, aux = vmap(task, (None, 0), randomness="different")(parameters, episodes)
             return (weights * values).sum(), Tasks(*aux)
 
         self._summed: Callable = function_gradient(total, has_aux=True)
-        self._each: Callable = vmap(function_gradient(task, has_aux=True), (None, 0), randomness="different")
+        self._each: Callable = vmap(
+            function_gradient(task, has_aux=True), (None, 0), randomness="different"
+        )
 
     def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
         total, outcomes = None, []
@@ -116,7 +138,9 @@ class Vmap:
         rows, outcomes = [], []
         for chunk in self._chunks(episodes):
             gradients, aux = self._each(self._constants(), chunk)
-            rows.append(torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1))
+            rows.append(
+                torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1)
+            )
             outcomes.append(Tasks(*aux))
         return _joined(outcomes), torch.cat(rows) if len(rows) > 1 else rows[0]
 

@@ -30,16 +30,23 @@ class Workers:
     def __init__(self, learner: Learner, count: int = 1):
         self.learner, self.count = learner, count
         self._pool = (
-            ThreadPoolExecutor(count, "fsl-task", initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
+            ThreadPoolExecutor(count, "fsl-task", initializer=torch.set_num_threads, initargs=(1,))
+            if count > 1
+            else None
         )
         self._of_thread = local()
 
-    def map(self, function: Callable[[Learner, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Learner, Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
         """Results in the order of the items; no more than `count` tasks ahead of the one that is asked for."""
         if self._pool is None:
             yield from (function(self.learner, item) for item in items)
             return
-        era, graded = object(), torch.is_grad_enabled()  # a copy serves one call: modules may change between two
+        era, graded = (
+            object(),
+            torch.is_grad_enabled(),
+        )  # a copy serves one call: modules may change between two
 
         def work(item: Item) -> Result:
             if getattr(self._of_thread, "era", None) is not era:
@@ -71,7 +78,9 @@ def draws_random_numbers(call: Callable[[], object]) -> bool:
     return moved
 
 
-def add_up(total: Sequence[torch.Tensor | None] | None, new: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def add_up(
+    total: Sequence[torch.Tensor | None] | None, new: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
     """The sum of two lists of tensors, entry by entry; None stands for zero."""
     if total is None:
         return list(new)

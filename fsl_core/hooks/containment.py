@@ -48,7 +48,9 @@ def _output_kept(notes: list[str]) -> Iterator[None]:
     names = ("stdout", "stderr")
     before = {name: getattr(sys, name) for name in names}
     taken: list[str] = []
-    diverted = {name: _Diverted(stream, taken) for name, stream in before.items() if stream is not None}
+    diverted = {
+        name: _Diverted(stream, taken) for name, stream in before.items() if stream is not None
+    }
     with TemporaryFile() as file, ExitStack() as descriptors:
         for stream in before.values():
             _flush(stream)
@@ -70,7 +72,9 @@ def _output_kept(notes: list[str]) -> Iterator[None]:
                 stream.let_through()
             descriptors.close()
             file.seek(0)
-            text = " ".join("".join([*taken, file.read().decode("utf-8", errors="replace")]).split())
+            text = " ".join(
+                "".join([*taken, file.read().decode("utf-8", errors="replace")]).split()
+            )
             if text:
                 cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
                 notes.append(f"printed while it loaded: {cut}")
@@ -100,7 +104,9 @@ class _Diverted:
 
 
 def _flush(stream: Any) -> None:
-    with suppress(AttributeError, OSError, ValueError):  # absent, broken or closed: then it holds nothing either
+    with suppress(
+        AttributeError, OSError, ValueError
+    ):  # absent, broken or closed: then it holds nothing either
         stream.flush()
 
 
@@ -116,7 +122,9 @@ def _exit_refused() -> Iterator[None]:
 
     def refuse(status: int) -> None:
         if watched and os.getpid() == process:
-            raise PluginError(f"called os._exit({status!r}) while it loaded. A plugin that raises what is wrong")
+            raise PluginError(
+                f"called os._exit({status!r}) while it loaded. A plugin that raises what is wrong"
+            )
         real(status)
 
     os._exit = refuse
@@ -134,13 +142,21 @@ def _states() -> Iterator[PutBack]:
     if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
         yield from _signal_handlers()
     if numpy_random := sys.modules.get("numpy.random"):
-        yield _value("the random state of numpy", numpy_random.get_state, numpy_random.set_state, _same_numpy_state)
+        yield _value(
+            "the random state of numpy",
+            numpy_random.get_state,
+            numpy_random.set_state,
+            _same_numpy_state,
+        )
     if torch := sys.modules.get("torch"):
         yield from _torch_states(torch)
 
 
 def _value(
-    name: str, read: Callable[[], Any], write: Callable[[Any], Any], same: Callable[[Any, Any], bool] = operator.eq
+    name: str,
+    read: Callable[[], Any],
+    write: Callable[[Any], Any],
+    same: Callable[[Any, Any], bool] = operator.eq,
 ) -> PutBack:
     before = read()
 
@@ -158,7 +174,9 @@ def _environment() -> PutBack:
 
     def put_back() -> str:
         after = dict(os.environ)
-        changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        changed = sorted(
+            key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+        )
         for key in changed:
             if key in before:
                 os.environ[key] = before[key]
@@ -177,7 +195,9 @@ def _warning_filters() -> PutBack:
 
     def put_back() -> str:
         after = list(warnings.filters)
-        narrow = [f for f in after if f not in before and (f[1] or f[3] or f[2].__module__ != "builtins")]
+        narrow = [
+            f for f in after if f not in before and (f[1] or f[3] or f[2].__module__ != "builtins")
+        ]
         scope.__exit__(None, None, None)
         for action, message, category, module, line in reversed(narrow):
             warnings.filterwarnings(action, _pattern(message), category, _pattern(module), line)
@@ -192,8 +212,14 @@ def _pattern(expression: Any) -> str:
 
 def _signal_handlers() -> Iterator[PutBack]:
     for number in signal.Signals:
-        if signal.getsignal(number) is not None:  # None: not set from Python, so Python cannot set it back
-            yield _value(f"the handler of {number.name}", partial(signal.getsignal, number), partial(signal.signal, number))
+        if (
+            signal.getsignal(number) is not None
+        ):  # None: not set from Python, so Python cannot set it back
+            yield _value(
+                f"the handler of {number.name}",
+                partial(signal.getsignal, number),
+                partial(signal.signal, number),
+            )
 
 
 def _same_numpy_state(one: tuple, other: tuple) -> bool:
@@ -202,12 +228,17 @@ def _same_numpy_state(one: tuple, other: tuple) -> bool:
 
 def _torch_states(torch: Any) -> Iterator[PutBack]:
     def set_default_device(device: Any) -> None:
-        torch.set_default_device(None)  # stated as the default, a device slows every call: only where it had been stated
+        torch.set_default_device(
+            None
+        )  # stated as the default, a device slows every call: only where it had been stated
         if torch.get_default_device() != device:
             torch.set_default_device(device)
 
     def deterministic() -> tuple[bool, bool]:
-        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
 
     def set_deterministic(flags: tuple[bool, bool]) -> None:
         torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
@@ -215,10 +246,16 @@ def _torch_states(torch: Any) -> Iterator[PutBack]:
     yield _value("torch's random state", torch.get_rng_state, torch.set_rng_state, torch.equal)
     yield _value("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype)
     yield _value("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled)
-    yield _value("torch's anomaly mode", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly)
+    yield _value(
+        "torch's anomaly mode", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly
+    )
     yield _value("torch's number of threads", torch.get_num_threads, torch.set_num_threads)
     yield _value("torch's deterministic algorithms", deterministic, set_deterministic)
     for flag in ("benchmark", "deterministic", "enabled"):
         cudnn = torch.backends.cudnn
-        yield _value(f"torch.backends.cudnn.{flag}", partial(getattr, cudnn, flag), partial(setattr, cudnn, flag))
+        yield _value(
+            f"torch.backends.cudnn.{flag}",
+            partial(getattr, cudnn, flag),
+            partial(setattr, cudnn, flag),
+        )
     yield _value("torch's default device", torch.get_default_device, set_default_device)

@@ -85,9 +85,15 @@ class Registry:
     def __init__(self) -> None:
         self.plugins: list[Plugin] = []
         self.hook = SimpleNamespace(
-            **{name: partial(self._notify, name) for name in _hook_names() if name not in REGISTRATION_HOOKS}
+            **{
+                name: partial(self._notify, name)
+                for name in _hook_names()
+                if name not in REGISTRATION_HOOKS
+            }
         )
-        self.warn: Callable[[str], None] = lambda text: warnings.warn(text, PluginWarning, stacklevel=4)
+        self.warn: Callable[[str], None] = lambda text: warnings.warn(
+            text, PluginWarning, stacklevel=4
+        )
         self._components: dict[tuple[Kind, str], Component] = {}
         self._conflicts: dict[tuple[Kind, str], str] = {}
         self._manager = pluggy.PluginManager(GROUP)
@@ -108,7 +114,13 @@ class Registry:
             started = time.perf_counter()
             outcome = ""
             try:
-                impl.function(**{name: arguments[name] for name in (*impl.argnames, *impl.kwargnames) if name in arguments})
+                impl.function(
+                    **{
+                        name: arguments[name]
+                        for name in (*impl.argnames, *impl.kwargnames)
+                        if name in arguments
+                    }
+                )
             except (Exception, SystemExit) as error:
                 outcome = f", {_reason(error)}"
                 if plugin is None or os.environ.get("FSL_STRICT_PLUGINS"):
@@ -116,22 +128,30 @@ class Registry:
                 self._drop(plugin, hook, impl.plugin, error)
             finally:
                 if self._traced:
-                    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "run")
+                    given = ", ".join(
+                        f"{name}={value!r}" for name, value in arguments.items() if name != "run"
+                    )
                     milliseconds = 1000 * (time.perf_counter() - started)
                     who = plugin.title if plugin else type(impl.plugin).__name__
                     _trace(f"{hook}({given}) of {who}: {milliseconds:.2f} ms{outcome}")
 
-    def _drop(self, plugin: Plugin, hook: str, implementation: object, error: BaseException) -> None:
+    def _drop(
+        self, plugin: Plugin, hook: str, implementation: object, error: BaseException
+    ) -> None:
         """Training goes on without an observer that raises: a run is worth more than what watches it."""
         self._manager.unregister(implementation)
-        plugin.notes.append(f"{hook} raised {_reason(error)}. It was left out of the rest of the run")
+        plugin.notes.append(
+            f"{hook} raised {_reason(error)}. It was left out of the rest of the run"
+        )
         self.warn(
             f"{plugin.title}: {hook} raised {_reason(error)}. It is left out from here on and the run goes on; "
             "FSL_STRICT_PLUGINS=1 ends the run with the traceback"
         )
 
     def names(self, kind: Kind) -> list[str]:
-        return sorted(name for k, name in self._components if k == kind and (k, name) not in self._conflicts)
+        return sorted(
+            name for k, name in self._components if k == kind and (k, name) not in self._conflicts
+        )
 
     def components(self, kind: Kind) -> list[Component]:
         return [self._components[kind, name] for name in self.names(kind)]
@@ -141,7 +161,9 @@ class Registry:
         if (kind, name) in self._conflicts:
             raise PluginError(self._conflicts[kind, name])
         if (kind, name) not in self._components:
-            raise PluginError(f"{kind} {name!r}: no installed plugin offers it. {self._remedy(kind, name)}")
+            raise PluginError(
+                f"{kind} {name!r}: no installed plugin offers it. {self._remedy(kind, name)}"
+            )
         return self._components[kind, name]
 
     def _remedy(self, kind: Kind, name: str) -> str:
@@ -155,7 +177,14 @@ class Registry:
                 return f"{plugin.origin} would, but it is {plugin.status}: {plugin.reason}"
         return f"pip install {package}"
 
-    def add(self, name: str, module: Callable[[], object], distribution: str, version: str, disabled_by: str = "") -> Plugin:
+    def add(
+        self,
+        name: str,
+        module: Callable[[], object],
+        distribution: str,
+        version: str,
+        disabled_by: str = "",
+    ) -> Plugin:
         """Load one plugin; whatever goes wrong is kept as its reason.
 
         module: imports and returns the plugin.    disabled_by: not loaded at all, for this reason.
@@ -189,16 +218,23 @@ class Registry:
     def _load(self, plugin: Plugin, implementation: Any) -> None:
         wanted = getattr(implementation, "FSL_HOOK_API", specs.HOOK_API)
         if type(wanted) is not int or wanted < 1:
-            raise PluginError(f"FSL_HOOK_API is {wanted!r}. The number of a hook API, such as {specs.HOOK_API}")
+            raise PluginError(
+                f"FSL_HOOK_API is {wanted!r}. The number of a hook API, such as {specs.HOOK_API}"
+            )
         plugin.hook_api = wanted
         if wanted > specs.HOOK_API:
-            raise PluginError(f"needs hook API {wanted}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core")
+            raise PluginError(
+                f"needs hook API {wanted}, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core"
+            )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", specs.HookDeprecation)
             title = self._manager.register(implementation, f"{plugin.distribution}:{plugin.name}")
         try:
             callers = self._manager.get_hookcallers(implementation) or []
-            impls = {caller.name: [i for i in caller.get_hookimpls() if i.plugin is implementation] for caller in callers}
+            impls = {
+                caller.name: [i for i in caller.get_hookimpls() if i.plugin is implementation]
+                for caller in callers
+            }
             plugin.hooks = sorted(impls)
             for hook in plugin.hooks:
                 self._check_hook(hook, impls[hook])
@@ -214,9 +250,13 @@ class Registry:
     def _check_hook(self, hook: str, impls: list[pluggy.HookImpl]) -> None:
         for impl in impls:
             if hook not in _hook_names() and not impl.optionalhook:
-                raise PluginError(f"implements unknown hook {hook!r}. {suggest(hook, _hook_names(), label='Hooks')}")
+                raise PluginError(
+                    f"implements unknown hook {hook!r}. {suggest(hook, _hook_names(), label='Hooks')}"
+                )
             if impl.wrapper or impl.hookwrapper:
-                raise PluginError(f"{hook} wraps the other plugins' calls. A plain function: hooks offer or observe")
+                raise PluginError(
+                    f"{hook} wraps the other plugins' calls. A plain function: hooks offer or observe"
+                )
 
     def _offers(self, plugin: Plugin, implementation: object) -> Iterator[Component]:
         for hook, kind in REGISTRATION_HOOKS.items():
@@ -243,7 +283,9 @@ def _collector(found: list[Component], kind: Kind, origin: str) -> specs.Registe
     def register(factory: Any, name: str | None = None) -> None:
         name = name or getattr(factory, "name", None)
         if not callable(factory) or not isinstance(name, str):
-            raise PluginError(f"registered {factory!r} as {kind}. A class or function with a `name`")
+            raise PluginError(
+                f"registered {factory!r} as {kind}. A class or function with a `name`"
+            )
         component = Component(kind, name, factory, origin)
         _ = component.options  # a signature that is no schema is the plugin's fault: found here, not in someone's recipe
         found.append(component)
@@ -269,7 +311,9 @@ def load(
     installed plugins to load, and leaves one-file plugins alone.
     """
     registry = Registry()
-    import_module("torch")  # what every component is made of; the first plugin to need it is not charged with it
+    import_module(
+        "torch"
+    )  # what every component is made of; the first plugin to need it is not charged with it
     no_plugin = set(no_plugin)
     env_disabled = _listed("FSL_DISABLED_PLUGINS")
     env_only = _listed("FSL_LOAD_PLUGINS") if "FSL_LOAD_PLUGINS" in os.environ else None
@@ -280,28 +324,48 @@ def load(
             return "--no-plugin"
         if called & env_disabled:
             return "FSL_DISABLED_PLUGINS"
-        return "FSL_LOAD_PLUGINS" if external and env_only is not None and not called & env_only else ""
+        return (
+            "FSL_LOAD_PLUGINS"
+            if external and env_only is not None and not called & env_only
+            else ""
+        )
 
     core_version = metadata.version("fsl-core")
     for found in pkgutil.iter_modules(import_module(BUILTIN).__path__):
         reason = disabled_by(found.name, "fsl-core", external=False)
-        registry.add(found.name, _importer(f"{BUILTIN}.{found.name}"), "fsl-core", core_version, reason)
-    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name) if entry_points else ():
+        registry.add(
+            found.name, _importer(f"{BUILTIN}.{found.name}"), "fsl-core", core_version, reason
+        )
+    for entry in (
+        sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name) if entry_points else ()
+    ):
         distribution, version, notes = _origin(entry, core_version)
-        added = registry.add(entry.name, entry.load, distribution, version, disabled_by(entry.name, distribution))
+        added = registry.add(
+            entry.name, entry.load, distribution, version, disabled_by(entry.name, distribution)
+        )
         added.notes += notes
     for module in modules:
         registry.add(
-            module.__name__, lambda module=module: module, module.__name__, "", disabled_by(module.__name__, module.__name__)
+            module.__name__,
+            lambda module=module: module,
+            module.__name__,
+            "",
+            disabled_by(module.__name__, module.__name__),
         )
     for file in files:
         registry.add(
-            file.stem, lambda file=file: _import_file(file), str(file), "", disabled_by(file.stem, str(file), external=False)
+            file.stem,
+            lambda file=file: _import_file(file),
+            str(file),
+            "",
+            disabled_by(file.stem, str(file), external=False),
         )
     unknown = no_plugin - {called for p in registry.plugins for called in (p.name, p.distribution)}
     if unknown:
         name = min(unknown)
-        raise PluginError(f"--no-plugin {name}: no plugin is called so. {suggest(name, {p.name for p in registry.plugins})}")
+        raise PluginError(
+            f"--no-plugin {name}: no plugin is called so. {suggest(name, {p.name for p in registry.plugins})}"
+        )
     return registry
 
 
@@ -312,7 +376,9 @@ def plugin_files(recipe: Path | None, plugins_dir: Path | None) -> list[Path]:
         files.append(beside)
     if plugins_dir is not None:
         if not plugins_dir.is_dir():
-            raise PluginError(f"--plugins-dir {plugins_dir}: no such folder. A folder of .py files with hooks")
+            raise PluginError(
+                f"--plugins-dir {plugins_dir}: no such folder. A folder of .py files with hooks"
+            )
         files += sorted(f for f in plugins_dir.glob("*.py") if f not in files)
     return files
 
@@ -346,11 +412,24 @@ def _origin(entry: metadata.EntryPoint, core_version: str) -> tuple[str, str, li
     """Distribution, version, and a note where the distribution asks for another version of core than there is."""
     try:
         name, version, requires = entry.dist.name, entry.dist.version, entry.dist.requires or []
-    except Exception:  # a folder of metadata that is damaged or half removed: every Python fails in its own way
+    except (
+        Exception
+    ):  # a folder of metadata that is damaged or half removed: every Python fails in its own way
         return "unknown", "", []
-    wanted = [requirement for text in requires if (requirement := _requirement(text)) and requirement.name == "fsl-core"]
-    unmet = [str(w.specifier) for w in wanted if not w.marker and not w.specifier.contains(core_version, prereleases=True)]
-    notes = [f"asks for fsl-core{text}, and this is {core_version}. pip install --upgrade {name}" for text in unmet]
+    wanted = [
+        requirement
+        for text in requires
+        if (requirement := _requirement(text)) and requirement.name == "fsl-core"
+    ]
+    unmet = [
+        str(w.specifier)
+        for w in wanted
+        if not w.marker and not w.specifier.contains(core_version, prereleases=True)
+    ]
+    notes = [
+        f"asks for fsl-core{text}, and this is {core_version}. pip install --upgrade {name}"
+        for text in unmet
+    ]
     return name or "unknown", version or "", notes
 
 

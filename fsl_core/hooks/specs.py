@@ -22,7 +22,9 @@ class HookDeprecation(DeprecationWarning):
     """A plugin implements a hook, or asks for an argument of one, that a later hook API will not have."""
 
 
-def hookspec(since: int, deprecated: str = "", arguments: Mapping[str, str] | None = None) -> Callable[[Hook], Hook]:
+def hookspec(
+    since: int, deprecated: str = "", arguments: Mapping[str, str] | None = None
+) -> Callable[[Hook], Hook]:
     """Declare a hook: the hook API that brought it, and what of it is deprecated, as docs/compatibility.md has it.
 
     deprecated: since when, until when and what to use, as in `since hook API 2, gone in 4. fsl_evaluated`.
@@ -31,12 +33,16 @@ def hookspec(since: int, deprecated: str = "", arguments: Mapping[str, str] | No
 
     def mark(hook: Hook) -> Hook:
         hook.since = since
-        whole = HookDeprecation(f"{hook.__name__} is deprecated {deprecated}") if deprecated else None
+        whole = (
+            HookDeprecation(f"{hook.__name__} is deprecated {deprecated}") if deprecated else None
+        )
         single = {
             name: HookDeprecation(f"{hook.__name__}: argument {name!r} is deprecated {text}")
             for name, text in (arguments or {}).items()
         }
-        return pluggy.HookspecMarker("fsl")(warn_on_impl=whole, warn_on_impl_args=single or None)(hook)
+        return pluggy.HookspecMarker("fsl")(warn_on_impl=whole, warn_on_impl_args=single or None)(
+            hook
+        )
 
     return mark
 

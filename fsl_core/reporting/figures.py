@@ -33,7 +33,9 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def curve(training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str) -> str:
+def curve(
+    training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
+) -> str:
     """key of the records of training, with a running mean over a fiftieth of them, and of validation with its interval."""
     figure, drawn = axes("outer step", key)
     training = [record for record in training if key in record]
@@ -44,7 +46,9 @@ def curve(training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any
     drawn.plot(steps, running_mean(values, max(1, len(values) // 50)), color=BLUE, label="training")
     if validation:
         columns = ([r[k] for r in validation] for k in ("step", key, "interval"))
-        drawn.errorbar(*columns, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation")
+        drawn.errorbar(
+            *columns, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation"
+        )
         drawn.legend(frameon=False, labelcolor=GREY)
     return svg(figure)
 
@@ -85,7 +89,9 @@ def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> s
     return svg(figure)
 
 
-def heat_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], higher_is_better: bool) -> str:
+def heat_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], higher_is_better: bool
+) -> str:
     """values (n_rows, n_columns) as colours and numbers, light for the best; nan: a cell without a result."""
     figure, drawn = axes("", "", size=(2.0 + 0.95 * len(columns), 1.3 + 0.42 * len(rows)))
     shown = np.ma.masked_invalid(values if higher_is_better else -values)
@@ -95,11 +101,21 @@ def heat_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], hi
     for (i, j), value in np.ndenumerate(values):
         missing = not np.isfinite(value)
         colour = GREY if missing else ("black" if image.norm(shown[i, j]) > 0.6 else "white")
-        drawn.text(j, i, "-" if missing else f"{value:.3f}", ha="center", va="center", color=colour, fontsize=9)
+        drawn.text(
+            j,
+            i,
+            "-" if missing else f"{value:.3f}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=9,
+        )
     return svg(figure)
 
 
-def critical_difference(labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float) -> str:
+def critical_difference(
+    labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float
+) -> str:
     """Mean ranks on a line, best at the left; bars join methods whose mean ranks differ by less than `length`."""
     order = np.argsort(ranks, kind="stable")
     k, half = len(labels), (len(labels) + 1) // 2
@@ -114,15 +130,30 @@ def critical_difference(labels: Sequence[str], ranks: np.ndarray, groups: Sequen
         drawn.plot([tick, tick], [0, -0.18], color=GREY, linewidth=1.2)
         drawn.text(tick, -0.25, str(tick), ha="center", va="bottom", color=GREY, fontsize=8)
     drawn.plot([low, low + length], [-0.95, -0.95], color=ORANGE, linewidth=2)
-    drawn.text(low + length, -0.95, f"  critical difference {length:.2f}", va="center", color=GREY, fontsize=8)
+    drawn.text(
+        low + length,
+        -0.95,
+        f"  critical difference {length:.2f}",
+        va="center",
+        color=GREY,
+        fontsize=8,
+    )
     for position, i in enumerate(order):
         left = position < half
         y = depth + 0.55 * (position if left else k - 1 - position)
         edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
         drawn.plot([ranks[i], ranks[i], edge], [0, y, y], color=GREY, linewidth=0.8)
         text = f"{labels[i]}  {ranks[i]:.2f} " if left else f" {ranks[i]:.2f}  {labels[i]}"
-        drawn.text(edge, y, text, ha="right" if left else "left", va="center", color=GREY, fontsize=9)
+        drawn.text(
+            edge, y, text, ha="right" if left else "left", va="center", color=GREY, fontsize=9
+        )
     ordered = ranks[order]
     for n, (first, last) in enumerate(groups):
-        drawn.plot([ordered[first], ordered[last]], [0.35 + 0.28 * n] * 2, color=BLUE, linewidth=3, solid_capstyle="round")
+        drawn.plot(
+            [ordered[first], ordered[last]],
+            [0.35 + 0.28 * n] * 2,
+            color=BLUE,
+            linewidth=3,
+            solid_capstyle="round",
+        )
     return svg(figure)

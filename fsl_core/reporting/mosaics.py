@@ -55,10 +55,14 @@ def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode]
         return [], f"items of shape {task.input_shape} are no pictures"
     if task.kind == "regression" and (task.input_shape, task.output_dim) != ((1,), 1):
         return [], f"a function of {task.input_shape} to {task.output_dim} values is no curve"
-    order = np.argsort(scores if task.metric == "accuracy" else [-score for score in scores], kind="stable")
+    order = np.argsort(
+        scores if task.metric == "accuracy" else [-score for score in scores], kind="stable"
+    )
     worst = [int(i) for i in order[:SHOWN]]
     try:
-        predicted = predict_episodes(experiment.test_learner(), experiment.source, "test", worst, judged.seed, task)
+        predicted = predict_episodes(
+            experiment.test_learner(), experiment.source, "test", worst, judged.seed, task
+        )
         return [_show(i, task, *shown) for i, shown in zip(worst, predicted, strict=True)], ""
     except DataError as error:
         return [], str(error)
@@ -67,15 +71,27 @@ def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode]
 def _show(index: int, task: TaskShape, episode: Episode, prediction: Tensor) -> ShownEpisode:
     score = float(task.score(prediction, episode.query.y))
     if task.kind == "regression":
-        points = [tensor.detach().flatten().cpu().numpy() for tensor in (*episode.support, *episode.query, prediction)]
+        points = [
+            tensor.detach().flatten().cpu().numpy()
+            for tensor in (*episode.support, *episode.query, prediction)
+        ]
         return ShownEpisode(index, score, figure=_curve(*points))
-    return ShownEpisode(index, score, tuple(_class_row(episode, prediction.argmax(-1), c) for c in range(task.n_way)))
+    return ShownEpisode(
+        index,
+        score,
+        tuple(_class_row(episode, prediction.argmax(-1), c) for c in range(task.n_way)),
+    )
 
 
-def _class_row(episode: Episode, predicted: Tensor, label: int) -> tuple[list[Picture], list[Picture], int]:
+def _class_row(
+    episode: Episode, predicted: Tensor, label: int
+) -> tuple[list[Picture], list[Picture], int]:
     low, high = float(episode.support.x.min()), float(episode.support.x.max())
     mine = [i for i, y in enumerate(episode.support.y.tolist()) if y == label][:SUPPORT_A_CLASS]
-    support = [Picture(_data_uri(episode.support.x[i], low, high), f"support of class {label}") for i in mine]
+    support = [
+        Picture(_data_uri(episode.support.x[i], low, high), f"support of class {label}")
+        for i in mine
+    ]
     queries = [i for i, y in enumerate(episode.query.y.tolist()) if y == label]
     guesses = predicted.tolist()
     queries.sort(key=lambda i: guesses[i] == label)  # mistakes first
@@ -93,17 +109,30 @@ def _data_uri(x: Tensor, low: float, high: float) -> str:
     pixels = (255 * values).round().astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     image.thumbnail((PIXELS, PIXELS))
-    kind: dict[str, Any] = {"format": "PNG"} if image.mode == "L" else {"format": "JPEG", "quality": 85}
+    kind: dict[str, Any] = (
+        {"format": "PNG"} if image.mode == "L" else {"format": "JPEG", "quality": 85}
+    )
     buffer = io.BytesIO()
     image.save(buffer, **kind)
-    return f"data:image/{kind['format'].lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return (
+        f"data:image/{kind['format'].lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    )
 
 
 def _curve(support_x, support_y, query_x, query_y, prediction) -> str:
     figure, drawn = figures.axes("x", "y")
     order = np.argsort(query_x)
-    drawn.plot(query_x[order], query_y[order], ".-", color=figures.GREY, linewidth=1, label="queries, true")
-    drawn.plot(query_x[order], prediction[order], ".-", color=figures.ORANGE, linewidth=1, label="queries, predicted")
+    drawn.plot(
+        query_x[order], query_y[order], ".-", color=figures.GREY, linewidth=1, label="queries, true"
+    )
+    drawn.plot(
+        query_x[order],
+        prediction[order],
+        ".-",
+        color=figures.ORANGE,
+        linewidth=1,
+        label="queries, predicted",
+    )
     drawn.plot(support_x, support_y, "o", color=figures.BLUE, label="support")
     drawn.legend(frameon=False, labelcolor=figures.GREY, fontsize=8)
     return figures.svg(figure)

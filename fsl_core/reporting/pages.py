@@ -12,6 +12,8 @@ from fsl_core.training.files import write_atomically
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Fill a template of this package and write it; returns the path."""
-    environment = Environment(loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape(), trim_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape(), trim_blocks=True
+    )
     write_atomically(path, environment.get_template(template).render(**values))
     return path

@@ -49,15 +49,21 @@ class Predictions:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         right = ["class"] if labels else []
-        writer.writerow(["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)])
-        for i, (name, predicted, row) in enumerate(zip(self.pictures.names, self.predicted, self.probabilities, strict=True)):
+        writer.writerow(
+            ["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)]
+        )
+        for i, (name, predicted, row) in enumerate(
+            zip(self.pictures.names, self.predicted, self.probabilities, strict=True)
+        ):
             known = [labels[i]] if labels else []
             writer.writerow([name, predicted, *known, *(f"{p:.6f}" for p in row.tolist())])
         return table.getvalue()
 
     def write_html(self, path: Path) -> None:
         """A page that fetches nothing: every picture as the model sees it, with its likeliest classes."""
-        environment = Environment(loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape())
+        environment = Environment(
+            loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape()
+        )
         html = environment.get_template("predictions.html").render(
             predictor=self.predictor,
             accuracy=self.accuracy,
@@ -68,10 +74,15 @@ class Predictions:
 
     def _support(self) -> list[tuple[str, list[str]]]:
         shots = self.predictor.images.split(self.predictor.n_shot)
-        return [(name, [*map(_thumbnail, images)]) for name, images in zip(self.predictor.classes, shots, strict=True)]
+        return [
+            (name, [*map(_thumbnail, images)])
+            for name, images in zip(self.predictor.classes, shots, strict=True)
+        ]
 
     def _row(self, i: int) -> dict[str, Any]:
-        ranked = sorted(zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True), reverse=True)
+        ranked = sorted(
+            zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True), reverse=True
+        )
         label = self.pictures.labels[i] if self.pictures.labels else None
         return {
             "name": self.pictures.names[i],

@@ -35,7 +35,9 @@ def write_report(directory: Path, run: Run | None = None, why_no_episodes: str =
     why_no_episodes: what the page says in their place, without a run.
     """
     result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()
+    ]
     with (directory / EPISODES).open(encoding="utf-8", newline="") as file:
         episodes = list(csv.DictReader(file))
     scores = [float(episode[result["metric"]]) for episode in episodes]
@@ -52,13 +54,18 @@ def write_report(directory: Path, run: Run | None = None, why_no_episodes: str =
     )
 
 
-def _plots(result: dict[str, Any], records: list[dict[str, Any]], scores: list[float]) -> list[tuple[str, str]]:
+def _plots(
+    result: dict[str, Any], records: list[dict[str, Any]], scores: list[float]
+) -> list[tuple[str, str]]:
     """(caption, SVG) of each figure; the conflict of meta-gradients where the engine recorded it."""
     metric = result["metric"]
     training = [r for r in records if "split" not in r]
     validation = [r for r in records if r.get("split") == "validation"]
     figures = [
-        ("Loss of the training episodes, a point per outer step and its running mean", curve(training, [], "loss")),
+        (
+            "Loss of the training episodes, a point per outer step and its running mean",
+            curve(training, [], "loss"),
+        ),
         (
             f"{metric} of training episodes (running mean)"
             + (" and of validation (points, 95 % interval)" if validation else ""),
@@ -66,10 +73,22 @@ def _plots(result: dict[str, Any], records: list[dict[str, Any]], scores: list[f
         ),
         (f"{metric} of each test episode", histogram(scores, metric)),
     ]
-    steps = [result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result]
+    steps = [
+        result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result
+    ]
     if steps:
-        figures.append((f"Test {metric} before adaptation and after each inner step", inner_steps(steps, metric)))
+        figures.append(
+            (
+                f"Test {metric} before adaptation and after each inner step",
+                inner_steps(steps, metric),
+            )
+        )
     for key, caption in CONFLICT_CAPTIONS.items():
         if any(key in record for record in training):
-            figures.append((f"{caption}, a point per outer step and its running mean", curve(training, [], key)))
+            figures.append(
+                (
+                    f"{caption}, a point per outer step and its running mean",
+                    curve(training, [], key),
+                )
+            )
     return figures

@@ -43,6 +43,10 @@ def read_scores(directory: Path) -> RunScores:
         scores = np.array([float(row[metric]) for row in rows])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: no table of episodes with a column {metric}. {remedy}") from error
-    if len(scores) != result["episodes"] or not np.isclose(scores.mean(), result[metric], rtol=1e-9, atol=1e-12):
-        raise RunError(f"{path}: {len(scores)} episodes, whose mean is not that of {RESULT}. {remedy}")
+    if len(scores) != result["episodes"] or not np.isclose(
+        scores.mean(), result[metric], rtol=1e-9, atol=1e-12
+    ):
+        raise RunError(
+            f"{path}: {len(scores)} episodes, whose mean is not that of {RESULT}. {remedy}"
+        )
     return RunScores(directory, result, scores)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-MIN_METHODS, MIN_BLOCKS = 3, 11  # below, chi-square is no approximation of Friedman's statistic (Demsar 2006, section 3.2.2)
+MIN_METHODS, MIN_BLOCKS = (
+    3,
+    11,
+)  # below, chi-square is no approximation of Friedman's statistic (Demsar 2006, section 3.2.2)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class PairedDifference:
     episodes: int
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray, higher_is_better: bool = True) -> PairedDifference:
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, higher_is_better: bool = True
+) -> PairedDifference:
     """Compare scores (n_episodes,) of two methods on the same episodes, by Student's paired t.
 
     >>> paired_difference(np.array([0.5, 0.6, 0.7, 0.8]), np.array([0.6, 0.6, 0.9, 0.9])).difference.round(3)
@@ -41,7 +46,10 @@ def paired_difference(first: np.ndarray, second: np.ndarray, higher_is_better: b
     if error <= 1e-15 * max(1.0, abs(mean)):  # the same difference on every episode
         p, interval = float(mean == 0), 0.0
     else:
-        p, interval = float(2 * stats.t.sf(abs(mean) / error, n - 1)), float(stats.t.ppf(0.975, n - 1)) * error
+        p, interval = (
+            float(2 * stats.t.sf(abs(mean) / error, n - 1)),
+            float(stats.t.ppf(0.975, n - 1)) * error,
+        )
     better = differences if higher_is_better else -differences
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
     return PairedDifference(mean, interval, p, wins, n - wins - losses, losses, n)
@@ -80,8 +88,13 @@ class MeanRanks:
     def groups(self) -> list[tuple[int, int]]:
         """(first, last) positions, best rank first, of the largest sets within one critical difference."""
         ordered = np.sort(self.ranks)
-        reach = [int(np.searchsorted(ordered, rank + self.critical_difference, side="right")) - 1 for rank in ordered]
-        return [(i, end) for i, end in enumerate(reach) if end > i and (i == 0 or end > reach[i - 1])]
+        reach = [
+            int(np.searchsorted(ordered, rank + self.critical_difference, side="right")) - 1
+            for rank in ordered
+        ]
+        return [
+            (i, end) for i, end in enumerate(reach) if end > i and (i == 0 or end > reach[i - 1])
+        ]
 
 
 def mean_ranks(scores: np.ndarray, higher_is_better: bool = True) -> MeanRanks:
@@ -94,5 +107,9 @@ def mean_ranks(scores: np.ndarray, higher_is_better: bool = True) -> MeanRanks:
     if (scores == scores[:, :1]).all():
         raise ValueError("all methods have equal scores on every episode")
     p = float(stats.friedmanchisquare(*scores.T).pvalue)
-    critical = float(stats.studentized_range.ppf(0.95, k, np.inf)) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * blocks))
+    critical = (
+        float(stats.studentized_range.ppf(0.95, k, np.inf))
+        / math.sqrt(2)
+        * math.sqrt(k * (k + 1) / (6 * blocks))
+    )
     return MeanRanks(ranks(scores, higher_is_better).mean(axis=0), blocks, p, critical)

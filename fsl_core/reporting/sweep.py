@@ -14,7 +14,14 @@ import numpy as np
 
 from fsl_core.errors import RunError
 from fsl_core.reporting.scores import RunScores, read_scores
-from fsl_core.reporting.statistics import MeanRanks, PairedDifference, holm, mean_ranks, paired_difference, ranks
+from fsl_core.reporting.statistics import (
+    MeanRanks,
+    PairedDifference,
+    holm,
+    mean_ranks,
+    paired_difference,
+    ranks,
+)
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
 from fsl_core.training.evaluation import mean_and_interval
@@ -74,8 +81,12 @@ class SweepResult:
         """Mean ranks over the test episodes of a setting. ValueError says why where Friedman's test is not valid."""
         rows = self.of_setting(setting)
         if incomplete := [result for result in rows if result.failed]:
-            raise ValueError(f"{len(incomplete)} of {len(rows)} rows have a run that did not finish")
-        return rows, mean_ranks(np.stack([result.scores() for result in rows], axis=1), self.higher_is_better)
+            raise ValueError(
+                f"{len(incomplete)} of {len(rows)} rows have a run that did not finish"
+            )
+        return rows, mean_ranks(
+            np.stack([result.scores() for result in rows], axis=1), self.higher_is_better
+        )
 
 
 def collect(plan: Plan, jobs: Sequence[Job]) -> SweepResult:
@@ -86,8 +97,14 @@ def collect(plan: Plan, jobs: Sequence[Job]) -> SweepResult:
     metric = next((run.metric for result in results for run in result.runs.values()), "accuracy")
     ranked: list[RowResult] = list(results)
     for setting in {row.setting for row in plan.rows}:
-        members = [i for i, result in enumerate(results) if result.row.setting == setting and result.runs]
-        found = ranks(np.array([round(results[i].score, 12) for i in members]), metric != "mse") if members else []
+        members = [
+            i for i, result in enumerate(results) if result.row.setting == setting and result.runs
+        ]
+        found = (
+            ranks(np.array([round(results[i].score, 12) for i in members]), metric != "mse")
+            if members
+            else []
+        )
         for i, rank in zip(members, found, strict=True):
             ranked[i] = RowResult(results[i].row, results[i].runs, results[i].failed, float(rank))
     return SweepResult(plan, metric, tuple(ranked), tuple(_differences(results, metric != "mse")))
@@ -122,19 +139,34 @@ def _differences(results: Sequence[RowResult], higher_is_better: bool) -> list[D
         other = results[result.row.baseline]
         seeds = tuple(seed for seed in result.runs if seed in other.runs)
         if result is not other and seeds:
-            pairs.append((result, other, seeds, paired_difference(other.scores(seeds), result.scores(seeds), higher_is_better)))
+            pairs.append(
+                (
+                    result,
+                    other,
+                    seeds,
+                    paired_difference(other.scores(seeds), result.scores(seeds), higher_is_better),
+                )
+            )
     adjusted = holm([paired.p for *_, paired in pairs])
-    return [Difference(a.row, b.row, seeds, paired, p) for (a, b, seeds, paired), p in zip(pairs, adjusted, strict=True)]
+    return [
+        Difference(a.row, b.row, seeds, paired, p)
+        for (a, b, seeds, paired), p in zip(pairs, adjusted, strict=True)
+    ]
 
 
 def table(result: SweepResult) -> list[dict[str, Any]]:
     """One mapping for each row: its labels, the score over seeds, rank, times, and how many runs failed and why."""
-    return [{**item.row.labels, **_measured(item, result.metric), **_failures(item)} for item in result.rows]
+    return [
+        {**item.row.labels, **_measured(item, result.metric), **_failures(item)}
+        for item in result.rows
+    ]
 
 
 def _measured(item: RowResult, metric: str) -> dict[str, Any]:
     if not item.runs:
-        return dict.fromkeys([metric, "interval", "seed_sd", "seeds", "rank", *TIMES, "episode_set"], "")
+        return dict.fromkeys(
+            [metric, "interval", "seed_sd", "seeds", "rank", *TIMES, "episode_set"], ""
+        )
     mean, interval = mean_and_interval(item.scores().tolist())
     each = [float(run.scores.mean()) for run in item.runs.values()]
     return {
@@ -175,9 +207,32 @@ def difference_table(result: SweepResult) -> list[dict[str, Any]]:
 def write_tables(result: SweepResult, directory: Path) -> None:
     """Write sweep.csv and differences.csv."""
     labels = [*result.plan.rows[0].labels]
-    columns = [*labels, result.metric, "interval", "seed_sd", "seeds", "rank", *TIMES, "episode_set", "failed", "error"]
+    columns = [
+        *labels,
+        result.metric,
+        "interval",
+        "seed_sd",
+        "seeds",
+        "rank",
+        *TIMES,
+        "episode_set",
+        "failed",
+        "error",
+    ]
     write_atomically(directory / "sweep.csv", _csv(columns, table(result)))
-    columns = [*labels, "minus", "difference", "interval", "p", "p_holm", "wins", "ties", "losses", "episodes", "seeds"]
+    columns = [
+        *labels,
+        "minus",
+        "difference",
+        "interval",
+        "p",
+        "p_holm",
+        "wins",
+        "ties",
+        "losses",
+        "episodes",
+        "seeds",
+    ]
     write_atomically(directory / "differences.csv", _csv(columns, difference_table(result)))
 
 

@@ -14,12 +14,22 @@ from fsl_core.reporting.sweep import RowResult, SweepResult, difference_table, t
 from fsl_core.sweeping.schedule import Job
 
 
-def write_sweep_report(path: Path, result: SweepResult, jobs: Sequence[Job], recipe: Path, overrides: Sequence[str] = ()) -> Path:
+def write_sweep_report(
+    path: Path,
+    result: SweepResult,
+    jobs: Sequence[Job],
+    recipe: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Write the page of a sweep beside its `runs/`; returns its path. overrides: what `-s` changed of the recipe."""
     plan = result.plan
     settings = list(dict.fromkeys(row.setting for row in plan.rows))
     rows, differences = table(result), difference_table(result)
-    links = {job.cell.title: f"runs/{job.directory.name}/report.html" for job in jobs if job.state == "finished"}
+    links = {
+        job.cell.title: f"runs/{job.directory.name}/report.html"
+        for job in jobs
+        if job.state == "finished"
+    }
     sections = []
     for setting in settings:
         own = [i for i, row in enumerate(plan.rows) if row.setting == setting]
@@ -27,7 +37,11 @@ def write_sweep_report(path: Path, result: SweepResult, jobs: Sequence[Job], rec
             {
                 "title": plan.setting_title(setting),
                 "rows": [{**rows[i], "links": _links(result.rows[i], links)} for i in own],
-                "differences": [d for d, of in zip(differences, result.differences, strict=True) if of.row.setting == setting],
+                "differences": [
+                    d
+                    for d, of in zip(differences, result.differences, strict=True)
+                    if of.row.setting == setting
+                ],
                 "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
                 "maps": _heat_maps(result, setting),
                 "ranking": _ranking(result, setting),
@@ -40,14 +54,23 @@ def write_sweep_report(path: Path, result: SweepResult, jobs: Sequence[Job], rec
         metric=result.metric,
         axes=plan.varying,
         sections=sections,
-        failed=[(job.cell.title, job.error or job.state) for job in jobs if job.state != "finished"],
+        failed=[
+            (job.cell.title, job.error or job.state) for job in jobs if job.state != "finished"
+        ],
         runs=len(jobs),
-        recipe="\n".join([recipe.read_text(encoding="utf-8").rstrip(), *(f"# -s {override}" for override in overrides)]),
+        recipe="\n".join(
+            [
+                recipe.read_text(encoding="utf-8").rstrip(),
+                *(f"# -s {override}" for override in overrides),
+            ]
+        ),
     )
 
 
 def _links(item: RowResult, links: dict[str, str]) -> list[tuple[str, str]]:
-    return [(str(c.recipe.sections.seed), links[c.title]) for c in item.row.cells if c.title in links]
+    return [
+        (str(c.recipe.sections.seed), links[c.title]) for c in item.row.cells if c.title in links
+    ]
 
 
 def _heat_maps(result: SweepResult, setting: int) -> list[tuple[str, str]]:
@@ -58,18 +81,27 @@ def _heat_maps(result: SweepResult, setting: int) -> list[tuple[str, str]]:
         return []
     groups: dict[tuple[str, ...], list[RowResult]] = {}
     for item in result.of_setting(setting):
-        groups.setdefault(tuple(f"{axis} {item.row.labels[axis]}" for axis in axes[2:]), []).append(item)
+        groups.setdefault(tuple(f"{axis} {item.row.labels[axis]}" for axis in axes[2:]), []).append(
+            item
+        )
     better = "higher" if result.higher_is_better else "lower"
     caption = f"{result.metric} over seeds, {axes[0]} by {axes[1]}; light is better ({better})"
-    return [(", ".join([caption, *others]), _heat_map(result, items, axes)) for others, items in groups.items()]
+    return [
+        (", ".join([caption, *others]), _heat_map(result, items, axes))
+        for others, items in groups.items()
+    ]
 
 
 def _heat_map(result: SweepResult, items: list[RowResult], axes: list[str]) -> str:
-    rows, columns = (list(dict.fromkeys(item.row.labels[axis] for item in items)) for axis in axes[:2])
+    rows, columns = (
+        list(dict.fromkeys(item.row.labels[axis] for item in items)) for axis in axes[:2]
+    )
     values = np.full((len(rows), len(columns)), np.nan)
     for item in items:
         if item.runs:
-            values[rows.index(item.row.labels[axes[0]]), columns.index(item.row.labels[axes[1]])] = item.score
+            values[
+                rows.index(item.row.labels[axes[0]]), columns.index(item.row.labels[axes[1]])
+            ] = item.score
     return figures.heat_map(values, rows, columns, result.higher_is_better)
 
 
@@ -81,6 +113,11 @@ def _ranking(result: SweepResult, setting: int) -> dict[str, Any]:
     labels = [result.plan.row_title(item.row) for item in rows]
     ranking = {"p": found.p, "blocks": found.blocks, "critical": found.critical_difference}
     if found.p >= 0.05:
-        return {**ranking, "reason": f"Friedman's test finds no difference among the rows (p = {found.p:.3g})"}
-    drawn = figures.critical_difference(labels, found.ranks, found.groups(), found.critical_difference)
+        return {
+            **ranking,
+            "reason": f"Friedman's test finds no difference among the rows (p = {found.p:.3g})",
+        }
+    drawn = figures.critical_difference(
+        labels, found.ranks, found.groups(), found.critical_difference
+    )
     return {**ranking, "figure": drawn}

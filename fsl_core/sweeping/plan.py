@@ -55,18 +55,33 @@ def plan_sweep(matrix: Matrix, with_data: bool = True) -> Plan:
     numbers = {key: n for n, key in enumerate(dict.fromkeys(settings))}
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, cell in enumerate(matrix.cells):
-        groups.setdefault(tuple(label for axis, label in cell.labels.items() if axis != SEED), []).append(i)
-    members = [(tuple(matrix.cells[i] for i in group), numbers[settings[group[0]]]) for group in groups.values()]
-    labels = [{axis: label for axis, label in cells[0].labels.items() if axis != SEED} for cells, _ in members]
+        groups.setdefault(
+            tuple(label for axis, label in cell.labels.items() if axis != SEED), []
+        ).append(i)
+    members = [
+        (tuple(matrix.cells[i] for i in group), numbers[settings[group[0]]])
+        for group in groups.values()
+    ]
+    labels = [
+        {axis: label for axis, label in cells[0].labels.items() if axis != SEED}
+        for cells, _ in members
+    ]
     baselines = _baselines(matrix, labels, [setting for _, setting in members])
-    rows = [Row(own, cells, setting, baselines[setting]) for own, (cells, setting) in zip(labels, members, strict=True)]
+    rows = [
+        Row(own, cells, setting, baselines[setting])
+        for own, (cells, setting) in zip(labels, members, strict=True)
+    ]
     varying, telling = _axes_that_tell(matrix, rows)
     return Plan(matrix, tuple(rows), varying, telling)
 
 
 def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
     """The setting of every cell; cells of one setting have the same test episodes."""
-    refused, absent, looked_at = FaultsOfCells(len(matrix.cells)), FaultsOfCells(len(matrix.cells)), set()
+    refused, absent, looked_at = (
+        FaultsOfCells(len(matrix.cells)),
+        FaultsOfCells(len(matrix.cells)),
+        set(),
+    )
     settings: list[Hashable] = []
     for cell in matrix.cells:
         try:
@@ -93,7 +108,11 @@ def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
 
 def _setting(cell: Cell, experiment: Experiment) -> Hashable:
     resolved = cell.recipe.resolved()
-    pool = {key: value for key, value in resolved["episodes"].items() if key not in ("n_way", "n_shot", "n_query")}
+    pool = {
+        key: value
+        for key, value in resolved["episodes"].items()
+        if key not in ("n_way", "n_shot", "n_query")
+    }
     judged = cell.recipe.sections.evaluate
     return json.dumps(pool, sort_keys=True), experiment.test_task, judged.seed, judged.episodes
 
@@ -103,7 +122,11 @@ def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]
     found: dict[int, int] = {}
     for setting in dict.fromkeys(settings):
         rows = [i for i, own in enumerate(settings) if own == setting]
-        selected = [i for i in rows if matrix.selects(matrix.baseline, {**matrix.cells[0].labels, **labels[i]})]
+        selected = [
+            i
+            for i in rows
+            if matrix.selects(matrix.baseline, {**matrix.cells[0].labels, **labels[i]})
+        ]
         if matrix.baseline and len(selected) != 1:
             where = matrix.document.where(("matrix", "baseline"))
             told = ", ".join(title(*item) for item in labels[rows[0]].items())
@@ -122,5 +145,9 @@ def _axes_that_tell(matrix: Matrix, rows: list[Row]) -> tuple[tuple[str, ...], t
         for axis in axes:
             labels[axis][row.setting].add(row.labels[axis])
     within = tuple(axis for axis in axes if any(len(found) > 1 for found in labels[axis].values()))
-    between = tuple(axis for axis in axes if axis not in within and len({frozenset(f) for f in labels[axis].values()}) > 1)
+    between = tuple(
+        axis
+        for axis in axes
+        if axis not in within and len({frozenset(f) for f in labels[axis].values()}) > 1
+    )
     return within or tuple(axes), between

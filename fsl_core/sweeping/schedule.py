@@ -53,7 +53,9 @@ def last_step(metrics: Path) -> int:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return 0
-    return next((record["step"] for line in reversed(lines) if "step" in (record := parse_record(line))), 0)
+    return next(
+        (record["step"] for line in reversed(lines) if "step" in (record := parse_record(line))), 0
+    )
 
 
 def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
@@ -62,14 +64,18 @@ def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
     for cell in cells:
         existing = sorted(runs.glob(f"*-{cell.digest}"))
         directory = existing[0] if existing else runs / cell.directory_name
-        jobs.append(Job(cell, directory, "finished" if (directory / RESULT).is_file() else "waiting"))
+        jobs.append(
+            Job(cell, directory, "finished" if (directory / RESULT).is_file() else "waiting")
+        )
     return jobs
 
 
 def threads_of(workers: int) -> int:
     """Threads for each of so many processes: OMP_NUM_THREADS where it is set, or an equal share of the cores."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return int(told) if told.isdigit() and int(told) else max(1, cores // workers)
 
 
@@ -92,7 +98,10 @@ def run_jobs(
             for job in jobs:
                 if job.state == "running":
                     _look_after(job)
-                elif job.state in ("waiting", "elsewhere") and sum(j.state == "running" for j in jobs) < workers:
+                elif (
+                    job.state in ("waiting", "elsewhere")
+                    and sum(j.state == "running" for j in jobs) < workers
+                ):
                     _begin(job, prepare, options, environment)
             on_change()
             time.sleep(POLLED_EVERY)
@@ -101,7 +110,9 @@ def run_jobs(
         on_change()
 
 
-def _begin(job: Job, prepare: Callable[[Job], None], options: Sequence[str], environment: dict[str, str]) -> None:
+def _begin(
+    job: Job, prepare: Callable[[Job], None], options: Sequence[str], environment: dict[str, str]
+) -> None:
     if _locked(job.directory):
         job.state = "elsewhere"
         return
@@ -143,7 +154,11 @@ def _look_after(job: Job) -> None:
 def _last_words(output: Path, code: int) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}. More memory or fewer --jobs, if nobody stopped it"
-    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in output.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return lines[-1] if lines else f"exit status {code}"
 
 

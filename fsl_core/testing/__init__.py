@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from fsl_core.testing.adapters import AdapterContract
     from fsl_core.testing.backbones import BackboneContract
     from fsl_core.testing.episodes import EpisodesContract
-    from fsl_core.testing.tiny import GradientSteps, TinyBackbone, Uneven, double_precision, tiny_episodes, tiny_task
+    from fsl_core.testing.tiny import (
+        GradientSteps,
+        TinyBackbone,
+        Uneven,
+        double_precision,
+        tiny_episodes,
+        tiny_task,
+    )
     from fsl_core.testing.weightings import WeightingContract
 
 _HOME = {
@@ -27,7 +34,17 @@ _HOME = {
     "BackboneContract": "backbones",
     "EpisodesContract": "episodes",
     "WeightingContract": "weightings",
-    **dict.fromkeys(("GradientSteps", "TinyBackbone", "Uneven", "double_precision", "tiny_episodes", "tiny_task"), "tiny"),
+    **dict.fromkeys(
+        (
+            "GradientSteps",
+            "TinyBackbone",
+            "Uneven",
+            "double_precision",
+            "tiny_episodes",
+            "tiny_task",
+        ),
+        "tiny",
+    ),
 }
 
 __all__ = [

@@ -66,10 +66,16 @@ class AdapterContract:
 
     def test_claims(self, kind: Kind) -> None:
         adapter = self._learner((kind, "none")).adapter
-        assert isinstance(adapter, fsl.Adapter), f"make: {type(adapter).__name__}. A subclass of fsl_core.Adapter"
+        assert isinstance(adapter, fsl.Adapter), (
+            f"make: {type(adapter).__name__}. A subclass of fsl_core.Adapter"
+        )
         name = getattr(adapter, "name", None)
-        assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `adapter.name`"
-        assert adapter.order in (1, 2), f"order: {adapter.order!r}. 2 for an exact meta-gradient, 1 for a first-order one"
+        assert isinstance(name, str), (
+            f"name: {name!r}. A class attribute, the word recipes write under `adapter.name`"
+        )
+        assert adapter.order in (1, 2), (
+            f"order: {adapter.order!r}. 2 for an exact meta-gradient, 1 for a first-order one"
+        )
 
     def test_other_kinds_of_tasks_are_refused(self) -> None:
         for kind in sorted(set(KINDS) - set(self.kinds)):
@@ -85,11 +91,15 @@ class AdapterContract:
     def test_predictions_have_their_shape(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
         for mode in checks.modes(learner):
-            _check_prediction(f"adapt, {mode}", _predict(learner, episode), task, len(episode.query.x))
+            _check_prediction(
+                f"adapt, {mode}", _predict(learner, episode), task, len(episode.query.x)
+            )
         learner.train()
         loss, prediction = checks.seeded(learner.objective, episode, task.loss)
         assert loss.shape == (), f"objective: loss of shape {tuple(loss.shape)}. A scalar"
-        assert loss.isfinite(), f"objective: loss {loss.item()} on inputs of unit variance. A finite number"
+        assert loss.isfinite(), (
+            f"objective: loss {loss.item()} on inputs of unit variance. A finite number"
+        )
         _check_prediction("objective", prediction, task, len(episode.query.x))
 
     def test_adapt_changes_nothing(self, case: Case) -> None:
@@ -98,7 +108,9 @@ class AdapterContract:
             before = checks.snapshot(learner, "the learner")
             first = _predict(learner, episode)
             remedy = "Work on copies: the meta-parameters belong to the outer loop"
-            checks.assert_unchanged(before, checks.snapshot(learner, "the learner"), f"adapt, {mode}", remedy)
+            checks.assert_unchanged(
+                before, checks.snapshot(learner, "the learner"), f"adapt, {mode}", remedy
+            )
             again = _predict(learner, episode)
             assert checks.close(again, first), (
                 f"adapt, {mode}: the same episode and seed gave other predictions the second time, {checks.apart(again, first)}. "
@@ -121,9 +133,15 @@ class AdapterContract:
         learner, task, episode = self._setting(case)
         (x, y), count = episode.support, len(episode.support.x)
         if self.any_row_order or task.kind == "regression":
-            order, which = torch.randperm(count, generator=torch.Generator().manual_seed(3)), "its rows"
+            order, which = (
+                torch.randperm(count, generator=torch.Generator().manual_seed(3)),
+                "its rows",
+            )
         else:
-            order, which = torch.arange(count).view(task.n_way, -1).flip(1).flatten(), "the rows of each class"
+            order, which = (
+                torch.arange(count).view(task.n_way, -1).flip(1).flatten(),
+                "the rows of each class",
+            )
         shuffled = episode._replace(support=fsl.LabelledSet(x[order], y[order]))
         expected, found = _predict(learner, episode), _predict(learner, shuffled)
         assert checks.close(found, expected), (
@@ -133,7 +151,9 @@ class AdapterContract:
 
     def test_labels_are_used(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
-        other = _relabel(episode, task) if task.kind == "classification" else _negate_values(episode)
+        other = (
+            _relabel(episode, task) if task.kind == "classification" else _negate_values(episode)
+        )
         expected, found = _predict(learner, episode), _predict(learner, other)
         assert not checks.close(found, expected), (
             "labels: the same items under other labels give the same predictions. A predictor that depends on support.y"
@@ -184,15 +204,25 @@ class AdapterContract:
     def test_gradient_reaches_every_parameter(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
         gradients = _meta_gradient(learner, task, episode)
-        exempt = {name for name in gradients if any(fnmatchcase(name, pattern) for pattern in self.without_gradient)}
-        none = {name for name, gradient in gradients.items() if gradient is None or not gradient.count_nonzero()}
+        exempt = {
+            name
+            for name in gradients
+            if any(fnmatchcase(name, pattern) for pattern in self.without_gradient)
+        }
+        none = {
+            name
+            for name, gradient in gradients.items()
+            if gradient is None or not gradient.count_nonzero()
+        }
         unreached = sorted(none - exempt)
         assert not unreached, (
             f"meta-gradient: none for {', '.join(unreached)}. Every parameter in the path of the loss (nothing detached, no "
             "no_grad, no .data), or no such parameter, or its name in without_gradient"
         )
         reached = sorted(exempt - none)
-        assert not reached, f"without_gradient: {', '.join(reached)} gets one. Drop it from the claim"
+        assert not reached, (
+            f"without_gradient: {', '.join(reached)} gets one. Drop it from the claim"
+        )
         for name, gradient in gradients.items():
             assert gradient is None or gradient.isfinite().all(), (
                 f"meta-gradient: not finite for {name}. Safe square roots, logarithms and divisions"
@@ -231,13 +261,17 @@ class AdapterContract:
             held = [tuple(t.shape) for t in _tensors_held_by(predictor) if t.grad_fn is not None]
             prediction = checks.seeded(predictor, episode.query.x)
             mode_kept = not torch.is_grad_enabled()
-        assert mode_kept, "evaluation: gradients are enabled after adapt. A `with torch.enable_grad():` around the inner loop"
+        assert mode_kept, (
+            "evaluation: gradients are enabled after adapt. A `with torch.enable_grad():` around the inner loop"
+        )
         held += [tuple(prediction.shape)] if prediction.requires_grad else []
         assert not held, (
             f"evaluation: under torch.no_grad() the predictor keeps a graph, tensors of shape {held}. "
             "Detached fast weights where torch.is_grad_enabled() is False, or memory grows with the inner steps"
         )
-        _check_prediction("evaluation under torch.no_grad()", prediction, task, len(episode.query.x))
+        _check_prediction(
+            "evaluation under torch.no_grad()", prediction, task, len(episode.query.x)
+        )
         expected = _predict(learner, episode)
         assert checks.close(prediction, expected), (
             f"evaluation: predictions under torch.no_grad() are others, {checks.apart(prediction, expected)}. "
@@ -247,25 +281,41 @@ class AdapterContract:
     def test_other_numbers_of_items(self, kind: Kind) -> None:
         for n_shot, n_query in ((1, 3), (4, 1)):
             learner, task, episode = self._setting((kind, "none"), n_shot=n_shot, n_query=n_query)
-            _check_prediction(f"{n_shot} shot, {n_query} queries", _predict(learner, episode), task, len(episode.query.x))
+            _check_prediction(
+                f"{n_shot} shot, {n_query} queries",
+                _predict(learner, episode),
+                task,
+                len(episode.query.x),
+            )
             predictor = checks.seeded(learner.adapt, episode)
             for x in (episode.query.x[:1], torch.cat([episode.query.x] * 3)):
-                _check_prediction(f"{n_shot} shot, {len(x)} queries at once", checks.seeded(predictor, x), task, len(x))
+                _check_prediction(
+                    f"{n_shot} shot, {len(x)} queries at once",
+                    checks.seeded(predictor, x),
+                    task,
+                    len(x),
+                )
 
     def test_other_ways_and_shots(self, kind: Kind) -> None:
         learner, task, episode = self._setting((kind, "none"))
         expected = _predict(learner, episode)
         served = []
-        for shape in ({"n_shot": task.n_shot + 1}, {"n_way": task.n_way + 1})[: 1 + (kind == "classification")]:
+        for shape in ({"n_shot": task.n_shot + 1}, {"n_way": task.n_way + 1})[
+            : 1 + (kind == "classification")
+        ]:
             twin, other, another = self._setting((kind, "none"), **shape)
-            if {n: t.shape for n, t in twin.state_dict().items()} != {n: t.shape for n, t in learner.state_dict().items()}:
+            if {n: t.shape for n, t in twin.state_dict().items()} != {
+                n: t.shape for n, t in learner.state_dict().items()
+            }:
                 continue  # weights of a fixed size: recipes that change it are refused
             twin.load_state_dict(learner.state_dict())
             where = f"ways and shots: {shape} after {task.n_way} ways and {task.n_shot} shots"
             try:
                 prediction = _predict(twin, another)
             except Exception as error:
-                raise AssertionError(f"{where}: {error}. Sizes from the TaskShape that the constructor gets") from error
+                raise AssertionError(
+                    f"{where}: {error}. Sizes from the TaskShape that the constructor gets"
+                ) from error
             _check_prediction(where, prediction, other, len(another.query.x))
             found = _predict(learner, episode)
             assert checks.close(found, expected), (
@@ -280,10 +330,14 @@ class AdapterContract:
         learner, task, episode = self._setting(case)
         for mode in checks.modes(learner):
             predictors = checks.seeded(learner.trajectory, episode)
-            assert predictors, f"trajectory, {mode}: empty. At least the predictor that adapt returns"
+            assert predictors, (
+                f"trajectory, {mode}: empty. At least the predictor that adapt returns"
+            )
             predictions = [checks.seeded(predictor, episode.query.x) for predictor in predictors]
             for step, prediction in enumerate(predictions):
-                _check_prediction(f"trajectory[{step}], {mode}", prediction, task, len(episode.query.x))
+                _check_prediction(
+                    f"trajectory[{step}], {mode}", prediction, task, len(episode.query.x)
+                )
             expected = _predict(learner, episode)
             assert checks.close(predictions[-1], expected), (
                 f"trajectory, {mode}: its last predictor is not that of adapt, {checks.apart(predictions[-1], expected)}. "
@@ -297,14 +351,18 @@ class AdapterContract:
             pytest.skip("not claimed: vectorizable = False, threadable = False")
         for execution in allowed:
             remedy = _REMEDY if execution.mode == "loop" else _VMAP_REMEDY
-            checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), execution, remedy)
+            checks.assert_equals_the_loop(
+                learner, task.loss, tiny_episodes(task, 3), execution, remedy
+            )
 
     def test_compiled_equals_the_loop(self, kind: Kind, compiled: bool) -> None:
         learner, task = self._deterministic((kind, "transductive"))
         if not learner.adapter.vectorizable:
             pytest.skip("not claimed: vectorizable = False")
         torch._dynamo.reset()
-        checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _COMPILED_REMEDY)
+        checks.assert_equals_the_loop(
+            learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _COMPILED_REMEDY
+        )
 
     def test_single_precision(self, kind: Kind) -> None:
         learner, task, episode = self._setting((kind, "none"))
@@ -336,10 +394,16 @@ class AdapterContract:
         with checks.on_device(device):
             learner.to(device)
             loss = checks.seeded(learner.objective, elsewhere, task.loss)[0]
-            torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True)
+            torch.autograd.grad(
+                loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True
+            )
             found = _predict(learner, elsewhere)
-        assert found.device.type == device, f"device {device}: predictions on {found.device}. The device of the queries"
-        assert found.shape == expected.shape, f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
+        assert found.device.type == device, (
+            f"device {device}: predictions on {found.device}. The device of the queries"
+        )
+        assert found.shape == expected.shape, (
+            f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
+        )
         assert device == "meta" or random or checks.close(found.cpu(), expected, 1e-6), (
             f"device {device}: predictions other than on the CPU, {checks.apart(found.cpu(), expected)}. The same computation"
         )
@@ -351,7 +415,9 @@ class AdapterContract:
     def _deterministic(self, case: Case) -> tuple[fsl.Learner, fsl.TaskShape]:
         learner, task, episode = self._setting(case)
         if self._draws(learner, task, episode):
-            pytest.skip("not claimed: it draws random numbers, which each execution draws in an order of its own")
+            pytest.skip(
+                "not claimed: it draws random numbers, which each execution draws in an order of its own"
+            )
         return learner, task
 
     def _learner(self, case: Case, seed: int = 0, **shape: int) -> fsl.Learner:
@@ -374,7 +440,9 @@ _VMAP_REMEDY = (
     "Index by fsl.one_hot(y, n_way) and a product instead of a mask, read no value (.item(), if tensor), patch no module; affine "
     "BatchNorm and LayerNorm are wrong under vmap: use fsl.Norm; or the adapter claims vectorizable = False"
 )
-_COMPILED_REMEDY = "Plain torch operations, with no branch on values or on the compiler; or vectorizable = False"
+_COMPILED_REMEDY = (
+    "Plain torch operations, with no branch on values or on the compiler; or vectorizable = False"
+)
 
 _OF_PARTIAL = ("func", "args", "keywords")
 
@@ -384,12 +452,22 @@ def _predict(learner: fsl.Learner, episode: fsl.Episode) -> Tensor:
 
 
 def _check_prediction(
-    where: str, prediction: Tensor, task: fsl.TaskShape, count: int, dtype: torch.dtype = torch.float64
+    where: str,
+    prediction: Tensor,
+    task: fsl.TaskShape,
+    count: int,
+    dtype: torch.dtype = torch.float64,
 ) -> None:
     expected = (count, task.output_dim)
-    assert prediction.shape == expected, f"{where}: prediction of shape {tuple(prediction.shape)}. Expected {expected}"
-    assert prediction.dtype == dtype, f"{where}: {prediction.dtype} for {dtype} inputs. The dtype of the features"
-    assert prediction.isfinite().all(), f"{where}: predictions that are not finite. Finite ones for inputs of unit variance"
+    assert prediction.shape == expected, (
+        f"{where}: prediction of shape {tuple(prediction.shape)}. Expected {expected}"
+    )
+    assert prediction.dtype == dtype, (
+        f"{where}: {prediction.dtype} for {dtype} inputs. The dtype of the features"
+    )
+    assert prediction.isfinite().all(), (
+        f"{where}: predictions that are not finite. Finite ones for inputs of unit variance"
+    )
 
 
 def _next_class(task: fsl.TaskShape) -> Tensor:
@@ -411,13 +489,21 @@ def _negate_values(episode: fsl.Episode) -> fsl.Episode:
     return episode._replace(support=episode.support._replace(y=-episode.support.y))
 
 
-def _meta_gradient(learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode) -> dict[str, Tensor | None]:
+def _meta_gradient(
+    learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode
+) -> dict[str, Tensor | None]:
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     loss = checks.seeded(learner.objective, episode, task.loss)[0]
     assert loss.requires_grad, (
         "meta-gradient: the objective depends on no parameter. Nothing detached and no torch.no_grad() on the way to the loss"
     )
-    return dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True))
+    return dict(
+        zip(
+            trained,
+            torch.autograd.grad(loss, list(trained.values()), allow_unused=True),
+            strict=True,
+        )
+    )
 
 
 def _tensors_held_by(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
@@ -434,6 +520,14 @@ def _tensors_held_by(value: Any, seen: set[int] | None = None) -> Iterator[Tenso
         for part in value:
             yield from _tensors_held_by(part, seen)
     else:
-        for name in ("__closure__", "cell_contents", "__defaults__", "__kwdefaults__", "__self__", "__dict__", *_OF_PARTIAL):
+        for name in (
+            "__closure__",
+            "cell_contents",
+            "__defaults__",
+            "__kwdefaults__",
+            "__self__",
+            "__dict__",
+            *_OF_PARTIAL,
+        ):
             with suppress(AttributeError, ValueError):  # ValueError: a cell that is not filled
                 yield from _tensors_held_by(getattr(value, name), seen)

@@ -37,7 +37,9 @@ class BackboneContract:
 
     def make(self, *declared: Any) -> nn.Module:
         """A fresh backbone. Declare `task` and receive a TaskShape, of which `input_shape` matters."""
-        raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) or make(self, task) -> Module")
+        raise NotImplementedError(
+            f"{type(self).__name__}.make: not written. A method make(self) or make(self, task) -> Module"
+        )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {})
@@ -51,21 +53,32 @@ class BackboneContract:
         backbone = self._backbone()
         assert isinstance(backbone, nn.Module), f"make: {type(backbone).__name__}. A torch module"
         size = getattr(backbone, "feature_dim", None)
-        assert isinstance(size, int), f"feature_dim: {size!r}. An attribute, the length of an item's feature vector, for heads"
+        assert isinstance(size, int), (
+            f"feature_dim: {size!r}. An attribute, the length of an item's feature vector, for heads"
+        )
 
     def test_features_have_their_shape(self) -> None:
         backbone = self._backbone()
         for mode in checks.modes(backbone):
             for count in (2, ITEMS):
-                self._check(self._features(backbone, self._x(count)), backbone, f"{count} items, {mode}", count)
+                self._check(
+                    self._features(backbone, self._x(count)),
+                    backbone,
+                    f"{count} items, {mode}",
+                    count,
+                )
 
     def test_forward_changes_nothing(self) -> None:
         backbone, x = self._backbone(), self._x()
         for mode in checks.modes(backbone):
             before = checks.snapshot(backbone, "the backbone")
             first = self._features(backbone, x)
-            remedy = "A task changes nothing: fsl.Norm has running statistics that the outer loop moves"
-            checks.assert_unchanged(before, checks.snapshot(backbone, "the backbone"), f"forward, {mode}", remedy)
+            remedy = (
+                "A task changes nothing: fsl.Norm has running statistics that the outer loop moves"
+            )
+            checks.assert_unchanged(
+                before, checks.snapshot(backbone, "the backbone"), f"forward, {mode}", remedy
+            )
             again = self._features(backbone, x)
             assert checks.close(again, first), (
                 f"forward, {mode}: the same items and seed gave other features the second time, {checks.apart(again, first)}. "
@@ -88,7 +101,9 @@ class BackboneContract:
                 f"items, {mode}: the features of one depend on the others, {checks.apart(found, expected)}, and {said}. "
                 "Statistics of the item alone, or an attribute `norm` that names the policy, or items_together = True as a claim"
             )
-        assert together or not claimed, f"items: {said}, and no feature depends on the other items. Drop it"
+        assert together or not claimed, (
+            f"items: {said}, and no feature depends on the other items. Drop it"
+        )
 
     def test_features_depend_on_the_items(self) -> None:
         backbone, x = self._backbone(), self._x()
@@ -103,12 +118,28 @@ class BackboneContract:
         if not trained:
             pytest.skip("it has no parameters")
         value = self._value(backbone)
-        assert value.requires_grad, "gradient: the features depend on no parameter. Nothing detached, no torch.no_grad()"
-        gradients = dict(zip(trained, torch.autograd.grad(value, list(trained.values()), allow_unused=True), strict=True))
-        cancelled = "*bias" if getattr(backbone, "norm", "none") in ("transductive", "support") else ""  # by a mean taken off
-        none = {name for name, gradient in gradients.items() if gradient is None or not gradient.count_nonzero()}
+        assert value.requires_grad, (
+            "gradient: the features depend on no parameter. Nothing detached, no torch.no_grad()"
+        )
+        gradients = dict(
+            zip(
+                trained,
+                torch.autograd.grad(value, list(trained.values()), allow_unused=True),
+                strict=True,
+            )
+        )
+        cancelled = (
+            "*bias" if getattr(backbone, "norm", "none") in ("transductive", "support") else ""
+        )  # by a mean taken off
+        none = {
+            name
+            for name, gradient in gradients.items()
+            if gradient is None or not gradient.count_nonzero()
+        }
         unreached = sorted(name for name in none if not fnmatchcase(name, cancelled))
-        assert not unreached, f"gradient: none for {', '.join(unreached)}. A part in the features, or no such parameter"
+        assert not unreached, (
+            f"gradient: none for {', '.join(unreached)}. A part in the features, or no such parameter"
+        )
         wrong = checks.wrong_slopes(lambda: self._value(backbone).item(), backbone, gradients)
         assert not wrong, (
             f"gradient: not the slope of the features, along one direction a parameter: {'; '.join(wrong)}. "
@@ -130,7 +161,9 @@ class BackboneContract:
                 f"second derivatives: refused: {str(error).splitlines()[0]}. Operations that are twice differentiable: "
                 "gradient steps through them are what MAML takes"
             ) from error
-        wrong = checks.wrong_slopes(lambda: objective().item(), learner, dict(zip(trained, found, strict=True)))
+        wrong = checks.wrong_slopes(
+            lambda: objective().item(), learner, dict(zip(trained, found, strict=True))
+        )
         assert not wrong, (
             f"second derivatives: the meta-gradient of {learner.adapter.inner_steps} gradient steps is not the slope: "
             f"{'; '.join(wrong)}. Twice differentiable operations, in place of once_differentiable ones"
@@ -139,12 +172,16 @@ class BackboneContract:
     def test_every_execution_equals_the_loop(self) -> None:
         learner, task = self._deterministic()
         for execution in checks.executions(learner.adapter):
-            checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), execution, _REMEDY)
+            checks.assert_equals_the_loop(
+                learner, task.loss, tiny_episodes(task, 3), execution, _REMEDY
+            )
 
     def test_compiled_equals_the_loop(self, compiled: bool) -> None:
         learner, task = self._deterministic()
         torch._dynamo.reset()
-        checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _REMEDY)
+        checks.assert_equals_the_loop(
+            learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _REMEDY
+        )
 
     def test_checkpoint_is_the_whole_state(self) -> None:
         first, second = self._backbone(), self._backbone(seed=1)
@@ -162,7 +199,9 @@ class BackboneContract:
             try:
                 found = self._features(backbone.float(), x.float())
             except RuntimeError as error:
-                raise AssertionError(f"float32: {str(error).splitlines()[0]}. The dtype of the items for new tensors") from error
+                raise AssertionError(
+                    f"float32: {str(error).splitlines()[0]}. The dtype of the items for new tensors"
+                ) from error
         self._check(found, backbone, "float32", ITEMS, torch.float32)
         assert checks.close(found.double(), expected, 1e-3), (
             f"float32: features other than in float64, {checks.apart(found.double(), expected)}. Steps that lose fewer digits"
@@ -173,8 +212,12 @@ class BackboneContract:
         expected = self._features(backbone, x)
         with checks.on_device(device):
             found = self._features(backbone.to(device), x.to(device))
-        assert found.device.type == device, f"device {device}: features on {found.device}. The device of the items"
-        assert found.shape == expected.shape, f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
+        assert found.device.type == device, (
+            f"device {device}: features on {found.device}. The device of the items"
+        )
+        assert found.shape == expected.shape, (
+            f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
+        )
         assert device == "meta" or checks.close(found.cpu(), expected, 1e-6), (
             f"device {device}: features other than on the CPU, {checks.apart(found.cpu(), expected)}. The same computation"
         )
@@ -187,7 +230,9 @@ class BackboneContract:
 
     def _backbone(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        backbone = self.make(**{"task": self._task()} if "task" in inspect.signature(self.make).parameters else {})
+        backbone = self.make(
+            **{"task": self._task()} if "task" in inspect.signature(self.make).parameters else {}
+        )
         if isinstance(backbone, nn.Module):
             checks.leave_zeros(backbone)
             backbone.train()
@@ -201,7 +246,10 @@ class BackboneContract:
     def _value(self, backbone: nn.Module) -> Tensor:
         """A number that all features enter, with slopes of their own."""
         features = self._features(backbone, self._x())
-        readout = torch.randn(features.shape, generator=torch.Generator().manual_seed(5)) / features.shape[1] ** 0.5
+        readout = (
+            torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
+            / features.shape[1] ** 0.5
+        )
         return (features * readout).sum()
 
     def _learner(self) -> tuple[fsl.Learner, fsl.TaskShape]:
@@ -212,14 +260,29 @@ class BackboneContract:
         learner, task = self._learner()
         (episode,) = tiny_episodes(task, 1).unbatch()
         if draws_random_numbers(lambda: learner.objective(episode, task.loss)):
-            pytest.skip("not claimed: it draws random numbers, which each execution draws in an order of its own")
+            pytest.skip(
+                "not claimed: it draws random numbers, which each execution draws in an order of its own"
+            )
         return learner, task
 
-    def _check(self, features: Tensor, backbone: nn.Module, where: str, count: int, dtype: torch.dtype = torch.float64) -> None:
+    def _check(
+        self,
+        features: Tensor,
+        backbone: nn.Module,
+        where: str,
+        count: int,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         expected = (count, backbone.feature_dim)
-        assert features.shape == expected, f"{where}: features of shape {tuple(features.shape)}. Expected {expected}"
-        assert features.dtype == dtype, f"{where}: {features.dtype} for {dtype} items. The dtype of the items"
-        assert features.isfinite().all(), f"{where}: features that are not finite. Finite ones for items of unit variance"
+        assert features.shape == expected, (
+            f"{where}: features of shape {tuple(features.shape)}. Expected {expected}"
+        )
+        assert features.dtype == dtype, (
+            f"{where}: {features.dtype} for {dtype} items. The dtype of the items"
+        )
+        assert features.isfinite().all(), (
+            f"{where}: features that are not finite. Finite ones for items of unit variance"
+        )
 
 
 _REMEDY = (

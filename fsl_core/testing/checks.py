@@ -29,14 +29,20 @@ def parametrize(metafunc: pytest.Metafunc, values: dict[str, Any]) -> None:
     """Give a property of a contract the values of the parameters that it names, and those that every contract has."""
     for name, choices in values.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, choices, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None)
+            metafunc.parametrize(
+                name,
+                choices,
+                ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+            )
     if "device" in metafunc.fixturenames:
         absent = pytest.mark.skip(reason=NO_CUDA) if not torch.cuda.is_available() else ()
         metafunc.parametrize("device", [pytest.param("cuda", marks=absent), "meta"])
     if "compiled" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--fsl-compiled", default=False)
         left_out = () if wanted else pytest.mark.skip(reason=NOT_COMPILED)
-        metafunc.parametrize("compiled", [pytest.param(True, marks=left_out)], ids=["torch.compile"])
+        metafunc.parametrize(
+            "compiled", [pytest.param(True, marks=left_out)], ids=["torch.compile"]
+        )
 
 
 def apart(found: Tensor, expected: Tensor) -> str:
@@ -62,12 +68,16 @@ def leave_zeros(module: nn.Module) -> None:
     """Scale every number a little, which keeps its sign, and make zeros small numbers."""
     for parameter in module.parameters():
         noise = torch.randn_like(parameter)
-        parameter.copy_(torch.where(parameter == 0, 0.1 * noise, parameter * (1 + 0.05 * noise.tanh())))
+        parameter.copy_(
+            torch.where(parameter == 0, 0.1 * noise, parameter * (1 + 0.05 * noise.tanh()))
+        )
 
 
 def snapshot(module: nn.Module, what: str) -> dict[str, Any]:
     """All that a call must leave alone. what: the module in a word."""
-    seen: dict[str, Any] = {f"the value of {name}": value.clone() for name, value in module.state_dict().items()}
+    seen: dict[str, Any] = {
+        f"the value of {name}": value.clone() for name, value in module.state_dict().items()
+    }
     for name, parameter in module.named_parameters():
         seen[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
         seen[f"{name}.requires_grad"] = parameter.requires_grad
@@ -76,21 +86,33 @@ def snapshot(module: nn.Module, what: str) -> dict[str, Any]:
     return seen | {"torch.is_grad_enabled()": torch.is_grad_enabled()}
 
 
-def assert_unchanged(before: dict[str, Any], after: dict[str, Any], where: str, remedy: str) -> None:
+def assert_unchanged(
+    before: dict[str, Any], after: dict[str, Any], where: str, remedy: str
+) -> None:
     for what, value in before.items():
-        assert what in after, f"{where}: {what} is gone afterwards. Modules and parameters stay in place"
-        same = torch.equal(after[what], value) if isinstance(value, Tensor) else after[what] == value
+        assert what in after, (
+            f"{where}: {what} is gone afterwards. Modules and parameters stay in place"
+        )
+        same = (
+            torch.equal(after[what], value) if isinstance(value, Tensor) else after[what] == value
+        )
         assert same, f"{where}: it changed {what}. {remedy}"
     added = sorted(set(after) - set(before))
-    assert not added, f"{where}: it added {', '.join(added)}. Task-specific values live in the predictor alone"
+    assert not added, (
+        f"{where}: it added {', '.join(added)}. Task-specific values live in the predictor alone"
+    )
 
 
 def through_a_checkpoint(module: nn.Module, fresh: nn.Module, what: str) -> None:
     """Write the state of a module as checkpoints do, in safetensors, and load it into a fresh one."""
     state = module.state_dict()
     foreign = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
-    assert not foreign, f"checkpoint: {', '.join(foreign)} is no tensor. Checkpoints hold tensors alone: no get_extra_state"
-    read = load(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}))
+    assert not foreign, (
+        f"checkpoint: {', '.join(foreign)} is no tensor. Checkpoints hold tensors alone: no get_extra_state"
+    )
+    read = load(
+        save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
+    )
     try:
         fresh.load_state_dict(read)
     except RuntimeError as error:
@@ -114,13 +136,19 @@ def slopes(value: Callable[[], float], parameter: Tensor, direction: Tensor) -> 
         yield (values[0] - values[1]) / (2 * step)
 
 
-def wrong_slopes(value: Callable[[], float], module: nn.Module, gradients: dict[str, Tensor | None]) -> list[str]:
+def wrong_slopes(
+    value: Callable[[], float], module: nn.Module, gradients: dict[str, Tensor | None]
+) -> list[str]:
     """Parameters whose gradient is not the slope of the value, along one direction each."""
     wrong = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)), dtype=parameter.dtype)
+        direction = torch.randn(
+            parameter.shape,
+            generator=torch.Generator().manual_seed(len(name)),
+            dtype=parameter.dtype,
+        )
         direction /= direction.norm()
         gradient = torch.zeros_like(parameter) if gradients[name] is None else gradients[name]
         claimed, found = (gradient * direction).sum().item(), []
@@ -140,7 +168,10 @@ def cast(episode: fsl.Episode, to: torch.dtype | str) -> fsl.Episode:
         return tensor.to(to) if isinstance(to, str) or tensor.is_floating_point() else tensor
 
     (support_x, support_y), (query_x, query_y), ids = episode
-    support, query = fsl.LabelledSet(moved(support_x), moved(support_y)), fsl.LabelledSet(moved(query_x), moved(query_y))
+    support, query = (
+        fsl.LabelledSet(moved(support_x), moved(support_y)),
+        fsl.LabelledSet(moved(query_x), moved(query_y)),
+    )
     return fsl.Episode(support, query, moved(ids))
 
 
@@ -166,29 +197,53 @@ def _first_line(error: BaseException) -> str:
 
 
 def meta_batch(
-    learner: fsl.Learner, loss: Any, execution: Execution, episodes: fsl.Episode, needs: frozenset[str] = frozenset()
+    learner: fsl.Learner,
+    loss: Any,
+    execution: Execution,
+    episodes: fsl.Episode,
+    needs: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """A meta-batch by one execution: losses, predictions, and one flat gradient of all parameters, of the tasks too if asked."""
-    computed = MetaGradient(learner, Uneven(needs), loss, execution)(episodes, keep_gradients=bool(needs))
-    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learner.parameters()]
-    found = {"losses": computed.losses, "predictions": computed.predictions, "meta-gradient": torch.cat(gradients)}
+    computed = MetaGradient(learner, Uneven(needs), loss, execution)(
+        episodes, keep_gradients=bool(needs)
+    )
+    gradients = [
+        (torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learner.parameters()
+    ]
+    found = {
+        "losses": computed.losses,
+        "predictions": computed.predictions,
+        "meta-gradient": torch.cat(gradients),
+    }
     for parameter in learner.parameters():
         parameter.grad = None
-    return found | ({} if computed.gradients is None else {"meta-gradients of the tasks": computed.gradients})
+    return found | (
+        {} if computed.gradients is None else {"meta-gradients of the tasks": computed.gradients}
+    )
 
 
-def differences(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> list[str]:
+def differences(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE
+) -> list[str]:
     """What two computations of a meta-batch disagree in."""
-    return [f"{what}: {apart(found[what], e)}" for what, e in expected.items() if not close(found[what], e, tolerance)]
+    return [
+        f"{what}: {apart(found[what], e)}"
+        for what, e in expected.items()
+        if not close(found[what], e, tolerance)
+    ]
 
 
 def executions(adapter: fsl.Adapter) -> list[Execution]:
     """Those that an adapter claims to allow, beside the loop; the compiled one is for those who have the time."""
     threads = [Execution(workers=2)] if adapter.threadable else []
-    return threads + ([Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else [])
+    return threads + (
+        [Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else []
+    )
 
 
-def assert_equals_the_loop(learner: fsl.Learner, loss: Any, episodes: fsl.Episode, execution: Execution, remedy: str) -> None:
+def assert_equals_the_loop(
+    learner: fsl.Learner, loss: Any, episodes: fsl.Episode, execution: Execution, remedy: str
+) -> None:
     """Losses, predictions and meta-gradients of an execution are those of the loop; remedy: what to do where they are not."""
     for needs in (frozenset(), frozenset({"gradients"})):
         expected = meta_batch(learner, loss, Execution(), episodes, needs)

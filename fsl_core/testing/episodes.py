@@ -30,24 +30,36 @@ class EpisodesContract:
 
     def make(self) -> fsl.EpisodeSource:
         """A fresh source, with few ways, shots and queries."""
-        raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) -> EpisodeSource")
+        raise NotImplementedError(
+            f"{type(self).__name__}.make: not written. A method make(self) -> EpisodeSource"
+        )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {"split": self.splits})
 
     def test_claims(self) -> None:
         source = self.make()
-        assert isinstance(source, fsl.EpisodeSource), f"make: {type(source).__name__}. A subclass of fsl_core.EpisodeSource"
+        assert isinstance(source, fsl.EpisodeSource), (
+            f"make: {type(source).__name__}. A subclass of fsl_core.EpisodeSource"
+        )
         name = getattr(source, "name", None)
-        assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `episodes.name`"
+        assert isinstance(name, str), (
+            f"name: {name!r}. A class attribute, the word recipes write under `episodes.name`"
+        )
         task = source.task
         assert isinstance(task, fsl.TaskShape), f"task: {type(task).__name__}. A TaskShape"
         if task.kind == "classification":
             found = f"task: {task.n_way} ways, predictions of {task.output_dim} numbers"
-            assert task.output_dim == task.n_way >= 2, f"{found}. Two ways or more, and one logit for each"
+            assert task.output_dim == task.n_way >= 2, (
+                f"{found}. Two ways or more, and one logit for each"
+            )
         else:
-            assert task.n_way == 1, f"task: regression with n_way {task.n_way}. 1: there are no classes"
-        assert source.tasks is None or source.tasks > 0, f"tasks: {source.tasks!r}. The number of training tasks, or None"
+            assert task.n_way == 1, (
+                f"task: regression with n_way {task.n_way}. 1: there are no classes"
+            )
+        assert source.tasks is None or source.tasks > 0, (
+            f"tasks: {source.tasks!r}. The number of training tasks, or None"
+        )
 
     def test_a_batch_has_its_shape(self, split: fsl.Split) -> None:
         source = self.make()
@@ -81,17 +93,25 @@ class EpisodesContract:
                 "numbers. A function of split, index and seed alone: fsl.draw_bits gives numbers to draw by"
             )
         untouched = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
-        assert untouched, f"{split}: drawing moves a global random state. fsl.draw_bits, or a generator of its own"
+        assert untouched, (
+            f"{split}: drawing moves a global random state. fsl.draw_bits, or a generator of its own"
+        )
 
     def test_episodes_differ(self) -> None:
         source = self.make()
         first, other = source.batch("train", (0, 1), 0).unbatch()
-        assert not torch.equal(first.query.x, other.query.x), "episodes 0 and 1 are the same. Items drawn anew by the index"
+        assert not torch.equal(first.query.x, other.query.x), (
+            "episodes 0 and 1 are the same. Items drawn anew by the index"
+        )
         seeded = source.batch("train", (0,), 1).unbatch()[0]
-        assert not torch.equal(first.query.x, seeded.query.x), "episodes under the seeds 0 and 1 are the same. Both drawn anew"
+        assert not torch.equal(first.query.x, seeded.query.x), (
+            "episodes under the seeds 0 and 1 are the same. Both drawn anew"
+        )
         for split in self.splits[1:]:
             there = source.batch(split, (0,), 0).unbatch()[0]
-            assert not torch.equal(first.query.x, there.query.x), f"train and {split} give the same episode. Tasks of its own"
+            assert not torch.equal(first.query.x, there.query.x), (
+                f"train and {split} give the same episode. Tasks of its own"
+            )
 
     def test_splits_share_no_item(self) -> None:
         if not self.distinct_items:
@@ -100,11 +120,15 @@ class EpisodesContract:
         drawn = {}
         for split in self.splits:
             batch = source.batch(split, indices, 0)
-            items = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)]).flatten(1)
+            items = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)]).flatten(
+                1
+            )
             drawn[split] = {row.tobytes() for row in items.cpu().numpy()}
         for split in self.splits[1:]:
             shared = len(drawn["train"] & drawn[split])
-            assert not shared, f"{split}: {shared} of its items come in train too. Classes, or at least items, of its own"
+            assert not shared, (
+                f"{split}: {shared} of its items come in train too. Classes, or at least items, of its own"
+            )
 
     def test_other_ways_and_shots(self, split: fsl.Split) -> None:
         source = self.make()
@@ -121,9 +145,14 @@ class EpisodesContract:
                 refused.append(str(error))
                 continue
             _check_batch(
-                batch, shape, len(INDICES), f"{split}, {shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries"
+                batch,
+                shape,
+                len(INDICES),
+                f"{split}, {shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries",
             )
-        _check_batch(source.batch(split, INDICES, 0), task, len(INDICES), f"{split}, after other shapes")
+        _check_batch(
+            source.batch(split, INDICES, 0), task, len(INDICES), f"{split}, after other shapes"
+        )
         if len(refused) == len(wanted):
             pytest.skip(f"not claimed: {refused[0]}")
 
@@ -132,16 +161,22 @@ class EpisodesContract:
         finite = source.tasks is not None and split == "train"
         indices = [*INDICES, *((source.tasks, source.tasks + 1) if finite else ())]
         ids = source.batch(split, indices, 0).id
-        assert ids.shape == (len(indices),), f"id: shape {tuple(ids.shape)} for {len(indices)} episodes. One each"
+        assert ids.shape == (len(indices),), (
+            f"id: shape {tuple(ids.shape)} for {len(indices)} episodes. One each"
+        )
         assert ids.dtype == torch.int64, f"id: {ids.dtype}. torch.int64"
         if finite:
             inside = bool(((ids >= 0) & (ids < source.tasks)).all())
-            assert inside, f"id: {ids.tolist()} of {source.tasks} training tasks. Numbers 0 .. {source.tasks - 1}"
+            assert inside, (
+                f"id: {ids.tolist()} of {source.tasks} training tasks. Numbers 0 .. {source.tasks - 1}"
+            )
 
     def test_fingerprint_tells_episodes_apart(self) -> None:
         source = self.make()
         first, again, other = (self.make().batch("train", (i,), 0) for i in (0, 0, 1))
-        assert source.fingerprint(first) == source.fingerprint(again), "fingerprint: two for equal episodes. A digest of them"
+        assert source.fingerprint(first) == source.fingerprint(again), (
+            "fingerprint: two for equal episodes. A digest of them"
+        )
         assert source.fingerprint(first) != source.fingerprint(other), (
             "fingerprint: one for two episodes. A digest of all of them"
         )
@@ -155,7 +190,10 @@ class EpisodesContract:
             assert tensor.device.type == device, (
                 f"device {device}: a tensor on {tensor.device}. All of an episode on the device of to()"
             )
-        on_cpu = [fsl.Episode(*(fsl.LabelledSet(s.x.cpu(), s.y.cpu()) for s in e[:2]), e.id.cpu()) for e in found.unbatch()]
+        on_cpu = [
+            fsl.Episode(*(fsl.LabelledSet(s.x.cpu(), s.y.cpu()) for s in e[:2]), e.id.cpu())
+            for e in found.unbatch()
+        ]
         assert all(_same(a, b) for a, b in zip(on_cpu, expected.unbatch(), strict=True)), (
             f"device {device}: episodes other than on the CPU. The same tensors on every device: draw on the CPU, then move"
         )
@@ -167,15 +205,24 @@ def _same(first: fsl.Episode, second: fsl.Episode) -> bool:
 
 
 def _check_batch(batch: fsl.Episode, task: fsl.TaskShape, count: int, where: str) -> None:
-    for name, part, per_class in (("support", batch.support, task.n_shot), ("query", batch.query, task.n_query)):
+    for name, part, per_class in (
+        ("support", batch.support, task.n_shot),
+        ("query", batch.query, task.n_query),
+    ):
         expected = (count, task.n_way * per_class, *task.input_shape)
-        assert part.x.shape == expected, f"{where}: {name}.x of shape {tuple(part.x.shape)}. Expected {expected}"
+        assert part.x.shape == expected, (
+            f"{where}: {name}.x of shape {tuple(part.x.shape)}. Expected {expected}"
+        )
         assert part.x.is_floating_point(), f"{where}: {name}.x of {part.x.dtype}. torch.float32"
         assert part.x.isfinite().all(), f"{where}: {name}.x is not finite. Finite items"
         if task.kind == "regression":
             wanted = (count, per_class, task.output_dim)
-            assert part.y.shape == wanted, f"{where}: {name}.y of shape {tuple(part.y.shape)}. Expected {wanted}"
-            assert part.y.dtype == part.x.dtype, f"{where}: {name}.y of {part.y.dtype}. That of the items, {part.x.dtype}"
+            assert part.y.shape == wanted, (
+                f"{where}: {name}.y of shape {tuple(part.y.shape)}. Expected {wanted}"
+            )
+            assert part.y.dtype == part.x.dtype, (
+                f"{where}: {name}.y of {part.y.dtype}. That of the items, {part.x.dtype}"
+            )
             assert part.y.isfinite().all(), f"{where}: {name}.y is not finite. Finite values"
         else:
             _check_labels(part.y, task.n_way, per_class, count, f"{where}: {name}.y")
@@ -183,7 +230,9 @@ def _check_batch(batch: fsl.Episode, task: fsl.TaskShape, count: int, where: str
 
 def _check_labels(y: Tensor, n_way: int, per_class: int, count: int, where: str) -> None:
     rows: Sequence[int] = torch.arange(n_way).repeat_interleave(per_class).tolist()
-    assert y.shape == (count, len(rows)), f"{where}: shape {tuple(y.shape)}. Expected {(count, len(rows))}, a class an item"
+    assert y.shape == (count, len(rows)), (
+        f"{where}: shape {tuple(y.shape)}. Expected {(count, len(rows))}, a class an item"
+    )
     assert y.dtype == torch.int64, f"{where}: {y.dtype}. torch.int64, the index of a class"
     assert all(row == rows for row in y.tolist()), (
         f"{where}: {y[0].tolist()}. Rows sorted by class, {per_class} of each of the classes 0 .. {n_way - 1}"

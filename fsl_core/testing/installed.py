@@ -29,7 +29,11 @@ from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
 from fsl_core.words import suggest
 
 HERE = "conformance"
-_COLUMNS = {"backbone.0.weight": slice(0, 3), "backbone.1.weight": slice(3, 4), "adapter.head.weight": slice(4, PARAMETER_COUNT)}
+_COLUMNS = {
+    "backbone.0.weight": slice(0, 3),
+    "backbone.1.weight": slice(3, 4),
+    "adapter.head.weight": slice(4, PARAMETER_COUNT),
+}
 _OTHERS = {
     "episodes": {"name": "glyphs"},
     "backbone": {"name": "mlp"},
@@ -74,9 +78,15 @@ class InstalledAdapter(AdapterContract):
         wider = self.make(tiny_task(n_way=n_way + 1), TinyBackbone()).state_dict()
         for name, tensor in adapter.state_dict().items():
             grown = wider[name].shape if name in wider and wider[name].dim() == tensor.dim() else ()
-            changed = [axis for axis, (a, b) in enumerate(zip(tensor.shape, grown, strict=False)) if a != b]
-            if (not grown and tensor.dim()) or any((tensor.shape[axis], grown[axis]) != (n_way, n_way + 1) for axis in changed):
-                pytest.skip(f"not run: {name} grows with the classes in a way of its own, so a test class has to permute it")
+            changed = [
+                axis for axis, (a, b) in enumerate(zip(tensor.shape, grown, strict=False)) if a != b
+            ]
+            if (not grown and tensor.dim()) or any(
+                (tensor.shape[axis], grown[axis]) != (n_way, n_way + 1) for axis in changed
+            ):
+                pytest.skip(
+                    f"not run: {name} grows with the classes in a way of its own, so a test class has to permute it"
+                )
             for axis in changed:
                 tensor.index_copy_(axis, permutation, tensor.clone())
 
@@ -134,8 +144,16 @@ class Checked:
             seconds = sum(case[2] for case in cases)
             told = {outcome: detail for outcome, detail, _ in reversed(cases)}
             left_out = told.get("skipped", "")
-            result = f"**failed**: {told['failed']}" if "failed" in told else "passed" if "passed" in told else left_out
-            partly = f"; {left_out}" if result == "passed" and left_out.startswith("not run") else ""
+            result = (
+                f"**failed**: {told['failed']}"
+                if "failed" in told
+                else "passed"
+                if "passed" in told
+                else left_out
+            )
+            partly = (
+                f"; {left_out}" if result == "passed" and left_out.startswith("not run") else ""
+            )
             yield name.replace("_", " "), result + partly, seconds
 
 
@@ -154,7 +172,9 @@ class Conformance:
             config.args = []  # no file is named: the kit alone
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, items: list[pytest.Item]
+    ) -> None:
         module = pytest.Module.from_parent(session, path=Path(__file__), name=HERE, nodeid=HERE)
         module.obj = ModuleType(HERE)
         for checked in self.checked:
@@ -188,10 +208,15 @@ class Conformance:
     @staticmethod
     def _table(checked: Checked, ran_on: str) -> str:
         options = f" with options `{checked.options}`" if checked.options else ""
-        rows = [f"| {name} | {result.replace('|', chr(92) + '|')} | {seconds:.2f} |" for name, result, seconds in checked.rows()]
+        rows = [
+            f"| {name} | {result.replace('|', chr(92) + '|')} | {seconds:.2f} |"
+            for name, result, seconds in checked.rows()
+        ]
         failed = sum("**failed**" in row for row in rows)
         passed = sum("| passed" in row for row in rows)
-        counts = f"{passed} properties passed, {failed} failed, {len(rows) - passed - failed} not run"
+        counts = (
+            f"{passed} properties passed, {failed} failed, {len(rows) - passed - failed} not run"
+        )
         return "\n".join(
             [
                 f"### Conformance of {checked.kind} `{checked.name}`{options}\n",
@@ -219,10 +244,16 @@ def _checked(kind: str, text: str, registry: Any, claims: Claims) -> Checked:
     def build(**injected: Any) -> Any:
         return component.build(_section(recipe, path), **injected)
 
-    wanted = {key: value for key, value in claims.model_dump(exclude_none=True).items() if hasattr(CONTRACTS[kind], key)}
+    wanted = {
+        key: value
+        for key, value in claims.model_dump(exclude_none=True).items()
+        if hasattr(CONTRACTS[kind], key)
+    }
     found = _found_out(f"--fsl-{kind} {name}", kind, build, recipe, path)
     contract = type(
-        f"Installed{kind.title()}", (CONTRACTS[kind],), {"__test__": True, "build": staticmethod(build), **found, **wanted}
+        f"Installed{kind.title()}",
+        (CONTRACTS[kind],),
+        {"__test__": True, "build": staticmethod(build), **found, **wanted},
     )
     return Checked(kind, name, options, component.origin, contract)
 
@@ -239,7 +270,9 @@ def _recipe(kind: str, name: str, options: str, registry: Any) -> Recipe:
     source = f"--fsl-{kind} {name}"
     given = read_value(options, source) if options else {}
     if not isinstance(given, dict):
-        raise FslError(f"{source}: options {options!r}. A mapping after the colon: '{name}:{{key: value}}'")
+        raise FslError(
+            f"{source}: options {options!r}. A mapping after the colon: '{name}:{{key: value}}'"
+        )
     section = {"name": name, **given}
     data = {key: dict(value) for key, value in _OTHERS.items()}
     if kind == "weighting":
@@ -249,7 +282,9 @@ def _recipe(kind: str, name: str, options: str, registry: Any) -> Recipe:
     return check_document(Document(source, data), registry)
 
 
-def _found_out(source: str, kind: str, build: Callable[..., Any], recipe: Recipe, path: tuple[str | int, ...]) -> dict[str, Any]:
+def _found_out(
+    source: str, kind: str, build: Callable[..., Any], recipe: Recipe, path: tuple[str | int, ...]
+) -> dict[str, Any]:
     """Claims that building the component tells: kinds of tasks, splits with data. FslError where it cannot be built at all."""
     if kind == "adapter":
         kinds, refused = [], ""
@@ -285,7 +320,11 @@ def _claims(text: str | None, kinds: set[str]) -> Claims:
     given = read_value(text, "--fsl-claims")
     if not isinstance(given, dict):
         raise FslError(f"--fsl-claims: {text!r}. A mapping such as '{{random: true}}'")
-    known = {name for name in Claims.model_fields if any(hasattr(CONTRACTS[kind], name) for kind in kinds)}
+    known = {
+        name
+        for name in Claims.model_fields
+        if any(hasattr(CONTRACTS[kind], name) for kind in kinds)
+    }
     for name in given:
         if name not in known:
             raise FslError(
@@ -297,4 +336,6 @@ def _claims(text: str | None, kinds: set[str]) -> Claims:
         (first, *_) = error.errors(include_url=False)
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Input should be ")
-        raise FslError(f"--fsl-claims: {where}: found {json.dumps(first['input'])}. Expected {message}") from error
+        raise FslError(
+            f"--fsl-claims: {where}: found {json.dumps(first['input'])}. Expected {message}"
+        ) from error

@@ -22,9 +22,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             metavar="NAME",
             help=f"check this {kind}, as in a recipe; with options: 'NAME:{{key: value}}'; may be given several times",
         )
-    group.addoption("--fsl-claims", metavar="CLAIMS", help="what a test class would state, such as '{random: true}'")
-    group.addoption("--fsl-compiled", action="store_true", help="check torch.compile as well; it takes minutes")
-    group.addoption("--fsl-report", metavar="FILE", type=Path, help="write the table of properties and results here (Markdown)")
+    group.addoption(
+        "--fsl-claims",
+        metavar="CLAIMS",
+        help="what a test class would state, such as '{random: true}'",
+    )
+    group.addoption(
+        "--fsl-compiled", action="store_true", help="check torch.compile as well; it takes minutes"
+    )
+    group.addoption(
+        "--fsl-report",
+        metavar="FILE",
+        type=Path,
+        help="write the table of properties and results here (Markdown)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

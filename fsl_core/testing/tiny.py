@@ -51,7 +51,9 @@ def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(torch.get_default_dtype())
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(
+            torch.get_default_dtype()
+        )
 
     means = normal(count, task.n_way, 1, *task.input_shape)
     readout = normal(count, means[0, 0].numel(), task.output_dim)
@@ -59,7 +61,9 @@ def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode
     def draw(per_class: int) -> fsl.LabelledSet:
         x = (means + normal(count, task.n_way, per_class, *task.input_shape)).flatten(1, 2)
         if task.kind == "classification":
-            return fsl.LabelledSet(x, torch.arange(task.n_way).repeat_interleave(per_class).expand(count, -1))
+            return fsl.LabelledSet(
+                x, torch.arange(task.n_way).repeat_interleave(per_class).expand(count, -1)
+            )
         return fsl.LabelledSet(x, x.flatten(2) @ readout / x[0, 0].numel() ** 0.5)
 
     return fsl.Episode(draw(task.n_shot), draw(task.n_query), torch.arange(count))
@@ -101,11 +105,20 @@ class GradientSteps(fsl.Adapter):
         buffers = {name: b.clone() for name, b in backbone.named_buffers()}
 
         def predict(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-            own = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
-            return fsl.call_with(backbone, own | buffers, x) @ weights["head.weight"].T + weights["head.bias"]
+            own = {
+                name.removeprefix("backbone."): w
+                for name, w in weights.items()
+                if name.startswith("backbone.")
+            }
+            return (
+                fsl.call_with(backbone, own | buffers, x) @ weights["head.weight"].T
+                + weights["head.bias"]
+            )
 
         for _ in range(self.inner_steps):
-            slope = torch.func.grad(lambda weights: self.loss(predict(weights, support.x), support.y))(weights)
+            slope = torch.func.grad(
+                lambda weights: self.loss(predict(weights, support.x), support.y)
+            )(weights)
             weights = {name: w - 0.1 * slope[name] for name, w in weights.items()}
         return lambda x: predict(weights, x)
 

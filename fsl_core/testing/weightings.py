@@ -15,7 +15,10 @@ from fsl_core.testing.checks import TOLERANCE
 from fsl_core.testing.tiny import double_precision
 
 PARAMETER_COUNT = 6  # columns of the gradient matrix
-DRAWS, MEAN_TOLERANCE = 2000, 0.05  # weights summing to one deviate by at most 0.5: 4.4 standard errors of their mean
+DRAWS, MEAN_TOLERANCE = (
+    2000,
+    0.05,
+)  # weights summing to one deviate by at most 0.5: 4.4 standard errors of their mean
 EXTREME = {torch.float64: 1e30, torch.float32: 1e15}  # their squares are finite
 
 
@@ -34,7 +37,9 @@ class WeightingContract:
 
     def make(self) -> fsl.TaskWeighting:
         """A fresh weighting."""
-        raise NotImplementedError(f"{type(self).__name__}.make: not written. A method make(self) -> TaskWeighting")
+        raise NotImplementedError(
+            f"{type(self).__name__}.make: not written. A method make(self) -> TaskWeighting"
+        )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {"size": self.sizes})
@@ -46,12 +51,20 @@ class WeightingContract:
 
     def test_claims(self) -> None:
         weighting = self._weighting()
-        assert isinstance(weighting, fsl.TaskWeighting), f"make: {type(weighting).__name__}. A subclass of fsl_core.TaskWeighting"
+        assert isinstance(weighting, fsl.TaskWeighting), (
+            f"make: {type(weighting).__name__}. A subclass of fsl_core.TaskWeighting"
+        )
         name = getattr(weighting, "name", None)
-        assert isinstance(name, str), f"name: {name!r}. A class attribute, the word recipes write under `outer.weighting.name`"
+        assert isinstance(name, str), (
+            f"name: {name!r}. A class attribute, the word recipes write under `outer.weighting.name`"
+        )
         unknown = set(weighting.needs) - {"losses", "gradients"}
-        assert not unknown, f"needs: {sorted(unknown)}. 'losses', 'gradients', both, or an empty set"
-        assert weighting.total in ("one", "tasks", "any"), f"total: {weighting.total!r}. 'one', 'tasks' or 'any'"
+        assert not unknown, (
+            f"needs: {sorted(unknown)}. 'losses', 'gradients', both, or an empty set"
+        )
+        assert weighting.total in ("one", "tasks", "any"), (
+            f"total: {weighting.total!r}. 'one', 'tasks' or 'any'"
+        )
 
     def test_one_finite_weight_a_task(self, size: int) -> None:
         self._check(self._weigh(_outcomes(size)), size, "weigh")
@@ -61,12 +74,22 @@ class WeightingContract:
             for losses in ([0.0], [1 / large], [large], [0.0, 1 / large, 1.0, large]):
                 values = torch.tensor((losses * size)[:size], dtype=dtype)
                 signs = _outcomes(size).gradients.to(dtype)
-                weights = self._weigh(fsl.Outcomes(values, values[:, None] * signs, torch.arange(size)))
-                self._check(weights, size, f"weigh, {dtype}, losses and gradients of size {sorted(set(values.tolist()))}")
+                weights = self._weigh(
+                    fsl.Outcomes(values, values[:, None] * signs, torch.arange(size))
+                )
+                self._check(
+                    weights,
+                    size,
+                    f"weigh, {dtype}, losses and gradients of size {sorted(set(values.tolist()))}",
+                )
 
     def test_equal_tasks_weigh_the_same(self, size: int) -> None:
         one = _outcomes(1)
-        weights = self._mean_weights(fsl.Outcomes(one.losses.expand(size), one.gradients.expand(size, -1), torch.arange(size)))
+        weights = self._mean_weights(
+            fsl.Outcomes(
+                one.losses.expand(size), one.gradients.expand(size, -1), torch.arange(size)
+            )
+        )
         assert self._close(weights, weights.mean().expand(size)), (
             f"weigh: tasks with equal losses and gradients weigh {weights.tolist()}. The same for each: a task's place in the "
             "meta-batch says nothing about it"
@@ -86,7 +109,9 @@ class WeightingContract:
         outcomes, expected = _outcomes(size), self._weigh(_outcomes(size))
         if not weighting.needs:
             found = self._weigh(outcomes._replace(losses=torch.zeros(size)))
-            assert _close(found, expected), "needs: empty, and the weights change with the losses. {'losses'}"
+            assert _close(found, expected), (
+                "needs: empty, and the weights change with the losses. {'losses'}"
+            )
         elif "losses" not in weighting.needs:
             found = self._weigh(outcomes._replace(losses=outcomes.losses.flip(0) + 1))
             assert _close(found, expected), (
@@ -103,15 +128,21 @@ class WeightingContract:
     def test_randomness_is_claimed(self) -> None:
         draws = [self._weigh(_outcomes(5), seed) for seed in range(20)]
         varies = not all(torch.equal(weights, draws[0]) for weights in draws)
-        assert varies or not self.random, "random: True, and 20 seeds give the same weights. Drop the claim"
-        assert self.random or not varies, "random: False, and weights differ between seeds. random = True on the test class"
+        assert varies or not self.random, (
+            "random: True, and 20 seeds give the same weights. Drop the claim"
+        )
+        assert self.random or not varies, (
+            "random: False, and weights differ between seeds. random = True on the test class"
+        )
 
     def test_outcomes_are_only_read(self, size: int) -> None:
         outcomes, before = _outcomes(size), _outcomes(size)
         self._weigh(outcomes)
         for what in fsl.Outcomes._fields:
             same = torch.equal(getattr(outcomes, what), getattr(before, what))
-            assert same, f"weigh: it changed outcomes.{what} in place. A new tensor: the engine goes on to use this one"
+            assert same, (
+                f"weigh: it changed outcomes.{what} in place. A new tensor: the engine goes on to use this one"
+            )
 
     def test_gradient_reaches_every_parameter(self) -> None:
         weighting = self._weighting()
@@ -120,14 +151,20 @@ class WeightingContract:
             pytest.skip("it has no parameters")
         outcomes = self._given(weighting, _outcomes(5))
         weights = weighting.weigh(outcomes)
-        assert weights.requires_grad, f"weigh: no graph from {', '.join(trained)} to the weights. Nothing detached, no no_grad"
+        assert weights.requires_grad, (
+            f"weigh: no graph from {', '.join(trained)} to the weights. Nothing detached, no no_grad"
+        )
         objective = weighting.objective(weights, outcomes)
         assert objective.shape == (), f"objective: shape {tuple(objective.shape)}. A scalar"
         gradients = torch.autograd.grad(objective, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, gradients, strict=True):
             reached = gradient is not None and gradient.count_nonzero()
-            assert reached, f"weigh: {name} gets no gradient. A part in the weights, or no such parameter"
-            assert gradient.isfinite().all(), f"weigh: the gradient of {name} is not finite. Safe divisions and logarithms"
+            assert reached, (
+                f"weigh: {name} gets no gradient. A part in the weights, or no such parameter"
+            )
+            assert gradient.isfinite().all(), (
+                f"weigh: the gradient of {name} is not finite. Safe divisions and logarithms"
+            )
 
     def test_checkpoint_is_the_whole_state(self) -> None:
         first, second = self._weighting(), self._weighting(seed=1)
@@ -144,12 +181,18 @@ class WeightingContract:
         expected = self._weigh(_outcomes(5))
         with double_precision(torch.float32):
             weighting = self._weighting()
-            given = fsl.Outcomes(*(t.float() if t.is_floating_point() else t for t in _outcomes(5, torch.float64)))
+            given = fsl.Outcomes(
+                *(t.float() if t.is_floating_point() else t for t in _outcomes(5, torch.float64))
+            )
             try:
                 found = self._seeded(weighting, self._given(weighting, given))
             except RuntimeError as error:
-                raise AssertionError(f"float32: {str(error).splitlines()[0]}. The dtype of the losses for new tensors") from error
-            assert found.dtype == torch.float32, f"float32: weights of {found.dtype} for torch.float32 losses. Their dtype"
+                raise AssertionError(
+                    f"float32: {str(error).splitlines()[0]}. The dtype of the losses for new tensors"
+                ) from error
+            assert found.dtype == torch.float32, (
+                f"float32: weights of {found.dtype} for torch.float32 losses. Their dtype"
+            )
             self._check(found, 5, "float32")
         assert self.random or _close(found.double(), expected, 1e-4), (
             f"float32: weights {found.tolist()} where float64 gives {expected.tolist()}. Steps that lose fewer digits"
@@ -158,11 +201,17 @@ class WeightingContract:
     def test_device(self, device: str) -> None:
         weighting = self._weighting()
         expected = self._weigh(_outcomes(5))
-        given = self._given(weighting, fsl.Outcomes(*(tensor.to(device) for tensor in _outcomes(5))))
+        given = self._given(
+            weighting, fsl.Outcomes(*(tensor.to(device) for tensor in _outcomes(5)))
+        )
         with checks.on_device(device):
             found = self._seeded(weighting.to(device), given)
-        assert found.device.type == device, f"device {device}: weights on {found.device}. The device of the losses"
-        assert found.shape == (5,), f"device {device}: weights of shape {tuple(found.shape)}. Expected (5,)"
+        assert found.device.type == device, (
+            f"device {device}: weights on {found.device}. The device of the losses"
+        )
+        assert found.shape == (5,), (
+            f"device {device}: weights of shape {tuple(found.shape)}. Expected (5,)"
+        )
         assert device == "meta" or self.random or _close(found.cpu(), expected, 1e-6), (
             f"device {device}: weights {found.tolist()} where the CPU gives {expected.tolist()}. The same computation"
         )
@@ -183,7 +232,9 @@ class WeightingContract:
         return torch.stack([weighting.weigh(given) for _ in range(DRAWS)]).mean(0).detach()
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
-        return _close(found, expected, MEAN_TOLERANCE * float(expected.sum()) if self.random else TOLERANCE)
+        return _close(
+            found, expected, MEAN_TOLERANCE * float(expected.sum()) if self.random else TOLERANCE
+        )
 
     @staticmethod
     def _seeded(weighting: fsl.TaskWeighting, given: fsl.Outcomes, seed: int = 2) -> Tensor:
@@ -195,15 +246,21 @@ class WeightingContract:
         return outcomes if "gradients" in weighting.needs else outcomes._replace(gradients=None)
 
     def _check(self, weights: Tensor, size: int, where: str) -> None:
-        assert weights.shape == (size,), f"{where}: weights of shape {tuple(weights.shape)}. Expected ({size},), one a task"
+        assert weights.shape == (size,), (
+            f"{where}: weights of shape {tuple(weights.shape)}. Expected ({size},), one a task"
+        )
         assert weights.isfinite().all(), (
             f"{where}: weights {weights.tolist()}. Finite ones: a softmax instead of a quotient of exponentials, no division by "
             "a norm or sum that can be zero"
         )
-        assert (weights >= 0).all(), f"{where}: weights {weights.tolist()}. None below zero: it would unlearn a task"
+        assert (weights >= 0).all(), (
+            f"{where}: weights {weights.tolist()}. None below zero: it would unlearn a task"
+        )
         claimed = self._weighting().total
         if claimed == "any":
-            assert weights.sum() > 0, f"{where}: weights that are all zero. One above it, or the learner stands still"
+            assert weights.sum() > 0, (
+                f"{where}: weights that are all zero. One above it, or the learner stands still"
+            )
             return
         total = 1 if claimed == "one" else size
         tolerance = TOLERANCE if weights.dtype == torch.float64 else 1e-5

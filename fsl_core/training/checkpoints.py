@@ -17,9 +17,15 @@ from torch.optim import Optimizer
 from fsl_core.errors import RunError
 
 
-def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, progress: Mapping[str, Any]) -> None:
+def save(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, progress: Mapping[str, Any]
+) -> None:
     """Write weights, optimizer state and progress (plain JSON data) to path, all of it or nothing."""
-    tensors = {f"{label}.{k}": v for label, module in modules.items() for k, v in module.state_dict().items()}
+    tensors = {
+        f"{label}.{k}": v
+        for label, module in modules.items()
+        for k, v in module.state_dict().items()
+    }
     packed = optimizer.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in packed["state"].items():
@@ -28,17 +34,24 @@ def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, pro
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 scalars.setdefault(str(index), {})[key] = value
-    record = {"progress": dict(progress), "optimizer": {"scalars": scalars, "groups": packed["param_groups"]}}
+    record = {
+        "progress": dict(progress),
+        "optimizer": {"scalars": scalars, "groups": packed["param_groups"]},
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}  # tied weights share memory
+    copies = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+    }  # tied weights share memory
     save_file(copies, partial, metadata={"fsl": json.dumps(record, sort_keys=True)})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
 
 
-def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer | None = None) -> dict[str, Any]:
+def restore(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer | None = None
+) -> dict[str, Any]:
     """Load what `save` wrote into modules and optimizer; returns the progress.
 
     Raises RunError if the file is absent, damaged, or of other modules than these.
@@ -46,12 +59,20 @@ def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer |
     tensors, record = _read(path)
     for label, module in modules.items():
         prefix = f"{label}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        own = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
-            first = next((line.strip() for line in str(error).splitlines()[1:]), str(error)).rstrip(".")
-            raise RunError(f"{path}: does not fit this recipe's {label}: {first}. A checkpoint of the same recipe") from error
+            first = next((line.strip() for line in str(error).splitlines()[1:]), str(error)).rstrip(
+                "."
+            )
+            raise RunError(
+                f"{path}: does not fit this recipe's {label}: {first}. A checkpoint of the same recipe"
+            ) from error
     if optimizer is not None:
         _restore_optimizer(optimizer, tensors, record["optimizer"])
     return record["progress"]
@@ -67,7 +88,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"{path}: no such checkpoint. A run directory that has been trained")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["fsl"])  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["fsl"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RunError(
@@ -75,8 +97,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def _restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
+def _restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(values) for index, values in record["scalars"].items()
+    }
     for name, tensor in tensors.items():
         label, _, rest = name.partition(".")
         if label == "optimizer":
@@ -87,5 +113,10 @@ def _restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], reco
 
 def all_finite(modules: Mapping[str, nn.Module]) -> bool:
     """Whether every floating-point parameter and buffer is finite."""
-    values = (v for module in modules.values() for v in module.state_dict().values() if v.is_floating_point())
+    values = (
+        v
+        for module in modules.values()
+        for v in module.state_dict().values()
+        if v.is_floating_point()
+    )
     return all(bool(torch.isfinite(v).all()) for v in values)

@@ -20,4 +20,7 @@ def gradient_conflict(gradients: Tensor) -> dict[str, float]:
     cosines = directions @ directions.T
     first, second = torch.triu_indices(len(cosines), len(cosines), offset=1)
     pairs = cosines[first, second]
-    return {"gradient_cosine": float(pairs.mean()), "gradient_conflict": float((pairs < 0).to(pairs).mean())}
+    return {
+        "gradient_cosine": float(pairs.mean()),
+        "gradient_conflict": float((pairs < 0).to(pairs).mean()),
+    }

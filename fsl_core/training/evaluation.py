@@ -95,11 +95,15 @@ def evaluate(
         seed_torch("evaluation", seed, split, int(episode.id))
         predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
         predictions = [predict(episode.query.x) for predict in predictors]
-        return [float(task.score(p, episode.query.y)) for p in predictions], float(task.loss(predictions[-1], episode.query.y))
+        return [float(task.score(p, episode.query.y)) for p in predictions], float(
+            task.loss(predictions[-1], episode.query.y)
+        )
 
     with torch.no_grad():
         for start in range(0, episodes, DRAWN_TOGETHER):
-            batch = source.batch(split, range(start, min(start + DRAWN_TOGETHER, episodes)), seed, task)
+            batch = source.batch(
+                split, range(start, min(start + DRAWN_TOGETHER, episodes)), seed, task
+            )
             digest.update(source.fingerprint(batch))
             adapted = batch.unbatch()
             if not times:
@@ -107,7 +111,9 @@ def evaluate(
                 shared = _shared(learner, adapted[0], workers)
             for episode, (row, value) in zip(adapted, shared.map(judge_one, adapted), strict=True):
                 if math.isnan(value):
-                    raise RunError(f"evaluation, {split} episode {int(episode.id)}: the loss is nan. Finite items and weights")
+                    raise RunError(
+                        f"evaluation, {split} episode {int(episode.id)}: the loss is nan. Finite items and weights"
+                    )
                 rows.append(row)
                 losses.append(value)
                 on_episode()
@@ -129,7 +135,12 @@ def _shared(learner: Learner, episode: Episode, workers: int) -> Workers:
 
 
 def predict_episodes(
-    learner: Learner, source: EpisodeSource, split: Split, indices: Sequence[int], seed: int = 0, task: TaskShape | None = None
+    learner: Learner,
+    source: EpisodeSource,
+    split: Split,
+    indices: Sequence[int],
+    seed: int = 0,
+    task: TaskShape | None = None,
 ) -> Iterator[tuple[Episode, Tensor]]:
     """Single frozen episodes with the predictions of their queries, (n_queries, output_dim), as `evaluate` scores them."""
     learner.eval()

@@ -49,4 +49,6 @@ def _measured(run: Run) -> Choice:
 
 def _options(run: Run, mode: str) -> Execution:
     wanted = run.recipe.sections.execution
-    return Execution(mode, wanted.workers or 1, wanted.chunk, wanted.precision, wanted.checkpoint_gradients)
+    return Execution(
+        mode, wanted.workers or 1, wanted.chunk, wanted.precision, wanted.checkpoint_gradients
+    )

@@ -41,7 +41,9 @@ class Experiment:
         if (n_way, n_shot) == (trained.n_way, trained.n_shot):
             return self.learner
         output_dim = n_way if trained.kind == "classification" else trained.output_dim
-        twin = _build_learner(self.recipe, replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim))
+        twin = _build_learner(
+            self.recipe, replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim)
+        )
         if name := _misfit(self.learner, twin):
             raise ShapeError(_fixed(name, self.learner, trained))
         twin.to(next(self.learner.parameters()).device).load_state_dict(self.learner.state_dict())
@@ -51,7 +53,13 @@ class Experiment:
     def norm(self) -> str:
         """The normalisation of the backbone, for result rows."""
         policy = getattr(self.learner.backbone, "norm", None)
-        foreign = sorted({type(m).__name__ for m in self.learner.backbone.modules() if "Norm" in type(m).__name__})
+        foreign = sorted(
+            {
+                type(m).__name__
+                for m in self.learner.backbone.modules()
+                if "Norm" in type(m).__name__
+            }
+        )
         return policy if isinstance(policy, str) else ", ".join(foreign) or "none"
 
 
@@ -59,7 +67,9 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
     source: EpisodeSource = recipe.build(("episodes",)).to(device)
     learner = _build_learner(recipe, source.task)
-    weighting: TaskWeighting = recipe.build(("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks)
+    weighting: TaskWeighting = recipe.build(
+        ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
+    )
     test_task = _test_task(recipe, source.task)
     _check_ways(recipe, learner, source.task, test_task)
     _check_expectations(recipe, test_task)
@@ -75,23 +85,42 @@ def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
 
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     wanted = recipe.sections.evaluate
-    sizes = {key: getattr(wanted, key) for key in ("n_way", "n_shot", "n_query") if getattr(wanted, key) is not None}
+    sizes = {
+        key: getattr(wanted, key)
+        for key in ("n_way", "n_shot", "n_query")
+        if getattr(wanted, key) is not None
+    }
     if task.kind == "regression" and "n_way" in sizes:
-        raise RecipeError(f"{recipe.document.where(('evaluate', 'n_way'))}: regression has no classes. Leave it out")
+        raise RecipeError(
+            f"{recipe.document.where(('evaluate', 'n_way'))}: regression has no classes. Leave it out"
+        )
     test_task = replace(task, **sizes)
-    return replace(test_task, output_dim=test_task.n_way) if task.kind == "classification" else test_task
+    return (
+        replace(test_task, output_dim=test_task.n_way)
+        if task.kind == "classification"
+        else test_task
+    )
 
 
 def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
     if changed and (name := _misfit(learner, _build_learner(recipe, test_task))):
-        raise RecipeError(f"{recipe.document.where(('evaluate', changed[0]))}: {_fixed(name, learner, task)}")
+        raise RecipeError(
+            f"{recipe.document.where(('evaluate', changed[0]))}: {_fixed(name, learner, task)}"
+        )
 
 
 def _misfit(learner: Learner, twin: Learner) -> str | None:
     """The first weight of the learner that its twin lacks or has in another shape."""
     ours, theirs = learner.state_dict(), twin.state_dict()
-    return next((name for name, tensor in ours.items() if name not in theirs or theirs[name].shape != tensor.shape), None)
+    return next(
+        (
+            name
+            for name, tensor in ours.items()
+            if name not in theirs or theirs[name].shape != tensor.shape
+        ),
+        None,
+    )
 
 
 def _fixed(name: str, learner: Learner, task: TaskShape) -> str:
@@ -105,12 +134,18 @@ def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
     for key in recipe.sections.expect:
         if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key):
             where = recipe.document.where(("expect", key))
-            raise RecipeError(f"{where}: no such result. Expected {task.metric}, or {task.metric}_after_<inner steps>")
+            raise RecipeError(
+                f"{where}: no such result. Expected {task.metric}, or {task.metric}_after_<inner steps>"
+            )
 
 
 def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer:
     """The outer loop's optimizer over all that is learned. RecipeError where it refuses its options."""
-    parameters = [p for p in (*experiment.learner.parameters(), *experiment.weighting.parameters()) if p.requires_grad]
+    parameters = [
+        p
+        for p in (*experiment.learner.parameters(), *experiment.weighting.parameters())
+        if p.requires_grad
+    ]
     return recipe.build(("outer", "optimizer"), parameters=parameters)
 
 

@@ -75,10 +75,14 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, error.strerror if isinstance(error, OSError) else "not UTF-8 text") from error
+        raise _damaged(
+            path, error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        ) from error
 
 
 def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
-    return RunError(f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT) else anew}")
+    return RunError(
+        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT) else anew}"
+    )

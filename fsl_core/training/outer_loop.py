@@ -79,13 +79,20 @@ def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluat
     """Evaluate the run's present weights on the first `episodes` frozen episodes of a split; options as for `evaluate`."""
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
     learner, task, workers = experiment.test_learner(), experiment.test_task, workers_of(run)
-    return evaluate(learner, experiment.source, split, episodes, seed, task, workers=workers, **options)
+    return evaluate(
+        learner, experiment.source, split, episodes, seed, task, workers=workers, **options
+    )
 
 
 def _prepare(run: Run) -> MetaGradient:
     experiment = run.experiment
     run.execution = choose_execution(run)
-    return MetaGradient(experiment.learner, experiment.weighting, experiment.source.task.loss, run.execution.execution)
+    return MetaGradient(
+        experiment.learner,
+        experiment.weighting,
+        experiment.source.task.loss,
+        run.execution.execution,
+    )
 
 
 def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
@@ -95,15 +102,23 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
     learner.train()
     learner.adapter.on_progress(run.step / run.steps)
     first = run.step * outer.meta_batch_size
-    episodes = experiment.source.batch("train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed)
+    episodes = experiment.source.batch(
+        "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
+    )
     seed_torch(run.recipe.sections.seed, "step", run.step)
-    watched = bool(outer.log_conflict) and run.step % outer.log_conflict == 0 and outer.meta_batch_size > 1
+    watched = (
+        bool(outer.log_conflict)
+        and run.step % outer.log_conflict == 0
+        and outer.meta_batch_size > 1
+    )
     outcome = compute(episodes, keep_gradients=watched)
     _refuse_non_finite(run, episodes, outcome)
     norm = _clip(run)
     run.optimizer.step()
     move_running_statistics(learner, episodes)
-    score = sum(float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True))
+    score = sum(
+        float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
+    )
     return {
         "loss": float(outcome.losses.mean()),
         task.metric: score / outer.meta_batch_size,
@@ -116,10 +131,14 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
 
 def _clip(run: Run) -> float:
     outer = run.recipe.sections.outer
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [
+        p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if not norm < float("inf"):
-        raise TrainingError(f"outer step {run.step + 1}: the meta-gradient is not finite. {_advice(run)}")
+        raise TrainingError(
+            f"outer step {run.step + 1}: the meta-gradient is not finite. {_advice(run)}"
+        )
     if outer.clip_gradient_value is not None:
         torch.nn.utils.clip_grad_value_(parameters, outer.clip_gradient_value)
     if outer.clip_gradient_norm is not None:
@@ -131,12 +150,16 @@ def _refuse_non_finite(run: Run, episodes: Episode, outcome: MetaBatchResult) ->
     bad = (~torch.isfinite(outcome.losses)).nonzero().flatten().tolist()
     if bad:
         task, loss = int(episodes.id[bad[0]]), float(outcome.losses[bad[0]])
-        raise TrainingError(f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}")
+        raise TrainingError(
+            f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}"
+        )
 
 
 def _advice(run: Run) -> str:
     kept = run.checkpoint_path("last")
-    state = f"The last good checkpoint is {kept}" if kept.is_file() else "No checkpoint was written yet"
+    state = (
+        f"The last good checkpoint is {kept}" if kept.is_file() else "No checkpoint was written yet"
+    )
     return f"A smaller step size or clipping may help. {state}"
 
 
@@ -152,7 +175,14 @@ def _validate(run: Run) -> None:
     evaluation = evaluate_run(run, "validation", outer.validate_episodes, each_step=False)
     summary = evaluation.summary()
     score = summary[evaluation.metric]
-    run.record({"step": run.step, "split": "validation", evaluation.metric: score, "interval": summary["interval"]})
+    run.record(
+        {
+            "step": run.step,
+            "split": "validation",
+            evaluation.metric: score,
+            "interval": summary["interval"],
+        }
+    )
     if evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}
         run.save("best")

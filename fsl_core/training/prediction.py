@@ -84,17 +84,32 @@ class AdaptedPredictor:
         known = [name for name in tops if name in self.classes]
         if known and known != tops:
             other = next(name for name in tops if name not in known)
-            what = f"a folder {other!r}, which is no class" if other else "pictures outside of class folders"
-            raise DataError(f"{folder}: class folders and {what}. Only folders of {', '.join(self.classes)}, or pictures alone")
+            what = (
+                f"a folder {other!r}, which is no class"
+                if other
+                else "pictures outside of class folders"
+            )
+            raise DataError(
+                f"{folder}: class folders and {what}. Only folders of {', '.join(self.classes)}, or pictures alone"
+            )
         labels = [place.parts[0] for place in places] if known else None
-        return Pictures(_decode(files, self.experiment, self.invert), [place.as_posix() for place in places], labels)
+        return Pictures(
+            _decode(files, self.experiment, self.invert),
+            [place.as_posix() for place in places],
+            labels,
+        )
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, n_way) probabilities of the classes, on the CPU."""
         x = self._scaled(images)
         with torch.no_grad():
             predict = self.predictor(x)
-            return torch.cat([predict(part).softmax(-1) for part in x.split(len(x) if self.together else TOGETHER)]).cpu()
+            return torch.cat(
+                [
+                    predict(part).softmax(-1)
+                    for part in x.split(len(x) if self.together else TOGETHER)
+                ]
+            ).cpu()
 
     def predictor(self, x: Tensor) -> Predictor:
         """Adapt, always in the same way; x is what a transductive adapter sees of the pictures, values 0 .. 1."""
@@ -102,7 +117,11 @@ class AdaptedPredictor:
         seed_torch("prediction", self.experiment.recipe.sections.seed)
         y = torch.arange(len(self.classes), device=x.device).repeat_interleave(self.n_shot)
         query = LabelledSet(x, x.new_zeros(len(x)))
-        return self.learner.adapt(Episode(LabelledSet(self._scaled(self.images), y), query, torch.tensor(0, device=x.device)))
+        return self.learner.adapt(
+            Episode(
+                LabelledSet(self._scaled(self.images), y), query, torch.tensor(0, device=x.device)
+            )
+        )
 
     def _scaled(self, images: Tensor) -> Tensor:
         device = next(self.learner.parameters()).device
@@ -110,10 +129,22 @@ class AdaptedPredictor:
 
     def save(self, path: Path) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
-        tensors = {f"learner.{name}": t.detach().cpu().clone().contiguous() for name, t in self.learner.state_dict().items()}
-        record = {"classes": self.classes, "found": self.found, "invert": self.invert, **self.origin}
+        tensors = {
+            f"learner.{name}": t.detach().cpu().clone().contiguous()
+            for name, t in self.learner.state_dict().items()
+        }
+        record = {
+            "classes": self.classes,
+            "found": self.found,
+            "invert": self.invert,
+            **self.origin,
+        }
         with writing(path):
-            save_file({**tensors, "support": self.images.contiguous()}, path, metadata={"fsl-predictor": json.dumps(record)})
+            save_file(
+                {**tensors, "support": self.images.contiguous()},
+                path,
+                metadata={"fsl-predictor": json.dumps(record)},
+            )
 
     def export(self, path: Path, images: Tensor) -> float:
         """Write the adapted predictor alone with torch.export: (n, channels, size, size) values 0 .. 1 -> (n, n_way).
@@ -121,20 +152,30 @@ class AdaptedPredictor:
         images: uint8, to compare on. Returns the largest difference of the file's probabilities from those here; RunError
         where the predictor cannot be exported or it exceeds 1e-4.
         """
-        x = self._scaled(images.repeat(2, 1, 1, 1))  # torch.export takes one row to mean one row always
+        x = self._scaled(
+            images.repeat(2, 1, 1, 1)
+        )  # torch.export takes one row to mean one row always
         where = f"{path}: adapter {self.learner.adapter.name!r}"
         if self.learner.adapter.transductive:
             raise RunError(f"{where} adapts to the pictures it predicts. --save, which adapts anew")
         with torch.no_grad():
             module = _Exportable(self.learner, self.predictor(x)).eval()
             try:
-                program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), strict=False)
-                difference = float((program.module()(x[: len(images)]) - module(x[: len(images)])).abs().max())
+                program = torch.export.export(
+                    module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), strict=False
+                )
+                difference = float(
+                    (program.module()(x[: len(images)]) - module(x[: len(images)])).abs().max()
+                )
             except Exception as error:  # torch.export fails in many ways
                 reason = " ".join(str(error).split())[:200]
-                raise RunError(f"{where} cannot be exported ({reason}). --save, which keeps what it adapts from") from error
+                raise RunError(
+                    f"{where} cannot be exported ({reason}). --save, which keeps what it adapts from"
+                ) from error
         if not difference <= 1e-4:
-            raise RunError(f"{where}: the exported probabilities differ by {difference:.1e}. --save, which adapts anew")
+            raise RunError(
+                f"{where}: the exported probabilities differ by {difference:.1e}. --save, which adapts anew"
+            )
         with writing(path):
             torch.export.save(program, path)
         return difference
@@ -174,7 +215,9 @@ def _adapt_run(run: Run, support: Path, invert: bool) -> AdaptedPredictor:
     _require_folder(support)
     folders = subfolders(support)
     if len(folders) < 2:
-        raise DataError(f"{support}: {len(folders)} class folders. At least two folders of pictures, named as their classes")
+        raise DataError(
+            f"{support}: {len(folders)} class folders. At least two folders of pictures, named as their classes"
+        )
     files = [class_images(folder) for folder in folders]
     n_shot = min(map(len, files))
     images = _decode((file for of_class in files for file in of_class[:n_shot]), experiment, invert)
@@ -183,19 +226,29 @@ def _adapt_run(run: Run, support: Path, invert: bool) -> AdaptedPredictor:
     except ShapeError as error:
         raise DataError(f"{support}: {len(folders)} classes of {n_shot}: {error}") from error
     recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
-    origin = {"recipe": recipe, "plugin_files": read_json(run.directory / ENVIRONMENT, "plugin_files")["plugin_files"]}
+    origin = {
+        "recipe": recipe,
+        "plugin_files": read_json(run.directory / ENVIRONMENT, "plugin_files")["plugin_files"],
+    }
     classes = tuple(folder.name for folder in folders)
-    return AdaptedPredictor(experiment, learner, images, classes, tuple(map(len, files)), invert, origin)
+    return AdaptedPredictor(
+        experiment, learner, images, classes, tuple(map(len, files)), invert, origin
+    )
 
 
-def load_predictor(path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()) -> AdaptedPredictor:
+def load_predictor(
+    path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()
+) -> AdaptedPredictor:
     """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, record = {n: file.get_tensor(n) for n in file.keys()}, json.loads(file.metadata()["fsl-predictor"])  # noqa: SIM118
+            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            record = json.loads(file.metadata()["fsl-predictor"])
         images = tensors.pop("support")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: not a whole file of `fsl predict --save`. Such a file, or a run directory") from error
+        raise RunError(
+            f"{path}: not a whole file of `fsl predict --save`. Such a file, or a run directory"
+        ) from error
     registry = load(files=[Path(f) for f in record["plugin_files"]], no_plugin=no_plugin)
     with TemporaryDirectory() as folder:
         recipe = Path(folder) / RECIPE
@@ -207,17 +260,30 @@ def load_predictor(path: Path, device: torch.device | str = "cpu", no_plugin: It
     classes = tuple(record["classes"])
     learner = experiment.learner_for(len(classes), len(images) // len(classes))
     try:
-        learner.load_state_dict({name.removeprefix("learner."): tensor for name, tensor in tensors.items()})
+        learner.load_state_dict(
+            {name.removeprefix("learner."): tensor for name, tensor in tensors.items()}
+        )
     except RuntimeError as error:
-        raise RunError(f"{path}: its weights do not fit the plugins installed. Their versions at the time of --save") from error
+        raise RunError(
+            f"{path}: its weights do not fit the plugins installed. Their versions at the time of --save"
+        ) from error
     origin = {key: record[key] for key in ("recipe", "plugin_files")}
-    return AdaptedPredictor(experiment, learner, images, classes, tuple(record["found"]), record["invert"], origin)
+    return AdaptedPredictor(
+        experiment, learner, images, classes, tuple(record["found"]), record["invert"], origin
+    )
 
 
 def _require_pictures(where: Path, task: TaskShape) -> None:
     shape = tuple(task.input_shape)
-    if task.kind != "classification" or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
-        raise RunError(f"{where}: a run of {task.kind} with items of shape {shape}. A run that classifies square pictures")
+    if (
+        task.kind != "classification"
+        or len(shape) != 3
+        or shape[0] not in (1, 3)
+        or shape[1] != shape[2]
+    ):
+        raise RunError(
+            f"{where}: a run of {task.kind} with items of shape {shape}. A run that classifies square pictures"
+        )
 
 
 def _require_folder(folder: Path) -> None:
@@ -228,5 +294,7 @@ def _require_folder(folder: Path) -> None:
 
 def _decode(files: Iterable[Path], experiment: Experiment, invert: bool) -> Tensor:
     channels, size, _ = experiment.source.task.input_shape
-    images = torch.stack([decode_image(file, size, "gray" if channels == 1 else "rgb") for file in files])
+    images = torch.stack(
+        [decode_image(file, size, "gray" if channels == 1 else "rgb") for file in files]
+    )
     return 255 - images if invert else images

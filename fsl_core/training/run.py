@@ -76,16 +76,22 @@ class Run:
         self.flush_metrics()
         path = self.checkpoint_path(which)
         with writing(path):
-            checkpoints.save(path, self.modules, self.optimizer, {"step": self.step, "best": self.best})
+            checkpoints.save(
+                path, self.modules, self.optimizer, {"step": self.step, "best": self.best}
+            )
 
     def restore_last(self) -> None:
         """Go back to the last checkpoint, to the best where that is lost, or to the start where there is none."""
-        found = [path for which in ("last", "best") if (path := self.checkpoint_path(which)).is_file()]
+        found = [
+            path for which in ("last", "best") if (path := self.checkpoint_path(which)).is_file()
+        ]
         if found:
             progress = checkpoints.restore(found[0], self.modules, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
-        write_atomically(self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(
+            self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept)
+        )
 
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
@@ -110,7 +116,11 @@ class Run:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of training, without lines that are none, as the last that a dying process left incomplete."""
         path = self.directory / METRICS
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if path.is_file()
+            else []
+        )
         return [record for line in lines if "step" in (record := parse_record(line))]
 
     def result(self) -> dict[str, Any] | None:
@@ -130,13 +140,24 @@ class Run:
 
 
 @contextmanager
-def new_run(directory: Path, recipe: Recipe, registry: Registry, device: torch.device, plugins: Iterable[Path]) -> Iterator[Run]:
+def new_run(
+    directory: Path,
+    recipe: Recipe,
+    registry: Registry,
+    device: torch.device,
+    plugins: Iterable[Path],
+) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
     name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
     check_data(run.experiment)
-    environment = {"recipe": name, **describe_environment(registry), "device": str(device), "plugin_files": files}
+    environment = {
+        "recipe": name,
+        **describe_environment(registry),
+        "device": str(device),
+        "plugin_files": files,
+    }
     with _only_writer(directory):
         _refuse_used(directory, recipe)
         _write_beginning(directory, recipe, environment)
@@ -161,10 +182,14 @@ def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any
 
 
 @contextmanager
-def open_run(directory: Path, device: torch.device, *, write: bool, no_plugin: Iterable[str] = ()) -> Iterator[Run]:
+def open_run(
+    directory: Path, device: torch.device, *, write: bool, no_plugin: Iterable[str] = ()
+) -> Iterator[Run]:
     """An existing run, with its lock held where it is to be written to."""
     if not (directory / RECIPE).is_file():
-        raise RunError(f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made")
+        raise RunError(
+            f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made"
+        )
     environment = read_json(directory / ENVIRONMENT, "recipe", "plugin_files")
     registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
     recipe = read_recipe(directory / RECIPE, registry)
@@ -174,9 +199,13 @@ def open_run(directory: Path, device: torch.device, *, write: bool, no_plugin: I
         yield run
 
 
-def _assemble(directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device) -> Run:
+def _assemble(
+    directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device
+) -> Run:
     experiment = build_experiment(recipe, device)
-    return Run(directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device)
+    return Run(
+        directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device
+    )
 
 
 def read_choice(directory: Path) -> Choice | None:
@@ -192,14 +221,18 @@ def _only_writer(directory: Path) -> Iterator[None]:
         try:
             lock = FileLock(directory / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise RunError(f"{directory}: another process is writing to this run. Wait for it, or give another --out") from error
+            raise RunError(
+                f"{directory}: another process is writing to this run. Wait for it, or give another --out"
+            ) from error
     with lock:
         yield
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
     found = directory.iterdir() if directory.is_dir() else ()
-    used = [path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)]
+    used = [
+        path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)
+    ]
     if not used:
         return
     stored = directory / RECIPE
@@ -208,7 +241,9 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
     if read_document(stored).data != recipe.resolved():
         raise RunError(f"{directory}: holds a run of another recipe. Another --out")
     state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
-    raise RunError(f"{directory}: holds {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out")
+    raise RunError(
+        f"{directory}: holds {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out"
+    )
 
 
 def describe_environment(registry: Registry) -> dict[str, Any]:
@@ -220,5 +255,9 @@ def describe_environment(registry: Registry) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "plugins": {p.name: p.origin for p in registry.plugins if p.status == "ok" and p.distribution != "fsl-core"},
+        "plugins": {
+            p.name: p.origin
+            for p in registry.plugins
+            if p.status == "ok" and p.distribution != "fsl-core"
+        },
     }

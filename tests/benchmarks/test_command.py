@@ -18,16 +18,22 @@ from benchmarks.report import _OTHERS, RACES
 
 def bench(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FSL_")}
-    environment["TORCHDYNAMO_DISABLE"] = "1"  # generating code takes minutes, and is tested with the engine
+    environment["TORCHDYNAMO_DISABLE"] = (
+        "1"  # generating code takes minutes, and is tested with the engine
+    )
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=550, check=False)
+    return subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=550, check=False
+    )
 
 
 def run(root: Path, out: Path, only: str) -> tuple[dict, str]:
     done = bench(root, "--quick", "--out", out, "--threads", 1, "--only", only)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    return json.loads((out / "speed.json").read_text("utf-8")), (out / "speed.md").read_text("utf-8")
+    return json.loads((out / "speed.json").read_text("utf-8")), (out / "speed.md").read_text(
+        "utf-8"
+    )
 
 
 def test_a_section_alone_keeps_what_others_measured(root: Path, tmp_path: Path):
@@ -50,7 +56,9 @@ def test_every_section_measures_or_says_why_not(root: Path, tmp_path: Path):
     skipped = {name: result["skipped"] for name, result in results.items() if "skipped" in result}
     assert not {name: reason for name, reason in skipped.items() if reason.startswith("FAILED")}
     assert all(f"Not measured: {reason}." in text for reason in skipped.values())
-    assert {"centroid", "adaptation"}.isdisjoint(skipped), "these need no plugin, no peer and no download"
+    assert {"centroid", "adaptation"}.isdisjoint(skipped), (
+        "these need no plugin, no peer and no download"
+    )
     assert "nearest-centroid" in results["adaptation"]["adapters"]
     if "growth" not in skipped:
         assert all(len(axis["exponents"]) for axis in results["growth"]["axes"].values())
@@ -64,7 +72,9 @@ def test_every_section_is_on_the_page():
 
 def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["--only", "omniglott"]) == 2
-    assert capsys.readouterr().err.startswith("--only: no section omniglott. Some of sinusoid, omniglot, ")
+    assert capsys.readouterr().err.startswith(
+        "--only: no section omniglott. Some of sinusoid, omniglot, "
+    )
 
 
 def test_a_peer_that_cannot_be_installed_gives_one_line():
@@ -73,7 +83,9 @@ def test_a_peer_that_cannot_be_installed_gives_one_line():
     assert "\n" not in reason
 
 
-def test_why_a_peer_is_absent_is_told_in_its_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_why_a_peer_is_absent_is_told_in_its_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from benchmarks import peers
     from benchmarks.race import LeftOut
 

@@ -43,7 +43,9 @@ def test_peers_agree_with_us_in_float64(problem: Problem, name: str):
     own = ours.prepare(problem.learner, problem.episodes, problem.loss, ours.EXECUTIONS[0])
     found = check_agreement({"ours": [g.clone() for g in own()], name: theirs()}, 1e-9)
     assert found.keys() == {name}
-    assert max(float(g.abs().max()) for g in theirs()) > 1e-3, "a vanishing gradient would agree with anything"
+    assert max(float(g.abs().max()) for g in theirs()) > 1e-3, (
+        "a vanishing gradient would agree with anything"
+    )
 
 
 def test_a_second_call_gives_the_same(problem: Problem):
@@ -60,7 +62,9 @@ def test_a_first_order_contender_is_found_out():
         pytest.skip(str(reason))
     exact = meta_gradient_of("torch_func", problem)()
     with pytest.raises(Disagreement, match="first order"):
-        check_agreement({"exact": exact, "first order": _first_order(problem)}, gradients.FLOAT32_LIMIT)
+        check_agreement(
+            {"exact": exact, "first order": _first_order(problem)}, gradients.FLOAT32_LIMIT
+        )
 
 
 def _first_order(problem: Problem) -> list[torch.Tensor]:
@@ -70,7 +74,10 @@ def _first_order(problem: Problem) -> list[torch.Tensor]:
         weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
         loss = problem.loss(torch.func.functional_call(model, weights, (support.x,)), support.y)
         steps = torch.autograd.grad(loss, list(weights.values()))
-        fast = {n: (w - problem.inner_lr * g).detach().requires_grad_() for (n, w), g in zip(weights.items(), steps, strict=True)}
+        fast = {
+            n: (w - problem.inner_lr * g).detach().requires_grad_()
+            for (n, w), g in zip(weights.items(), steps, strict=True)
+        }
         query_loss = problem.loss(torch.func.functional_call(model, fast, (query.x,)), query.y)
         of_task = torch.autograd.grad(query_loss, list(fast.values()))
         total = [t + g / len(problem.episodes.id) for t, g in zip(total, of_task, strict=True)]
@@ -78,7 +85,10 @@ def _first_order(problem: Problem) -> list[torch.Tensor]:
 
 
 def test_the_peers_network_has_our_weights_and_gives_our_numbers(problem: Problem):
-    assert all(torch.equal(a, b) for a, b in zip(problem.model.parameters(), problem.learner.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(problem.model.parameters(), problem.learner.parameters(), strict=True)
+    )
     x = problem.episodes.query.x[0]
     if problem.kind == "maml":
         learner = problem.learner
@@ -96,14 +106,18 @@ def test_weights_are_copied_between_equal_shapes_only():
 def test_operations_are_those_counted_by_hand():
     """Nearest centroid: a pass over every image and a backward pass of twice that, but for the input of the first layer."""
     problem = problems.centroid(tasks=1, channels=8, n_query=15)
-    forward = [2 * 80 * side * side * 9 * width * 8 for side, width in ((28, 1), (14, 8), (7, 8), (3, 8))]
+    forward = [
+        2 * 80 * side * side * 9 * width * 8 for side, width in ((28, 1), (14, 8), (7, 8), (3, 8))
+    ]
     expected = 3 * sum(forward) - forward[0]
     assert gradients._operations(problem) == pytest.approx(expected, rel=0.01)
 
 
 def test_vmap_alone_is_left_out_where_it_is_wrong():
     model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))
-    with pytest.raises(LeftOut, match="second-order gradients through affine BatchNorm are wrong under vmap"):
+    with pytest.raises(
+        LeftOut, match="second-order gradients through affine BatchNorm are wrong under vmap"
+    ):
         torch_func_vmap.maml(model, None, None, 0.1, 1)
 
 

@@ -31,7 +31,10 @@ def test_better_worse_and_failed_cells_are_told(tmp_path: Path):
     (sweep / "differences.csv").write_text(DIFFERENCES)
     main([str(sweep), "--out", str(tmp_path)])
     text = (tmp_path / "matrix.md").read_text()
-    assert "## glyphs\n\n`fsl sweep recipes/matrix/glyphs.yaml --jobs 2`, seeds 0, 1. Columns: outer.weighting." in text
+    assert (
+        "## glyphs\n\n`fsl sweep recipes/matrix/glyphs.yaml --jobs 2`, seeds 0, 1. Columns: outer.weighting."
+        in text
+    )
     assert "| maml | 0.800 ± 0.020 (baseline) | *0.700 ± 0.020* | 20.0 |" in text
     assert "| ridge | **0.900 ± 0.010** | 0.810 ± 0.010 | 2.0 |" in text
     assert "| picky | failed: the loss is nan | 0.790 ± 0.010 | 2.0 |" in text

@@ -7,12 +7,25 @@ import math
 import pytest
 import torch
 
-from benchmarks.race import Disagreement, check_agreement, difference, exponent, fastest, race, ratio
+from benchmarks.race import (
+    Disagreement,
+    check_agreement,
+    difference,
+    exponent,
+    fastest,
+    race,
+    ratio,
+)
 
 
 def test_contenders_take_turns_and_each_round_starts_with_another():
     calls: list[str] = []
-    seconds = race({name: lambda name=name: calls.append(name) for name in "abc"}, budget=0, rounds=(4, 4), block=1e-9)
+    seconds = race(
+        {name: lambda name=name: calls.append(name) for name in "abc"},
+        budget=0,
+        rounds=(4, 4),
+        block=1e-9,
+    )
     assert {name: len(s) for name, s in seconds.items()} == {"a": 4, "b": 4, "c": 4}
     assert "".join(calls[-12:]) == "abcbcacababc"
 
@@ -35,7 +48,9 @@ def test_ratios_are_paired_by_round():
 
 def test_the_interval_of_a_ratio_holds_the_median_and_grows_with_the_spread():
     own = [1.0] * 21
-    narrow, wide = (ratio([2 + spread * (i - 10) / 10 for i in range(21)], own) for spread in (0.1, 1.0))
+    narrow, wide = (
+        ratio([2 + spread * (i - 10) / 10 for i in range(21)], own) for spread in (0.1, 1.0)
+    )
     assert narrow.low < narrow.value < narrow.high
     assert narrow.value == pytest.approx(2)
     assert wide.high - wide.low == pytest.approx(10 * (narrow.high - narrow.low))
@@ -47,12 +62,16 @@ def test_fastest_goes_by_the_median():
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 1.7])
 def test_exponent_is_the_slope_of_a_power_law(power: float):
-    assert exponent([1, 2, 4, 8], [5 * n**power for n in (1, 2, 4, 8)]) == pytest.approx(power, abs=1e-12)
+    assert exponent([1, 2, 4, 8], [5 * n**power for n in (1, 2, 4, 8)]) == pytest.approx(
+        power, abs=1e-12
+    )
 
 
 def test_difference_is_in_units_of_the_largest_element():
     reference = [torch.tensor([4.0, 0.0]), torch.tensor([1.0])]
-    assert difference([torch.tensor([4.0, 0.4]), torch.tensor([1.0])], reference) == pytest.approx(0.1)
+    assert difference([torch.tensor([4.0, 0.4]), torch.tensor([1.0])], reference) == pytest.approx(
+        0.1
+    )
 
 
 @pytest.mark.parametrize("broken", [torch.tensor([float("nan")]), torch.ones(2)])
@@ -62,5 +81,8 @@ def test_difference_of_nan_or_another_shape_is_infinite(broken: torch.Tensor):
 
 def test_whoever_disagrees_is_named():
     ones = [torch.ones(2)]
-    with pytest.raises(Disagreement, match=r"meta-gradients differ from those of ours: b by 5\.0e-01\. At most 1e-03"):
+    with pytest.raises(
+        Disagreement,
+        match=r"meta-gradients differ from those of ours: b by 5\.0e-01\. At most 1e-03",
+    ):
         check_agreement({"ours": ones, "a": ones, "b": [torch.full((2,), 1.5)]}, 1e-3)

@@ -33,14 +33,20 @@ def row(text: str, start: str) -> str:
 
 def test_targets_are_reached_or_missed(tmp_path: Path):
     text = page({"sinusoid": a_race(60.0), "omniglot": a_race(1.5)}, tmp_path)
-    assert row(text, "sinusoid MAML").endswith("higher | 50 x | 60.00 x (ours, loop) | 59.50 to 60.50 | reached |")
-    assert row(text, "Omniglot-shaped MAML").endswith("higher | 2 x | 1.50 x (ours, loop) | 1.00 to 2.00 | missed: 75% of it |")
+    assert row(text, "sinusoid MAML").endswith(
+        "higher | 50 x | 60.00 x (ours, loop) | 59.50 to 60.50 | reached |"
+    )
+    assert row(text, "Omniglot-shaped MAML").endswith(
+        "higher | 2 x | 1.50 x (ours, loop) | 1.00 to 2.00 | missed: 75% of it |"
+    )
     assert row(text, "`nearest-centroid`").endswith("| not measured |")
     assert (tmp_path / "speed-ratios.svg").is_file()
 
 
 def test_who_is_left_out_is_said_with_the_reason(tmp_path: Path):
-    text = page({"sinusoid": a_race(60.0), "gpu": {"skipped": "no GPU here", "machine": MACHINE}}, tmp_path)
+    text = page(
+        {"sinusoid": a_race(60.0), "gpu": {"skipped": "no GPU here", "machine": MACHINE}}, tmp_path
+    )
     assert "- learn2learn is left out: needs a compiler" in text
     assert "offers no maml" not in text
     assert "Not measured: no GPU here." in text
@@ -49,20 +55,33 @@ def test_who_is_left_out_is_said_with_the_reason(tmp_path: Path):
 
 def test_without_any_library_the_target_says_so(tmp_path: Path):
     alone = a_race(60.0) | {"peer": None}
-    assert row(page({"sinusoid": alone}, tmp_path), "sinusoid MAML").endswith("| no library: not installed here |")
+    assert row(page({"sinusoid": alone}, tmp_path), "sinusoid MAML").endswith(
+        "| no library: not installed here |"
+    )
 
 
 def test_the_roofline_is_the_share_of_the_best_rate(tmp_path: Path):
     rates = {"operations": 4e9, "operations_per_second": {"ours, loop": 30e9, "higher": 15e9}}
-    text = page({"omniglot": a_race(2.0, **rates, machine_rates={"product": 100e9, "convolution": 120e9})}, tmp_path)
+    text = page(
+        {"omniglot": a_race(2.0, **rates, machine_rates={"product": 100e9, "convolution": 120e9})},
+        tmp_path,
+    )
     assert "ours, loop reaches 25.0% of the machine's best rate" in text
     assert "product: 100 GFLOP/s; convolution: 120 GFLOP/s" in text
 
 
 def test_growth_has_a_table_and_a_plot_for_each_size(tmp_path: Path):
-    axis = {"label": "ways", "sizes": [2, 4], "seconds": {"ours, loop": [0.001, 0.004]}, "exponents": {"ours, loop": 2.0}}
+    axis = {
+        "label": "ways",
+        "sizes": [2, 4],
+        "seconds": {"ours, loop": [0.001, 0.004]},
+        "exponents": {"ours, loop": 2.0},
+    }
     start = {"tasks": 4, "steps": 1, "n_way": 5, "channels": 32, "n_query": 5}
-    text = page({"growth": {"axes": {"n_way": axis}, "start": start, "left_out": {}, "machine": MACHINE}}, tmp_path)
+    text = page(
+        {"growth": {"axes": {"n_way": axis}, "start": start, "left_out": {}, "machine": MACHINE}},
+        tmp_path,
+    )
     assert "| ours, loop | 1 | 4 | 2.00 |" in text
     assert "![Cost and ways](speed-growth-n-way.svg)" in text
     assert (tmp_path / "speed-growth-n-way.svg").is_file()
@@ -71,7 +90,9 @@ def test_growth_has_a_table_and_a_plot_for_each_size(tmp_path: Path):
 def test_plots_are_the_same_bytes_each_time(tmp_path: Path):
     for name in ("one", "two"):
         page({"sinusoid": a_race(60.0)}, tmp_path / name)
-    assert (tmp_path / "one" / "speed-ratios.svg").read_bytes() == (tmp_path / "two" / "speed-ratios.svg").read_bytes()
+    assert (tmp_path / "one" / "speed-ratios.svg").read_bytes() == (
+        tmp_path / "two" / "speed-ratios.svg"
+    ).read_bytes()
 
 
 def test_a_smoke_test_and_two_machines_are_told_apart(tmp_path: Path):

@@ -52,9 +52,17 @@ def run(script, method, seed, episode_set="a", conflict=True):
     steps = np.arange(1.0, 101.0)
     loss = np.stack([steps, 1 / steps])
     curve = np.stack([steps[::10], np.full(10, 0.25 + seed)]) if conflict else np.zeros((2, 0))
-    result = {"metric": "accuracy", "accuracy": 0.9, "episodes": 3, "episode_set": episode_set, "seed": seed}
+    result = {
+        "metric": "accuracy",
+        "accuracy": 0.9,
+        "episodes": 3,
+        "episode_set": episode_set,
+        "seed": seed,
+    }
     scores = np.array([0.9, 0.8, 1.0]) + (method == "wormhole") * np.array([0.0, 0.1, 0.05])
-    return script.Finished(result, scores, {"loss": loss, "gradient_cosine": curve, "gradient_conflict": curve})
+    return script.Finished(
+        result, scores, {"loss": loss, "gradient_cosine": curve, "gradient_conflict": curve}
+    )
 
 
 @pytest.mark.parametrize("conflict", [True, False])
@@ -73,14 +81,19 @@ def test_page_and_figure(script, tmp_path, conflict):
 
 def test_runs_on_other_episodes_are_refused(script):
     runs = {"wormhole": [run(script, "wormhole", 0, "b")], "maml": [run(script, "maml", 0)]}
-    with pytest.raises(SystemExit, match=r"threshold: runs judged on 2 sets of episodes\. The same `evaluate:` in both recipes"):
+    with pytest.raises(
+        SystemExit,
+        match=r"threshold: runs judged on 2 sets of episodes\. The same `evaluate:` in both recipes",
+    ):
         script.section("threshold", runs, "figure.svg")
 
 
 def test_another_recipe_or_setting_is_another_run(script, tmp_path):
     recipe = tmp_path / "threshold-maml.yaml"
     recipe.write_text("seed: 0\n")
-    names = {script.run_name(recipe, *chosen) for chosen in ((0, []), (1, []), (0, ["outer.steps=2"]))}
+    names = {
+        script.run_name(recipe, *chosen) for chosen in ((0, []), (1, []), (0, ["outer.steps=2"]))
+    }
     recipe.write_text("seed: 1\n")
     names.add(script.run_name(recipe, 0, []))
     assert len(names) == 4
@@ -88,7 +101,9 @@ def test_another_recipe_or_setting_is_another_run(script, tmp_path):
 
 
 def test_a_run_that_fails_is_named(script, tmp_path):
-    with pytest.raises(SystemExit, match=r"(?s)fsl_core run .*absent\.yaml.*exit status \d+\.\n.*absent\.yaml"):
+    with pytest.raises(
+        SystemExit, match=r"(?s)fsl_core run .*absent\.yaml.*exit status \d+\.\n.*absent\.yaml"
+    ):
         script.run_recipe(tmp_path / "absent.yaml", 0, tmp_path / "run", [])
 
 
@@ -97,7 +112,15 @@ def test_the_whole_script(script, tmp_path, monkeypatch):
     installed = {d.name for d in metadata.distributions()}
     if absent := {"fsl-wormhole", "fsl-maml"} - installed:
         pytest.skip(f"{', '.join(sorted(absent))} is not installed")
-    arguments = ["--seeds", "2", "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), *SHORT]
+    arguments = [
+        "--seeds",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+        "--runs",
+        str(tmp_path / "runs"),
+        *SHORT,
+    ]
     arguments += ["--experiments", "threshold"]
     script.main(arguments)
     page = (tmp_path / "out" / "wormhole.md").read_text()
@@ -109,6 +132,8 @@ def test_the_whole_script(script, tmp_path, monkeypatch):
         "wormhole.md",
         "wormhole-threshold.svg",
     }
-    monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(
+        script.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was run again")
+    )
     script.main(arguments)
     assert (tmp_path / "out" / "wormhole.md").read_text() == page

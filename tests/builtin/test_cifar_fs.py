@@ -25,14 +25,18 @@ EVERY = ["apple", "baby", "beaver", "bed", "train"]
 
 
 class TestClassLists:
-    @pytest.mark.parametrize(("split", "sizes"), [("cifar-fs", [64, 16, 20]), ("fc100", [60, 20, 20])])
+    @pytest.mark.parametrize(
+        ("split", "sizes"), [("cifar-fs", [64, 16, 20]), ("fc100", [60, 20, 20])]
+    )
     def test_every_class_is_in_one_split(self, split: str, sizes: list[int]):
         lists = class_lists(split)
         assert [len(lists[part]) for part in SPLITS] == sizes
         assert len(set(chain(*lists.values()))) == 100
 
     def test_both_divide_the_same_classes(self):
-        assert set(chain(*class_lists("cifar-fs").values())) == set(chain(*class_lists("fc100").values()))
+        assert set(chain(*class_lists("cifar-fs").values())) == set(
+            chain(*class_lists("fc100").values())
+        )
 
     def test_fc100_keeps_superclasses_together(self):
         """Three of CIFAR-100's 20 superclasses, all five classes of each."""
@@ -42,7 +46,16 @@ class TestClassLists:
             ["maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"],
         ]
         for names in superclasses:
-            assert len({part for part, classes in class_lists("fc100").items() if set(names) & set(classes)}) == 1
+            assert (
+                len(
+                    {
+                        part
+                        for part, classes in class_lists("fc100").items()
+                        if set(names) & set(classes)
+                    }
+                )
+                == 1
+            )
 
 
 def pixels() -> dict[str, np.ndarray]:
@@ -52,7 +65,11 @@ def pixels() -> dict[str, np.ndarray]:
 
 
 def save_grids(folder: Path) -> None:
-    for split, names in {"train": TOY["train"], "val": TOY["validation"], "test": TOY["test"]}.items():
+    for split, names in {
+        "train": TOY["train"],
+        "val": TOY["validation"],
+        "test": TOY["test"],
+    }.items():
         (folder / split).mkdir(parents=True)
         for name in names:
             grid = pixels()[name].reshape(3, 2, 32, 32, 3).swapaxes(1, 2).reshape(96, 64, 3)
@@ -73,7 +90,10 @@ def save_archive(folder: Path) -> None:
         images = np.concatenate([images[rows] for images in pixels().values()])
         labels = np.arange(5).repeat(len(images) // 5)
         mixed = np.random.default_rng(1).permutation(len(images))
-        content = {"data": images.transpose(0, 3, 1, 2).reshape(-1, 3072)[mixed], "fine_labels": labels[mixed].tolist()}
+        content = {
+            "data": images.transpose(0, 3, 1, 2).reshape(-1, 3072)[mixed],
+            "fine_labels": labels[mixed].tolist(),
+        }
         (folder / "cifar-100-python" / part).write_bytes(pickle.dumps(content))
     (folder / "cifar-100-python" / "meta").write_bytes(pickle.dumps({"fine_label_names": EVERY}))
 
@@ -102,7 +122,10 @@ class TestToyFiles:
         """torchvision expects the toy archive."""
         save_archive(tmp_path / "published")
         dataset = torchvision().datasets.CIFAR100
-        sums = {f.name: md5(f.read_bytes()).hexdigest() for f in (tmp_path / "published" / "cifar-100-python").iterdir()}
+        sums = {
+            f.name: md5(f.read_bytes()).hexdigest()
+            for f in (tmp_path / "published" / "cifar-100-python").iterdir()
+        }
         monkeypatch.setattr(dataset, "train_list", [["train", sums["train"]]])
         monkeypatch.setattr(dataset, "test_list", [["test", sums["test"]]])
         monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": sums["meta"]})
@@ -117,12 +140,16 @@ class TestToyFiles:
             assert pool.classes == tuple(TOY[split])
             assert pool.counts == (6,) * len(TOY[split])
             for name, images in pool.items():
-                expected = sorted(pixels()[name], key=lambda image: md5(image.tobytes()).hexdigest())
+                expected = sorted(
+                    pixels()[name], key=lambda image: md5(image.tobytes()).hexdigest()
+                )
                 assert np.array_equal(images, np.stack(expected).transpose(0, 3, 1, 2))
 
     def test_episodes(self, root: Path):
         save_grids(root)
-        batch = CifarFs(n_way=2, n_shot=1, n_query=3, root=root, augment="crop-flip").batch("train", range(4), seed=0)
+        batch = CifarFs(n_way=2, n_shot=1, n_query=3, root=root, augment="crop-flip").batch(
+            "train", range(4), seed=0
+        )
         assert batch.query.x.shape == (4, 6, 3, 32, 32)
         assert batch.query.x.min() >= 0
         assert 0.5 < batch.query.x.max() <= 1
@@ -139,7 +166,10 @@ class TestToyFiles:
     def test_a_class_that_is_missing(self, root: Path):
         save_folders(root)
         shutil.rmtree(root / "train")
-        with pytest.raises(fsl.DataError, match=r"^episodes 'cifar-fs': .*: 1 of 2 classes, not train\. All of them, or none"):
+        with pytest.raises(
+            fsl.DataError,
+            match=r"^episodes 'cifar-fs': .*: 1 of 2 classes, not train\. All of them, or none",
+        ):
             CifarFs(root=root).check("train")
 
     @pytest.mark.parametrize("ending", ["webp", "png"])
@@ -150,14 +180,19 @@ class TestToyFiles:
         else:
             save_grids(root)
             Image.new("RGB", (32, 160)).save(root / "train" / "train.webp", lossless=True)
-        with pytest.raises(fsl.DataError, match=r"train(\.webp)?: 5 images of 32x32\. 6, all that CIFAR-100 has of a class"):
+        with pytest.raises(
+            fsl.DataError,
+            match=r"train(\.webp)?: 5 images of 32x32\. 6, all that CIFAR-100 has of a class",
+        ):
             CifarFs(root=root).check("train")
 
     def test_an_empty_class_folder(self, root: Path):
         save_folders(root)
         for file in (root / "train").iterdir():
             file.unlink()
-        with pytest.raises(fsl.DataError, match=r"train: no images in this class folder\. At least one file"):
+        with pytest.raises(
+            fsl.DataError, match=r"train: no images in this class folder\. At least one file"
+        ):
             CifarFs(root=root).check("train")
 
     @pytest.mark.parametrize("kept", [0, 40, 400])
@@ -165,12 +200,17 @@ class TestToyFiles:
         save_grids(root)
         file = root / "train" / "apple.webp"
         file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(fsl.DataError, match=r"apple\.webp: not a readable image \(.*\)\. A whole image file"):
+        with pytest.raises(
+            fsl.DataError, match=r"apple\.webp: not a readable image \(.*\)\. A whole image file"
+        ):
             CifarFs(root=root).check("train")
 
     @pytest.mark.parametrize(
         ("size", "message"),
-        [((64, 40), r"2\.png: 64x40 pixels\. 32x32, or a grid"), ((64, 64), r"2\.png: not one picture of 32x32 pixels\. ")],
+        [
+            ((64, 40), r"2\.png: 64x40 pixels\. 32x32, or a grid"),
+            ((64, 64), r"2\.png: not one picture of 32x32 pixels\. "),
+        ],
     )
     def test_pictures_of_another_size(self, root: Path, size: tuple[int, int], message: str):
         save_folders(root)
@@ -183,7 +223,10 @@ class TestToyFiles:
         save_archive(root)
         file = root / "cifar-100-python" / "test"
         file.write_bytes(file.read_bytes()[:-20])
-        with pytest.raises(fsl.DataError, match=r"cifar-100-python: not as published\. Delete it and unpack the archive of"):
+        with pytest.raises(
+            fsl.DataError,
+            match=r"cifar-100-python: not as published\. Delete it and unpack the archive of",
+        ):
             CifarFs(root=root).check("train")
 
     def test_absent_and_not_to_be_downloaded(self, root: Path):
@@ -191,7 +234,10 @@ class TestToyFiles:
         fit = r"apple\.webp or a folder apple and so on, or cifar-100-python of .*`-s episodes\.root=DIR` or FSL_DATA$"
         with pytest.raises(fsl.DataError, match=found + fit):
             CifarFs(root=root, download=False).check("train")
-        with pytest.raises(fsl.DataError, match=r"^episodes 'cifar-fs': .*nowhere: named by option root, .*apple\.webp or"):
+        with pytest.raises(
+            fsl.DataError,
+            match=r"^episodes 'cifar-fs': .*nowhere: named by option root, .*apple\.webp or",
+        ):
             CifarFs(root=root / "nowhere").check("train")
 
     def test_absent_and_without_a_network(self, root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -199,15 +245,26 @@ class TestToyFiles:
             raise OSError("network is unreachable")
 
         monkeypatch.setattr("urllib.request.urlopen", unreachable)
-        with pytest.raises(fsl.DataError, match=r"in .*data \(.*download of CIFAR100 failed \(network is unreachable\)"):
+        with pytest.raises(
+            fsl.DataError,
+            match=r"in .*data \(.*download of CIFAR100 failed \(network is unreachable\)",
+        ):
             CifarFs(root=root).check("train")
 
     @pytest.mark.usefixtures("checksums")
-    def test_absent_and_downloaded(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_absent_and_downloaded(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         """Through torchvision's own download, with its address answered from the toy archive."""
-        packed = Path(shutil.make_archive(str(tmp_path / "packed"), "gztar", tmp_path / "published", "cifar-100-python"))
+        packed = Path(
+            shutil.make_archive(
+                str(tmp_path / "packed"), "gztar", tmp_path / "published", "cifar-100-python"
+            )
+        )
 
-        monkeypatch.setattr(torchvision().datasets.CIFAR100, "tgz_md5", md5(packed.read_bytes()).hexdigest())
+        monkeypatch.setattr(
+            torchvision().datasets.CIFAR100, "tgz_md5", md5(packed.read_bytes()).hexdigest()
+        )
         monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: Served(packed, a[0]))
         assert CifarFs(root=root).pool("test").classes == ("baby", "bed")
         assert (root / "cifar-100-python" / "train").is_file()
@@ -253,7 +310,10 @@ class TestRealImages:
             pool = source.pool(split)
             assert pool.counts == (600,) * n_classes
             for name, images in pool.items():
-                digests = [md5(image.tobytes()).hexdigest() for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
+                digests = [
+                    md5(image.tobytes()).hexdigest()
+                    for image in images.permute(0, 2, 3, 1).contiguous().numpy()
+                ]
                 assert digests == sorted(digests)
                 for digest in digests:
                     seen.setdefault(digest, []).append((split, name))
@@ -276,4 +336,7 @@ class TestRealImages:
             pytest.skip("no published split lists beside the images")
         for split in ("cifar-fs", "fc100"):
             for part, file in {"train": "train", "validation": "val", "test": "test"}.items():
-                assert class_lists(split)[part] == (root / "splits" / split / f"{file}.txt").read_text().split()
+                assert (
+                    class_lists(split)[part]
+                    == (root / "splits" / split / f"{file}.txt").read_text().split()
+                )

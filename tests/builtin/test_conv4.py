@@ -35,7 +35,9 @@ def test_feature_dim(shape, options, feature_dim):
 @pytest.mark.parametrize("norm", ["transductive", "support", "running", "group", "none"])
 def test_every_norm_policy(norm):
     x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    learner = fsl.Learner(Conv4(replace(TASK, input_shape=(1, 16, 16)), channels=8, norm=norm), OneFeature())
+    learner = fsl.Learner(
+        Conv4(replace(TASK, input_shape=(1, 16, 16)), channels=8, norm=norm), OneFeature()
+    )
     assert learner(fsl.LabelledSet(x, torch.arange(4)), x).isfinite().all()
 
 
@@ -56,7 +58,10 @@ def test_start_values():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((3, 28, 12), r"conv4: pictures of 28x12, which 4 poolings leave without a pixel\. At least 16x16, or fewer blocks"),
+        (
+            (3, 28, 12),
+            r"conv4: pictures of 28x12, which 4 poolings leave without a pixel\. At least 16x16, or fewer blocks",
+        ),
         ((7,), r"conv4: items of shape \(7,\)\. Expected pictures, \(channels, height, width\)"),
     ],
 )

@@ -45,7 +45,11 @@ def glyphs(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Glyphs:
 
 def test_splits_have_their_classes_and_share_none(glyphs: Glyphs):
     pools = {split: glyphs.pool(split) for split in ("train", "validation", "test")}
-    assert {split: len(pool.classes) for split, pool in pools.items()} == {"train": 1200, "validation": 200, "test": 400}
+    assert {split: len(pool.classes) for split, pool in pools.items()} == {
+        "train": 1200,
+        "validation": 200,
+        "test": 400,
+    }
     for pool in pools.values():
         assert set(pool.counts) == {20}
         assert pool.images.shape == (20 * len(pool.classes), 1, 28, 28)
@@ -65,15 +69,23 @@ def test_no_two_drawings_are_alike_and_none_is_empty(glyphs: Glyphs):
 
 
 def test_episodes(glyphs: Glyphs):
-    episodes = glyphs.batch("test", [3, 4], seed=0, task=fsl.TaskShape("classification", 20, 5, 15, (1, 28, 28), 20))
+    episodes = glyphs.batch(
+        "test", [3, 4], seed=0, task=fsl.TaskShape("classification", 20, 5, 15, (1, 28, 28), 20)
+    )
     assert episodes.support.x.shape == (2, 100, 1, 28, 28)
     assert episodes.query.x.shape == (2, 300, 1, 28, 28)
     assert episodes.query.x.max() == 1
-    with pytest.raises(fsl.DataError, match=r"glyphs.*20 images\. n_shot: 5 and n_query: 16 need at least 21"):
-        glyphs.batch("test", [0], seed=0, task=fsl.TaskShape("classification", 5, 5, 16, (1, 28, 28), 5))
+    with pytest.raises(
+        fsl.DataError, match=r"glyphs.*20 images\. n_shot: 5 and n_query: 16 need at least 21"
+    ):
+        glyphs.batch(
+            "test", [0], seed=0, task=fsl.TaskShape("classification", 5, 5, 16, (1, 28, 28), 5)
+        )
 
 
-def test_default_set_is_the_recorded_one_in_any_process_and_without_a_cache(glyphs: Glyphs, tmp_path: Path):
+def test_default_set_is_the_recorded_one_in_any_process_and_without_a_cache(
+    glyphs: Glyphs, tmp_path: Path
+):
     here = hashlib.sha256()
     for split in ("train", "validation", "test"):
         here.update(glyphs.pool(split).images.numpy().tobytes())
@@ -120,7 +132,9 @@ class TestDrawCharacters:
         assert len({image.tobytes() for image in images[:, 0]}) == 30
 
     def test_more_jitter_makes_drawings_differ_more(self):
-        calm, usual, wild = (draw_characters(50, 4, jitter).astype(float) for jitter in (0.3, 1.0, 2.0))
+        calm, usual, wild = (
+            draw_characters(50, 4, jitter).astype(float) for jitter in (0.3, 1.0, 2.0)
+        )
         assert calm.std(1).mean() < usual.std(1).mean() < wild.std(1).mean()
 
     def test_strokes_are_antialiased_and_not_broken(self):
@@ -130,12 +144,16 @@ class TestDrawCharacters:
         lonely = 0
         for drawing in image > 0:
             padded = np.pad(drawing, 1)
-            neighbours = sum(np.roll(padded, (i, j), (0, 1)).astype(int) for i in (-1, 0, 1) for j in (-1, 0, 1))
+            neighbours = sum(
+                np.roll(padded, (i, j), (0, 1)).astype(int) for i in (-1, 0, 1) for j in (-1, 0, 1)
+            )
             lonely += int((padded & (neighbours == 1)).sum())
         assert lonely == 0
 
 
-@pytest.mark.parametrize(("option", "value"), [("jitter", -0.1), ("jitter", 2.5), ("alphabet", -1), ("n_way", 1)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("jitter", -0.1), ("jitter", 2.5), ("alphabet", -1), ("n_way", 1)]
+)
 def test_options_have_bounds(option: str, value: float):
     options = load(entry_points=False).get("episodes", "glyphs").options
     options.model_validate({"name": "glyphs"})

@@ -40,7 +40,10 @@ def small(root: Path, **options: object) -> ImageFolder:
 
 def test_classes_are_shared_out_by_fractions(root: Path):
     source = small(root)
-    splits = {split: [f.name for f in source.class_folders(split)] for split in ("train", "validation", "test")}
+    splits = {
+        split: [f.name for f in source.class_folders(split)]
+        for split in ("train", "validation", "test")
+    }
     assert [len(names) for names in splits.values()] == [6, 2, 2]
     assert sorted(chain(*splits.values())) == [f"class{i}" for i in range(10)]
     assert all(names == sorted(names) for names in splits.values())
@@ -78,12 +81,16 @@ def test_a_folder_for_each_split(tmp_path: Path, validation: str):
 def test_a_split_without_its_folder(tmp_path: Path):
     paint(tmp_path / "train" / "a", 3)
     paint(tmp_path / "test" / "a", 3)
-    with pytest.raises(fsl.DataError, match="has no classes in a folder validation or val, only in test, train"):
+    with pytest.raises(
+        fsl.DataError, match="has no classes in a folder validation or val, only in test, train"
+    ):
         small(tmp_path).check("validation")
 
 
 def test_sizes_modes_subfolders_and_other_files(tmp_path: Path):
-    for i, (mode, size) in enumerate([("RGB", (30, 9)), ("P", (8, 8)), ("RGBA", (5, 40)), ("L", (100, 100)), ("1", (9, 9))]):
+    for i, (mode, size) in enumerate(
+        [("RGB", (30, 9)), ("P", (8, 8)), ("RGBA", (5, 40)), ("L", (100, 100)), ("1", (9, 9))]
+    ):
         paint(tmp_path / f"c{i}", 4, size, mode)
     paint(tmp_path / "c0" / "more", 2)
     (tmp_path / "c0" / "notes.txt").write_text("not an image")
@@ -109,14 +116,18 @@ def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_nothing_is_read_before_it_is_needed(tmp_path: Path):
     source = small(tmp_path / "absent")
-    with pytest.raises(fsl.DataError, match=r"^episodes 'image-folder': root .*absent does not exist\. A folder with one folder"):
+    with pytest.raises(
+        fsl.DataError,
+        match=r"^episodes 'image-folder': root .*absent does not exist\. A folder with one folder",
+    ):
         source.check("train")
 
 
 def test_no_class_folders(tmp_path: Path):
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(
-        fsl.DataError, match=r"^episodes 'image-folder': root .* has no class folders\. One folder of images for each"
+        fsl.DataError,
+        match=r"^episodes 'image-folder': root .* has no class folders\. One folder of images for each",
     ):
         small(tmp_path).check("train")
 
@@ -124,7 +135,9 @@ def test_no_class_folders(tmp_path: Path):
 def test_a_class_without_images(root: Path):
     (root / "empty").mkdir()
     (root / "empty" / "readme.txt").write_text("")
-    with pytest.raises(fsl.DataError, match=r"empty: no images in this class folder\. At least one file"):
+    with pytest.raises(
+        fsl.DataError, match=r"empty: no images in this class folder\. At least one file"
+    ):
         small(root, fractions=(1, 0, 0)).check("train")
 
 
@@ -144,10 +157,14 @@ def test_a_truncated_image(root: Path):
 
 
 def test_too_few_classes_and_too_few_images(root: Path):
-    with pytest.raises(fsl.DataError, match=r"^episodes 'image-folder': split 'test' has 2 classes\. n_way: 3 needs at least 3$"):
+    with pytest.raises(
+        fsl.DataError,
+        match=r"^episodes 'image-folder': split 'test' has 2 classes\. n_way: 3 needs at least 3$",
+    ):
         small(root, n_way=3).check("test")
     with pytest.raises(
-        fsl.DataError, match=r"split 'train', class 'class0' has 3 images\. n_shot: 2 and n_query: 2 need at least 4$"
+        fsl.DataError,
+        match=r"split 'train', class 'class0' has 3 images\. n_shot: 2 and n_query: 2 need at least 4$",
     ):
         small(root, n_shot=2, fractions=(1, 0, 0)).check("train")
 
@@ -161,7 +178,9 @@ def test_fractions_that_share_nothing(root: Path, fractions: tuple[float, float,
 def test_images_keep_their_colours(tmp_path: Path):
     paint(tmp_path / "a", 3)
     x = small(tmp_path, fractions=(1, 0, 0)).pool("train").images
-    assert torch.equal(x[2].flatten(1).T.unique(dim=0), torch.tensor([[20, 97, 7]], dtype=torch.uint8))
+    assert torch.equal(
+        x[2].flatten(1).T.unique(dim=0), torch.tensor([[20, 97, 7]], dtype=torch.uint8)
+    )
 
 
 def test_images_are_sorted_by_file_name(root: Path):

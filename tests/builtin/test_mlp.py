@@ -25,7 +25,9 @@ def test_values_are_those_of_its_layers():
 
 
 def test_norms_belong_to_every_hidden_layer():
-    backbone = Mlp(replace(SINE, input_shape=(1, 28, 28)), hidden=(256, 128, 64, 64), norm="transductive")
+    backbone = Mlp(
+        replace(SINE, input_shape=(1, 28, 28)), hidden=(256, 128, 64, 64), norm="transductive"
+    )
     assert [m.policy for m in backbone.modules() if isinstance(m, fsl.Norm)] == ["transductive"] * 4
     assert backbone(torch.randn(3, 1, 28, 28)).shape == (3, 64)
 

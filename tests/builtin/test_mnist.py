@@ -51,7 +51,9 @@ def numbers(images: torch.Tensor) -> list[int]:
 
 def test_checksums_are_those_of_torchvision(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
-    assert {f"{name}.gz": md5 for name, md5 in mnist.CHECKSUMS.items()} == dict(torchvision().datasets.MNIST.resources)
+    assert {f"{name}.gz": md5 for name, md5 in mnist.CHECKSUMS.items()} == dict(
+        torchvision().datasets.MNIST.resources
+    )
 
 
 def test_by_class(root: Path):
@@ -66,7 +68,11 @@ def test_by_class(root: Path):
 
 def test_by_image(root: Path):
     source = Mnist(root=root, split="by-image", n_way=10)
-    for split, rows in {"train": range(500), "validation": range(500, 600), "test": range(600, 700)}.items():
+    for split, rows in {
+        "train": range(500),
+        "validation": range(500, 600),
+        "test": range(600, 700),
+    }.items():
         pool = source.pool(split)
         assert pool.classes == tuple("0123456789")
         assert numbers(pool.images) == [i for digit in range(10) for i in rows if i % 10 == digit]
@@ -76,7 +82,11 @@ def test_two_digits_with_permuted_labels(root: Path):
     """Every episode has the same two digits, and either is 0 in about half of them."""
     chosen = {key: [3, 8] for key in ("train_digits", "validation_digits", "test_digits")}
     batch = Mnist(root=root, split="by-image", **chosen).batch("train", range(200), 0)
-    shown = (batch.support.x[:, :, 0, 0, :2] * 255).round().int() @ torch.tensor([256, 1], dtype=torch.int32) % 10
+    shown = (
+        (batch.support.x[:, :, 0, 0, :2] * 255).round().int()
+        @ torch.tensor([256, 1], dtype=torch.int32)
+        % 10
+    )
     assert set(map(tuple, shown.tolist())) == {(3, 8), (8, 3)}
     assert 60 < (shown[:, 0] == 3).sum() < 140
 
@@ -91,14 +101,20 @@ def test_layouts_give_the_same_images(root: Path, layout: str):
             file.unlink()
     else:
         raw.rename(root / "raw")
-    assert Mnist(root=root / "raw" if layout == "root" else root, download=False).pool("train").digest == expected
+    assert (
+        Mnist(root=root / "raw" if layout == "root" else root, download=False).pool("train").digest
+        == expected
+    )
 
 
 def test_a_wrong_checksum(root: Path):
     file = root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
     right = md5(file.read_bytes()).hexdigest()
     file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(fsl.DataError, match=rf"t10k-labels-idx1-ubyte\.gz: md5 \w+\. {right}: delete the file and fetch it anew"):
+    with pytest.raises(
+        fsl.DataError,
+        match=rf"t10k-labels-idx1-ubyte\.gz: md5 \w+\. {right}: delete the file and fetch it anew",
+    ):
         Mnist(root=root).check("train")
 
 
@@ -106,21 +122,28 @@ def test_a_wrong_checksum(root: Path):
 def test_damaged_unpacked_files(root: Path, kept: int):
     raw = root / "MNIST" / "raw"
     for file in list(raw.iterdir()):
-        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes())[: kept if "t10k-images" in file.name else None])
+        (raw / file.stem).write_bytes(
+            gzip.decompress(file.read_bytes())[: kept if "t10k-images" in file.name else None]
+        )
         file.unlink()
-    with pytest.raises(fsl.DataError, match=r"raw: no digits of MNIST \(.*\)\. Delete its files and fetch them anew"):
+    with pytest.raises(
+        fsl.DataError,
+        match=r"raw: no digits of MNIST \(.*\)\. Delete its files and fetch them anew",
+    ):
         Mnist(root=root).check("train")
 
 
 def test_absent_and_not_to_be_downloaded(root: Path):
     (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()
     found = (
-        r"^episodes 'mnist': not all four files of MNIST in .*raw or .*data \(download: false\)\. train-images-idx3-ubyte\.gz, "
+        r"^episodes 'mnist': not all four files of MNIST in .*raw or .*data "
+        r"\(download: false\)\. train-images-idx3-ubyte\.gz, "
     )
     with pytest.raises(fsl.DataError, match=found + r".*`-s episodes\.root=DIR` or FSL_DATA$"):
         Mnist(root=root, download=False).check("train")
     with pytest.raises(
-        fsl.DataError, match=r"^episodes 'mnist': .*nowhere: named by option root, but no such folder.*t10k-labels"
+        fsl.DataError,
+        match=r"^episodes 'mnist': .*nowhere: named by option root, but no such folder.*t10k-labels",
     ):
         Mnist(root=root / "nowhere").check("train")
 
@@ -130,7 +153,9 @@ def test_absent_and_without_a_network(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(fsl.DataError, match=r"datasets \(.*download of MNIST failed \(.*network is unreachable") as raised:
+    with pytest.raises(
+        fsl.DataError, match=r"datasets \(.*download of MNIST failed \(.*network is unreachable"
+    ) as raised:
         Mnist().check("train")
     assert "\n" not in str(raised.value)
 
@@ -151,7 +176,10 @@ def test_digits_that_do_not_fit(options: dict, message: str):
 
 
 def test_more_ways_than_digits(root: Path):
-    with pytest.raises(fsl.DataError, match=r"^episodes 'mnist': split 'test' has 2 classes\. n_way: 3 needs at least 3$"):
+    with pytest.raises(
+        fsl.DataError,
+        match=r"^episodes 'mnist': split 'test' has 2 classes\. n_way: 3 needs at least 3$",
+    ):
         Mnist(n_way=3, root=root).check("test")
 
 
@@ -164,7 +192,18 @@ def test_real_digits(monkeypatch: pytest.MonkeyPatch):
         pytest.skip("no folder MNIST/raw in FSL_DATA or ../shared/data")
     source = Mnist(root=root, download=False)
     counts = sum((source.pool(split).counts for split in ("train", "validation", "test")), ())
-    assert counts == (6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958)  # of the 70,000 labels, digit by digit
+    assert counts == (
+        6903,
+        7877,
+        6990,
+        7141,
+        6824,
+        6313,
+        6876,
+        7293,
+        6825,
+        6958,
+    )  # of the 70,000 labels, digit by digit
     by_image = Mnist(root=root, split="by-image", n_way=10, download=False)
     assert by_image.pool("test").counts == (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
     assert sum(by_image.pool("train").counts) == 50_000

@@ -17,7 +17,9 @@ def float64():
 
 def dense(backbone, episode, distance, temperature):
     """Log-probabilities by loops in numpy."""
-    support, query = (backbone(items.x).detach().numpy() for items in (episode.support, episode.query))
+    support, query = (
+        backbone(items.x).detach().numpy() for items in (episode.support, episode.query)
+    )
     labels = episode.support.y.numpy()
     means = [support[labels == c].mean(0) for c in range(3)]
     logits = np.empty((len(query), 3))
@@ -36,8 +38,15 @@ def test_probabilities_are_those_of_a_dense_computation(distance, learned):
     task, backbone = tiny_task(), TinyBackbone()
     episode = tiny_episodes(task, 1).unbatch()[0]
     adapter = NearestCentroid(task, temperature=2.5, learn_temperature=learned, distance=distance)
-    found = fsl.Learner(backbone, adapter)(episode.support, episode.query.x).log_softmax(1).detach().numpy()
-    np.testing.assert_allclose(found, dense(backbone, episode, distance, 2.5), rtol=1e-12, atol=1e-12)
+    found = (
+        fsl.Learner(backbone, adapter)(episode.support, episode.query.x)
+        .log_softmax(1)
+        .detach()
+        .numpy()
+    )
+    np.testing.assert_allclose(
+        found, dense(backbone, episode, distance, 2.5), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_float32_keeps_its_digits_far_from_the_origin():
@@ -50,7 +59,9 @@ def test_float32_keeps_its_digits_far_from_the_origin():
         predictor = NearestCentroid(task).adapt(torch.nn.Flatten(), support)
         return predictor((episode.query.x + 1000).to(dtype)).log_softmax(1)
 
-    torch.testing.assert_close(far(torch.float32).double(), far(torch.float64), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        far(torch.float32).double(), far(torch.float64), rtol=1e-4, atol=1e-2
+    )
 
 
 def test_a_learned_temperature_stays_positive():
@@ -63,8 +74,16 @@ def test_a_learned_temperature_stays_positive():
     ("kind", "options", "message"),
     [
         ("regression", {}, r"nearest-centroid: a regression task\. Classification"),
-        ("classification", {"temperature": 0.0}, r"nearest-centroid: temperature: 0\.0\. A number above 0"),
-        ("classification", {"distance": "l1"}, r"nearest-centroid: distance: 'l1'\. 'euclidean' or 'cosine'"),
+        (
+            "classification",
+            {"temperature": 0.0},
+            r"nearest-centroid: temperature: 0\.0\. A number above 0",
+        ),
+        (
+            "classification",
+            {"distance": "l1"},
+            r"nearest-centroid: distance: 'l1'\. 'euclidean' or 'cosine'",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(kind, options, message):

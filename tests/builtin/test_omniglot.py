@@ -20,11 +20,17 @@ from fsl_core.builtin.omniglot import Omniglot, class_lists, with_rotations
 from fsl_core.data.vision import torchvision
 
 PROJECT = Path(fsl.__file__).parents[1]
-TOY = {"train": ["Greek/character01", "Greek/character02"], "validation": ["Latin/character01"], "test": ["Keble/character01"]}
+TOY = {
+    "train": ["Greek/character01", "Greek/character02"],
+    "validation": ["Latin/character01"],
+    "test": ["Keble/character01"],
+}
 
 
 class TestClassLists:
-    @pytest.mark.parametrize(("split", "sizes"), [("vinyals", [1028, 172, 423]), ("learn2learn", [1100, 100, 423])])
+    @pytest.mark.parametrize(
+        ("split", "sizes"), [("vinyals", [1028, 172, 423]), ("learn2learn", [1100, 100, 423])]
+    )
     def test_every_class_is_in_one_split(self, split: str, sizes: list[int]):
         lists = class_lists(split)
         assert list(lists) == ["train", "validation", "test"]
@@ -32,12 +38,17 @@ class TestClassLists:
         everything = [*chain(*lists.values())]
         assert len(set(everything)) == 1623
         assert len({name.split("/")[0] for name in everything}) == 50
-        assert sum(name.split("/")[0] in omniglot.EVALUATION.split("/") for name in everything) == 659
+        assert (
+            sum(name.split("/")[0] in omniglot.EVALUATION.split("/") for name in everything) == 659
+        )
 
     def test_the_learn2learn_split_is_pinned(self):
         """learn2learn's classes[:1100] after random.seed(42), random.shuffle(list(range(1623))) start with these numbers."""
         names = class_lists("learn2learn")
-        order = sorted(chain(*names.values()), key=lambda n: (n.split("/")[0] in omniglot.EVALUATION.split("/"), n))
+        order = sorted(
+            chain(*names.values()),
+            key=lambda n: (n.split("/")[0] in omniglot.EVALUATION.split("/"), n),
+        )
         assert order[0] == "Alphabet_of_the_Magi/character01"
         assert order[963] == "Tifinagh/character55"
         assert order[964] == "Angelic/character01"
@@ -54,7 +65,9 @@ def decoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rotations_are_counterclockwise_classes_of_their_own():
     image = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 2, 2)  # 0 1 / 2 3
-    pool = with_rotations(fsl.LabelledPool.from_classes([("a", image), ("b", image + 4)]), (0, 90, 180, 270))
+    pool = with_rotations(
+        fsl.LabelledPool.from_classes([("a", image), ("b", image + 4)]), (0, 90, 180, 270)
+    )
     assert pool.classes[:4] == ("a/rot000", "a/rot090", "a/rot180", "a/rot270")
     assert pool.classes[5] == "b/rot090"
     assert pool.images[1, 0].tolist() == [[1, 3], [0, 2]]
@@ -74,7 +87,10 @@ class TestToyArchives:
         root = tmp_path / "data"
         root.mkdir()
         checksums = {}
-        for part, classes in {"images_background": TOY["train"] + TOY["validation"], "images_evaluation": TOY["test"]}.items():
+        for part, classes in {
+            "images_background": TOY["train"] + TOY["validation"],
+            "images_evaluation": TOY["test"],
+        }.items():
             with zipfile.ZipFile(root / f"{part}.zip", "w") as archive:
                 for c, name in enumerate(classes):
                     for i in range(20):
@@ -95,7 +111,9 @@ class TestToyArchives:
         assert (x.float().mean((1, 2, 3)).diff() > 0).all()  # drawing 1 to 20 in order
 
     @pytest.mark.parametrize(
-        ("rotations", "counts"), [("train", (8, 1, 1)), ("all", (8, 4, 4)), ("none", (2, 1, 1))], ids=["train", "all", "none"]
+        ("rotations", "counts"),
+        [("train", (8, 1, 1)), ("all", (8, 4, 4)), ("none", (2, 1, 1))],
+        ids=["train", "all", "none"],
     )
     def test_where_rotations_are_classes(self, root: Path, rotations: str, counts: tuple[int, ...]):
         source = Omniglot(root=root, rotations=rotations)
@@ -113,7 +131,10 @@ class TestToyArchives:
 
     def test_root_from_the_environment(self, root: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("FSL_DATA", str(root))
-        assert Omniglot().fetch() == [root / "images_background.zip", root / "images_evaluation.zip"]
+        assert Omniglot().fetch() == [
+            root / "images_background.zip",
+            root / "images_evaluation.zip",
+        ]
 
     def test_images_are_decoded_once(self, root: Path, monkeypatch: pytest.MonkeyPatch):
         first = Omniglot(root=root).pool("test").digest
@@ -128,7 +149,8 @@ class TestToyArchives:
         archive.write_bytes(archive.read_bytes()[:-10])
         wrong = hashlib.md5(archive.read_bytes()).hexdigest()
         with pytest.raises(
-            fsl.DataError, match=rf"images_evaluation\.zip: md5 {wrong}\. {right}: delete the file and fetch it anew"
+            fsl.DataError,
+            match=rf"images_evaluation\.zip: md5 {wrong}\. {right}: delete the file and fetch it anew",
         ):
             Omniglot(root=root).check("train")
 
@@ -138,10 +160,14 @@ class TestToyArchives:
             archive.unlink()
         file = root / "images_background" / "Latin" / "character01" / "0002_07.png"
         file.write_bytes(file.read_bytes()[:40])
-        with pytest.raises(fsl.DataError, match=r"0002_07\.png: not a readable image .* Unpack the zip file"):
+        with pytest.raises(
+            fsl.DataError, match=r"0002_07\.png: not a readable image .* Unpack the zip file"
+        ):
             Omniglot(root=root).check("train")
         file.unlink()
-        with pytest.raises(fsl.DataError, match=r"19 images of Latin/character01\. 20: unpack the zip files"):
+        with pytest.raises(
+            fsl.DataError, match=r"19 images of Latin/character01\. 20: unpack the zip files"
+        ):
             Omniglot(root=root).check("train")
 
     def test_absent_and_not_to_be_downloaded(self, root: Path):
@@ -157,12 +183,15 @@ class TestToyArchives:
 
         monkeypatch.setattr("urllib.request.urlopen", unreachable)
         with pytest.raises(
-            fsl.DataError, match=r"no images_background\.zip and no images_evaluation\.zip in .*network is unreachable"
+            fsl.DataError,
+            match=r"no images_background\.zip and no images_evaluation\.zip in .*network is unreachable",
         ):
             Omniglot().check("train")
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
-    def test_absent_and_downloaded(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_absent_and_downloaded(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         """Through torchvision's own download, with its addresses answered from the toy archives."""
 
         def served(request, **_):
@@ -176,7 +205,10 @@ class TestToyArchives:
         monkeypatch.setattr("urllib.request.urlopen", served)
         source = Omniglot()
         assert len(source.pool("train").classes) == 8
-        assert source.fetch()[0] == tmp_path / "cache" / "datasets" / "omniglot-py" / "images_background.zip"
+        assert (
+            source.fetch()[0]
+            == tmp_path / "cache" / "datasets" / "omniglot-py" / "images_background.zip"
+        )
 
 
 @pytest.mark.slow
@@ -189,7 +221,9 @@ class TestRealImages:
         pytest.skip("no folder omniglot-py in FSL_DATA or ../shared/data")
 
     @pytest.fixture
-    def make(self, root: Path, decoded: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Omniglot]:
+    def make(
+        self, root: Path, decoded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., Omniglot]:
         monkeypatch.setenv("FSL_CACHE", str(decoded))
         return lambda **options: Omniglot(root=root, download=False, **options)
 
@@ -213,20 +247,26 @@ class TestRealImages:
             pytest.skip("no published split lists beside the images")
         source = make(rotations="all")
         for split, file in {"train": "train", "validation": "val", "test": "test"}.items():
-            assert set(source.pool(split).classes) == set((folder / f"{file}.txt").read_text().split())
+            assert set(source.pool(split).classes) == set(
+                (folder / f"{file}.txt").read_text().split()
+            )
 
     def test_pixels_are_those_of_torchvision_and_pil(self, make, root: Path, tmp_path: Path):
         """One image through torchvision's Omniglot class, resized as learn2learn does."""
         name = "images_background/Korean/character07"
         with zipfile.ZipFile(root / "omniglot-py" / "images_background.zip") as archive:
-            files = sorted(f for f in archive.namelist() if f.startswith(f"{name}/") and f.endswith(".png"))
+            files = sorted(
+                f for f in archive.namelist() if f.startswith(f"{name}/") and f.endswith(".png")
+            )
             archive.extract(files[4], tmp_path / "omniglot-py")
         dataset = torchvision().datasets.Omniglot
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dataset, "_check_integrity", lambda self: True)
             image, _ = dataset(tmp_path)[0]
         expected = 255 - np.asarray(image.resize((28, 28), Image.Resampling.LANCZOS))
-        split = next(s for s, names in class_lists("vinyals").items() if "Korean/character07" in names)
+        split = next(
+            s for s, names in class_lists("vinyals").items() if "Korean/character07" in names
+        )
         found = dict(make(rotations="none").pool(split).items())["Korean/character07/rot000"][4, 0]
         assert np.array_equal(found, expected)
         assert 0 < (found > 127).float().mean() < 0.25  # ink is 1, and little of the page
@@ -234,8 +274,11 @@ class TestRealImages:
     def test_too_many_ways_and_images(self, make):
         source = make(n_way=500, n_shot=5, n_query=16)
         with pytest.raises(
-            fsl.DataError, match=r"^episodes 'omniglot': split 'test' has 423 classes\. n_way: 500 needs at least 500$"
+            fsl.DataError,
+            match=r"^episodes 'omniglot': split 'test' has 423 classes\. n_way: 500 needs at least 500$",
         ):
             source.check("test")
-        with pytest.raises(fsl.DataError, match="has 20 images. n_shot: 5 and n_query: 16 need at least 21"):
+        with pytest.raises(
+            fsl.DataError, match="has 20 images. n_shot: 5 and n_query: 16 need at least 21"
+        ):
             source.check("train")

@@ -22,12 +22,23 @@ def test_shapes():
 
 def test_every_episode_is_one_wave_of_the_papers_range():
     batch = Sinusoid(n_shot=10, n_query=90).batch("train", range(500), seed=0)
-    x, y = (torch.cat(parts, 1)[..., 0].double().numpy() for parts in zip(batch.support, batch.query, strict=True))
+    x, y = (
+        torch.cat(parts, 1)[..., 0].double().numpy()
+        for parts in zip(batch.support, batch.query, strict=True)
+    )
     assert -5 <= x.min() < -4.99
     assert 4.99 < x.max() <= 5
     assert abs(x.mean()) < 5 * 10 / np.sqrt(12 * x.size)
-    waves = np.array([np.linalg.lstsq(np.stack([np.sin(a), np.cos(a)], 1), b)[0] for a, b in zip(x, y, strict=True)])
-    amplitude, phase = np.hypot(*waves.T), np.arctan2(-waves[:, 1], waves[:, 0])  # A sin(x - p) = A cos p sin x - A sin p cos x
+    waves = np.array(
+        [
+            np.linalg.lstsq(np.stack([np.sin(a), np.cos(a)], 1), b)[0]
+            for a, b in zip(x, y, strict=True)
+        ]
+    )
+    amplitude, phase = (
+        np.hypot(*waves.T),
+        np.arctan2(-waves[:, 1], waves[:, 0]),
+    )  # A sin(x - p) = A cos p sin x - A sin p cos x
     np.testing.assert_allclose(y, amplitude[:, None] * np.sin(x - phase[:, None]), atol=1e-5)
     for value, low, high in ((amplitude, 0.1, 5), (phase, 0, np.pi)):
         assert low - 1e-5 <= value.min() < low + 0.05 * (high - low)
@@ -47,12 +58,17 @@ def test_an_episode_is_the_same_in_any_batch():
 @pytest.mark.parametrize(("split", "seed"), [("train", 4), ("test", 5)])
 def test_splits_and_seeds_are_different_draws(split: fsl.Split, seed: int):
     source = Sinusoid()
-    assert not torch.isin(source.batch(split, range(9), seed).support.x, source.batch("test", range(9), 4).support.x).any()
+    assert not torch.isin(
+        source.batch(split, range(9), seed).support.x, source.batch("test", range(9), 4).support.x
+    ).any()
 
 
 def test_more_queries_leave_the_support_set_as_it_was():
     source = Sinusoid()
-    wide, narrow = source.batch("test", [0], 0, replace(source.task, n_query=50)), source.batch("test", [0], 0)
+    wide, narrow = (
+        source.batch("test", [0], 0, replace(source.task, n_query=50)),
+        source.batch("test", [0], 0),
+    )
     assert torch.equal(wide.support.y, narrow.support.y)
     assert torch.equal(wide.query.x[:, :10], narrow.query.x)
 
@@ -72,7 +88,10 @@ def test_a_finite_set_of_training_waves_is_repeated_at_fresh_points():
         assert torch.equal(tensor.x, other.x)  # a wave changes, not its points
         assert torch.equal(tensor.y[:3], other.y[:3])
         assert not torch.equal(tensor.y[3:], other.y[3:])
-    x, y = (torch.cat([first, second], 1)[..., 0].double() for first, second in zip(batch.support, batch.query, strict=True))
+    x, y = (
+        torch.cat([first, second], 1)[..., 0].double()
+        for first, second in zip(batch.support, batch.query, strict=True)
+    )
     basis = torch.stack([x.sin(), x.cos()], -1)
     waves = torch.linalg.lstsq(basis, y[..., None]).solution[..., 0]
     torch.testing.assert_close(waves[3:], waves[:3], rtol=0, atol=1e-5)

@@ -33,7 +33,12 @@ Call = Callable[..., Ended]
 
 
 @pytest.fixture
-def call(toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(
+    toy_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Call:
     """`fsl` with these arguments, in this process: its entry point, but not its start-up time."""
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
     monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
@@ -66,42 +71,102 @@ def options(*overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "messages"),
     [
-        (["adapterr={name: x}"], ["-s: adapterr: the recipe has no such option. Did you mean 'adapter'?"]),
-        (["adapter.temprature=1"], ["adapter 'nearest-centroid' has no such option. Did you mean 'temperature'?"]),
-        (["episodes.name=blub"], ["-s: episodes.name: episodes 'blub': no installed plugin offers it. "]),
+        (
+            ["adapterr={name: x}"],
+            ["-s: adapterr: the recipe has no such option. Did you mean 'adapter'?"],
+        ),
+        (
+            ["adapter.temprature=1"],
+            ["adapter 'nearest-centroid' has no such option. Did you mean 'temperature'?"],
+        ),
+        (
+            ["episodes.name=blub"],
+            ["-s: episodes.name: episodes 'blub': no installed plugin offers it. "],
+        ),
         (["episodes.spread=wide"], ['-s: episodes.spread: found "wide". Expected a valid number']),
-        (["episodes.n_wya=1", "backbone.hiden=3"], ["Did you mean 'n_way'?", "Did you mean 'hidden'?"]),
+        (
+            ["episodes.n_wya=1", "backbone.hiden=3"],
+            ["Did you mean 'n_way'?", "Did you mean 'hidden'?"],
+        ),
         (["adapter=[1, 2]"], ["-s: adapter: no `name`. A mapping such as {name: "]),
         (["backbone=conv4"], ["-s: backbone: no `name`. A mapping such as {name: conv4}"]),
         (["adapter=null"], ["-s: adapter: absent. It is required"]),
-        (["adapter.temperature=null"], ["-s: adapter.temperature: found null. Expected a valid number"]),
+        (
+            ["adapter.temperature=null"],
+            ["-s: adapter.temperature: found null. Expected a valid number"],
+        ),
         (["outer.optimizer=null"], ["-s: outer.optimizer: found null. Expected an object"]),
         (["adapter.temperature=.nan"], ["-s: adapter.temperature: found NaN. Expected "]),
-        (["adapter.temperature=.inf"], ["-s: adapter.temperature: found Infinity. Expected a finite number"]),
-        (["outer.optimizer.lr=1e400"], ["-s: outer.optimizer.lr: found Infinity. Expected a finite number"]),
-        (["expect={accuracy: {value: .nan, tolerance: 0}}"], ["expect.accuracy.value: found NaN. Expected a finite number"]),
+        (
+            ["adapter.temperature=.inf"],
+            ["-s: adapter.temperature: found Infinity. Expected a finite number"],
+        ),
+        (
+            ["outer.optimizer.lr=1e400"],
+            ["-s: outer.optimizer.lr: found Infinity. Expected a finite number"],
+        ),
+        (
+            ["expect={accuracy: {value: .nan, tolerance: 0}}"],
+            ["expect.accuracy.value: found NaN. Expected a finite number"],
+        ),
         (["seed=1.5"], ["-s: seed: found 1.5. Expected a valid integer"]),
         ([f"seed={2**63}"], [f"-s: seed: found {2**63}. A number that 64 bits can hold"]),
-        ([f"outer.steps={10**30}"], [f"-s: outer.steps: found {10**30}. A number that 64 bits can hold"]),
-        (["backbone.hidden=[9000000000000000000]"], ["toy.yaml:3: backbone: cannot be built: Storage size"]),
-        (["outer.meta_batch_size=0"], ["-s: outer.meta_batch_size: found 0. Expected greater than 0"]),
+        (
+            [f"outer.steps={10**30}"],
+            [f"-s: outer.steps: found {10**30}. A number that 64 bits can hold"],
+        ),
+        (
+            ["backbone.hidden=[9000000000000000000]"],
+            ["toy.yaml:3: backbone: cannot be built: Storage size"],
+        ),
+        (
+            ["outer.meta_batch_size=0"],
+            ["-s: outer.meta_batch_size: found 0. Expected greater than 0"],
+        ),
         (["backbone.hidden=[0]"], ["-s: backbone.hidden.0: found 0. Expected greater than 0"]),
         (["backbone.hidden=[]"], ["-s: backbone.hidden: found []. Expected at least 1 item"]),
         (["outer.optimizer.betas=[0.9]"], ["-s: outer.optimizer.betas.1: absent. It is required"]),
-        (["outer.optimizer.betas=[0.9, 2]"], ["toy.yaml:6: outer.optimizer: Invalid beta parameter at index 1: 2.0"]),
-        (["evaluate.n_way=1"], ["-s: evaluate.n_way: found 1. Expected greater than or equal to 2"]),
-        (["adapter={name: explodes}", "evaluate.n_way=4"], ["-s: evaluate.n_way: adapter.head.weight of adapter 'explodes'"]),
-        (["episodes={name: sinusoid}"], ["adapter: nearest-centroid: a regression task. Classification"]),
-        (["backbone.name=conv4"], ["toy.yaml:3: backbone.hidden: backbone 'conv4' has no such option. "]),
-        (["backbone={name: conv4}"], ["-s: backbone: conv4: items of shape (2,). Expected pictures"]),
+        (
+            ["outer.optimizer.betas=[0.9, 2]"],
+            ["toy.yaml:6: outer.optimizer: Invalid beta parameter at index 1: 2.0"],
+        ),
+        (
+            ["evaluate.n_way=1"],
+            ["-s: evaluate.n_way: found 1. Expected greater than or equal to 2"],
+        ),
+        (
+            ["adapter={name: explodes}", "evaluate.n_way=4"],
+            ["-s: evaluate.n_way: adapter.head.weight of adapter 'explodes'"],
+        ),
+        (
+            ["episodes={name: sinusoid}"],
+            ["adapter: nearest-centroid: a regression task. Classification"],
+        ),
+        (
+            ["backbone.name=conv4"],
+            ["toy.yaml:3: backbone.hidden: backbone 'conv4' has no such option. "],
+        ),
+        (
+            ["backbone={name: conv4}"],
+            ["-s: backbone: conv4: items of shape (2,). Expected pictures"],
+        ),
         (["requires=fsl-maml"], ['-s: requires: found "fsl-maml". Expected a valid array']),
         (["requires=[1]"], ["-s: requires.0: found 1. Expected a valid string"]),
-        (["expect={accuracy: {value: 1}}"], ["-s: expect.accuracy.tolerance: absent. It is required"]),
-        (["expect={acuracy: {value: 1, tolerance: 0}}"], ["-s: expect.acuracy: no such result. Expected accuracy"]),
+        (
+            ["expect={accuracy: {value: 1}}"],
+            ["-s: expect.accuracy.tolerance: absent. It is required"],
+        ),
+        (
+            ["expect={acuracy: {value: 1, tolerance: 0}}"],
+            ["-s: expect.acuracy: no such result. Expected accuracy"],
+        ),
         (["=5"], ["-s =5: not an override. key.path=value"]),
         (["seed=[1"], ["-s seed:1: YAML syntax: expected ',' or ']'"]),
         (["seed=*x"], ["-s seed:1: YAML syntax: found undefined alias 'x'"]),
-        (["outer.schedule={name: multistep}"], ["-s: outer.schedule.milestones: absent. It is required"]),
+        (
+            ["outer.schedule={name: multistep}"],
+            ["-s: outer.schedule.milestones: absent. It is required"],
+        ),
     ],
 )
 def test_options(call: Call, tmp_path: Path, overrides: list[str], messages: list[str]):
@@ -112,11 +177,20 @@ def test_options(call: Call, tmp_path: Path, overrides: list[str], messages: lis
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"seed: 0\n\tadapter: x\n", "bad.yaml:2: YAML syntax: found character '\\t' that cannot start any token. "),
-        (b"seed: 0\n  steps: 3\n", "bad.yaml:2: YAML syntax: mapping values are not allowed here. "),
+        (
+            b"seed: 0\n\tadapter: x\n",
+            "bad.yaml:2: YAML syntax: found character '\\t' that cannot start any token. ",
+        ),
+        (
+            b"seed: 0\n  steps: 3\n",
+            "bad.yaml:2: YAML syntax: mapping values are not allowed here. ",
+        ),
         (b"outer: {a: {b: 1}\nseed: 0\n", "bad.yaml:2: YAML syntax: expected ',' or '}'"),
         (b"seed: 'a\n", "bad.yaml:2: YAML syntax: found unexpected end of stream. "),
-        (b"episodes: {n_way: 3, n_way: 4}\n", 'bad.yaml:1: YAML syntax: found duplicate key "n_way"'),
+        (
+            b"episodes: {n_way: 3, n_way: 4}\n",
+            'bad.yaml:1: YAML syntax: found duplicate key "n_way"',
+        ),
         (b"---\na: 1\n---\nb: 1\n", "bad.yaml:3: YAML syntax: but found another document"),
         (b"\x89PNG\r\n\x1a\n", "bad.yaml: not UTF-8 text. A recipe file in YAML"),
         (b"\x00\x01", "bad.yaml: YAML syntax: unacceptable character #x0000"),
@@ -137,9 +211,14 @@ def test_places_where_no_recipe_is(call: Call, tmp_path: Path):
 def test_merged_keys_and_keys_that_are_no_words_have_a_line(call: Call, tmp_path: Path):
     text = (tmp_path / "toy.yaml").read_text()
     (tmp_path / "toy.yaml").write_text(
-        text.replace("evaluate: {", "evaluate:\n  <<: {seed: 2}\n  ? 7\n  : 7\n  ").replace("10}", "10")
+        text.replace("evaluate: {", "evaluate:\n  <<: {seed: 2}\n  ? 7\n  : 7\n  ").replace(
+            "10}", "10"
+        )
     )
-    refused(call("check", "toy.yaml"), "toy.yaml:15: evaluate.7: section 'evaluate' has no such option. ")
+    refused(
+        call("check", "toy.yaml"),
+        "toy.yaml:15: evaluate.7: section 'evaluate' has no such option. ",
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +227,10 @@ def test_merged_keys_and_keys_that_are_no_words_have_a_line(call: Call, tmp_path
         (["--device", "cuda:63"], "--device cuda:63: not available here. "),
         (["--device", "meta"], "--device meta: not available here. "),
         (["--out", "toy.yaml"], "toy.yaml: File exists. A folder with room that can be written to"),
-        (["--out", "toy.yaml/run"], "toy.yaml/run: Not a directory. A folder with room that can be written to"),
+        (
+            ["--out", "toy.yaml/run"],
+            "toy.yaml/run: Not a directory. A folder with room that can be written to",
+        ),
         (["--out", "."], ".: holds other files. An empty or new folder for --out"),
     ],
 )
@@ -191,7 +273,12 @@ def test_a_plugin_left_out(call: Call):
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    for name in (f"{split}/class{c}/{i}.png" for split in ("train", "test") for c in range(3) for i in range(4)):
+    for name in (
+        f"{split}/class{c}/{i}.png"
+        for split in ("train", "test")
+        for c in range(3)
+        for i in range(4)
+    ):
         file = tmp_path / "pictures" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (60 * int(file.stem), 9, 9)).save(file)
@@ -201,19 +288,45 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "messages"),
     [
-        (["episodes.root=absent"], ["episodes 'image-folder': root absent does not exist. A folder with"]),
-        (["episodes.root=toy.yaml"], ["episodes 'image-folder': root toy.yaml is no folder. A folder with"]),
-        (["episodes.root=pictures/test/class0"], ["episodes 'image-folder': root pictures/test/class0 has no class folders. "]),
-        (["episodes.n_way=5"], [f"split {s!r} has 3 classes. n_way: 5 needs at least 5" for s in ("train", "test")]),
-        (["evaluate.n_query=9"], ["split 'test', class 'class0' has 4 images. n_shot: 1 and n_query: 9 need at least 10"]),
+        (
+            ["episodes.root=absent"],
+            ["episodes 'image-folder': root absent does not exist. A folder with"],
+        ),
+        (
+            ["episodes.root=toy.yaml"],
+            ["episodes 'image-folder': root toy.yaml is no folder. A folder with"],
+        ),
+        (
+            ["episodes.root=pictures/test/class0"],
+            ["episodes 'image-folder': root pictures/test/class0 has no class folders. "],
+        ),
+        (
+            ["episodes.n_way=5"],
+            [f"split {s!r} has 3 classes. n_way: 5 needs at least 5" for s in ("train", "test")],
+        ),
+        (
+            ["evaluate.n_query=9"],
+            [
+                "split 'test', class 'class0' has 4 images. n_shot: 1 and n_query: 9 need at least 10"
+            ],
+        ),
         (["outer.validate_every=1"], ["has no classes in a folder validation or val, only in "]),
         (["episodes.fractions=[1, 2]"], ["-s: episodes.fractions.2: absent. It is required"]),
-        (["episodes.image_size=8"], ["-s: backbone: conv4: pictures of 8x8, which 4 poolings leave without a pixel. "]),
-        (["episodes.image_size=1000000"], ["-s: episodes.image_size: found 1000000. Expected less than or equal to 2048"]),
+        (
+            ["episodes.image_size=8"],
+            ["-s: backbone: conv4: pictures of 8x8, which 4 poolings leave without a pixel. "],
+        ),
+        (
+            ["episodes.image_size=1000000"],
+            ["-s: episodes.image_size: found 1000000. Expected less than or equal to 2048"],
+        ),
     ],
 )
 def test_image_folders(call: Call, pictures: Path, overrides: list[str], messages: list[str]):
-    refused(call("run", "toy.yaml", *QUICK, *CONV4, *options(f"episodes={PICTURES}", *overrides)), *messages)
+    refused(
+        call("run", "toy.yaml", *QUICK, *CONV4, *options(f"episodes={PICTURES}", *overrides)),
+        *messages,
+    )
     assert not (pictures.parent / "runs").exists()
 
 
@@ -237,7 +350,13 @@ def test_images_that_cannot_be_read_are_named_all_together(call: Call, pictures:
 
 
 def test_omniglot_absent_or_damaged(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    omniglot = ["run", "toy.yaml", *QUICK, *CONV4, *options("episodes={name: omniglot, download: false}")]
+    omniglot = [
+        "run",
+        "toy.yaml",
+        *QUICK,
+        *CONV4,
+        *options("episodes={name: omniglot, download: false}"),
+    ]
     files = "oth zip files of https://github.com/brendenlake/omniglot"
     ended = call(*omniglot, "-s", "episodes.root=/nonexistent")
     refused(ended, "episodes 'omniglot': /nonexistent: named by option root, but no such folder. ")
@@ -246,7 +365,10 @@ def test_omniglot_absent_or_damaged(call: Call, tmp_path: Path, monkeypatch: pyt
     data.mkdir()
     monkeypatch.setenv("FSL_DATA", str(data))
     ended = call(*omniglot)
-    refused(ended, f"episodes 'omniglot': no images_background.zip and no images_evaluation.zip in {data} or {data}/omniglot-py")
+    refused(
+        ended,
+        f"episodes 'omniglot': no images_background.zip and no images_evaluation.zip in {data} or {data}/omniglot-py",
+    )
     assert files in ended.err
 
     with zipfile.ZipFile(data / "images_background.zip", "w") as archive:
@@ -258,14 +380,26 @@ def test_omniglot_absent_or_damaged(call: Call, tmp_path: Path, monkeypatch: pyt
     picture.parent.mkdir(parents=True)
     picture.write_text("x")
     (data / "images_evaluation").mkdir()
-    refused(call(*omniglot), f"{picture}: not a readable image (of no known format). Unpack the zip file")
+    refused(
+        call(*omniglot),
+        f"{picture}: not a readable image (of no known format). Unpack the zip file",
+    )
     picture.parent.parent.rename(data / "images_background" / "Own")
-    refused(call(*omniglot), f"{data}/images_background/Own/character01/1.png: no character of Omniglot. ")
+    refused(
+        call(*omniglot),
+        f"{data}/images_background/Own/character01/1.png: no character of Omniglot. ",
+    )
     assert not (tmp_path / "runs").exists()
 
 
 def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
-    cifar = ["run", "toy.yaml", *QUICK, *CONV4, *options("episodes={name: cifar-fs, download: false}")]
+    cifar = [
+        "run",
+        "toy.yaml",
+        *QUICK,
+        *CONV4,
+        *options("episodes={name: cifar-fs, download: false}"),
+    ]
     refused(
         call(*cifar, "-s", "episodes.root=/nonexistent"),
         *["episodes 'cifar-fs': /nonexistent: named by option root, but no such folder. "] * 2,
@@ -273,7 +407,13 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
     grid = tmp_path / "data" / "cifarfs" / "train" / "apple.webp"
     grid.parent.mkdir(parents=True)
     rooted = [*cifar, "-s", "episodes.root=data"]
-    refused(call(*rooted), *["episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data ("] * 2)
+    refused(
+        call(*rooted),
+        *[
+            "episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data ("
+        ]
+        * 2,
+    )
     grid.write_text("x")
     refused(
         call(*rooted),
@@ -289,30 +429,47 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
 
 @pytest.fixture
 def finished(call: Call, tmp_path: Path) -> Path:
-    assert call("run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out").code == 0
+    assert (
+        call(
+            "run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out"
+        ).code
+        == 0
+    )
     return tmp_path / "out"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("result.json", b"", "out/result.json: no JSON with what a run needs. Delete out/result.json: `fsl resume out` writes"),
+        (
+            "result.json",
+            b"",
+            "out/result.json: no JSON with what a run needs. Delete out/result.json: `fsl resume out` writes",
+        ),
         ("result.json", b'{"accuracy": 0.', "out/result.json: no JSON with what a run needs. "),
-        ("environment.json", None, "out/environment.json: No such file or directory. The file as it was, or a new run"),
+        (
+            "environment.json",
+            None,
+            "out/environment.json: No such file or directory. The file as it was, or a new run",
+        ),
         ("environment.json", b"[1]", "out/environment.json: no JSON with what a run needs. "),
         ("environment.json", b"\xff", "out/environment.json: not UTF-8 text. "),
         ("recipe.yaml", b"seed: [", "out/recipe.yaml:1: YAML syntax: "),
         ("recipe.yaml", b"", "out/recipe.yaml:1: empty. "),
     ],
 )
-def test_damaged_records(call: Call, finished: Path, name: str, content: bytes | None, message: str):
+def test_damaged_records(
+    call: Call, finished: Path, name: str, content: bytes | None, message: str
+):
     (finished / name).unlink() if content is None else (finished / name).write_bytes(content)
     refused(call("resume", "out"), message)
     if name != "recipe.yaml":
         refused(call("report", "out"), message)
 
 
-@pytest.mark.parametrize("content", [b'{"step": 1, "lo', b"\xff\xfe", None], ids=["cut", "binary", "absent"])
+@pytest.mark.parametrize(
+    "content", [b'{"step": 1, "lo', b"\xff\xfe", None], ids=["cut", "binary", "absent"]
+)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "episodes.csv"])
 def test_damaged_curves(call: Call, finished: Path, name: str, content: bytes | None):
     """`fsl report` names the file, and what it advises mends the run."""
@@ -348,10 +505,15 @@ def test_truncated_checkpoints(call: Call, finished: Path, which: str, kept: int
 
 def test_a_run_directory_in_use(call: Call, finished: Path):
     first = ["run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out"]
-    refused(call(*first), "out: holds a finished run of this recipe. `fsl resume out` continues it, or give another --out")
+    refused(
+        call(*first),
+        "out: holds a finished run of this recipe. `fsl resume out` continues it, or give another --out",
+    )
     refused(call(*first, "-s", "seed=1"), "out: holds a run of another recipe. Another --out")
     (finished / "result.json").unlink()
-    refused(call(*first), "out: holds an unfinished run of this recipe. `fsl resume out` continues it")
+    refused(
+        call(*first), "out: holds an unfinished run of this recipe. `fsl resume out` continues it"
+    )
     (finished / "recipe.yaml").write_text("seed: [")
     refused(call(*first), "out/recipe.yaml:1: YAML syntax: ")
 
@@ -359,7 +521,12 @@ def test_a_run_directory_in_use(call: Call, finished: Path):
 @pytest.fixture
 def trained(call: Call, pictures: Path) -> Path:
     """A run on pictures, with class folders to predict from."""
-    assert call("run", "toy.yaml", *QUICK, *CONV4, *options(f"episodes={PICTURES}"), "--out", "trained").code == 0
+    assert (
+        call(
+            "run", "toy.yaml", *QUICK, *CONV4, *options(f"episodes={PICTURES}"), "--out", "trained"
+        ).code
+        == 0
+    )
     (pictures.parent / "empty").mkdir()
     return pictures.parent
 
@@ -370,20 +537,47 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "trained", "--query", "pictures/test"], "--support: absent. A folder with one folder of labelled pictures"),
+        (
+            ["predict", "trained", "--query", "pictures/test"],
+            "--support: absent. A folder with one folder of labelled pictures",
+        ),
         (["predict", "absent", *PREDICT[2:]], "absent: no run here (recipe.yaml is absent). "),
-        (["predict", "toy.yaml", "--query", "pictures"], "toy.yaml: not a whole file of `fsl predict --save`. "),
-        (["predict", "toy.yaml", *PREDICT[2:], "--invert"], "toy.yaml: a file, and --support, --invert. "),
-        ([*PREDICT, "--checkpoint", "first"], "--checkpoint first: no such checkpoint. best or last"),
+        (
+            ["predict", "toy.yaml", "--query", "pictures"],
+            "toy.yaml: not a whole file of `fsl predict --save`. ",
+        ),
+        (
+            ["predict", "toy.yaml", *PREDICT[2:], "--invert"],
+            "toy.yaml: a file, and --support, --invert. ",
+        ),
+        (
+            [*PREDICT, "--checkpoint", "first"],
+            "--checkpoint first: no such checkpoint. best or last",
+        ),
         ([*PREDICT, "--device", "cuda:63"], "--device cuda:63: not available here. "),
         ([*PREDICT, "--support", "absent"], "absent: does not exist. A folder of pictures"),
         ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is no folder. A folder of pictures"),
-        ([*PREDICT, "--support", "empty"], "empty: 0 class folders. At least two folders of pictures"),
-        ([*PREDICT, "--support", "pictures/train/class0"], "pictures/train/class0: 0 class folders. At least two"),
+        (
+            [*PREDICT, "--support", "empty"],
+            "empty: 0 class folders. At least two folders of pictures",
+        ),
+        (
+            [*PREDICT, "--support", "pictures/train/class0"],
+            "pictures/train/class0: 0 class folders. At least two",
+        ),
         ([*PREDICT, "--query", "absent"], "absent: does not exist. A folder of pictures"),
-        ([*PREDICT, "--query", "empty"], "empty: no pictures. At least one file such as .jpg or .png"),
-        ([*PREDICT, "--out", "absent/x.csv"], "absent/x.csv: No such file or directory. A folder with room"),
-        ([*PREDICT, "--html", "absent/x.html"], "absent/x.html: No such file or directory. A folder with room"),
+        (
+            [*PREDICT, "--query", "empty"],
+            "empty: no pictures. At least one file such as .jpg or .png",
+        ),
+        (
+            [*PREDICT, "--out", "absent/x.csv"],
+            "absent/x.csv: No such file or directory. A folder with room",
+        ),
+        (
+            [*PREDICT, "--html", "absent/x.html"],
+            "absent/x.html: No such file or directory. A folder with room",
+        ),
         ([*PREDICT, "--save", "empty"], "empty: "),
     ],
 )
@@ -400,7 +594,10 @@ def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
     query = trained / "pictures" / "test"
     (query / "class9").mkdir()
     shutil.copy(query / "class0" / "1.png", query / "class9")
-    refused(call(*PREDICT), "pictures/test: class folders and a folder 'class9', which is no class. Only folders of class0, ")
+    refused(
+        call(*PREDICT),
+        "pictures/test: class folders and a folder 'class9', which is no class. Only folders of class0, ",
+    )
     (query / "class9" / "1.png").rename(query / "1.png")
     refused(call(*PREDICT), "pictures/test: class folders and pictures outside of class folders. ")
     (query / "1.png").unlink()
@@ -416,7 +613,10 @@ def test_runs_that_take_no_pictures_and_damaged_files(call: Call, trained: Path,
     assert call(*PREDICT, "--save", "kept").code == 0
     kept = trained / "kept"
     kept.write_bytes(kept.read_bytes()[:-50])
-    refused(call("predict", "kept", "--query", "pictures/test"), "kept: not a whole file of `fsl predict --save`. ")
+    refused(
+        call("predict", "kept", "--query", "pictures/test"),
+        "kept: not a whole file of `fsl predict --save`. ",
+    )
 
 
 def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
@@ -426,7 +626,10 @@ def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
         ended,
         "kept: recipe:",
     )
-    assert "backbone 'conv4': no installed plugin offers it. Not loaded: conv4 (--no-plugin)" in ended.err
+    assert (
+        "backbone 'conv4': no installed plugin offers it. Not loaded: conv4 (--no-plugin)"
+        in ended.err
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(call: Call):
@@ -441,13 +644,23 @@ def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
 
 
 def test_an_interrupted_run_says_how_to_go_on(call: Call, tmp_path: Path):
-    started = process("run", "toy.yaml", *options("outer.steps=40", "outer.validate_every=0"), "--out", "out", cwd=slow(tmp_path))
+    started = process(
+        "run",
+        "toy.yaml",
+        *options("outer.steps=40", "outer.validate_every=0"),
+        "--out",
+        "out",
+        cwd=slow(tmp_path),
+    )
     last = tmp_path / "out" / "checkpoints" / "last.safetensors"
     while not last.exists():
         assert started.poll() is None
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=60)
-    assert (started.returncode, err) == (130, "interrupted. `fsl resume out` continues from the last checkpoint\n")
+    assert (started.returncode, err) == (
+        130,
+        "interrupted. `fsl resume out` continues from the last checkpoint\n",
+    )
     assert call("resume", "out").code == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["checkpoint_step"] == 40
 
@@ -455,7 +668,9 @@ def test_an_interrupted_run_says_how_to_go_on(call: Call, tmp_path: Path):
 def slow(folder: Path) -> Path:
     """Steps of the toy recipe take 20 ms and more, so that a signal arrives before the end."""
     plugin = folder / "fslplugin.py"
-    observer = "\n\n@fsl.hookimpl\ndef fsl_step_finished(step):\n    import time\n    time.sleep(0.02)\n"
+    observer = (
+        "\n\n@fsl.hookimpl\ndef fsl_step_finished(step):\n    import time\n    time.sleep(0.02)\n"
+    )
     plugin.write_text(plugin.read_text() + observer)
     return folder
 

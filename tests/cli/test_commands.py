@@ -45,13 +45,27 @@ def test_run_resume_eval_report(fsl, toy_recipe: Path, tmp_path: Path):
     evaluated = json.loads(fsl("eval", "out", "--json").stdout)
     assert evaluated["accuracy"] == result["accuracy"]
     assert evaluated["episode_set"] == result["episode_set"]
-    more = json.loads(fsl("eval", "out", "--episodes", "20", "--split", "validation", "--checkpoint", "last", "--json").stdout)
+    more = json.loads(
+        fsl(
+            "eval",
+            "out",
+            "--episodes",
+            "20",
+            "--split",
+            "validation",
+            "--checkpoint",
+            "last",
+            "--json",
+        ).stdout
+    )
     assert (more["episodes"], more["split"], more["checkpoint"]) == (20, "validation", "last")
 
     html = (tmp_path / "out" / "report.html").read_text()
     assert f"{result['accuracy']:.4f}" in html
     assert html.count("<svg") == 3
-    assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", html)  # it fetches nothing
+    assert not re.search(
+        r"(src|href)=\"?http|url\(http|@import|<script", html
+    )  # it fetches nothing
     (tmp_path / "out" / "report.html").unlink()
     assert fsl("report", "out").stdout == "report: out/report.html\n"
 
@@ -83,19 +97,41 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
             2,
             "fsl-learn2learn 0.1.0 would, but it is disabled: FSL_LOAD_PLUGINS",
         ),
-        (["run", "toy.yaml", "--no-plugin", "nothing"], 2, "--no-plugin nothing: no plugin is called so. "),
-        (["run", "toy.yaml", "--plugins-dir", "absent"], 2, "--plugins-dir absent: no such folder. "),
+        (
+            ["run", "toy.yaml", "--no-plugin", "nothing"],
+            2,
+            "--no-plugin nothing: no plugin is called so. ",
+        ),
+        (
+            ["run", "toy.yaml", "--plugins-dir", "absent"],
+            2,
+            "--plugins-dir absent: no such folder. ",
+        ),
         (["run", "toy.yaml", "--device", "quantum"], 2, "--device quantum: not available here. "),
-        (["run", "toy.yaml", "-s", "adapter={name: explodes}"], 1, "outer step 7, episode 12: the loss is nan. "),
-        (["reproduce", "toy.yaml"], 2, "toy.yaml: no `expect:`, so there is nothing to hold a result against. "),
+        (
+            ["run", "toy.yaml", "-s", "adapter={name: explodes}"],
+            1,
+            "outer step 7, episode 12: the loss is nan. ",
+        ),
+        (
+            ["reproduce", "toy.yaml"],
+            2,
+            "toy.yaml: no `expect:`, so there is nothing to hold a result against. ",
+        ),
         (["resume", "absent"], 2, "absent: no run here (recipe.yaml is absent). "),
         (["report", "absent"], 2, "absent: no result.json here. "),
-        (["eval", "absent", "--split", "tets"], 2, "--split tets: no such split. One of train, validation, test"),
+        (
+            ["eval", "absent", "--split", "tets"],
+            2,
+            "--split tets: no such split. One of train, validation, test",
+        ),
         (["list", "adaptrs"], 2, "adaptrs: no kind of component. Did you mean 'adapter"),
         (["show", "adapter", "nearest-centriod"], 2, "Did you mean 'nearest-centroid'?"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(fsl, toy_recipe: Path, arguments: list[str], code: int, message: str):
+def test_mistakes_end_in_one_clear_line(
+    fsl, toy_recipe: Path, arguments: list[str], code: int, message: str
+):
     ended = fsl(*arguments)
     assert ended.returncode == code
     assert message in ended.stderr
@@ -115,7 +151,9 @@ def test_a_truncated_checkpoint_is_named(fsl, toy_recipe: Path, tmp_path: Path):
 
 
 def test_check_says_what_the_recipe_is(fsl, toy_recipe: Path):
-    assert fsl("check", toy_recipe).stdout.startswith(f"{toy_recipe}: ok. nearest-centroid on mlp, ")
+    assert fsl("check", toy_recipe).stdout.startswith(
+        f"{toy_recipe}: ok. nearest-centroid on mlp, "
+    )
 
 
 def test_listing_and_showing(fsl, toy_recipe: Path):
@@ -126,7 +164,9 @@ def test_listing_and_showing(fsl, toy_recipe: Path):
     assert "temperature" in shown.stdout
     schema = json.loads(fsl("show", "weighting", "uniform", "--json").stdout)["schema"]
     assert schema["properties"]["reduction"]["default"] == "mean"
-    assert {"adam", "sgd"} <= {row["name"] for row in json.loads(fsl("list", "optimizers", "--json").stdout)}
+    assert {"adam", "sgd"} <= {
+        row["name"] for row in json.loads(fsl("list", "optimizers", "--json").stdout)
+    }
 
 
 def test_plugins_and_doctor_name_a_broken_plugin(fsl, tmp_path: Path):

@@ -27,13 +27,19 @@ def run(fsl, tmp_path: Path):
     def paint(file: str, colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> None:
         noise = np.random.default_rng(len(file)).integers(-9, 9, (*size, 3))
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / file)
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
+            tmp_path / file
+        )
 
     for split in ("train", "test"):
         for c in range(2):
             for i in range(4):
                 paint(f"pictures/{split}/c{c}/{i}.png", (200 * c, 60 + 10 * i, 90))
-    for name, colour in {"red": (220, 10, 10), "<b>green": (10, 220, 10), "blue": (10, 10, 220)}.items():
+    for name, colour in {
+        "red": (220, 10, 10),
+        "<b>green": (10, 220, 10),
+        "blue": (10, 10, 220),
+    }.items():
         for i in range(3 if name == "red" else 2):
             paint(f"support/{name}/{i}.jpg", colour)
         paint(f"query/{name}/a.png", colour, (90, 41))
@@ -49,28 +55,50 @@ def run(fsl, tmp_path: Path):
 
 def test_table_page_and_saved_predictor(fsl, run, tmp_path: Path):
     run("group")
-    files = ["--out", "p.csv", "--html", "p.html", "--save", "kept.safetensors", "--export", "p.pt2"]
+    files = [
+        "--out",
+        "p.csv",
+        "--html",
+        "p.html",
+        "--save",
+        "kept.safetensors",
+        "--export",
+        "p.pt2",
+    ]
     ended = fsl("predict", "out", "--support", "support", "--query", "query", *files)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[0].startswith("3 pictures: 1 ")
     assert ended.stdout.splitlines()[1] == "accuracy 1.0000 (3 pictures)"
-    assert "note: unequal numbers of labelled pictures (<b>green 2, blue 2, red 3); the first 2 of each are used" in ended.stderr
+    assert (
+        "note: unequal numbers of labelled pictures (<b>green 2, blue 2, red 3); the first 2 of each are used"
+        in ended.stderr
+    )
     assert "predicted together" not in ended.stderr
-    assert re.search(r"^p\.pt2: probabilities of these pictures within \d\.\de[-+]\d+$", ended.stderr, re.M)
+    assert re.search(
+        r"^p\.pt2: probabilities of these pictures within \d\.\de[-+]\d+$", ended.stderr, re.M
+    )
 
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert list(rows[0]) == ["file", "predicted", "class", "p_<b>green", "p_blue", "p_red"]
     assert [row["file"] for row in rows] == ["<b>green/a.png", "blue/a.png", "red/a.png"]
     for row in rows:
-        assert row["predicted"] == row["class"] == max(("<b>green", "blue", "red"), key=lambda name: float(row[f"p_{name}"]))
-        assert abs(sum(float(value) for key, value in row.items() if key.startswith("p_")) - 1) < 1e-5
+        assert (
+            row["predicted"]
+            == row["class"]
+            == max(("<b>green", "blue", "red"), key=lambda name: float(row[f"p_{name}"]))
+        )
+        assert (
+            abs(sum(float(value) for key, value in row.items() if key.startswith("p_")) - 1) < 1e-5
+        )
 
     html = (tmp_path / "p.html").read_text()
     assert html.count("data:image/png;base64,") == 3 + 6
     assert "&lt;b&gt;green" in html
     assert "<b>green" not in html
     assert "accuracy 1.0000" in html
-    assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", html)  # it fetches nothing
+    assert not re.search(
+        r"(src|href)=\"?http|url\(http|@import|<script", html
+    )  # it fetches nothing
 
     again = fsl("predict", "kept.safetensors", "--query", "query")
     assert again.stdout == (tmp_path / "p.csv").read_text()
@@ -84,4 +112,7 @@ def test_unlabelled_pictures(fsl, run):
     assert [row["file"] for row in rows] == ["blue.png", "green.png", "red.png"]
     assert "class" not in rows[0]
     assert "accuracy" not in ended.stderr
-    assert "note: norm transductive, adapter nearest-centroid: a prediction depends on which pictures are" in ended.stderr
+    assert (
+        "note: norm transductive, adapter nearest-centroid: a prediction depends on which pictures are"
+        in ended.stderr
+    )

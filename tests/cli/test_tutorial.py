@@ -23,7 +23,13 @@ NETWORK = [["pip", "install"], ["twine", "upload"]]
 
 
 def python(folder: Path, *arguments: object) -> str:
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -55,19 +61,47 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 said[line] = python(tmp_path, *command[1:], *options)
             if line == "pip install -e .":  # the network aside, with what is installed already
                 site = tmp_path / "site"
-                python(tmp_path, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site, tmp_path)
+                python(
+                    tmp_path,
+                    "-m",
+                    "pip",
+                    "install",
+                    "-q",
+                    "--no-deps",
+                    "--no-build-isolation",
+                    "--target",
+                    site,
+                    tmp_path,
+                )
                 monkeypatch.syspath_prepend(site)
     assert len(left_out) == 5
-    assert "scale   number > 0  10.0     factor of the cosines" in said["fsl show adapter matching --plugins-dir ."]
-    assert "characters.yaml: ok. matching on conv4" in said["fsl check characters.yaml --plugins-dir ."]
+    assert (
+        "scale   number > 0  10.0     factor of the cosines"
+        in said["fsl show adapter matching --plugins-dir ."]
+    )
+    assert (
+        "characters.yaml: ok. matching on conv4"
+        in said["fsl check characters.yaml --plugins-dir ."]
+    )
     assert "second minus first: " in said["fsl compare runs/centroid runs/matching"]
     assert " passed" in said["python -m pytest -q test_matching.py"]
-    assert re.search(r"matching +fsl-matching 0\.1\.0 +1 +ok .* adapter matching", said["fsl plugins"])
-    wheel, archive = tmp_path / "dist" / "fsl_matching-0.1.0-py3-none-any.whl", tmp_path / "dist" / "fsl_matching-0.1.0.tar.gz"
+    assert re.search(
+        r"matching +fsl-matching 0\.1\.0 +1 +ok .* adapter matching", said["fsl plugins"]
+    )
+    wheel, archive = (
+        tmp_path / "dist" / "fsl_matching-0.1.0-py3-none-any.whl",
+        tmp_path / "dist" / "fsl_matching-0.1.0.tar.gz",
+    )
     assert "fsl_matching.py" in zipfile.ZipFile(wheel).namelist()
     with tarfile.open(archive) as packed:
         names = {name.removeprefix("fsl_matching-0.1.0/") for name in packed.getnames()}
-    assert names == {"fsl_matching.py", "test_matching.py", "README.md", "pyproject.toml", "PKG-INFO"}
+    assert names == {
+        "fsl_matching.py",
+        "test_matching.py",
+        "README.md",
+        "pyproject.toml",
+        "PKG-INFO",
+    }
 
 
 def test_the_adapter_is_thirty_lines():
@@ -78,4 +112,11 @@ def test_the_adapter_is_thirty_lines():
 def test_every_fence_has_a_known_kind():
     kinds = [(language, bool(title)) for language, title, _ in FENCE.findall(PAGE)]
     assert len(kinds) == PAGE.count("```") / 2
-    assert set(kinds) == {("text", False), ("sh", False), ("python", True), ("yaml", True), ("toml", True), ("markdown", True)}
+    assert set(kinds) == {
+        ("text", False),
+        ("sh", False),
+        ("python", True),
+        ("yaml", True),
+        ("toml", True),
+        ("markdown", True),
+    }

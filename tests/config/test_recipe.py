@@ -34,21 +34,57 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("n_way: 3", "n_wya: 3", "toy.yaml:2: episodes.n_wya: episodes 'blobs' has no such option. Did you mean 'n_way'?"),
-        ("n_way: 3", "n_way: many", 'toy.yaml:2: episodes.n_way: found "many". Expected a valid integer'),
+        (
+            "n_way: 3",
+            "n_wya: 3",
+            "toy.yaml:2: episodes.n_wya: episodes 'blobs' has no such option. Did you mean 'n_way'?",
+        ),
+        (
+            "n_way: 3",
+            "n_way: many",
+            'toy.yaml:2: episodes.n_way: found "many". Expected a valid integer',
+        ),
         ("n_way: 3", "n_way: 0", "toy.yaml:2: episodes.n_way: found 0. Expected greater than 0"),
-        ("blobs", "blob", "toy.yaml:2: episodes.name: episodes 'blob': no installed plugin offers it. Did you mean 'blobs'?"),
-        ("mlp", "mpl", "toy.yaml:3: backbone.name: backbone 'mpl': no installed plugin offers it. Did you mean 'mlp'?"),
+        (
+            "blobs",
+            "blob",
+            "toy.yaml:2: episodes.name: episodes 'blob': no installed plugin offers it. Did you mean 'blobs'?",
+        ),
+        (
+            "mlp",
+            "mpl",
+            "toy.yaml:3: backbone.name: backbone 'mpl': no installed plugin offers it. Did you mean 'mlp'?",
+        ),
         (
             "nearest-centroid",
             "hypermaml",
             "toy.yaml:4: adapter.name: adapter 'hypermaml': no installed plugin offers it. pip install fsl-hypermaml",
         ),
-        ("{name: adam, lr: 0.01}", "adam", "toy.yaml:6: outer.optimizer: no `name`. A mapping such as {name: adam}"),
-        ("lr: 0.01", "lr: fast", 'toy.yaml:6: outer.optimizer.lr: found "fast". Expected a valid number'),
-        ("steps: 12", "stepps: 12", "toy.yaml:8: outer.stepps: section 'outer' has no such option. Did you mean 'steps'?"),
-        ("steps: 12", "steps: yes", 'toy.yaml:8: outer.steps: found "yes". Expected a valid integer'),
-        ("evaluate:", "evalute:", "toy.yaml:13: evalute: the recipe has no such option. Did you mean 'evaluate'?"),
+        (
+            "{name: adam, lr: 0.01}",
+            "adam",
+            "toy.yaml:6: outer.optimizer: no `name`. A mapping such as {name: adam}",
+        ),
+        (
+            "lr: 0.01",
+            "lr: fast",
+            'toy.yaml:6: outer.optimizer.lr: found "fast". Expected a valid number',
+        ),
+        (
+            "steps: 12",
+            "stepps: 12",
+            "toy.yaml:8: outer.stepps: section 'outer' has no such option. Did you mean 'steps'?",
+        ),
+        (
+            "steps: 12",
+            "steps: yes",
+            'toy.yaml:8: outer.steps: found "yes". Expected a valid integer',
+        ),
+        (
+            "evaluate:",
+            "evalute:",
+            "toy.yaml:13: evalute: the recipe has no such option. Did you mean 'evaluate'?",
+        ),
         ("seed: 0", "seed: -1", "toy.yaml:1: seed: found -1. Expected greater than or equal to 0"),
         (
             "seed: 0",
@@ -65,7 +101,11 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
             "requires: ['?']",
             "toy.yaml:1: requires.0: '?' is no requirement. A distribution with a version range, such as fsl-maml>=0.1",
         ),
-        ("seed: 0", "seed: [", "toy.yaml:3: YAML syntax: expected ',' or ']', but got '<scalar>'. Well-formed YAML"),
+        (
+            "seed: 0",
+            "seed: [",
+            "toy.yaml:3: YAML syntax: expected ',' or ']', but got '<scalar>'. Well-formed YAML",
+        ),
         (
             "seed: 0",
             "expect: {accuracy: 0.9}",
@@ -73,7 +113,9 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
         ),
     ],
 )
-def test_each_fault_has_its_line(toy_recipe: Path, toy_registry: Registry, old: str, new: str, fault: str):
+def test_each_fault_has_its_line(
+    toy_recipe: Path, toy_registry: Registry, old: str, new: str, fault: str
+):
     assert fault in faults(changed(toy_recipe, old, new), toy_registry)
 
 
@@ -81,13 +123,21 @@ def test_two_faults_come_together_in_file_order(toy_recipe: Path, toy_registry: 
     changed(toy_recipe, "steps: 12", "stepps: 12")
     changed(toy_recipe, "n_way: 3", "n_wya: 3")
     found = faults(toy_recipe, toy_registry)
-    assert [fault.split(": ")[1] for fault in found] == ["episodes.n_wya", "outer.steps", "outer.stepps"]
+    assert [fault.split(": ")[1] for fault in found] == [
+        "episodes.n_wya",
+        "outer.steps",
+        "outer.stepps",
+    ]
     assert found[1] == "toy.yaml:5: outer.steps: absent. It is required"
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("", "toy.yaml:1: empty. "), ("- a", "toy.yaml:1: a seq. "), ("a: 1\na: 2", "toy.yaml:2: YAML syntax: found duplicate key")],
+    [
+        ("", "toy.yaml:1: empty. "),
+        ("- a", "toy.yaml:1: a seq. "),
+        ("a: 1\na: 2", "toy.yaml:2: YAML syntax: found duplicate key"),
+    ],
 )
 def test_a_file_that_is_no_recipe(toy_recipe: Path, toy_registry: Registry, text: str, fault: str):
     toy_recipe.write_text(text)
@@ -95,7 +145,9 @@ def test_a_file_that_is_no_recipe(toy_recipe: Path, toy_registry: Registry, text
 
 
 def test_an_absent_or_binary_file(tmp_path: Path, toy_registry: Registry):
-    with pytest.raises(RecipeError, match="none.yaml: No such file or directory. A recipe file in YAML"):
+    with pytest.raises(
+        RecipeError, match="none.yaml: No such file or directory. A recipe file in YAML"
+    ):
         read_recipe(tmp_path / "none.yaml", toy_registry)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="binary.yaml: not UTF-8 text"):
@@ -109,16 +161,24 @@ def test_an_absent_section(toy_recipe: Path, toy_registry: Registry):
 
 def test_overrides_are_typed_by_the_same_schema(toy_recipe: Path, toy_registry: Registry):
     recipe = read_recipe(
-        toy_recipe, toy_registry, ["outer.optimizer.lr=1e-3", "backbone.hidden=[4, 4]", "outer.weighting.name=uniform"]
+        toy_recipe,
+        toy_registry,
+        ["outer.optimizer.lr=1e-3", "backbone.hidden=[4, 4]", "outer.weighting.name=uniform"],
     )
     assert recipe.sections.outer.optimizer.lr == 0.001
     assert list(recipe.sections.backbone.hidden) == [4, 4]
-    assert faults(toy_recipe, toy_registry, "outer.steps=2.5") == ["-s: outer.steps: found 2.5. Expected a valid integer"]
+    assert faults(toy_recipe, toy_registry, "outer.steps=2.5") == [
+        "-s: outer.steps: found 2.5. Expected a valid integer"
+    ]
     assert faults(toy_recipe, toy_registry, "outer.stps=2") == [
         "-s: outer.stps: section 'outer' has no such option. Did you mean 'steps'?"
     ]
-    assert faults(toy_recipe, toy_registry, "seed") == ["-s seed: not an override. key.path=value, such as adapter.inner_lr=0.1"]
-    assert faults(toy_recipe, toy_registry, "seed.x=1") == ["-s seed.x=1: seed is a int. A key path through mappings"]
+    assert faults(toy_recipe, toy_registry, "seed") == [
+        "-s seed: not an override. key.path=value, such as adapter.inner_lr=0.1"
+    ]
+    assert faults(toy_recipe, toy_registry, "seed.x=1") == [
+        "-s seed.x=1: seed is a int. A key path through mappings"
+    ]
 
 
 def test_a_section_can_be_replaced(toy_recipe: Path, toy_registry: Registry):
@@ -127,10 +187,17 @@ def test_a_section_can_be_replaced(toy_recipe: Path, toy_registry: Registry):
 
 
 def test_a_number_with_an_exponent_is_a_number(toy_recipe: Path, toy_registry: Registry):
-    assert read_recipe(changed(toy_recipe, "lr: 0.01", "lr: 1e-3"), toy_registry).sections.outer.optimizer.lr == 0.001
+    assert (
+        read_recipe(
+            changed(toy_recipe, "lr: 0.01", "lr: 1e-3"), toy_registry
+        ).sections.outer.optimizer.lr
+        == 0.001
+    )
 
 
-def test_a_constructor_that_refuses_is_named_with_its_line(toy_recipe: Path, toy_registry: Registry):
+def test_a_constructor_that_refuses_is_named_with_its_line(
+    toy_recipe: Path, toy_registry: Registry
+):
     recipe = read_recipe(toy_recipe, toy_registry, ["adapter={name: picky, even: 3}"])
     with pytest.raises(RecipeError, match="-s: adapter: even: 3. A multiple of two"):
         recipe.build(("adapter",))
@@ -138,7 +205,9 @@ def test_a_constructor_that_refuses_is_named_with_its_line(toy_recipe: Path, toy
 
 def test_the_schema_accepts_what_the_reader_accepts(toy_registry: Registry):
     schema = recipe_schema(toy_registry)
-    assert {"episodes", "backbone", "adapter", "outer"} <= set(schema["else"]["required"])  # unless a matrix has them
+    assert {"episodes", "backbone", "adapter", "outer"} <= set(
+        schema["else"]["required"]
+    )  # unless a matrix has them
     assert "blobs" in str(schema["properties"]["episodes"])
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert {"exclude", "baseline"} == set(schema["properties"]["matrix"]["properties"])

@@ -19,7 +19,9 @@ COMPONENTS = [component for kind in SECTIONS.values() for component in REGISTRY.
 
 def table(heading: str) -> list[list[str]]:
     """Cells of the table under a heading, without its first two lines."""
-    text = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", PAGE, re.MULTILINE | re.DOTALL).group(1)
+    text = re.search(
+        rf"^##+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", PAGE, re.MULTILINE | re.DOTALL
+    ).group(1)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
@@ -27,15 +29,33 @@ def table(heading: str) -> list[list[str]]:
 def test_every_section_is_there():
     keys = [row[0] for row in table("The recipe")]
     assert keys == [
-        f"`{k}`" for k in ("seed", "requires", "episodes", "backbone", "adapter", "outer", "execution", "evaluate", "expect")
+        f"`{k}`"
+        for k in (
+            "seed",
+            "requires",
+            "episodes",
+            "backbone",
+            "adapter",
+            "outer",
+            "execution",
+            "evaluate",
+            "expect",
+        )
     ]
     assert ["`steps`", "integer > 0", "required", "outer steps"] in table("outer")
-    assert ["`weighting`", "one of the [weightings](#weightings)", "uniform", "what each task of a meta-batch counts"] in table(
-        "outer"
-    )
+    assert [
+        "`weighting`",
+        "one of the [weightings](#weightings)",
+        "uniform",
+        "what each task of a meta-batch counts",
+    ] in table("outer")
     assert ["`episodes`", "integer > 1", "600", "number of test episodes"] in table("evaluate")
-    assert ["`checkpoint`", "best \\| last", '"best"', "best on validation, or the last"] in table("evaluate")
-    assert ["`mode`", "auto \\| loop \\| vmap \\| compiled", '"auto"'] in [row[:3] for row in table("execution")]
+    assert ["`checkpoint`", "best \\| last", '"best"', "best on validation, or the last"] in table(
+        "evaluate"
+    )
+    assert ["`mode`", "auto \\| loop \\| vmap \\| compiled", '"auto"'] in [
+        row[:3] for row in table("execution")
+    ]
     assert [row[0] for row in table("expect")] == ["`value`", "`tolerance`"]
 
 
@@ -72,4 +92,6 @@ def test_links_within_the_page_have_their_heading():
 def test_the_documentation_builds_the_page_from_it():
     root = Path(__file__).parent.parent.parent
     assert "hooks: [docs/reference_page.py]" in (root / "mkdocs.yml").read_text(encoding="utf-8")
-    assert "recipe_reference(load())" in (root / "docs" / "reference_page.py").read_text(encoding="utf-8")
+    assert "recipe_reference(load())" in (root / "docs" / "reference_page.py").read_text(
+        encoding="utf-8"
+    )

@@ -25,7 +25,9 @@ class Squares(fsl.PooledEpisodes):
         super().__init__(3, 2, 4, input_shape=(3, 8, 6), augment=augment)
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
-        images = torch.randint(0, 256, (120, 3, 8, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        images = torch.randint(
+            0, 256, (120, 3, 8, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        )
         return fsl.LabelledPool(images, tuple(f"c{i}" for i in range(10)), (12,) * 10)
 
 
@@ -43,7 +45,10 @@ def test_flip(images: torch.Tensor):
 def test_crop_against_slices(images: torch.Tensor, row: float, column: float):
     top, left = (min(int(v * 9), 8) for v in (row, column))
     framed = torch.nn.functional.pad(images, (4, 4, 4, 4))
-    assert torch.equal(crop_flip(images, bits(row, column, 0.9, 2000)), framed[:, :, top : top + 8, left : left + 6])
+    assert torch.equal(
+        crop_flip(images, bits(row, column, 0.9, 2000)),
+        framed[:, :, top : top + 8, left : left + 6],
+    )
 
 
 def test_every_corner_and_both_sides_are_equally_likely(images: torch.Tensor):
@@ -64,7 +69,9 @@ class TestEpisodes:
         plain, changed = (Squares(name).batch("train", range(5), 3) for name in ("none", augment))
         assert torch.equal(plain.support.y, changed.support.y)
         assert not torch.equal(plain.query.x, changed.query.x)
-        for before, after in zip(plain.query.x.flatten(0, 1), changed.query.x.flatten(0, 1), strict=True):
+        for before, after in zip(
+            plain.query.x.flatten(0, 1), changed.query.x.flatten(0, 1), strict=True
+        ):
             if augment == "flip":
                 assert torch.equal(before, after) or torch.equal(before.flip(-1), after)
 
@@ -83,7 +90,9 @@ class TestEpisodes:
         more = fsl.TaskShape("classification", 3, 2, 7, (3, 8, 6), 3)
         few, many = source.batch("train", range(4), 0), source.batch("train", range(4), 0, more)
         assert torch.equal(few.support.x, many.support.x)
-        assert torch.equal(few.query.x.unflatten(1, (3, 4)), many.query.x.unflatten(1, (3, 7))[:, :, :4])
+        assert torch.equal(
+            few.query.x.unflatten(1, (3, 4)), many.query.x.unflatten(1, (3, 7))[:, :, :4]
+        )
 
     @pytest.mark.parametrize("split", ["validation", "test"])
     def test_only_training(self, augment: str, split: str):

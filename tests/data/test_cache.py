@@ -27,7 +27,9 @@ def test_tensors_are_built_once_and_leave_one_file(folder: Path):
     again = cached_tensors("k", never)
     assert first.keys() == again.keys() == TENSORS.keys()
     assert all(torch.equal(again[name], TENSORS[name]) for name in TENSORS)
-    assert [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] == ["decoded/k.safetensors"]
+    assert [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] == [
+        "decoded/k.safetensors"
+    ]
     assert not [p for p in (folder / "decoded").iterdir() if p.is_dir()]
 
 
@@ -74,12 +76,19 @@ def test_key_follows_contents_and_not_names(tmp_path: Path):
 
 def test_digest_sees_names_shapes_types_and_values():
     x = torch.arange(4)
-    digests = {tensors_digest(t) for t in ({"x": x}, {"y": x}, {"x": x.int()}, {"x": x.reshape(2, 2)}, {"x": x + 1})}
+    digests = {
+        tensors_digest(t)
+        for t in ({"x": x}, {"y": x}, {"x": x.int()}, {"x": x.reshape(2, 2)}, {"x": x + 1})
+    }
     assert len(digests) == 5
-    assert tensors_digest({"x": x.reshape(2, 2).T}) == tensors_digest({"x": x.reshape(2, 2).T.contiguous()})
+    assert tensors_digest({"x": x.reshape(2, 2).T}) == tensors_digest(
+        {"x": x.reshape(2, 2).T.contiguous()}
+    )
 
 
-def test_data_root_is_option_then_environment_then_cache(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_data_root_is_option_then_environment_then_cache(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert cache_dir() == folder
     assert data_root() == folder / "datasets"
     monkeypatch.setenv("FSL_DATA", str(tmp_path))
@@ -88,8 +97,12 @@ def test_data_root_is_option_then_environment_then_cache(tmp_path: Path, folder:
     assert data_root(tmp_path / "own") == tmp_path / "own"
 
 
-def test_a_data_root_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(DataError, match=r"nowhere: named by option root, but no such folder\. An existing folder"):
+def test_a_data_root_that_does_not_exist_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(
+        DataError, match=r"nowhere: named by option root, but no such folder\. An existing folder"
+    ):
         data_root(tmp_path / "nowhere")
     monkeypatch.setenv("FSL_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="named by environment variable FSL_DATA"):

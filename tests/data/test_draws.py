@@ -13,7 +13,12 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
     low = 2**64 - 1
     for _ in range(10):
         a, b = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
-        counter = [(b >> 64) ^ counter[1] ^ key[0], b & low, (a >> 64) ^ counter[3] ^ key[1], a & low]
+        counter = [
+            (b >> 64) ^ counter[1] ^ key[0],
+            b & low,
+            (a >> 64) ^ counter[3] ^ key[1],
+            a & low,
+        ]
         key = [(key[0] + 0x9E3779B97F4A7C15) & low, (key[1] + 0xBB67AE8584CAA73B) & low]
     return counter
 
@@ -21,7 +26,9 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 def test_bits_are_those_of_philox_with_the_index_as_counter():
     digest = hashlib.blake2b(b"3/test", digest_size=16).digest()
     key = [int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")]
-    expected = [philox([block, 0, index, 0], key) for index in (0, 41) for block in (1, 2)]  # NumPy counts before it draws
+    expected = [
+        philox([block, 0, index, 0], key) for index in (0, 41) for block in (1, 2)
+    ]  # NumPy counts before it draws
     assert draw_bits(3, "test", [0, 41], 8).reshape(4, 4).tolist() == expected
 
 
@@ -29,7 +36,9 @@ def test_a_row_depends_on_its_own_index_and_a_longer_row_starts_the_same():
     many = draw_bits(3, "train", range(10), 9)
     np.testing.assert_array_equal(draw_bits(3, "train", [7], 9)[0], many[7])
     np.testing.assert_array_equal(draw_bits(3, "train", [7], 4)[0], many[7, :4])
-    np.testing.assert_array_equal(draw_bits(3, "train", [2**63], 1), draw_bits(3, "train", [2**63], 5)[:, :1])
+    np.testing.assert_array_equal(
+        draw_bits(3, "train", [2**63], 1), draw_bits(3, "train", [2**63], 5)[:, :1]
+    )
 
 
 @pytest.mark.parametrize("other", [(4, "train"), (3, "test")])

@@ -20,7 +20,11 @@ def numbered(sizes: list[int]) -> fsl.LabelledPool:
 
     def images(c: int, n: int) -> np.ndarray:
         item = np.arange(n)
-        return np.stack([np.full(n, c), item // 256, item % 256, np.full(n, 255)], 1).astype(np.uint8).reshape(n, 1, 2, 2)
+        return (
+            np.stack([np.full(n, c), item // 256, item % 256, np.full(n, 255)], 1)
+            .astype(np.uint8)
+            .reshape(n, 1, 2, 2)
+        )
 
     return fsl.LabelledPool.from_classes((f"class{c}", images(c, n)) for c, n in enumerate(sizes))
 
@@ -50,7 +54,10 @@ def source() -> Numbered:
 
 
 def equal(a: fsl.Episode, b: fsl.Episode) -> bool:
-    return all(torch.equal(s, t) for s, t in zip([*a.support, *a.query, a.id], [*b.support, *b.query, b.id], strict=True))
+    return all(
+        torch.equal(s, t)
+        for s, t in zip([*a.support, *a.query, a.id], [*b.support, *b.query, b.id], strict=True)
+    )
 
 
 def test_shapes_types_and_range(source: Numbered):
@@ -83,7 +90,13 @@ def test_an_episode_is_sorted_by_label_with_different_classes_and_images(split: 
 def test_an_episode_is_the_same_in_any_batch_and_order(source: Numbered):
     one_by_one = [source.batch("train", [i], seed=5).unbatch()[0] for i in range(12)]
     assert all(map(equal, source.batch("train", range(12), seed=5).unbatch(), one_by_one))
-    assert all(map(equal, source.batch("train", [7, 3, 7], seed=5).unbatch(), [one_by_one[i] for i in (7, 3, 7)]))
+    assert all(
+        map(
+            equal,
+            source.batch("train", [7, 3, 7], seed=5).unbatch(),
+            [one_by_one[i] for i in (7, 3, 7)],
+        )
+    )
 
 
 def test_an_episode_does_not_depend_on_global_random_state(source: Numbered):
@@ -102,7 +115,11 @@ def test_an_episode_is_the_same_in_another_process(source: Numbered, hash_seed: 
         "s.loader.exec_module(m); x = m.Numbered(); print(x.fingerprint(x.batch('validation', range(20), 3)).hex())"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     assert found == source.fingerprint(source.batch("validation", range(20), seed=3)).hex()
 
@@ -110,12 +127,27 @@ def test_an_episode_is_the_same_in_another_process(source: Numbered, hash_seed: 
 def test_the_episodes_of_a_seed_are_pinned(source: Numbered):
     """A change here changes every frozen evaluation set: results of before and after cannot be compared."""
     episode = source.batch("validation", [17], seed=3).unbatch()[0]
-    assert identities(episode.support.x) == [(4, 1), (4, 6), (3, 111), (3, 82), (0, 4), (0, 1), (2, 12), (2, 9), (1, 6), (1, 4)]
+    assert identities(episode.support.x) == [
+        (4, 1),
+        (4, 6),
+        (3, 111),
+        (3, 82),
+        (0, 4),
+        (0, 1),
+        (2, 12),
+        (2, 9),
+        (1, 6),
+        (1, 4),
+    ]
     assert identities(episode.query.x)[:3] == [(4, 3), (4, 2), (4, 5)]
 
 
 def test_other_seeds_splits_and_indices_give_other_episodes(source: Numbered):
-    seen = Counter(str(identities(e.support.x)) for s in range(5) for e in source.batch("train", range(50), seed=s).unbatch())
+    seen = Counter(
+        str(identities(e.support.x))
+        for s in range(5)
+        for e in source.batch("train", range(50), seed=s).unbatch()
+    )
     assert max(seen.values()) == 1
     swapped = Numbered()
     swapped.load = lambda split: numbered(SIZES["train"])  # the same pool for every split
@@ -130,7 +162,12 @@ def test_more_queries_leave_the_support_set_as_it_was(source: Numbered):
 
 
 def test_another_shape_on_request(source: Numbered):
-    batch = source.batch("train", [0], seed=0, task=replace(source.task, n_way=20, n_shot=1, n_query=1, output_dim=20))
+    batch = source.batch(
+        "train",
+        [0],
+        seed=0,
+        task=replace(source.task, n_way=20, n_shot=1, n_query=1, output_dim=20),
+    )
     assert batch.support.y.tolist() == batch.query.y.tolist() == [list(range(20))]
 
 
@@ -189,7 +226,11 @@ class TestLabelledPool:
     def test_offsets_items_and_selection(self):
         pool = numbered([2, 3, 4])
         assert pool.offsets.tolist() == [0, 2, 5]
-        assert [(name, len(images)) for name, images in pool.items()] == [("class0", 2), ("class1", 3), ("class2", 4)]
+        assert [(name, len(images)) for name, images in pool.items()] == [
+            ("class0", 2),
+            ("class1", 3),
+            ("class2", 4),
+        ]
         chosen = pool.select(["class2", "class0"])
         assert chosen.classes == ("class2", "class0")
         assert chosen.counts == (4, 2)
@@ -207,7 +248,9 @@ class TestLabelledPool:
         assert len({p.digest for p in (pool, *others)}) == 4
         assert numbered([2, 3]).digest == pool.digest
 
-    def test_cached_is_the_same_pool_without_building_it_again(self, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    def test_cached_is_the_same_pool_without_building_it_again(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setenv("FSL_CACHE", str(tmp_path))
         pool = replace(numbered([2, 3]), classes=("one\nline", "zwei/ü"))
         assert fsl.LabelledPool.cached("k", lambda: pool).digest == pool.digest
@@ -217,7 +260,10 @@ class TestLabelledPool:
 
     def test_wrong_parts_are_refused(self):
         pool = numbered([2, 3])
-        with pytest.raises(ShapeError, match=r"shape \(5, 1, 2, 2\), torch.float32\. Expected \(n, channels, height, width\)"):
+        with pytest.raises(
+            ShapeError,
+            match=r"shape \(5, 1, 2, 2\), torch.float32\. Expected \(n, channels, height, width\)",
+        ):
             replace(pool, images=pool.images.float())
         with pytest.raises(ShapeError, match="5 images, 2 classes, 2 counts with sum 4"):
             replace(pool, counts=(2, 2))

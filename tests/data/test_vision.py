@@ -29,12 +29,20 @@ assert same() is torchvision is same()
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("", ""), ("from fsl_core.data.vision import torchvision; torchvision(); torchvision.cache_clear()", "")],
+    [
+        ("", ""),
+        (
+            "from fsl_core.data.vision import torchvision; torchvision(); torchvision.cache_clear()",
+            "",
+        ),
+    ],
     ids=["first", "imported before"],
 )
 def test_torchvision_imports_and_resizes_in_a_fresh_process(before: str, after: str):
     code = RESIZE.format(before=before, after=after)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(1, 3, 3)\n"
 
@@ -57,8 +65,14 @@ def test_no_other_module_imports_torchvision():
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-                names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-            assert not [name for name in names if name.split(".")[0] == "torchvision"], f"{file} imports torchvision"
+                names = [
+                    a.value
+                    for a in node.args
+                    if isinstance(a, ast.Constant) and isinstance(a.value, str)
+                ]
+            assert not [name for name in names if name.split(".")[0] == "torchvision"], (
+                f"{file} imports torchvision"
+            )
 
 
 def test_another_import_error_is_not_swallowed(monkeypatch: pytest.MonkeyPatch):
@@ -75,7 +89,10 @@ def test_a_download_that_fails_is_one_error(tmp_path: Path, monkeypatch: pytest.
         raise OSError("network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(DataError, match=r"data: download of Omniglot failed \(network is unreachable\)\. A network connection"):
+    with pytest.raises(
+        DataError,
+        match=r"data: download of Omniglot failed \(network is unreachable\)\. A network connection",
+    ):
         torchvision_dataset("Omniglot", tmp_path / "data", background=True)
 
 
@@ -109,11 +126,17 @@ class TestDecodeImage:
     def test_agrees_with_torchvision_on_a_photograph(self, tmp_path: Path, rgb: np.ndarray):
         Image.fromarray(rgb).save(tmp_path / "x.png")
         v2 = transforms()
-        other = v2.center_crop(v2.resize(torch.from_numpy(rgb).permute(2, 0, 1), [16], antialias=True), [16, 16])
-        assert (decode_image(tmp_path / "x.png", 16).int() - other.int()).abs().max() <= 1  # PIL and torch round on their own
+        other = v2.center_crop(
+            v2.resize(torch.from_numpy(rgb).permute(2, 0, 1), [16], antialias=True), [16, 16]
+        )
+        assert (
+            decode_image(tmp_path / "x.png", 16).int() - other.int()
+        ).abs().max() <= 1  # PIL and torch round on their own
 
     def test_16_bits_keep_their_range(self, tmp_path: Path):
-        Image.fromarray(np.array([[0, 0x0100], [0x7FFF, 0xFFFF]], np.uint16)).save(tmp_path / "x.png")
+        Image.fromarray(np.array([[0, 0x0100], [0x7FFF, 0xFFFF]], np.uint16)).save(
+            tmp_path / "x.png"
+        )
         assert decode_image(tmp_path / "x.png", 2, "gray")[0].tolist() == [[0, 1], [0x7F, 0xFF]]
 
     def test_transparent_parts_are_white(self, tmp_path: Path):
@@ -135,7 +158,9 @@ class TestDecodeImage:
 
     def test_a_file_that_is_no_image(self, tmp_path: Path):
         (tmp_path / "x.jpg").write_text("hello")
-        with pytest.raises(DataError, match=r"x\.jpg: not a readable image \(cannot identify image file"):
+        with pytest.raises(
+            DataError, match=r"x\.jpg: not a readable image \(cannot identify image file"
+        ):
             decode_image(tmp_path / "x.jpg", 8)
 
     @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif"])
@@ -143,5 +168,8 @@ class TestDecodeImage:
         file = tmp_path / f"x.{ending}"
         Image.fromarray(rgb).save(file)
         file.write_bytes(file.read_bytes()[:-600])
-        with pytest.raises(DataError, match=rf"x\.{ending}: not a readable image \(.*\)\. A whole image file, or none"):
+        with pytest.raises(
+            DataError,
+            match=rf"x\.{ending}: not a readable image \(.*\)\. A whole image file, or none",
+        ):
             decode_image(file, 8)

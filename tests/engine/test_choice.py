@@ -40,7 +40,13 @@ def chosen(learner, monkeypatch, seconds: dict[str, float], steps: int = 10, **o
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     workers = options.pop("measure_workers", True)
     return choose(
-        Execution(**options), learner, Uniform(), tiny_episodes(TASK, 4), TASK.loss, steps=steps, measure_workers=workers
+        Execution(**options),
+        learner,
+        Uniform(),
+        tiny_episodes(TASK, 4),
+        TASK.loss,
+        steps=steps,
+        measure_workers=workers,
     )
 
 
@@ -49,16 +55,23 @@ TIMES = {"loop": 2.0, "loop, 2 workers": 1.5, "vmap": 1.0, "compiled": 0.1}
 
 def test_the_fastest_is_chosen_and_says_why(monkeypatch):
     found = chosen(make_learner(), monkeypatch, TIMES)
-    assert (found.execution, found.reason) == (Execution("vmap"), "all tasks as one batch were fastest")
+    assert (found.execution, found.reason) == (
+        Execution("vmap"),
+        "all tasks as one batch were fastest",
+    )
     assert found.seconds == {"loop": 2.0, "loop, 2 workers": 1.5, "vmap": 1.0}
 
 
 def test_nearly_equal_modes_stay_with_the_loop(monkeypatch):
-    assert chosen(make_learner(), monkeypatch, TIMES | {"vmap": 1.4}).execution == Execution(workers=2)
+    assert chosen(make_learner(), monkeypatch, TIMES | {"vmap": 1.4}).execution == Execution(
+        workers=2
+    )
 
 
 def test_compiling_has_to_repay_itself(monkeypatch):
-    assert chosen(make_learner(), monkeypatch, TIMES, steps=10_000).execution == Execution("compiled")
+    assert chosen(make_learner(), monkeypatch, TIMES, steps=10_000).execution == Execution(
+        "compiled"
+    )
     assert "compiled" not in chosen(make_learner(), monkeypatch, TIMES, steps=80).seconds
 
 
@@ -71,7 +84,13 @@ def test_without_a_compiler_the_next_best_is_taken(monkeypatch):
 
 
 def test_workers_that_a_recipe_names_are_kept(monkeypatch):
-    found = chosen(make_learner(), monkeypatch, {"loop, 3 workers": 1.0, "vmap": 2.0}, workers=3, measure_workers=False)
+    found = chosen(
+        make_learner(),
+        monkeypatch,
+        {"loop, 3 workers": 1.0, "vmap": 2.0},
+        workers=3,
+        measure_workers=False,
+    )
     assert found.execution == Execution(workers=3)
 
 
@@ -126,14 +145,19 @@ def test_inexact_norm_layers_are_sent_to_the_loop(layer):
 
 def test_checkpointed_gradients_are_sent_to_the_loop():
     found = settle(Execution("vmap", checkpoint_gradients=True), make_learner())
-    assert (found.execution.mode, found.reason) == ("loop", "loop instead of vmap: gradients are checkpointed")
+    assert (found.execution.mode, found.reason) == (
+        "loop",
+        "loop instead of vmap: gradients are checkpointed",
+    )
 
 
 def test_exact_norm_layers_are_not():
     learner = make_learner(hidden=(6,), norm="transductive")
     learner.backbone.layers.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))
     assert why_not_vectorized(learner) is None
-    assert settle(Execution("vmap"), learner) == Choice(Execution("vmap"), "the recipe names it", {})
+    assert settle(Execution("vmap"), learner) == Choice(
+        Execution("vmap"), "the recipe names it", {}
+    )
 
 
 def test_a_choice_survives_as_plain_data():
@@ -143,6 +167,14 @@ def test_a_choice_survives_as_plain_data():
 
 def test_a_real_measurement_chooses_something():
     learner = make_learner()
-    found = choose(Execution(), learner, Uniform(), tiny_episodes(TASK, 4), TASK.loss, steps=5, measure_workers=True)
+    found = choose(
+        Execution(),
+        learner,
+        Uniform(),
+        tiny_episodes(TASK, 4),
+        TASK.loss,
+        steps=5,
+        measure_workers=True,
+    )
     assert found.execution.mode in ("loop", "vmap")
     assert all(0 < seconds < 60 for seconds in found.seconds.values())

@@ -30,7 +30,9 @@ def make_learner(name: str, **options) -> fsl.Learner:
     backbone = Conv4(TASK, channels=4, blocks=1)
     component = REGISTRY.get("adapter", name)
     try:
-        adapter = component.build(component.options(name=name, **options), task=TASK, backbone=backbone)
+        adapter = component.build(
+            component.options(name=name, **options), task=TASK, backbone=backbone
+        )
     except PluginError as error:  # of a library that the plugin needs and that could not be built
         pytest.skip(str(error))
     learner = fsl.Learner(backbone, adapter)
@@ -44,7 +46,9 @@ def test_workers_and_vmap_are_the_loop(name):
     learner = make_learner(name)
     for execution in checks.executions(learner.adapter):
         if execution.mode == "loop" or why_not_vectorized(learner) is None:
-            checks.assert_equals_the_loop(learner, TASK.loss, tiny_episodes(TASK, 3), execution, name)
+            checks.assert_equals_the_loop(
+                learner, TASK.loss, tiny_episodes(TASK, 3), execution, name
+            )
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -56,7 +60,9 @@ def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
         pytest.skip(obstacle)
     torch._dynamo.reset()
     found = checks.meta_batch(learner, TASK.loss, Execution("compiled"), episodes)
-    assert not checks.differences(found, checks.meta_batch(learner, TASK.loss, Execution(), episodes))
+    assert not checks.differences(
+        found, checks.meta_batch(learner, TASK.loss, Execution(), episodes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,12 @@ def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
         ("maml", {"order": 1}, "l2l-maml", {"order": 1}),
         ("maml", {"engine": "higher"}, "l2l-maml", {}),
         ("maml", {"adapted": "head"}, "l2l-anil", {}),
-        ("maml", {"learn_inner_lr": "elementwise", "inner_steps": 2}, "l2l-metasgd", {"inner_steps": 2}),
+        (
+            "maml",
+            {"learn_inner_lr": "elementwise", "inner_steps": 2},
+            "l2l-metasgd",
+            {"inner_steps": 2},
+        ),
     ],
     ids=["maml", "first order", "higher", "anil", "metasgd"],
 )
@@ -80,5 +91,9 @@ def test_two_libraries_agree(name, options, other, other_options):
         for parameter, same in zip(theirs.parameters(), ours.parameters(), strict=True):
             parameter.copy_(same)
     episodes = tiny_episodes(TASK, 3)
-    gradients = [checks.meta_batch(learner, TASK.loss, Execution(), episodes) for learner in (theirs, ours)]
-    torch.testing.assert_close(*[list(found.values()) for found in gradients], rtol=1e-9, atol=1e-12)
+    gradients = [
+        checks.meta_batch(learner, TASK.loss, Execution(), episodes) for learner in (theirs, ours)
+    ]
+    torch.testing.assert_close(
+        *[list(found.values()) for found in gradients], rtol=1e-9, atol=1e-12
+    )

@@ -50,15 +50,26 @@ def case() -> tuple[fsl.Learner, fsl.Episode]:
     tasks = 3
 
     def items(n):
-        return fsl.LabelledSet(torch.randn(tasks, n, 4).double(), torch.arange(2).repeat(tasks, n // 2))
+        return fsl.LabelledSet(
+            torch.randn(tasks, n, 4).double(), torch.arange(2).repeat(tasks, n // 2)
+        )
 
     return learner, fsl.Episode(items(2), items(6), torch.tensor([4, 0, 7]))
 
 
-def by_hand(learner: fsl.Learner, episodes: fsl.Episode, weights: torch.Tensor) -> list[torch.Tensor]:
-    losses = torch.stack([learner.objective(task, F.cross_entropy)[0] for task in episodes.unbatch()])
+def by_hand(
+    learner: fsl.Learner, episodes: fsl.Episode, weights: torch.Tensor
+) -> list[torch.Tensor]:
+    losses = torch.stack(
+        [learner.objective(task, F.cross_entropy)[0] for task in episodes.unbatch()]
+    )
     return list(
-        torch.autograd.grad((weights * losses).sum(), list(learner.parameters()), allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(
+            (weights * losses).sum(),
+            list(learner.parameters()),
+            allow_unused=True,
+            materialize_grads=True,
+        )
     )
 
 
@@ -89,7 +100,9 @@ def test_a_weighting_that_asks_for_gradients_sees_each_tasks_own():
     weighting = ByLoss(frozenset({"gradients"})).double()
     meta_gradient(learner, weighting, episodes, F.cross_entropy)
     for row in range(3):
-        expected = torch.cat([g.flatten() for g in by_hand(learner, episodes, torch.eye(3).double()[row])])
+        expected = torch.cat(
+            [g.flatten() for g in by_hand(learner, episodes, torch.eye(3).double()[row])]
+        )
         torch.testing.assert_close(weighting.seen.gradients[row], expected, rtol=1e-12, atol=1e-14)
 
 
@@ -108,17 +121,30 @@ def test_columns_are_where_the_parameters_gradients_lie():
     weighting = ByLoss(frozenset({"gradients"})).double()
     meta_gradient(learner, weighting, episodes, F.cross_entropy)
     columns = fsl.gradient_columns(learner)
-    assert list(columns) == ["backbone.weight", "adapter.unused", "adapter.head.weight", "adapter.head.bias"]
+    assert list(columns) == [
+        "backbone.weight",
+        "adapter.unused",
+        "adapter.head.weight",
+        "adapter.head.bias",
+    ]
     loss, _ = learner.objective(episodes.unbatch()[1], F.cross_entropy)
     for name, where in columns.items():
         (expected,) = torch.autograd.grad(
-            loss, [learner.get_parameter(name)], retain_graph=True, allow_unused=True, materialize_grads=True
+            loss,
+            [learner.get_parameter(name)],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
-        torch.testing.assert_close(weighting.seen.gradients[1, where], expected.flatten(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            weighting.seen.gradients[1, where], expected.flatten(), rtol=1e-12, atol=1e-14
+        )
     assert columns["adapter.head.bias"].stop == weighting.seen.gradients.shape[1]
 
 
-@pytest.mark.parametrize("weighting", [Fixed(), ByLoss(frozenset({"losses"})), ByLoss(frozenset({"gradients"}))])
+@pytest.mark.parametrize(
+    "weighting", [Fixed(), ByLoss(frozenset({"losses"})), ByLoss(frozenset({"gradients"}))]
+)
 def test_a_weighting_is_told_which_tasks_these_are(weighting):
     learner, episodes = case()
     meta_gradient(learner, weighting.double(), episodes, F.cross_entropy)
@@ -132,7 +158,10 @@ def test_a_weighting_chooses_what_its_own_parameters_minimise():
 
     learner, episodes = case()
     friend, adversary = (kind(frozenset({"losses"})).double() for kind in (ByLoss, Adversary))
-    first, second = (meta_gradient(learner, weighting, episodes, F.cross_entropy) for weighting in (friend, adversary))
+    first, second = (
+        meta_gradient(learner, weighting, episodes, F.cross_entropy)
+        for weighting in (friend, adversary)
+    )
     torch.testing.assert_close(adversary.temperature.grad, -friend.temperature.grad)
     torch.testing.assert_close(first.weights, second.weights)
 

@@ -13,7 +13,14 @@ from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.norms import NORM_POLICIES
-from fsl_core.testing import GradientSteps, Uneven, checks, double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import (
+    GradientSteps,
+    Uneven,
+    checks,
+    double_precision,
+    tiny_episodes,
+    tiny_task,
+)
 
 TASK = tiny_task("classification")
 
@@ -25,7 +32,9 @@ def float64():
 
 
 def make_learner(adapter: str, norm: str, conv: bool = True) -> fsl.Learner:
-    backbone = Conv4(TASK, channels=4, blocks=1, norm=norm) if conv else Mlp(TASK, hidden=(6,), norm=norm)
+    backbone = (
+        Conv4(TASK, channels=4, blocks=1, norm=norm) if conv else Mlp(TASK, hidden=(6,), norm=norm)
+    )
     adapter = GradientSteps(TASK, backbone) if adapter == "steps" else NearestCentroid(TASK)
     adapter.unused, adapter.scalar = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
     learner = fsl.Learner(backbone, adapter)
@@ -41,9 +50,18 @@ def assert_same(found, expected):
     assert not checks.differences(found, expected)
 
 
-@pytest.mark.parametrize("needs", [frozenset(), frozenset({"losses"}), frozenset({"gradients"})], ids=str)
 @pytest.mark.parametrize(
-    "execution", [Execution(workers=2), Execution("vmap"), Execution("vmap", chunk=2), Execution("vmap", chunk=9)], ids=str
+    "needs", [frozenset(), frozenset({"losses"}), frozenset({"gradients"})], ids=str
+)
+@pytest.mark.parametrize(
+    "execution",
+    [
+        Execution(workers=2),
+        Execution("vmap"),
+        Execution("vmap", chunk=2),
+        Execution("vmap", chunk=9),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("adapter", ["steps", "nearest-centroid"])
 def test_every_execution_is_the_loop(adapter, execution, needs):
@@ -62,16 +80,21 @@ def test_with_every_norm_policy(norm, conv):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("norm", "conv", "needs"), [("support", False, frozenset({"gradients"})), ("transductive", True, frozenset())]
+    ("norm", "conv", "needs"),
+    [("support", False, frozenset({"gradients"})), ("transductive", True, frozenset())],
 )
 def test_compiled_is_the_loop(norm, conv, needs):
     learner = make_learner("steps", norm, conv)
-    assert_same(compute(learner, Execution("compiled"), needs), compute(learner, Execution(), needs))
+    assert_same(
+        compute(learner, Execution("compiled"), needs), compute(learner, Execution(), needs)
+    )
 
 
 def test_checkpointed_gradients_are_the_same():
     learner = make_learner("steps", "support")
-    assert_same(compute(learner, Execution(checkpoint_gradients=True)), compute(learner, Execution()))
+    assert_same(
+        compute(learner, Execution(checkpoint_gradients=True)), compute(learner, Execution())
+    )
 
 
 def test_bf16_computes_near_the_loop_and_keeps_parameters_and_gradients():

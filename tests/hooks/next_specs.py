@@ -8,7 +8,13 @@ from fsl_core.hooks.specs import fsl_register_weightings as fsl_register_weighti
 
 __all__ = ["HOOK_API", "HookDeprecation", "fsl_register_weightings"]
 HOOK_API = 3
-for name in ("fsl_register_episodes", "fsl_register_backbones", "fsl_register_adapters", "fsl_run_started", "fsl_run_finished"):
+for name in (
+    "fsl_register_episodes",
+    "fsl_register_backbones",
+    "fsl_register_adapters",
+    "fsl_run_started",
+    "fsl_run_finished",
+):
     globals()[name] = getattr(specs, name)
 
 

@@ -69,9 +69,18 @@ def state() -> tuple:
         ("import torch; torch.set_default_dtype(torch.float64)", "torch's default dtype"),
         ("import torch; torch.set_default_device('meta')", "torch's default device"),
         ("import torch; torch.set_grad_enabled(False)", "torch's grad mode"),
-        ("import torch; torch.set_num_threads(torch.get_num_threads() + 1)", "torch's number of threads"),
-        ("import torch; torch.use_deterministic_algorithms(True, warn_only=True)", "torch's deterministic algorithms"),
-        ("import torch; torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark", "torch.backends.cudnn.benchmark"),
+        (
+            "import torch; torch.set_num_threads(torch.get_num_threads() + 1)",
+            "torch's number of threads",
+        ),
+        (
+            "import torch; torch.use_deterministic_algorithms(True, warn_only=True)",
+            "torch's deterministic algorithms",
+        ),
+        (
+            "import torch; torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark",
+            "torch.backends.cudnn.benchmark",
+        ),
         ("import torch; torch.autograd.set_detect_anomaly(True)", "torch's anomaly mode"),
         ("import torch; torch.manual_seed(3)", "torch's random state"),
         ("import numpy; numpy.random.seed(3)", "the random state of numpy"),
@@ -87,9 +96,13 @@ def state() -> tuple:
     ],
 )
 @pytest.mark.parametrize("failing", [False, True])
-def test_global_state_is_put_back_and_named(tmp_path: Path, statement: str, named: str, failing: bool):
+def test_global_state_is_put_back_and_named(
+    tmp_path: Path, statement: str, named: str, failing: bool
+):
     before = state()
-    plugin = load_text(tmp_path, statement + WEIGHTING + ("raise RuntimeError('and more')" if failing else ""))
+    plugin = load_text(
+        tmp_path, statement + WEIGHTING + ("raise RuntimeError('and more')" if failing else "")
+    )
     assert state() == before
     assert f"changed {named} while it loaded. It was put back" in plugin.notes
     assert plugin.status == ("failed" if failing else "ok")
@@ -103,7 +116,10 @@ def test_a_default_device_stated_before_stays(tmp_path: Path):
 
 
 def test_state_that_a_hook_changes_is_put_back(tmp_path: Path):
-    text = WEIGHTING.replace("    register(Even)", "    import torch; torch.set_default_dtype(torch.float16); register(Even)")
+    text = WEIGHTING.replace(
+        "    register(Even)",
+        "    import torch; torch.set_default_dtype(torch.float16); register(Even)",
+    )
     plugin = load_text(tmp_path, text)
     assert (plugin.status, plugin.offers) == ("ok", [("weighting", "even")])
     assert plugin.notes == ["changed torch's default dtype while it loaded. It was put back"]
@@ -112,7 +128,9 @@ def test_state_that_a_hook_changes_is_put_back(tmp_path: Path):
 
 def test_a_warning_filter_for_one_message_stays(tmp_path: Path):
     with warnings.catch_warnings():
-        plugin = load_text(tmp_path, "import warnings; warnings.filterwarnings('ignore', 'shaky .* again')")
+        plugin = load_text(
+            tmp_path, "import warnings; warnings.filterwarnings('ignore', 'shaky .* again')"
+        )
         assert plugin.notes == []
         warnings.warn("shaky as ever again", stacklevel=1)
         with pytest.raises(UserWarning, match="sound"):
@@ -133,7 +151,9 @@ def test_a_quiet_plugin_has_no_notes(tmp_path: Path):
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(\"buy this\")'])",
     ],
 )
-def test_printed_text_is_kept_and_told(tmp_path: Path, statement: str, capfd: pytest.CaptureFixture[str]):
+def test_printed_text_is_kept_and_told(
+    tmp_path: Path, statement: str, capfd: pytest.CaptureFixture[str]
+):
     plugin = load_text(tmp_path, statement + WEIGHTING)
     assert plugin.notes == ["printed while it loaded: buy this"]
     assert capfd.readouterr() == ("", "")
@@ -144,7 +164,9 @@ def test_long_text_is_cut(tmp_path: Path):
     assert note == f"printed while it loaded: {'=' * 200} …"
 
 
-def test_a_log_handler_made_while_loading_works_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_log_handler_made_while_loading_works_afterwards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     text = "import logging; handler = logging.StreamHandler(); logging.getLogger('shaky').addHandler(handler)"
     try:
         assert load_text(tmp_path, text).notes == []
@@ -158,9 +180,18 @@ def test_a_log_handler_made_while_loading_works_afterwards(tmp_path: Path, capsy
     ("text", "reason"),
     [
         ("import sys; sys.exit(3)", "called sys.exit(3). A plugin that raises what is wrong"),
-        ("import os; os._exit(3)", "called os._exit(3) while it loaded. A plugin that raises what is wrong"),
-        ("from os import _exit; _exit(0)", "called os._exit(0) while it loaded. A plugin that raises what is wrong"),
-        ("class End(BaseException): pass\nraise End('of days')", "fsl_plugin_file_shaky.End: of days"),
+        (
+            "import os; os._exit(3)",
+            "called os._exit(3) while it loaded. A plugin that raises what is wrong",
+        ),
+        (
+            "from os import _exit; _exit(0)",
+            "called os._exit(0) while it loaded. A plugin that raises what is wrong",
+        ),
+        (
+            "class End(BaseException): pass\nraise End('of days')",
+            "fsl_plugin_file_shaky.End: of days",
+        ),
         ("def f(): f()\nf()", "RecursionError: maximum recursion depth exceeded"),
         ("x = = 1", "SyntaxError: invalid syntax"),
     ],
@@ -232,7 +263,10 @@ def test_commands_tell_and_their_json_stays_json(zoo: Path, monkeypatch: pytest.
     ]:
         assert line in listed.stderr
     rows = {
-        row["name"]: row for row in json.loads(CliRunner().invoke(app, ["plugins", "--plugins-dir", str(zoo), "--json"]).stdout)
+        row["name"]: row
+        for row in json.loads(
+            CliRunner().invoke(app, ["plugins", "--plugins-dir", str(zoo), "--json"]).stdout
+        )
     }
     assert rows["loud"]["notes"] == ["printed while it loaded: {"]
     assert (rows["loud"]["hook_api"], rows["loud"]["slow"]) == (1, False)
@@ -247,11 +281,19 @@ def test_tracing_says_who_is_loading_and_who_is_called(
     zoo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("FSL_TRACE_PLUGINS", "1")
-    (zoo / "watching.py").write_text("import fsl_core as fsl\n@fsl.hookimpl\ndef fsl_step_finished(step): pass")
+    (zoo / "watching.py").write_text(
+        "import fsl_core as fsl\n@fsl.hookimpl\ndef fsl_step_finished(step): pass"
+    )
     registry = load(entry_points=False, files=[zoo / "loud.py", zoo / "watching.py"])
     registry.hook.fsl_step_finished(run=None, step=3, metrics={"loss": 0.5})
     told = capsys.readouterr().err
     loud = f"plugin loud ({zoo / 'loud.py'})"
-    assert f"fsl trace: loading {loud}\nfsl trace: fsl_register_weightings of {loud}\nfsl trace: {loud}: ok, 0." in told
+    assert (
+        f"fsl trace: loading {loud}\nfsl trace: fsl_register_weightings of {loud}\nfsl trace: {loud}: ok, 0."
+        in told
+    )
     assert "s; printed while it loaded: {\n" in told
-    assert f"fsl trace: fsl_step_finished(step=3, metrics={{'loss': 0.5}}) of plugin watching ({zoo / 'watching.py'}): 0." in told
+    assert (
+        f"fsl trace: fsl_step_finished(step=3, metrics={{'loss': 0.5}}) of plugin watching ({zoo / 'watching.py'}): 0."
+        in told
+    )

@@ -62,7 +62,10 @@ def test_builtins_enter_by_the_same_hooks_and_can_be_left_out():
 def test_a_misspelled_hook_is_the_plugins_error():
     _, plugins = loaded(module("typo", **offers(Even, hook="fsl_register_weighting")))
     assert plugins["typo"].status == "failed"
-    assert plugins["typo"].reason == "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
+    assert (
+        plugins["typo"].reason
+        == "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
+    )
 
 
 def test_a_wrong_hook_argument_is_the_plugins_error():
@@ -77,8 +80,12 @@ def test_a_wrong_hook_argument_is_the_plugins_error():
 def test_duplicates_name_both_and_neither_wins():
     registry, plugins = loaded(module("one", **offers(Even)), module("two", **offers(Even)))
     assert plugins["two"].status == "failed"
-    assert plugins["two"].reason.startswith("weighting 'even': offered by both one and two. Disable one")
-    with pytest.raises(PluginError, match="weighting 'even': offered by both one and two. Disable one"):
+    assert plugins["two"].reason.startswith(
+        "weighting 'even': offered by both one and two. Disable one"
+    )
+    with pytest.raises(
+        PluginError, match="weighting 'even': offered by both one and two. Disable one"
+    ):
         registry.get("weighting", "even")
     assert "even" not in registry.names("weighting")
 
@@ -88,7 +95,10 @@ def test_a_failing_plugin_is_rolled_back_and_breaks_nothing():
         register(Even)
         raise ImportError("no module named 'moon'")
 
-    registry, plugins = loaded(module("broken", fsl_register_weightings=fsl.hookimpl(fsl_register_weightings)), module("good"))
+    registry, plugins = loaded(
+        module("broken", fsl_register_weightings=fsl.hookimpl(fsl_register_weightings)),
+        module("good"),
+    )
     assert plugins["broken"].reason == "ImportError: no module named 'moon'"
     assert plugins["broken"].offers == []
     assert plugins["good"].status == "ok"
@@ -100,8 +110,14 @@ def test_a_failing_plugin_is_rolled_back_and_breaks_nothing():
     [
         (object(), "A class or function with a `name`"),
         (type("NoName", (), {}), "A class or function with a `name`"),
-        (type("Stars", (), {"name": "stars", "__init__": lambda self, **options: None}), "argument *options"),
-        (type("Named", (), {"name": "named", "__init__": lambda self, name="x": None}), "argument 'name'. Another word"),
+        (
+            type("Stars", (), {"name": "stars", "__init__": lambda self, **options: None}),
+            "argument *options",
+        ),
+        (
+            type("Named", (), {"name": "named", "__init__": lambda self, name="x": None}),
+            "argument 'name'. Another word",
+        ),
     ],
 )
 def test_what_cannot_be_registered(factory: object, reason: str):
@@ -133,7 +149,9 @@ def test_a_hook_that_wraps_others_is_refused(kind: str):
         ("FSL_LOAD_PLUGINS", "", "disabled"),
     ],
 )
-def test_switches_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: str):
+def test_switches_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: str
+):
     monkeypatch.setenv(variable, value)
     _, plugins = loaded(module("good", **offers(Even)))
     assert plugins["good"].status == status
@@ -142,14 +160,24 @@ def test_switches_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: 
 
 
 def test_leaving_out_a_plugin_that_is_not_there():
-    with pytest.raises(PluginError, match="--no-plugin unifrom: no plugin is called so. Did you mean 'uniform'?"):
+    with pytest.raises(
+        PluginError, match="--no-plugin unifrom: no plugin is called so. Did you mean 'uniform'?"
+    ):
         loaded(no_plugin=["unifrom"])
 
 
 def test_a_known_package_that_failed_gives_its_reason():
     registry = load(entry_points=False)
-    registry.add("maml", lambda: (_ for _ in ()).throw(ImportError("No module named 'higher'")), "fsl-maml", "0.1.0")
-    with pytest.raises(PluginError, match="fsl-maml 0.1.0 would, but it is failed: ImportError: No module named 'higher'"):
+    registry.add(
+        "maml",
+        lambda: (_ for _ in ()).throw(ImportError("No module named 'higher'")),
+        "fsl-maml",
+        "0.1.0",
+    )
+    with pytest.raises(
+        PluginError,
+        match="fsl-maml 0.1.0 would, but it is failed: ImportError: No module named 'higher'",
+    ):
         registry.get("adapter", "maml")
 
 
@@ -197,7 +225,9 @@ def test_observers_are_called():
     assert seen == [3]
 
 
-def test_a_module_without_a_constructor_has_no_options_after_torch_compile(monkeypatch: pytest.MonkeyPatch):
+def test_a_module_without_a_constructor_has_no_options_after_torch_compile(
+    monkeypatch: pytest.MonkeyPatch,
+):
     """torch.compile replaces nn.Module.__init__ by a function of another module."""
 
     def patched_init(self, *args, **kwargs):

@@ -20,7 +20,10 @@ def load_api(*names: str) -> tuple[Registry, dict[str, Plugin], dict[str, Module
     files = [HERE / f"plugin_for_{name}.py" for name in names]
     registry = load(entry_points=False, files=files)
     plugins = {plugin.name.removeprefix("plugin_for_"): plugin for plugin in registry.plugins}
-    modules = {name: registry_module.sys.modules.get(f"fsl_plugin_file_plugin_for_{name}") for name in names}
+    modules = {
+        name: registry_module.sys.modules.get(f"fsl_plugin_file_plugin_for_{name}")
+        for name in names
+    }
     return registry, plugins, modules
 
 
@@ -39,7 +42,9 @@ def test_an_older_plugin_works_and_is_told_what_is_deprecated():
     old = plugins["api_1"]
     assert (old.status, old.hook_api) == ("ok", 1)
     lines = inspect.getsource(modules["api_1"]).splitlines()
-    first, second = [number for number, line in enumerate(lines, start=1) if line == "@fsl.hookimpl"]
+    first, second = [
+        number for number, line in enumerate(lines, start=1) if line == "@fsl.hookimpl"
+    ]
     gone = "is deprecated since hook API 3, gone in 5."
     assert sorted(old.notes) == [
         f"fsl_evaluated: argument 'split' {gone} result['split'] (plugin_for_api_1.py:{second})",
@@ -53,14 +58,21 @@ def test_an_older_plugin_works_and_is_told_what_is_deprecated():
 def test_a_newer_plugin_is_refused_with_the_command_to_upgrade_core():
     _, plugins, _ = load_api("api_3", "api_1")
     assert plugins["api_3"].status == "failed"
-    assert plugins["api_3"].reason == f"needs hook API 3, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core"
+    assert (
+        plugins["api_3"].reason
+        == f"needs hook API 3, this fsl-core has {specs.HOOK_API}. pip install --upgrade fsl-core"
+    )
     assert (plugins["api_1"].status, plugins["api_1"].notes) == ("ok", [])
 
 
 @pytest.mark.usefixtures("later_core")
 def test_a_newer_plugin_is_welcome_once_core_is_new_enough():
     _, plugins, _ = load_api("api_3")
-    assert (plugins["api_3"].status, plugins["api_3"].hook_api, plugins["api_3"].notes) == ("ok", 3, [])
+    assert (plugins["api_3"].status, plugins["api_3"].hook_api, plugins["api_3"].notes) == (
+        "ok",
+        3,
+        [],
+    )
 
 
 def test_a_plugin_can_work_with_older_and_newer_hooks(request: pytest.FixtureRequest):
@@ -85,13 +97,18 @@ def test_a_version_that_is_none(version: object):
 @pytest.mark.parametrize(
     ("requires", "notes"),
     [
-        (["fsl-core>=0.0.1,<0.0.9"], ["asks for fsl-core<0.0.9,>=0.0.1, and this is 0.1.0. pip install --upgrade fsl-old"]),
+        (
+            ["fsl-core>=0.0.1,<0.0.9"],
+            ["asks for fsl-core<0.0.9,>=0.0.1, and this is 0.1.0. pip install --upgrade fsl-old"],
+        ),
         (["fsl-core>=0.1,<0.2", "numpy>99", "not a requirement !"], []),
         (["fsl-core>99; extra == 'testing'"], []),
         (None, []),
     ],
 )
-def test_a_distribution_made_for_another_core(monkeypatch: pytest.MonkeyPatch, requires: list[str] | None, notes: list[str]):
+def test_a_distribution_made_for_another_core(
+    monkeypatch: pytest.MonkeyPatch, requires: list[str] | None, notes: list[str]
+):
     distribution = SimpleNamespace(name="fsl-old", version="0.3", requires=requires)
     entry = SimpleNamespace(name="old", dist=distribution, load=lambda: _module("old"))
     monkeypatch.setattr(registry_module.metadata, "entry_points", lambda group: [entry])
@@ -106,7 +123,10 @@ def test_damaged_metadata_breaks_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (folder / "entry_points.txt").write_text("[fsl]\nhalf = fsl_half\n")
     monkeypatch.syspath_prepend(tmp_path)
     half = next(plugin for plugin in load().plugins if plugin.name == "half")
-    assert (half.status, half.reason) == ("failed", "ModuleNotFoundError: No module named 'fsl_half'")
+    assert (half.status, half.reason) == (
+        "failed",
+        "ModuleNotFoundError: No module named 'fsl_half'",
+    )
 
 
 def _module(name: str, **members: object) -> ModuleType:

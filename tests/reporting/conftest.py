@@ -45,15 +45,32 @@ class Seen(NamedTuple):
 
 def _look(page: Path, profile: Path, width: int = 1200, dark: bool = False) -> Seen:
     """Load a page in a window of this width; the test is skipped where there is no Chromium."""
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    browser = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if browser is None:
         pytest.skip("no chromium on this machine, so no page was looked at")
     probed = profile.with_suffix(".html")
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
     command = [
-        *(browser, *options.split(), "--no-first-run", f"--user-data-dir={profile}", f"--window-size={width},900"),
-        *(f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=5000", "--dump-dom"),
+        *(
+            browser,
+            *options.split(),
+            "--no-first-run",
+            f"--user-data-dir={profile}",
+            f"--window-size={width},900",
+        ),
+        *(
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+        ),
         probed.as_uri(),
     ]
     drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

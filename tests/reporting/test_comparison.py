@@ -29,7 +29,9 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def compare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["fsl", "compare", *arguments])
         with pytest.raises(SystemExit) as ended:
@@ -44,7 +46,9 @@ def runs(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Path:
     """Runs `a` and `b` of two seeds, and `c` on other episodes."""
     changes = {"a": ["seed=0"], "b": ["seed=1"], "c": ["evaluate.seed=7", "episodes.spread=0.4"]}
     for name, overrides in changes.items():
-        recipe = read_recipe(toy_recipe, toy_registry, ["outer.steps=3", "episodes.spread=1.5", *overrides])
+        recipe = read_recipe(
+            toy_recipe, toy_registry, ["outer.steps=3", "episodes.spread=1.5", *overrides]
+        )
         with new_run(tmp_path / name, recipe, toy_registry, torch.device("cpu"), []) as run:
             train(run)
             judge(run)
@@ -62,11 +66,15 @@ def test_compare(compare, runs: Path):
     found = json.loads(compare("a", "b", "--json", "--html", "page.html").out)
     assert found["difference"] == pytest.approx((second - first).mean())
     assert found["p"] == pytest.approx(reference.pvalue)
-    assert found["difference"] + found["interval"] == pytest.approx(reference.confidence_interval(0.95).high)
+    assert found["difference"] + found["interval"] == pytest.approx(
+        reference.confidence_interval(0.95).high
+    )
     assert [found[key] for key in ("wins", "ties", "losses")] == [
         int(f(second, first).sum()) for f in (np.greater, np.equal, np.less)
     ]
-    assert found["episode_set"] == json.loads((runs / "a" / "result.json").read_text())["episode_set"]
+    assert (
+        found["episode_set"] == json.loads((runs / "a" / "result.json").read_text())["episode_set"]
+    )
 
     page = (runs / "page.html").read_text()
     assert "b minus a" in page
@@ -75,7 +83,10 @@ def test_compare(compare, runs: Path):
 
     told = compare("a", "b").out
     assert f"second minus first: {found['difference']:+.4f} ± {found['interval']:.4f}" in told
-    assert f"better on {found['wins']} episodes, equal on {found['ties']}, worse on {found['losses']}" in told
+    assert (
+        f"better on {found['wins']} episodes, equal on {found['ties']}, worse on {found['losses']}"
+        in told
+    )
 
 
 def test_other_episodes_are_refused(compare, runs: Path):
@@ -98,10 +109,16 @@ TABLE = "a/episodes.csv: no table of episodes with a column accuracy. Delete a/r
         ("result.json", None, "a: no result.json here. A finished run; `fsl resume` finishes one"),
         ("episodes.csv", None, TABLE),
         ("episodes.csv", "episode\n1\n", TABLE),
-        ("episodes.csv", "episode,accuracy\n0,0.5\n", "a/episodes.csv: 1 episodes, whose mean is not that of result.json. "),
+        (
+            "episodes.csv",
+            "episode,accuracy\n0,0.5\n",
+            "a/episodes.csv: 1 episodes, whose mean is not that of result.json. ",
+        ),
     ],
 )
-def test_runs_that_cannot_be_compared(compare, runs: Path, name: str, content: str | None, message: str):
+def test_runs_that_cannot_be_compared(
+    compare, runs: Path, name: str, content: str | None, message: str
+):
     (runs / "a" / name).unlink() if content is None else (runs / "a" / name).write_text(content)
     ended = compare("a", "b")
     assert (ended.code, ended.out) == (2, "")

@@ -71,7 +71,9 @@ def worst(directory: Path, metric: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(("overrides", "metric"), [(GLYPHS, "accuracy"), (SINUSOID, "mse")])
-def test_the_worst_episodes_with_the_scores_they_had(toy_recipe: Path, tmp_path: Path, overrides: list[str], metric: str):
+def test_the_worst_episodes_with_the_scores_they_had(
+    toy_recipe: Path, tmp_path: Path, overrides: list[str], metric: str
+):
     out = trained(toy_recipe, tmp_path / "out", *overrides)
     with open_run(out, CPU, write=False) as run:
         run.restore_for_evaluation()
@@ -79,7 +81,9 @@ def test_the_worst_episodes_with_the_scores_they_had(toy_recipe: Path, tmp_path:
             shown, why = show_episodes(run, [float(row[metric]) for row in csv.DictReader(file)])
     assert not why
     assert [episode.index for episode in shown] == [index for index, _ in worst(out, metric)]
-    assert [episode.score for episode in shown] == pytest.approx([score for _, score in worst(out, metric)], abs=1e-7)
+    assert [episode.score for episode in shown] == pytest.approx(
+        [score for _, score in worst(out, metric)], abs=1e-7
+    )
 
 
 def test_a_mosaic_shows_what_was_mistaken(toy_recipe: Path, tmp_path: Path):
@@ -103,7 +107,9 @@ def test_a_mosaic_shows_what_was_mistaken(toy_recipe: Path, tmp_path: Path):
     assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", page)
 
 
-def test_conflict_of_meta_gradients_is_drawn_where_it_was_recorded(toy_recipe: Path, tmp_path: Path):
+def test_conflict_of_meta_gradients_is_drawn_where_it_was_recorded(
+    toy_recipe: Path, tmp_path: Path
+):
     out = trained(toy_recipe, tmp_path / "out")
     assert "between the meta-gradients" not in (out / "report.html").read_text()
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -121,7 +127,10 @@ def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_registry: Registr
     ended = fsl("report", "out")
     assert ended.stdout == "report: out/report.html\n"
     assert "without episodes: " in ended.stderr
-    assert "episodes &#39;blobs&#39;: no installed plugin offers it" in (out / "report.html").read_text()
+    assert (
+        "episodes &#39;blobs&#39;: no installed plugin offers it"
+        in (out / "report.html").read_text()
+    )
 
 
 def test_running_mean():
@@ -133,8 +142,17 @@ def test_running_mean():
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (420, False)])
 def test_the_page_in_a_browser(look, toy_recipe: Path, tmp_path: Path, width: int, dark: bool):
-    seen = look(trained(toy_recipe, tmp_path / "out", *GLYPHS) / "report.html", tmp_path / "profile", width, dark)
+    seen = look(
+        trained(toy_recipe, tmp_path / "out", *GLYPHS) / "report.html",
+        tmp_path / "profile",
+        width,
+        dark,
+    )
     assert (seen.svgs, seen.images, seen.broken, seen.unseen) == (3, 162, 0, 0)
     assert not seen.fetched
     assert seen.overflow <= 0
-    assert sum(map(int, re.findall(r"\d+", seen.colour)[:3])) > 600 if dark else seen.colour == "rgb(0, 0, 0)"
+    assert (
+        sum(map(int, re.findall(r"\d+", seen.colour)[:3])) > 600
+        if dark
+        else seen.colour == "rgb(0, 0, 0)"
+    )

@@ -21,11 +21,17 @@ def test_paired_difference_is_the_paired_t_test():
     assert paired.p == pytest.approx(reference.pvalue, rel=1e-9)
     assert paired.difference - paired.interval == pytest.approx(low, rel=1e-9)
     assert paired.difference + paired.interval == pytest.approx(high, rel=1e-9)
-    assert (paired.wins, paired.ties, paired.losses) == ((second > first).sum(), 0, (second < first).sum())
+    assert (paired.wins, paired.ties, paired.losses) == (
+        (second > first).sum(),
+        0,
+        (second < first).sum(),
+    )
 
 
 def test_a_lower_error_wins():
-    paired = paired_difference(np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.0, 3.5]), higher_is_better=False)
+    paired = paired_difference(
+        np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.0, 3.5]), higher_is_better=False
+    )
     assert (paired.wins, paired.ties, paired.losses, paired.difference) == (1, 1, 1, 0.0)
 
 
@@ -40,7 +46,9 @@ def test_holm_is_closed_testing_with_bonferroni():
     """Adjusted p of a hypothesis: the largest Bonferroni p of all sets of hypotheses that it belongs to."""
     p = [0.02, 0.001, 0.3, 0.02, 0.9]
     sets = [s for size in range(1, 6) for s in combinations(range(5), size)]
-    closed = [max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(5)]
+    closed = [
+        max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(5)
+    ]
     assert holm(p) == pytest.approx(closed, rel=1e-12)
     assert holm([]) == []
 

@@ -29,7 +29,10 @@ ADAPTERS = "adapter: [nearest-centroid, explodes]"
 def test_a_row_holds_its_seeds(plan):
     planned = plan(ADAPTERS, "seed: [0, 1]")
     assert [planned.row_title(row) for row in planned.rows] == ["nearest-centroid", "explodes"]
-    assert [[cell.labels["seed"] for cell in row.cells] for row in planned.rows] == [["0", "1"], ["0", "1"]]
+    assert [[cell.labels["seed"] for cell in row.cells] for row in planned.rows] == [
+        ["0", "1"],
+        ["0", "1"],
+    ]
     assert [(row.setting, row.baseline) for row in planned.rows] == [(0, 0), (0, 0)]
 
 
@@ -41,7 +44,11 @@ def test_rows_on_other_episodes_are_another_setting(plan):
 
 
 def test_another_training_is_no_other_setting(plan):
-    planned = plan("episodes.n_shot: [1, 5]", "evaluate.checkpoint: [best, last]", overrides=("evaluate.n_shot=3",))
+    planned = plan(
+        "episodes.n_shot: [1, 5]",
+        "evaluate.checkpoint: [best, last]",
+        overrides=("evaluate.n_shot=3",),
+    )
     assert {row.setting for row in planned.rows} == {0}
     assert planned.row_title(planned.rows[0]) == "n_shot 1, best"
 
@@ -56,17 +63,28 @@ def test_another_training_is_no_other_setting(plan):
 )
 def test_a_baseline_is_one_row(plan, baseline: str, number: int):
     lines = (ADAPTERS, "outer.steps: [3, 4]", "exclude: [{adapter: explodes, outer.steps: 4}]")
-    with pytest.raises(RecipeError, match=rf"toy.yaml:18: matrix.baseline: selects {number} rows of those judged on the same"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"toy.yaml:18: matrix.baseline: selects {number} rows of those judged on the same",
+    ):
         plan(*lines, f"baseline: {baseline}")
 
 
 def test_combinations_that_the_parts_refuse(plan):
     """Each is right by itself: `explodes` has a head of fixed size, and `picky` wants even numbers."""
     with pytest.raises(RecipeError) as caught:
-        plan("adapter: [nearest-centroid, explodes, {name: picky, even: 3}]", "evaluate.n_way: [3, 4]")
+        plan(
+            "adapter: [nearest-centroid, explodes, {name: picky, even: 3}]",
+            "evaluate.n_way: [3, 4]",
+        )
     assert len(caught.value.faults) == 2
-    assert "adapter: even: 3. A multiple of two [picky, n_way 3; and 1 more]" in caught.value.faults[0]
-    assert "evaluate.n_way: adapter.head.weight of adapter 'explodes' has a size fixed by n_way 3" in caught.value.faults[1]
+    assert (
+        "adapter: even: 3. A multiple of two [picky, n_way 3; and 1 more]" in caught.value.faults[0]
+    )
+    assert (
+        "evaluate.n_way: adapter.head.weight of adapter 'explodes' has a size fixed by n_way 3"
+        in caught.value.faults[1]
+    )
     assert caught.value.faults[1].endswith("such as nearest-centroid [explodes, n_way 4]")
 
 

@@ -32,7 +32,10 @@ def recipe(toy_recipe: Path) -> Path:
 
 def table(directory: Path) -> list[dict[str, str]]:
     with (directory / "sweep.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key not in TIMES}
+            for row in csv.DictReader(file)
+        ]
 
 
 def results(directory: Path) -> dict[Path, int]:
@@ -55,7 +58,9 @@ def in_use(directory: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
-def test_a_sweep_killed_in_the_middle_goes_on(fsl, recipe: Path, tmp_path: Path, ended_by: signal.Signals):
+def test_a_sweep_killed_in_the_middle_goes_on(
+    fsl, recipe: Path, tmp_path: Path, ended_by: signal.Signals
+):
     """What was finished is not run again, what was begun goes on, and the tables are those of a sweep never stopped."""
     if ended_by is signal.SIGKILL:
         plain = tmp_path / "plain"
@@ -63,9 +68,21 @@ def test_a_sweep_killed_in_the_middle_goes_on(fsl, recipe: Path, tmp_path: Path,
     (tmp_path / "fslplugin.py").write_text((tmp_path / "fslplugin.py").read_text() + SLOW)
 
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "fsl_core", "sweep", str(recipe), "--jobs", "1", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "fsl_core",
+        "sweep",
+        str(recipe),
+        "--jobs",
+        "1",
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "FSL_LOAD_PLUGINS": ""}
-    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (results(out) and begun(out)):
         assert started.poll() is None
         time.sleep(0.02)
@@ -87,7 +104,9 @@ def test_a_sweep_killed_in_the_middle_goes_on(fsl, recipe: Path, tmp_path: Path,
     assert len(results(out)) == 4
     assert table(out) == table(plain)
     assert (out / "differences.csv").read_bytes() == (plain / "differences.csv").read_bytes()
-    records = [len((run / "metrics.jsonl").read_text().splitlines()) for run in (out / "runs").iterdir()]
+    records = [
+        len((run / "metrics.jsonl").read_text().splitlines()) for run in (out / "runs").iterdir()
+    ]
     assert len(set(records)) == 1  # no step is there twice
 
     before = results(out)
@@ -98,10 +117,14 @@ def test_a_sweep_killed_in_the_middle_goes_on(fsl, recipe: Path, tmp_path: Path,
 
 
 def test_a_failing_run_does_not_stop_the_others(fsl, recipe: Path, tmp_path: Path):
-    recipe.write_text(recipe.read_text().replace("at_progress: 2", "at_progress: 0.5").replace("[0, 1]", "[0]"))
+    recipe.write_text(
+        recipe.read_text().replace("at_progress: 2", "at_progress: 0.5").replace("[0, 1]", "[0]")
+    )
     ended = fsl("sweep", recipe, "-s", "outer.steps=6", "--out", "out")
     assert ended.returncode == 1
-    assert "[2/2] explodes, seed 0: failed: outer step 4, episode 6: the loss is nan. " in ended.stderr
+    assert (
+        "[2/2] explodes, seed 0: failed: outer step 4, episode 6: the loss is nan. " in ended.stderr
+    )
     assert "Traceback" not in ended.stderr
     fine, failed = table(tmp_path / "out")
     assert (fine["failed"], fine["rank"]) == ("0", "1.0")
@@ -115,11 +138,15 @@ def test_a_failing_run_does_not_stop_the_others(fsl, recipe: Path, tmp_path: Pat
 
 
 def test_a_combination_that_is_not_legal_stops_all_of_it(fsl, recipe: Path, tmp_path: Path):
-    recipe.write_text(recipe.read_text().replace("at_progress: 2}", "at_progress: 2}, {name: picky, even: 3}"))
+    recipe.write_text(
+        recipe.read_text().replace("at_progress: 2}", "at_progress: 2}, {name: picky, even: 3}")
+    )
     for command in ("sweep", "check"):
         ended = fsl(command, recipe)
         assert (ended.returncode, ended.stdout) == (2, "")
-        assert ended.stderr.endswith("adapter: even: 3. A multiple of two [picky, seed 0; and 1 more]\n")
+        assert ended.stderr.endswith(
+            "adapter: even: 3. A multiple of two [picky, seed 0; and 1 more]\n"
+        )
     assert not (tmp_path / "runs").exists()
 
 
@@ -127,7 +154,10 @@ def test_other_commands_know_the_matrix(fsl, recipe: Path):
     assert fsl("check", recipe).stdout == f"{recipe}: ok. 4 runs in 2 rows (2 adapter x 2 seed)\n"
     ended = fsl("run", recipe)
     assert ended.returncode == 2
-    assert f"toy.yaml:14: matrix: a matrix of many runs. `fsl sweep {recipe}` runs them all, " in ended.stderr
+    assert (
+        f"toy.yaml:14: matrix: a matrix of many runs. `fsl sweep {recipe}` runs them all, "
+        in ended.stderr
+    )
 
 
 def test_threads_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch):
@@ -141,11 +171,15 @@ def test_threads_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch):
 def test_the_last_step_is_found_in_a_table_cut_short(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     assert last_step(path) == 0
-    path.write_text("".join(f'{{"step": {i}, "loss": 0.1}}\n' for i in range(500)) + '{"step": 500, "lo')
+    path.write_text(
+        "".join(f'{{"step": {i}, "loss": 0.1}}\n' for i in range(500)) + '{"step": 500, "lo'
+    )
     assert last_step(path) == 499
 
 
-def test_a_run_that_another_process_writes_is_waited_for(recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_a_run_that_another_process_writes_is_waited_for(
+    recipe: Path, toy_registry: Registry, tmp_path: Path
+):
     cell = read_matrix(recipe, toy_registry).cells[0]
     (job,) = schedule.make_jobs([cell], tmp_path)
     job.directory.mkdir()

@@ -44,7 +44,9 @@ def check(contract, property_name):
         "device": lambda: ["meta"],
         "compiled": lambda: [True],
     }
-    for arguments in itertools.product(*(values[name]() for name in inspect.signature(method).parameters)):
+    for arguments in itertools.product(
+        *(values[name]() for name in inspect.signature(method).parameters)
+    ):
         with contextlib.ExitStack() as stack:
             if not isinstance(contract, EpisodesContract):
                 stack.enter_context(double_precision())
@@ -85,11 +87,17 @@ class FunctionalMaml(fsl.Adapter):
         return own | {f"body.{name}": p for name, p in backbone.named_parameters()}
 
     def slope(self, backbone, fast, support):
-        return grad(lambda weights: self.task.loss(self.predictor(backbone, weights)(support.x), support.y))(fast)
+        return grad(
+            lambda weights: self.task.loss(self.predictor(backbone, weights)(support.x), support.y)
+        )(fast)
 
     def predictor(self, backbone, fast):
-        body = {name.removeprefix("body."): w for name, w in fast.items() if name.startswith("body.")}
-        return lambda x: F.linear(functional_call(backbone, body, (x,)), fast["head.weight"], fast["head.bias"])
+        body = {
+            name.removeprefix("body."): w for name, w in fast.items() if name.startswith("body.")
+        }
+        return lambda x: F.linear(
+            functional_call(backbone, body, (x,)), fast["head.weight"], fast["head.bias"]
+        )
 
 
 class MamlContract(AdapterContract):
@@ -226,14 +234,18 @@ class Blobs(fsl.EpisodeSource):
 
     def batch(self, split, indices, seed, task=None):
         task = task or self.task
-        return torch.utils.data.default_collate([self.episode(split, index, seed, task) for index in indices])
+        return torch.utils.data.default_collate(
+            [self.episode(split, index, seed, task) for index in indices]
+        )
 
     def episode(self, split, index, seed, task):
         per_class = task.n_shot + task.n_query
         u = fsl.to_uniform(fsl.draw_bits(seed, split, [index], task.n_way * (1 + per_class) * 2))[0]
         u = torch.from_numpy(u.astype(np.float32)).view(task.n_way, 1 + per_class, 2)
         x = u[:, :1] + 0.1 * u[:, 1:]
-        return fsl.Episode(self.items(x[:, : task.n_shot]), self.items(x[:, task.n_shot :]), torch.tensor(index))
+        return fsl.Episode(
+            self.items(x[:, : task.n_shot]), self.items(x[:, task.n_shot :]), torch.tensor(index)
+        )
 
     def items(self, x):
         return fsl.LabelledSet(x.flatten(0, 1), torch.arange(len(x)).repeat_interleave(x.shape[1]))
@@ -267,7 +279,12 @@ COMPILED = "compiled_equals_the_loop"  # takes seconds: of two sound ones it is 
 
 @pytest.mark.parametrize(
     ("contract", "property_name"),
-    [(c, name) for c in SOUND for name in properties(c) if name != COMPILED or c is CentroidContract],
+    [
+        (c, name)
+        for c in SOUND
+        for name in properties(c)
+        if name != COMPILED or c is CentroidContract
+    ],
 )
 def test_sound_ones_pass(contract, property_name):
     check(contract, property_name)
@@ -353,7 +370,10 @@ class IgnoresTheSupport(FunctionalMaml):
 class IgnoresLabels(NearestCentroid):
     def adapt(self, backbone, support):
         return super().adapt(
-            backbone, fsl.LabelledSet(support.x, torch.arange(self.n_way).repeat_interleave(len(support.y) // self.n_way))
+            backbone,
+            fsl.LabelledSet(
+                support.x, torch.arange(self.n_way).repeat_interleave(len(support.y) // self.n_way)
+            ),
         )
 
 
@@ -414,7 +434,9 @@ class NotFiniteAtOneShot(NearestCentroid):
 class GradientNotFinite(NearestCentroid):
     def adapt(self, backbone, support):
         predictor = super().adapt(backbone, support)
-        return lambda x: predictor(x) - predictor(x).sub(predictor(x)).square().sum(-1, keepdim=True).sqrt()
+        return lambda x: (
+            predictor(x) - predictor(x).sub(predictor(x)).square().sum(-1, keepdim=True).sqrt()
+        )
 
 
 class MasksByLabel(NearestCentroid):
@@ -427,11 +449,17 @@ class MasksByLabel(NearestCentroid):
 class AffineNormUnderVmap(FunctionalMaml):
     def __init__(self, task, backbone):
         super().__init__(task, backbone)
-        self.head = nn.Sequential(nn.LayerNorm(backbone.feature_dim), nn.Linear(backbone.feature_dim, task.output_dim))
+        self.head = nn.Sequential(
+            nn.LayerNorm(backbone.feature_dim), nn.Linear(backbone.feature_dim, task.output_dim)
+        )
 
     def predictor(self, backbone, fast):
-        body = {name.removeprefix("body."): w for name, w in fast.items() if name.startswith("body.")}
-        head = {name.removeprefix("head."): w for name, w in fast.items() if name.startswith("head.")}
+        body = {
+            name.removeprefix("body."): w for name, w in fast.items() if name.startswith("body.")
+        }
+        head = {
+            name.removeprefix("head."): w for name, w in fast.items() if name.startswith("head.")
+        }
         return lambda x: functional_call(self.head, head, (functional_call(backbone, body, (x,)),))
 
 
@@ -444,7 +472,11 @@ class KeepsAGraphInEvaluation(FunctionalMaml):
 
     def slope(self, backbone, fast, support):
         loss = self.task.loss(self.predictor(backbone, fast)(support.x), support.y)
-        return dict(zip(fast, torch.autograd.grad(loss, list(fast.values()), create_graph=True), strict=True))
+        return dict(
+            zip(
+                fast, torch.autograd.grad(loss, list(fast.values()), create_graph=True), strict=True
+            )
+        )
 
 
 class TrajectoryInReverse(FunctionalMaml):
@@ -521,7 +553,10 @@ class ExtraState(NearestCentroid):
 
 class DoublePrecision(NearestCentroid):
     def adapt(self, backbone, support):
-        predictor, scale = super().adapt(backbone, support), torch.ones(self.n_way, dtype=torch.float64)
+        predictor, scale = (
+            super().adapt(backbone, support),
+            torch.ones(self.n_way, dtype=torch.float64),
+        )
         return lambda x: predictor(x) * scale
 
 
@@ -579,7 +614,9 @@ ADAPTER_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "property_name"), ADAPTER_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("fault", "property_name"), ADAPTER_FAULTS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_faulty_adapters_are_caught(fault, property_name):
     base = MamlContract if issubclass(fault, FunctionalMaml) else CentroidContract
 
@@ -591,7 +628,9 @@ def test_faulty_adapters_are_caught(fault, property_name):
 
     with pytest.raises(AssertionError) as caught:
         check(Contract, property_name)
-    assert "assert " not in str(caught.value).splitlines()[0]  # a message for people, not pytest's rewriting
+    assert (
+        "assert " not in str(caught.value).splitlines()[0]
+    )  # a message for people, not pytest's rewriting
     assert ". " in str(caught.value)  # what was found. What would fit
 
 
@@ -628,7 +667,10 @@ class ByPlace(SumsToMore):
 
 class FirstTaskLessLoss(SumsToMore):
     def weigh(self, outcomes):
-        scores = outcomes.losses - torch.nn.functional.one_hot(torch.tensor(0), len(outcomes.losses)) * outcomes.losses
+        scores = (
+            outcomes.losses
+            - torch.nn.functional.one_hot(torch.tensor(0), len(outcomes.losses)) * outcomes.losses
+        )
         return scores.softmax(0)
 
 
@@ -657,7 +699,9 @@ class DividesByTheSum(SumsToMore):
 
 class DividesByTheSpread(SumsToMore):
     def weigh(self, outcomes):
-        return ((outcomes.losses - outcomes.losses.mean()) / outcomes.losses.std(correction=0)).softmax(0)
+        return (
+            (outcomes.losses - outcomes.losses.mean()) / outcomes.losses.std(correction=0)
+        ).softmax(0)
 
 
 class ScalarWeight(SumsToMore):
@@ -745,7 +789,9 @@ WEIGHTING_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "property_name"), WEIGHTING_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("fault", "property_name"), WEIGHTING_FAULTS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_faulty_weightings_are_caught(fault, property_name):
     class Contract(WeightingContract):
         def make(self):
@@ -926,7 +972,9 @@ def test_what_the_faulty_backbones_spoil_is_sound(property_name):
     check(PlainContract, property_name)
 
 
-@pytest.mark.parametrize(("fault", "property_name"), BACKBONE_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("fault", "property_name"), BACKBONE_FAULTS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_faulty_backbones_are_caught(fault, property_name):
     with pytest.raises(AssertionError) as caught:
         check(type("Contract", (PlainContract,), {"kind": fault}), property_name)
@@ -949,7 +997,9 @@ class LabelsAsFloats(Blobs):
 
 class ClassesInterleaved(Blobs):
     def items(self, x):
-        return fsl.LabelledSet(x.transpose(0, 1).flatten(0, 1), torch.arange(len(x)).repeat(x.shape[1]))
+        return fsl.LabelledSet(
+            x.transpose(0, 1).flatten(0, 1), torch.arange(len(x)).repeat(x.shape[1])
+        )
 
 
 class QueriesOfTheSupport(Blobs):
@@ -1027,7 +1077,9 @@ EPISODES_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "property_name"), EPISODES_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("fault", "property_name"), EPISODES_FAULTS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_faulty_episodes_are_caught(fault, property_name):
     class Contract(EpisodesContract):
         def make(self):
@@ -1054,10 +1106,14 @@ def test_every_property_has_caught_a_fault(contract):
 
 
 def test_make_has_to_be_written():
-    with pytest.raises(NotImplementedError, match=r"AdapterContract\.make: not written\. A method make"):
+    with pytest.raises(
+        NotImplementedError, match=r"AdapterContract\.make: not written\. A method make"
+    ):
         AdapterContract().test_claims("classification")
     for contract in (WeightingContract, BackboneContract, EpisodesContract):
-        with pytest.raises(NotImplementedError, match=rf"{contract.__name__}\.make: not written\. A method make"):
+        with pytest.raises(
+            NotImplementedError, match=rf"{contract.__name__}\.make: not written\. A method make"
+        ):
             contract().test_claims()
 
 
@@ -1075,7 +1131,8 @@ def test_without_gradient_is_measured():
         without_gradient = ("backbone.conv.*",)
 
     with pytest.raises(
-        AssertionError, match=r"without_gradient: backbone\.conv\.bias, backbone\.conv\.weight gets one\. Drop it"
+        AssertionError,
+        match=r"without_gradient: backbone\.conv\.bias, backbone\.conv\.weight gets one\. Drop it",
     ):
         check(Contract, "gradient_reaches_every_parameter")
 

@@ -23,26 +23,58 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_report_of_an_installed_adapter(kit, tmp_path: Path):
-    printed, code = kit("--fsl-adapter", "nearest-centroid:{distance: cosine}", "--fsl-report", "report.md")
+    printed, code = kit(
+        "--fsl-adapter", "nearest-centroid:{distance: cosine}", "--fsl-report", "report.md"
+    )
     assert code == 0
     report = (tmp_path / "report.md").read_text()
     assert report in printed
-    assert "### Conformance of adapter `nearest-centroid` with options `{distance: cosine}`" in report
+    assert (
+        "### Conformance of adapter `nearest-centroid` with options `{distance: cosine}`" in report
+    )
     assert "fsl-core 0." in report
     assert "torch " in report
-    rows = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in report.splitlines() if row.startswith("| ")}
+    rows = {
+        row.split("|")[1].strip(): row.split("|")[2].strip()
+        for row in report.splitlines()
+        if row.startswith("| ")
+    }
     assert rows["label equivariance"] == rows["gradient is that of finite differences"] == "passed"
-    assert rows["compiled equals the loop"] == "not run: --fsl-compiled was not given, for it takes a minute"
+    assert (
+        rows["compiled equals the loop"]
+        == "not run: --fsl-compiled was not given, for it takes a minute"
+    )
     assert rows["device"] in ("passed", "passed; not run: no CUDA")
-    assert f"{len(rows) - 2} properties passed, 0 failed, 1 not run" in report  # a heading; the compiled one
+    assert (
+        f"{len(rows) - 2} properties passed, 0 failed, 1 not run" in report
+    )  # a heading; the compiled one
 
 
 def test_every_kind_at_once_beside_a_test_of_ones_own(kit, tmp_path: Path):
     (tmp_path / "test_mine.py").write_text("def test_mine(): pass\n")
-    named = ["--fsl-weighting", "uniform", "--fsl-weighting", "uniform:{reduction: sum}", "--fsl-episodes", "sinusoid:{tasks: 4}"]
-    printed, code = kit(*named, "--fsl-backbone", "mlp:{hidden: [5]}", "--fsl-claims", "{input_shape: [4]}", "test_mine.py")
+    named = [
+        "--fsl-weighting",
+        "uniform",
+        "--fsl-weighting",
+        "uniform:{reduction: sum}",
+        "--fsl-episodes",
+        "sinusoid:{tasks: 4}",
+    ]
+    printed, code = kit(
+        *named,
+        "--fsl-backbone",
+        "mlp:{hidden: [5]}",
+        "--fsl-claims",
+        "{input_shape: [4]}",
+        "test_mine.py",
+    )
     assert code == 0
-    for title in ("weighting `uniform`\n", "weighting `uniform` with options", "episodes `sinusoid`", "backbone `mlp`"):
+    for title in (
+        "weighting `uniform`\n",
+        "weighting `uniform` with options",
+        "episodes `sinusoid`",
+        "backbone `mlp`",
+    ):
         assert f"### Conformance of {title}" in printed
     printed, code = kit("test_mine.py")
     assert printed.splitlines()[-1].startswith("1 passed")
@@ -52,23 +84,50 @@ def test_every_kind_at_once_beside_a_test_of_ones_own(kit, tmp_path: Path):
 def test_a_failed_property_is_told_in_the_table(kit):
     printed, code = kit("--fsl-weighting", "uniform", "--fsl-claims", "{random: true}", "--tb=no")
     assert code == 1
-    assert "| randomness is claimed | **failed**: random: True, and 20 seeds give the same weights. Drop the claim |" in printed
+    assert (
+        "| randomness is claimed | **failed**: random: True, and 20 seeds give the same weights. Drop the claim |"
+        in printed
+    )
     assert "1 failed" in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fsl-adapter", "nearest-centroit"], "no installed plugin offers it. Did you mean 'nearest-centroid'?"),
-        (["--fsl-backbone", "mlp:{hiden: [3]}"], "--fsl-backbone mlp: backbone.hiden: backbone 'mlp' has no such option"),
-        (["--fsl-backbone", "mlp:3"], "--fsl-backbone mlp: options '3'. A mapping after the colon: 'mlp:{key: value}'"),
+        (
+            ["--fsl-adapter", "nearest-centroit"],
+            "no installed plugin offers it. Did you mean 'nearest-centroid'?",
+        ),
+        (
+            ["--fsl-backbone", "mlp:{hiden: [3]}"],
+            "--fsl-backbone mlp: backbone.hiden: backbone 'mlp' has no such option",
+        ),
+        (
+            ["--fsl-backbone", "mlp:3"],
+            "--fsl-backbone mlp: options '3'. A mapping after the colon: 'mlp:{key: value}'",
+        ),
         (["--fsl-weighting", "uniform:{"], "--fsl-weighting uniform:1: YAML syntax: "),
-        (["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_roworder: true}"], "Did you mean 'any_row_order'?"),
-        (["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{random: true}"], "random: no claim of adapter. Claims: any_row"),
-        (["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_row_order: 3}"], "found 3. Expected a valid boolean"),
-        (["--fsl-adapter", "nearest-centroid", "--fsl-claims", "3"], "--fsl-claims: '3'. A mapping such as '{random: true}'"),
+        (
+            ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_roworder: true}"],
+            "Did you mean 'any_row_order'?",
+        ),
+        (
+            ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{random: true}"],
+            "random: no claim of adapter. Claims: any_row",
+        ),
+        (
+            ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_row_order: 3}"],
+            "found 3. Expected a valid boolean",
+        ),
+        (
+            ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "3"],
+            "--fsl-claims: '3'. A mapping such as '{random: true}'",
+        ),
         (["--fsl-report", "x.md"], "--fsl-report: nothing to check. One of --fsl-adapter, "),
-        (["--fsl-adapter", "nearest-centroid:{temperature: -1}"], "temperature: found -1. Expected greater than 0"),
+        (
+            ["--fsl-adapter", "nearest-centroid:{temperature: -1}"],
+            "temperature: found -1. Expected greater than 0",
+        ),
     ],
 )
 def test_mistakes_are_one_line(kit, arguments, message):
@@ -81,7 +140,9 @@ def test_mistakes_are_one_line(kit, arguments, message):
 def test_pytest_without_an_option_imports_no_torch(tmp_path: Path):
     """Of the environment's other projects, every run of pytest loads the plugin."""
     code = "import sys, pytest; pytest.main(['-q', '--co', '-c', '/dev/null', '.']); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     loaded = done.stdout.splitlines()[-1]
     assert "'fsl_core.testing.plugin'" in loaded
     assert "'torch'" not in loaded

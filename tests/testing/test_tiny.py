@@ -7,7 +7,9 @@ import torch
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
 
 
-@pytest.mark.parametrize(("kind", "rows", "label_shape"), [("classification", (6, 9), ()), ("regression", (5, 3), (2,))])
+@pytest.mark.parametrize(
+    ("kind", "rows", "label_shape"), [("classification", (6, 9), ()), ("regression", (5, 3), (2,))]
+)
 def test_episodes_have_the_shape_of_their_task(kind, rows, label_shape):
     task = tiny_task(kind)
     with double_precision():
@@ -34,4 +36,9 @@ def test_backbone(norm):
 
 def test_the_core_itself_needs_no_pytest():
     code = "import sys, fsl_core.builtin.conv4, fsl_core.builtin.uniform; print('pytest' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

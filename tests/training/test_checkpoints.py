@@ -23,7 +23,10 @@ def test_everything_comes_back(tmp_path: Path):
     modules, optimizer = trained(0)
     checkpoints.save(tmp_path / "a.safetensors", modules, optimizer, {"step": 7, "best": None})
     others, other_optimizer = trained(1)
-    assert checkpoints.restore(tmp_path / "a.safetensors", others, other_optimizer) == {"step": 7, "best": None}
+    assert checkpoints.restore(tmp_path / "a.safetensors", others, other_optimizer) == {
+        "step": 7,
+        "best": None,
+    }
     for name, tensor in modules["learner"].state_dict().items():
         assert torch.equal(others["learner"].state_dict()[name], tensor)
     for index, state in optimizer.state_dict()["state"].items():
@@ -43,8 +46,12 @@ def test_tied_weights_are_kept(tmp_path: Path):
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.weight = first.weight
     optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
-    checkpoints.save(tmp_path / "a.safetensors", {"learner": nn.ModuleList([first, second])}, optimizer, {})
-    checkpoints.restore(tmp_path / "a.safetensors", {"learner": nn.ModuleList([first, second])}, optimizer)
+    checkpoints.save(
+        tmp_path / "a.safetensors", {"learner": nn.ModuleList([first, second])}, optimizer, {}
+    )
+    checkpoints.restore(
+        tmp_path / "a.safetensors", {"learner": nn.ModuleList([first, second])}, optimizer
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
@@ -58,7 +65,9 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept: int):
 
 def test_a_checkpoint_of_another_net_is_refused(tmp_path: Path):
     checkpoints.save(tmp_path / "a.safetensors", *trained(), {})
-    with pytest.raises(RunError, match=r"does not fit this recipe's learner: size mismatch for 0.weight"):
+    with pytest.raises(
+        RunError, match=r"does not fit this recipe's learner: size mismatch for 0.weight"
+    ):
         checkpoints.restore(tmp_path / "a.safetensors", trained(width=4)[0])
 
 
@@ -70,7 +79,9 @@ def test_an_absent_checkpoint(tmp_path: Path):
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "last.safetensors"
     checkpoints.save(path, *trained(), {"step": 1})
-    monkeypatch.setattr(checkpoints, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        checkpoints, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(path, *trained(), {"step": 2})
     assert checkpoints.progress_of(path) == {"step": 1}

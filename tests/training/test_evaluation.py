@@ -44,7 +44,9 @@ def test_scores_before_adaptation_and_after_each_step(toy_registry: Registry):
     evaluation = judged(toy_registry)
     summary = evaluation.summary()
     assert len(evaluation.after_steps) == 3
-    assert summary["accuracy_after_0"] == pytest.approx(1 / 3)  # all logits equal: class 0 is answered
+    assert summary["accuracy_after_0"] == pytest.approx(
+        1 / 3
+    )  # all logits equal: class 0 is answered
     assert summary["accuracy_after_1"] == summary["accuracy_after_2"] == summary["accuracy"] > 0.8
     assert summary["episodes"] == 25
 
@@ -59,7 +61,10 @@ def test_without_each_step_the_scores_are_the_same(toy_registry: Registry):
 
 def test_the_hash_tells_episode_sets_apart(toy_registry: Registry):
     shape = fsl.TaskShape("classification", 3, 2, 5, (2,), 3)
-    sets = {judged(toy_registry, **options).episode_set for options in ({}, {"seed": 1}, {"task": shape}, {})}
+    sets = {
+        judged(toy_registry, **options).episode_set
+        for options in ({}, {"seed": 1}, {"task": shape}, {})
+    }
     assert len(sets) == 3
 
 
@@ -69,7 +74,9 @@ def test_every_episode_is_counted(toy_registry: Registry):
     assert len(seen) == 25
 
 
-def test_evaluation_leaves_no_gradient_and_sets_evaluation_mode(toy_registry: Registry, toy_recipe: Path):
+def test_evaluation_leaves_no_gradient_and_sets_evaluation_mode(
+    toy_registry: Registry, toy_recipe: Path
+):
     source = toy_registry.get("episodes", "blobs").factory(n_way=3)
     learner = fsl.Learner(nn.Linear(2, 2), Steps(3)).train()
     evaluate(learner, source, "test", 3)

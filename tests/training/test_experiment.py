@@ -49,7 +49,9 @@ def test_a_weighting_is_told_columns_and_tasks(toy_recipe: Path, registry: Regis
     assert list(options) == ["name", "part"]
 
 
-def test_the_number_of_tasks_is_the_sources(toy_recipe: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_the_number_of_tasks_is_the_sources(
+    toy_recipe: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
     recipe = read_recipe(toy_recipe, registry, ["outer.weighting={name: told, part: backbone.}"])
     monkeypatch.setattr(recipe.chosen["episodes",].factory, "tasks", 12)
     assert build_experiment(recipe).weighting.tasks == 12
@@ -57,5 +59,8 @@ def test_the_number_of_tasks_is_the_sources(toy_recipe: Path, registry: Registry
 
 def test_what_a_weighting_refuses_is_a_fault_of_the_recipe(toy_recipe: Path, registry: Registry):
     recipe = read_recipe(toy_recipe, registry, ["outer.weighting={name: told, part: head.}"])
-    with pytest.raises(RecipeError, match=r"outer\.weighting: told: part: 'head\.': no such parameter\. One of backbone\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"outer\.weighting: told: part: 'head\.': no such parameter\. One of backbone\.",
+    ):
         build_experiment(recipe)

@@ -70,7 +70,12 @@ def pictures(tmp_path: Path) -> Path:
     """support and query: four classes of bars; three labelled pictures of a class, five of one."""
     for c, name in enumerate(["east", "north", "south", "west"]):
         for i in range(5 if name == "north" else 3):
-            draw(tmp_path / "support" / name / f"{i}.png", c * 0.7 + 0.02 * i, (40 + i, 30), "RGB" if i else "P")
+            draw(
+                tmp_path / "support" / name / f"{i}.png",
+                c * 0.7 + 0.02 * i,
+                (40 + i, 30),
+                "RGB" if i else "P",
+            )
         for i in range(2):
             draw(tmp_path / "query" / name / f"{i}.png", c * 0.7 + 0.03, (50, 60 + i))
     return tmp_path
@@ -82,12 +87,20 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
     (tmp_path / "own.py").write_text(FIXED)
 
-    def run(adapter: str = "nearest-centroid", norm: str = "group", episodes: str = "glyphs, jitter: 1.0") -> Path:
-        (tmp_path / "r.yaml").write_text(RECIPE.format(adapter=adapter, norm=norm, episodes=episodes))
+    def run(
+        adapter: str = "nearest-centroid",
+        norm: str = "group",
+        episodes: str = "glyphs, jitter: 1.0",
+    ) -> Path:
+        (tmp_path / "r.yaml").write_text(
+            RECIPE.format(adapter=adapter, norm=norm, episodes=episodes)
+        )
         registry = load(files=[tmp_path / "own.py"])
         directory = tmp_path / f"run-{adapter}-{norm}"
         recipe = read_recipe(tmp_path / "r.yaml", registry)
-        with new_run(directory, recipe, registry, torch.device("cpu"), [tmp_path / "own.py"]) as started:
+        with new_run(
+            directory, recipe, registry, torch.device("cpu"), [tmp_path / "own.py"]
+        ) as started:
             train(started)
             judge(started)
         return directory
@@ -99,7 +112,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def _small_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     from fsl_core.builtin import glyphs
 
-    monkeypatch.setattr(glyphs, "CLASSES", {"train": slice(0, 6), "validation": slice(6, 10), "test": slice(10, 16)})
+    monkeypatch.setattr(
+        glyphs, "CLASSES", {"train": slice(0, 6), "validation": slice(6, 10), "test": slice(10, 16)}
+    )
 
 
 def test_classes_never_seen_more_ways_and_other_shots(make, pictures: Path):
@@ -111,7 +126,9 @@ def test_classes_never_seen_more_ways_and_other_shots(make, pictures: Path):
     probabilities = predictor.probabilities(query.images)
     assert probabilities.shape == (8, 4)
     assert torch.allclose(probabilities.sum(1), torch.ones(8))
-    assert Predictions(predictor, query, probabilities).accuracy >= 0.75  # features of a random network tell bars apart
+    assert (
+        Predictions(predictor, query, probabilities).accuracy >= 0.75
+    )  # features of a random network tell bars apart
 
 
 def test_probabilities_are_those_of_the_learner(make, pictures: Path):
@@ -121,22 +138,44 @@ def test_probabilities_are_those_of_the_learner(make, pictures: Path):
     def read(file: Path) -> torch.Tensor:
         image = Image.open(file).convert("L")
         short = min(image.size)
-        image = image.resize([int(28 * side / short) for side in image.size], Image.Resampling.BILINEAR)
+        image = image.resize(
+            [int(28 * side / short) for side in image.size], Image.Resampling.BILINEAR
+        )
         left, top = (round((side - 28) / 2) for side in image.size)
-        return torch.from_numpy(np.array(image.crop((left, top, left + 28, top + 28)))).float()[None] / 255
+        return (
+            torch.from_numpy(np.array(image.crop((left, top, left + 28, top + 28)))).float()[None]
+            / 255
+        )
 
-    shots = [[read(pictures / "support" / name / f"{i}.png") for i in range(3)] for name in predictor.classes]
-    queries = torch.stack([read(pictures / "query" / name / f"{i}.png") for name in predictor.classes for i in range(2)])
+    shots = [
+        [read(pictures / "support" / name / f"{i}.png") for i in range(3)]
+        for name in predictor.classes
+    ]
+    queries = torch.stack(
+        [
+            read(pictures / "query" / name / f"{i}.png")
+            for name in predictor.classes
+            for i in range(2)
+        ]
+    )
     with torch.no_grad():
-        means = torch.stack([predictor.learner.backbone(torch.stack(images)).mean(0) for images in shots])
+        means = torch.stack(
+            [predictor.learner.backbone(torch.stack(images)).mean(0) for images in shots]
+        )
         distances = (predictor.learner.backbone(queries)[:, None] - means).square().sum(-1)
     temperature = getattr(predictor.learner.adapter, "temperature", 1.0)
     expected = (-temperature * distances).softmax(-1)
-    assert torch.allclose(predictor.probabilities(predictor.read(pictures / "query").images), expected, atol=1e-5)
+    assert torch.allclose(
+        predictor.probabilities(predictor.read(pictures / "query").images), expected, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("norm", "together"), [("group", False), ("support", False), ("transductive", True)])
-def test_which_predictions_depend_on_the_other_pictures(make, pictures: Path, norm: str, together: bool):
+@pytest.mark.parametrize(
+    ("norm", "together"), [("group", False), ("support", False), ("transductive", True)]
+)
+def test_which_predictions_depend_on_the_other_pictures(
+    make, pictures: Path, norm: str, together: bool
+):
     predictor = fsl.adapt_to_folder(make(norm=norm), pictures / "support")
     images = predictor.read(pictures / "query").images
     alone = torch.cat([predictor.probabilities(image[None]) for image in images])
@@ -151,7 +190,9 @@ def test_invert_exchanges_light_and_dark(make, pictures: Path):
     inverted = fsl.adapt_to_folder(run, pictures / "support", invert=True)
     plain = fsl.adapt_to_folder(run, pictures / "support")
     assert torch.equal(inverted.images, 255 - plain.images)
-    assert torch.equal(inverted.read(pictures / "query").images, 255 - plain.read(pictures / "query").images)
+    assert torch.equal(
+        inverted.read(pictures / "query").images, 255 - plain.read(pictures / "query").images
+    )
 
 
 @pytest.mark.parametrize("adapter", ["nearest-centroid", "leaning"])
@@ -167,7 +208,10 @@ def test_a_saved_predictor_needs_no_run(make, pictures: Path, adapter: str):
     assert torch.equal(again.probabilities(images), predictor.probabilities(images))
     assert (again.classes, again.found, again.invert) == (predictor.classes, predictor.found, True)
     again.save(pictures / "twice.safetensors")
-    assert torch.equal(fsl.load_predictor(pictures / "twice.safetensors").probabilities(images), again.probabilities(images))
+    assert torch.equal(
+        fsl.load_predictor(pictures / "twice.safetensors").probabilities(images),
+        again.probabilities(images),
+    )
 
 
 @pytest.mark.parametrize("norm", ["group", "support"])
@@ -183,7 +227,9 @@ def test_exported(make, pictures: Path, norm: str):
 
 def test_what_cannot_be_exported(make, pictures: Path):
     predictor = fsl.adapt_to_folder(make(adapter="leaning"), pictures / "support")
-    with pytest.raises(fsl.RunError, match=r"p\.pt2: adapter 'leaning' adapts to the pictures it predicts\. --save"):
+    with pytest.raises(
+        fsl.RunError, match=r"p\.pt2: adapter 'leaning' adapts to the pictures it predicts\. --save"
+    ):
         predictor.export(pictures / "p.pt2", predictor.read(pictures / "query").images)
     assert not (pictures / "p.pt2").exists()
 
@@ -191,12 +237,15 @@ def test_what_cannot_be_exported(make, pictures: Path):
 def test_ways_that_an_adapter_cannot_have(make, pictures: Path):
     run = make(adapter="linear")
     message = (
-        r"support: 4 classes of 3: adapter\.head\.weight of adapter 'linear' has a size fixed by n_way 3 or n_shot 2\. The same"
+        r"support: 4 classes of 3: adapter\.head\.weight of adapter 'linear' has a size fixed "
+        r"by n_way 3 or n_shot 2\. The same"
     )
     with pytest.raises(fsl.DataError, match=message):
         fsl.adapt_to_folder(run, pictures / "support")
     shutil.rmtree(pictures / "support" / "west")
-    assert fsl.adapt_to_folder(run, pictures / "support").probabilities(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape == (
+    assert fsl.adapt_to_folder(run, pictures / "support").probabilities(
+        torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    ).shape == (
         2,
         3,
     )

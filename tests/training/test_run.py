@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
 
 
 def run_recipe(path: Path, registry: Registry, out: Path, *overrides: str) -> Run:
-    with new_run(out, read_recipe(path, registry, overrides), registry, CPU, [path.parent / "fslplugin.py"]) as run:
+    with new_run(
+        out, read_recipe(path, registry, overrides), registry, CPU, [path.parent / "fslplugin.py"]
+    ) as run:
         train(run)
         judge(run)
         return run
@@ -38,7 +40,9 @@ def outcome(directory: Path) -> dict[str, object]:
     files = {path.name: path.read_bytes() for path in (directory / "checkpoints").iterdir()}
     return {
         "result": {key: value for key, value in result.items() if not key.endswith("_seconds")},
-        "metrics": [{key: value for key, value in record.items() if key != "seconds"} for record in records],
+        "metrics": [
+            {key: value for key, value in record.items() if key != "seconds"} for record in records
+        ],
         "episodes": (directory / "episodes.csv").read_text(),
         **files,
     }
@@ -46,7 +50,9 @@ def outcome(directory: Path) -> dict[str, object]:
 
 def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
     run_recipe(toy_recipe, toy_registry, tmp_path / "run")
-    written = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    written = {
+        str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()
+    }
     assert written - {".lock"} == {
         "recipe.yaml",
         "environment.json",
@@ -61,9 +67,14 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
     assert result["episodes"] == 10
     assert 0.5 < result["accuracy"] <= 1
     assert result["norm"] == "none"
-    scores = [float(line.split(",")[1]) for line in (tmp_path / "run" / "episodes.csv").read_text().splitlines()[1:]]
+    scores = [
+        float(line.split(",")[1])
+        for line in (tmp_path / "run" / "episodes.csv").read_text().splitlines()[1:]
+    ]
     assert sum(scores) / 10 == pytest.approx(result["accuracy"])
-    assert result["interval"] == pytest.approx(1.96 * torch.tensor(scores).std().item() / 10**0.5, rel=1e-5)
+    assert result["interval"] == pytest.approx(
+        1.96 * torch.tensor(scores).std().item() / 10**0.5, rel=1e-5
+    )
 
 
 def test_two_runs_of_one_recipe_are_equal(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
@@ -83,17 +94,35 @@ def test_another_seed_trains_on_other_episodes_and_is_judged_on_the_same(
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_a_killed_run_resumes_to_the_same_bits(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+):
     """A real process is killed with SIGKILL at several moments, resumed each time, and ends like one left alone."""
-    settings = ["outer.steps=600", "outer.checkpoint_every=7", "outer.validate_every=50", "outer.schedule={name: cosine}"]
+    settings = [
+        "outer.steps=600",
+        "outer.checkpoint_every=7",
+        "outer.validate_every=50",
+        "outer.schedule={name: cosine}",
+    ]
     overrides = [word for setting in settings for word in ("-s", setting)]
     environment = {**os.environ, "FSL_LOAD_PLUGINS": "", "OMP_NUM_THREADS": "1"}
     fsl = [sys.executable, "-m", "fsl_core"]
-    subprocess.run([*fsl, "run", toy_recipe, *overrides, "--out", "whole"], cwd=tmp_path, env=environment, check=True)
+    subprocess.run(
+        [*fsl, "run", toy_recipe, *overrides, "--out", "whole"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
     command, kills = [*fsl, "run", str(toy_recipe), *overrides, "--out", "killed"], 0
     for steps in (1, 60, 200, 400):
-        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
-            wait_for(lambda steps=steps: last_step(tmp_path / "killed") >= steps or process.poll() is not None)
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        ) as process:
+            wait_for(
+                lambda steps=steps: (
+                    last_step(tmp_path / "killed") >= steps or process.poll() is not None
+                )
+            )
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
@@ -145,9 +174,16 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good(
     toy_recipe: Path, toy_registry: Registry, tmp_path: Path
 ):
     with pytest.raises(
-        TrainingError, match=r"outer step 7, episode 12: the loss is nan. .* The last good checkpoint is .*last.safetens"
+        TrainingError,
+        match=r"outer step 7, episode 12: the loss is nan. .* The last good checkpoint is .*last.safetens",
     ):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "run", "adapter={name: explodes}", "outer.checkpoint_every=2")
+        run_recipe(
+            toy_recipe,
+            toy_registry,
+            tmp_path / "run",
+            "adapter={name: explodes}",
+            "outer.checkpoint_every=2",
+        )
     assert last_step(tmp_path / "run") == 6
 
 
@@ -161,22 +197,44 @@ def test_data_that_cannot_give_the_episodes_is_refused_before_training(
         raise DataError(f"split {split} is too small")
 
     monkeypatch.setattr(blobs, "check", check)
-    with pytest.raises(DataError, match="split train is too small\nsplit test is too small\nsplit validation is too small"):
+    with pytest.raises(
+        DataError,
+        match="split train is too small\nsplit test is too small\nsplit validation is too small",
+    ):
         run_recipe(toy_recipe, toy_registry, tmp_path / "run")
 
 
-def test_evaluation_with_other_ways_and_shots(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    run = run_recipe(toy_recipe, toy_registry, tmp_path / "run", "evaluate.n_way=6", "evaluate.n_shot=1", "evaluate.n_query=3")
+def test_evaluation_with_other_ways_and_shots(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+):
+    run = run_recipe(
+        toy_recipe,
+        toy_registry,
+        tmp_path / "run",
+        "evaluate.n_way=6",
+        "evaluate.n_shot=1",
+        "evaluate.n_query=3",
+    )
     assert run.experiment.test_task.n_way == 6
     with pytest.raises(
-        fsl_public.RecipeError, match=r"evaluate.n_way: adapter.head.weight of adapter 'explodes' has a size fixed by n_way 3"
+        fsl_public.RecipeError,
+        match=r"evaluate.n_way: adapter.head.weight of adapter 'explodes' has a size fixed by n_way 3",
     ):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "b", "evaluate.n_way=6", "adapter={name: explodes}")
+        run_recipe(
+            toy_recipe, toy_registry, tmp_path / "b", "evaluate.n_way=6", "adapter={name: explodes}"
+        )
 
 
-def test_an_expectation_of_no_result_is_refused(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    with pytest.raises(fsl_public.RecipeError, match="expect.acuracy: no such result. Expected accuracy, or accuracy_after_"):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "a", "expect.acuracy={value: 1, tolerance: 0}")
+def test_an_expectation_of_no_result_is_refused(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+):
+    with pytest.raises(
+        fsl_public.RecipeError,
+        match="expect.acuracy: no such result. Expected accuracy, or accuracy_after_",
+    ):
+        run_recipe(
+            toy_recipe, toy_registry, tmp_path / "a", "expect.acuracy={value: 1, tolerance: 0}"
+        )
 
 
 def test_observers_see_the_run(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
@@ -222,25 +280,42 @@ def fsl_evaluated(split):
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("raise OSError('disk full')", "OSError: disk full"), ("raise SystemExit(1)", r"called sys.exit\(1\). ")],
+    [
+        ("raise OSError('disk full')", "OSError: disk full"),
+        ("raise SystemExit(1)", r"called sys.exit\(1\). "),
+    ],
 )
-def test_an_observer_that_raises_is_named_and_left_out(toy_recipe: Path, tmp_path: Path, fault: str, reason: str):
+def test_an_observer_that_raises_is_named_and_left_out(
+    toy_recipe: Path, tmp_path: Path, fault: str, reason: str
+):
     (tmp_path / "fragile.py").write_text(FRAGILE.format(fault=fault))
     (tmp_path / "sound.py").write_text(FRAGILE.format(fault="pass"))
-    registry = load(entry_points=False, files=[tmp_path / name for name in ("fslplugin.py", "fragile.py", "sound.py")])
-    with pytest.warns(fsl_public.PluginWarning, match=rf"plugin fragile \(.*\): fsl_step_finished raised {reason}") as told:
+    registry = load(
+        entry_points=False,
+        files=[tmp_path / name for name in ("fslplugin.py", "fragile.py", "sound.py")],
+    )
+    with pytest.warns(
+        fsl_public.PluginWarning, match=rf"plugin fragile \(.*\): fsl_step_finished raised {reason}"
+    ) as told:
         run_recipe(toy_recipe, registry, tmp_path / "watched")
     assert len(told) == 1
-    assert "It is left out from here on and the run goes on; FSL_STRICT_PLUGINS=1 ends the run" in str(told[0].message)
+    assert (
+        "It is left out from here on and the run goes on; FSL_STRICT_PLUGINS=1 ends the run"
+        in str(told[0].message)
+    )
     assert told[0].filename.endswith("outer_loop.py")
     assert sys.modules["fsl_plugin_file_fragile"].seen == [1, 2, 3]
     assert len(sys.modules["fsl_plugin_file_sound"].seen) == 12 + 3 + 1
     assert next(p for p in registry.plugins if p.name == "fragile").notes
-    run_recipe(toy_recipe, load(entry_points=False, files=[tmp_path / "fslplugin.py"]), tmp_path / "alone")
+    run_recipe(
+        toy_recipe, load(entry_points=False, files=[tmp_path / "fslplugin.py"]), tmp_path / "alone"
+    )
     assert outcome(tmp_path / "watched") == outcome(tmp_path / "alone")
 
 
-def test_a_strict_run_ends_with_the_observers_error(toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_strict_run_ends_with_the_observers_error(
+    toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "fragile.py").write_text(FRAGILE.format(fault="raise OSError('disk full')"))
     registry = load(entry_points=False, files=[tmp_path / "fslplugin.py", tmp_path / "fragile.py"])
     monkeypatch.setenv("FSL_STRICT_PLUGINS", "1")
@@ -250,10 +325,19 @@ def test_a_strict_run_ends_with_the_observers_error(toy_recipe: Path, tmp_path: 
 
 def test_schedules_move_the_step_size(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
     def rates(name: str, schedule: str) -> list[float]:
-        run = run_recipe(toy_recipe, toy_registry, tmp_path / name, f"outer.schedule={schedule}", "outer.optimizer.lr=1.0")
+        run = run_recipe(
+            toy_recipe,
+            toy_registry,
+            tmp_path / name,
+            f"outer.schedule={schedule}",
+            "outer.optimizer.lr=1.0",
+        )
         return [record["lr"] for record in run.read_metrics() if "lr" in record]
 
-    assert rates("a", "{name: multistep, milestones: [4, 8], gamma: 0.5}") == [1.0] * 4 + [0.5] * 4 + [0.25] * 4
+    assert (
+        rates("a", "{name: multistep, milestones: [4, 8], gamma: 0.5}")
+        == [1.0] * 4 + [0.5] * 4 + [0.25] * 4
+    )
     cosine = rates("b", "{name: cosine, final_factor: 0.5}")
     assert cosine[0] == 1.0
     assert cosine == sorted(cosine, reverse=True)
@@ -262,7 +346,11 @@ def test_schedules_move_the_step_size(toy_recipe: Path, toy_registry: Registry, 
 
 def test_gradients_are_clipped(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
     with new_run(
-        tmp_path / "run", read_recipe(toy_recipe, toy_registry, ["outer.clip_gradient_norm=1e-9"]), toy_registry, CPU, []
+        tmp_path / "run",
+        read_recipe(toy_recipe, toy_registry, ["outer.clip_gradient_norm=1e-9"]),
+        toy_registry,
+        CPU,
+        [],
     ) as run:
         before = [p.clone() for p in run.experiment.learner.parameters()]
         train(run)
@@ -277,7 +365,8 @@ def test_a_restored_adapter_is_told_the_checkpoints_progress(
     run_recipe(toy_recipe, toy_registry, tmp_path / "run", "evaluate.checkpoint=last")
     told: list[float] = []
     monkeypatch.setattr(
-        "fsl_core.builtin.nearest_centroid.NearestCentroid.on_progress", lambda self, progress: told.append(progress)
+        "fsl_core.builtin.nearest_centroid.NearestCentroid.on_progress",
+        lambda self, progress: told.append(progress),
     )
     with open_run(tmp_path / "run", torch.device("cpu"), write=False) as opened:
         opened.restore_for_evaluation("last")

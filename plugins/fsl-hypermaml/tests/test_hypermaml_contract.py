@@ -16,7 +16,9 @@ class HyperMamlContract(AdapterContract):
     progress: ClassVar[float] = 1.0
 
     def make(self, task, backbone):
-        adapter = HyperMaml(task, backbone, **{"hidden_size": 8, "warmup": 0.2, "switch": 0.2} | self.options)
+        adapter = HyperMaml(
+            task, backbone, **{"hidden_size": 8, "warmup": 0.2, "switch": 0.2} | self.options
+        )
         adapter.on_progress(self.progress)
         return adapter
 
@@ -27,9 +29,13 @@ class HyperMamlContract(AdapterContract):
         for rows in (*adapter.head.parameters(), *adapter.buffers()):
             rows[permutation] = rows.clone()
         for net in adapter.hypernetwork.children():
-            read = net[0].weight.unflatten(1, (n_way if flat else 1, -1))  # (hidden_size, classes or 1, width)
+            read = net[0].weight.unflatten(
+                1, (n_way if flat else 1, -1)
+            )  # (hidden_size, classes or 1, width)
             if adapter.enhance:
-                for start in range(features, read.shape[2] - n_way + 1, n_way):  # predictions, then one-hot labels
+                for start in range(
+                    features, read.shape[2] - n_way + 1, n_way
+                ):  # predictions, then one-hot labels
                     part = read[:, :, start : start + n_way]
                     part[:, :, permutation] = part.clone()
             if flat:
@@ -53,7 +59,12 @@ class TestWarmUp(HyperMamlContract):
 
 
 class TestSwitch(HyperMamlContract):
-    options: ClassVar[dict] = {"inner_steps": 2, "detached": "none", "inner_lr": 0.3, "support_loss": True}
+    options: ClassVar[dict] = {
+        "inner_steps": 2,
+        "detached": "none",
+        "inner_lr": 0.3,
+        "support_loss": True,
+    }
     progress = 0.3
 
 
@@ -77,7 +88,10 @@ class TestOfficial(HyperMamlContract):
 
     def test_class_indices_break_label_equivariance(self):
         claim = type("Claim", (type(self),), {"label_equivariant": True})()
-        with pytest.raises(AssertionError, match="label equivariance: relabelling the classes does not just permute the logits"):
+        with pytest.raises(
+            AssertionError,
+            match="label equivariance: relabelling the classes does not just permute the logits",
+        ):
             claim.test_label_equivariance()
 
 

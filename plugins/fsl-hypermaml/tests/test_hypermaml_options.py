@@ -32,7 +32,9 @@ def episodes():
 def make(progress=1.0, task=TASK, **options):
     torch.manual_seed(1)
     backbone = TinyBackbone()
-    adapter = HyperMaml(task, backbone, **{"hidden_size": 7, "warmup": 0.2, "switch": 0.2} | options)
+    adapter = HyperMaml(
+        task, backbone, **{"hidden_size": 7, "warmup": 0.2, "switch": 0.2} | options
+    )
     adapter.on_progress(progress)
     return fsl.Learner(backbone, adapter)
 
@@ -94,7 +96,9 @@ def test_update_is_continuous_where_the_phases_meet(episodes):
         for progress in (0.2, 0.2 + 1e-7, 0.4 - 1e-7, 0.4):
             learner.adapter.on_progress(progress)
             values.append(predict(learner, episodes[0]))
-        gaps[repeat_delta] = [(b - a).abs().max().item() for a, b in ((values[0], values[1]), (values[2], values[3]))]
+        gaps[repeat_delta] = [
+            (b - a).abs().max().item() for a, b in ((values[0], values[1]), (values[2], values[3]))
+        ]
     assert max(gaps["once"]) < 1e-5
     assert gaps["each-step"][0] < 1e-5
     assert gaps["each-step"][1] > 1e-2
@@ -113,7 +117,10 @@ def test_trajectory_has_a_predictor_for_each_step():
 def test_evaluation_with_the_hypernetwork_alone(episodes):
     """`hypernetwork` ignores the progress in evaluation mode only; `current` in neither."""
     for progress in (0.0, 0.3):
-        current, alone = (make(progress, evaluate_with=word, inner_steps=2) for word in ("current", "hypernetwork"))
+        current, alone = (
+            make(progress, evaluate_with=word, inner_steps=2)
+            for word in ("current", "hypernetwork")
+        )
         trained = make(progress=1.0, inner_steps=2)
         assert torch.equal(predict(current, episodes[0]), predict(alone, episodes[0]))
         in_training = predict(current, episodes[0])
@@ -163,7 +170,10 @@ def _squared_update(learner, episode):
         feature_dim = 5
 
     support = fsl.LabelledSet(features, episode.support.y)
-    before, after = (predict(torch.cat([torch.eye(5), torch.zeros(1, 5)])) for predict in adapter.trajectory(Identity(), support))
+    before, after = (
+        predict(torch.cat([torch.eye(5), torch.zeros(1, 5)]))
+        for predict in adapter.trajectory(Identity(), support)
+    )
     change = before - after  # rows: weight column + bias, and the bias
     return (change[:5] - change[5]).square().sum() + change[5].square().sum()
 
@@ -172,7 +182,9 @@ def test_stale_predictions_are_those_of_the_task_before(episodes):
     """The head of one training task is what H sees in the next; adapting and evaluating leave it in place."""
     learner = make(predictions="stale")
     fresh = make()
-    assert torch.equal(predict(learner, episodes[1]), predict(fresh, episodes[1]))  # before the first task: the universal head
+    assert torch.equal(
+        predict(learner, episodes[1]), predict(fresh, episodes[1])
+    )  # before the first task: the universal head
     learner.eval()
     learner.objective(episodes[0], TASK.loss)
     assert torch.equal(predict(learner, episodes[1]), predict(fresh, episodes[1]))
@@ -181,7 +193,9 @@ def test_stale_predictions_are_those_of_the_task_before(episodes):
     assert not torch.allclose(predict(learner, episodes[1]), predict(fresh, episodes[1]))
     logits = fresh.adapt(episodes[0])(episodes[2].query.x).detach()
     z = learner.backbone(episodes[2].query.x)
-    left = torch.nn.functional.linear(z, learner.adapter.previous_weight, learner.adapter.previous_bias)
+    left = torch.nn.functional.linear(
+        z, learner.adapter.previous_weight, learner.adapter.previous_bias
+    )
     torch.testing.assert_close(left, logits, rtol=0, atol=1e-12)
     other = make(predictions="stale")
     other.load_state_dict(learner.state_dict())
@@ -198,10 +212,15 @@ def test_concat_refuses_another_number_of_shots():
 
 def test_concat_sees_the_order_of_shots_and_mean_does_not(episodes):
     (x, y), episode = episodes[0].support, episodes[0]
-    swapped = episode._replace(support=fsl.LabelledSet(x.view(3, 2, *x.shape[1:]).flip(1).flatten(0, 1), y))
+    swapped = episode._replace(
+        support=fsl.LabelledSet(x.view(3, 2, *x.shape[1:]).flip(1).flatten(0, 1), y)
+    )
     for aggregation, same in (("mean", True), ("concat", False)):
         learner = make(aggregation=aggregation)
-        assert torch.allclose(predict(learner, episode), predict(learner, swapped), rtol=0, atol=1e-12) is same
+        assert (
+            torch.allclose(predict(learner, episode), predict(learner, swapped), rtol=0, atol=1e-12)
+            is same
+        )
 
 
 def rename_classes(episode):
@@ -248,7 +267,10 @@ def test_number_of_parameters(hidden_size, parameters):
     task = fsl.TaskShape("classification", 5, 1, 16, (3, 28, 28), 5)
     backbone = Conv4(task)
     assert sum(p.numel() for p in backbone.parameters()) == 113_088
-    learner = fsl.Learner(backbone, HyperMaml(task, backbone, hidden_size=hidden_size, labels="index", aggregation="concat"))
+    learner = fsl.Learner(
+        backbone,
+        HyperMaml(task, backbone, hidden_size=hidden_size, labels="index", aggregation="concat"),
+    )
     assert sum(p.numel() for p in learner.adapter.head.parameters()) == 325
     assert sum(p.numel() for p in learner.parameters()) == parameters
 
@@ -256,7 +278,10 @@ def test_number_of_parameters(hidden_size, parameters):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": REGRESSION}, r"a regression task\. Classification: H sees one row for each class"),
+        (
+            {"task": REGRESSION},
+            r"a regression task\. Classification: H sees one row for each class",
+        ),
         ({"hidden_size": 0}, r"hidden_size, layers, inner_steps: 0, 3, 1\. Whole numbers from 1"),
         ({"layers": 0}, r"hidden_size, layers, inner_steps: 7, 0, 1\. Whole numbers from 1"),
         ({"inner_steps": 0}, r"hidden_size, layers, inner_steps: 7, 3, 0\. Whole numbers from 1"),
@@ -268,7 +293,10 @@ def test_number_of_parameters(hidden_size, parameters):
         ({"network": "shared"}, r"network: 'shared'\. One of class-shared, flat"),
         ({"labels": "onehot"}, r"labels: 'onehot'\. One of one-hot, index"),
         ({"operator": "times"}, r"operator: 'times'\. One of minus, plus, multiply"),
-        ({"predictions": "stale", "enhance": False}, r"predictions: 'stale' without enhance, where H sees none\. 'universal'"),
+        (
+            {"predictions": "stale", "enhance": False},
+            r"predictions: 'stale' without enhance, where H sees none\. 'universal'",
+        ),
         ({"warmup": inf}, r"warmup \+ switch: inf \+ 0\.2\. At most 1"),
     ],
 )
@@ -281,8 +309,12 @@ def test_show_explains_every_option():
     shown = CliRunner().invoke(app, ["show", "adapter", "hypermaml"])
     assert shown.exit_code == 0
     assert "arXiv:2205.15745" in shown.output
-    described = json.loads(CliRunner().invoke(app, ["show", "adapter", "hypermaml", "--json"]).output)
-    options = {name: spec for name, spec in described["schema"]["properties"].items() if name != "name"}
+    described = json.loads(
+        CliRunner().invoke(app, ["show", "adapter", "hypermaml", "--json"]).output
+    )
+    options = {
+        name: spec for name, spec in described["schema"]["properties"].items() if name != "name"
+    }
     assert len(options) == 19
     unexplained = [name for name, spec in options.items() if "official" not in spec["description"]]
     assert not unexplained

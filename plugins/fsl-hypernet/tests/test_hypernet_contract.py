@@ -58,4 +58,6 @@ class TestKernelAndLowRank(AdapterContract):
     label_equivariant = False
 
     def make(self, task, backbone):
-        return Hypernet(task, backbone, head="kernel", modulate="low-rank", support_loss=True, **SIZES)
+        return Hypernet(
+            task, backbone, head="kernel", modulate="low-rank", support_loss=True, **SIZES
+        )

@@ -11,8 +11,12 @@ import fsl_core as fsl
 import fsl_hypernet
 from fsl_hypernet import Hypernet
 
-TASK = fsl.TaskShape("classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3)
-REGRESSION = fsl.TaskShape("regression", n_way=1, n_shot=5, n_query=7, input_shape=(1,), output_dim=1)
+TASK = fsl.TaskShape(
+    "classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3
+)
+REGRESSION = fsl.TaskShape(
+    "regression", n_way=1, n_shot=5, n_query=7, input_shape=(1,), output_dim=1
+)
 SIX_WAY = replace(TASK, n_way=6, output_dim=6)
 
 
@@ -22,7 +26,13 @@ class SmallNet(nn.Sequential):
     feature_dim = 8
 
     def __init__(self, *last):
-        super().__init__(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), *last)
+        super().__init__(
+            nn.Conv2d(1, 2, 3, stride=2, padding=1),
+            nn.BatchNorm2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            *last,
+        )
 
 
 class Pixels(nn.Flatten):
@@ -124,7 +134,10 @@ def test_class_head_serves_any_number_of_ways(generator, modulate, base):
 
 @pytest.mark.parametrize("head", ["task", "kernel"])
 def test_other_heads_are_made_for_one_number_of_ways(head):
-    sizes = [{name: value.shape for name, value in make(task, head=head).state_dict().items()} for task in (TASK, SIX_WAY)]
+    sizes = [
+        {name: value.shape for name, value in make(task, head=head).state_dict().items()}
+        for task in (TASK, SIX_WAY)
+    ]
     assert sizes[0] != sizes[1]
 
 
@@ -132,7 +145,10 @@ def test_other_heads_are_made_for_one_number_of_ways(head):
 def test_any_number_of_shots(generator, head):
     learner = make(head=head, modulate="film")
     for shots in (1, 7):
-        assert learner(labelled(TASK, shots, generator), labelled(TASK, 2, generator).x).shape == (6, 3)
+        assert learner(labelled(TASK, shots, generator), labelled(TASK, 2, generator).x).shape == (
+            6,
+            3,
+        )
 
 
 @pytest.mark.parametrize("modulate", ["none", "film", "low-rank"])
@@ -140,8 +156,12 @@ def test_regression(generator, modulate):
     backbone = nn.Sequential(nn.Linear(1, 6), nn.Tanh())
     backbone.feature_dim = 6
     learner = make(REGRESSION, backbone, head="task", modulate=modulate)
-    support, query = (fsl.LabelledSet(x, x.sin()) for x in torch.randn(2, 5, 1, generator=generator))
-    value, prediction = learner.objective(fsl.Episode(support, query, torch.tensor(0)), REGRESSION.loss)
+    support, query = (
+        fsl.LabelledSet(x, x.sin()) for x in torch.randn(2, 5, 1, generator=generator)
+    )
+    value, prediction = learner.objective(
+        fsl.Episode(support, query, torch.tensor(0)), REGRESSION.loss
+    )
     assert prediction.shape == (5, 1)
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     for _ in range(200):
@@ -153,7 +173,8 @@ def test_regression(generator, modulate):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"modulate": "film"}, {"modulate": "low-rank"}, {"head": "kernel"}, {"checkpoint": True}]
+    "options",
+    [{}, {"modulate": "film"}, {"modulate": "low-rank"}, {"head": "kernel"}, {"checkpoint": True}],
 )
 def test_foreign_batch_norm_is_left_alone(generator, options):
     learner = make(**options).train()
@@ -165,7 +186,9 @@ def test_foreign_batch_norm_is_left_alone(generator, options):
 
 
 def test_film_prefers_norm_layers(generator):
-    assert [layer.names for layer in make(modulate="film").adapter.modulation.layers] == [("1.weight", "1.bias")]
+    assert [layer.names for layer in make(modulate="film").adapter.modulation.layers] == [
+        ("1.weight", "1.bias")
+    ]
     bare = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(8, 8))
     bare.feature_dim = 8
     modulation = make(backbone=bare, modulate="film").adapter.modulation
@@ -187,7 +210,9 @@ def test_support_loss_counts_every_row_of_both_sets(generator):
     learner = make(support_loss=True)
     support, query = labelled(TASK, 2, generator), labelled(TASK, 3, generator)
     loss, prediction = learner.objective(fsl.Episode(support, query, torch.tensor(0)), TASK.loss)
-    on_support, on_query = (TASK.loss(learner(support, items.x), items.y) for items in (support, query))
+    on_support, on_query = (
+        TASK.loss(learner(support, items.x), items.y) for items in (support, query)
+    )
     torch.testing.assert_close(loss, (6 * on_support + 9 * on_query) / 15)
     assert prediction.shape == (9, 3)
 

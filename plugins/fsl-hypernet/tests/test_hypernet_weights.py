@@ -57,7 +57,9 @@ class Blocks(fsl.NormedBackbone):
 def make(form="class", backbone=None, kind="classification", fresh=False, **shape):
     """A learner whose parameters are off their zeros, unless fresh."""
     backbone = backbone or TinyBackbone()
-    learner = fsl.Learner(backbone, Hypernet(tiny_task(kind, **shape), backbone, **SIZES, **FORMS[form]))
+    learner = fsl.Learner(
+        backbone, Hypernet(tiny_task(kind, **shape), backbone, **SIZES, **FORMS[form])
+    )
     if not fresh:
         for parameter in learner.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -78,8 +80,13 @@ def perceptron(weights, prefix, x):
 
 
 def class_rows(weights, z, y, labels):
-    items = [perceptron(weights, "encoder.item", np.concatenate([z[j], labels[j]])) for j in range(len(z))]
-    return [np.mean([items[j] for j in range(len(z)) if y[j] == c], axis=0) for c in range(y.max() + 1)]
+    items = [
+        perceptron(weights, "encoder.item", np.concatenate([z[j], labels[j]]))
+        for j in range(len(z))
+    ]
+    return [
+        np.mean([items[j] for j in range(len(z)) if y[j] == c], axis=0) for c in range(y.max() + 1)
+    ]
 
 
 def task_embedding(weights, rows):
@@ -99,7 +106,9 @@ def log_softmax(logits):
 def dense_class(weights, z, y, query, base):
     rows = class_rows(weights, z, y, np.empty((len(z), 0)))
     embedding = task_embedding(weights, rows)
-    head = np.array([perceptron(weights, "head.hypernetwork", np.concatenate([row, embedding])) for row in rows])
+    head = np.array(
+        [perceptron(weights, "head.hypernetwork", np.concatenate([row, embedding])) for row in rows]
+    )
     logits = query @ head[:, :-1].T + head[:, -1]
     return logits + (nearest_mean(z, y, np.exp(weights["head.log_scale"]), query) if base else 0)
 
@@ -107,7 +116,11 @@ def dense_class(weights, z, y, query, base):
 def dense_task(weights, z, y, query):
     rows = class_rows(weights, z, y, np.eye(3)[y])
     head = perceptron(weights, "head.hypernetwork", task_embedding(weights, rows)).reshape(3, -1)
-    return query @ head[:, :-1].T + head[:, -1] + nearest_mean(z, y, np.exp(weights["head.log_scale"]), query)
+    return (
+        query @ head[:, :-1].T
+        + head[:, -1]
+        + nearest_mean(z, y, np.exp(weights["head.log_scale"]), query)
+    )
 
 
 def dense_kernel(weights, z, y, query):
@@ -115,11 +128,15 @@ def dense_kernel(weights, z, y, query):
         return a @ b / np.sqrt((a @ a) * (b @ b))
 
     means = [z[y == c].mean(0) for c in range(3)]
-    generated = perceptron(weights, "head.hypernetwork", np.array([cosine(a, b) for a in means for b in means]))
+    generated = perceptron(
+        weights, "head.hypernetwork", np.array([cosine(a, b) for a in means for b in means])
+    )
     w1, b1, w2, b2 = np.split(generated, [15, 20, 35])
     logits = []
     for q in query:
-        hidden = np.maximum(w1.reshape(5, 3) @ np.array([cosine(q, mean) for mean in means]) + b1, 0)
+        hidden = np.maximum(
+            w1.reshape(5, 3) @ np.array([cosine(q, mean) for mean in means]) + b1, 0
+        )
         logits.append(w2.reshape(3, 5) @ hidden + b2)
     return np.array(logits)
 
@@ -127,7 +144,9 @@ def dense_kernel(weights, z, y, query):
 @pytest.mark.parametrize("form", ["class", "scratch", "task", "kernel"])
 def test_head_is_that_of_a_dense_computation(form):
     learner, episode = make(form), one_episode()
-    z, query = (learner.backbone(items.x).detach().numpy() for items in (episode.support, episode.query))
+    z, query = (
+        learner.backbone(items.x).detach().numpy() for items in (episode.support, episode.query)
+    )
     weights, y = arrays(learner.adapter), episode.support.y.numpy()
     dense = {
         "class": lambda: dense_class(weights, z, y, query, base=True),
@@ -143,7 +162,9 @@ def test_head_is_that_of_a_dense_computation(form):
 
 def test_regression_head_is_that_of_a_dense_computation():
     learner, episode = make("task", kind="regression"), one_episode("regression")
-    z, query = (learner.backbone(items.x).detach().numpy() for items in (episode.support, episode.query))
+    z, query = (
+        learner.backbone(items.x).detach().numpy() for items in (episode.support, episode.query)
+    )
     weights, values = arrays(learner.adapter), episode.support.y.numpy()
     embedding = task_embedding(weights, class_rows(weights, z, np.zeros(len(z), int), values))
     head = perceptron(weights, "head.hypernetwork", embedding).reshape(2, -1)
@@ -161,19 +182,28 @@ def test_film_scales_and_shifts_outputs(norm):
     """Hooks on the modulated layers, in place of folded weights."""
     learner, episode = make("film", Blocks(norm)), one_episode()
     embedding = embedding_of(learner, episode.support)
-    parts = iter(learner.adapter.modulation.generate(embedding).split(learner.adapter.modulation.sizes))
+    parts = iter(
+        learner.adapter.modulation.generate(embedding).split(learner.adapter.modulation.sizes)
+    )
     kind = fsl.Norm if norm == "transductive" else nn.Conv2d
     hooked = copy.deepcopy(learner.backbone)
     for layer in [module for module in hooked.modules() if isinstance(module, kind)]:
         gamma = next(parts).view(1, -1, 1, 1)
         beta = 0 if getattr(layer, "bias", True) is None else next(parts).view(1, -1, 1, 1)
-        layer.register_forward_hook(lambda _, inputs, out, gamma=gamma, beta=beta: out * (1 + gamma) + beta)
+        layer.register_forward_hook(
+            lambda _, inputs, out, gamma=gamma, beta=beta: out * (1 + gamma) + beta
+        )
     assert next(parts, None) is None
     z, query = hooked(episode.support.x), hooked(episode.query.x)
-    head = learner.adapter.head(encode_labels(z, episode.support.y, tiny_task()), learner.adapter.encoder)
-    torch.testing.assert_close(learner(episode.support, episode.query.x), head(query), rtol=1e-9, atol=1e-9)
+    head = learner.adapter.head(
+        encode_labels(z, episode.support.y, tiny_task()), learner.adapter.encoder
+    )
+    torch.testing.assert_close(
+        learner(episode.support, episode.query.x), head(query), rtol=1e-9, atol=1e-9
+    )
     plain = learner.adapter.head(
-        encode_labels(learner.backbone(episode.support.x), episode.support.y, tiny_task()), learner.adapter.encoder
+        encode_labels(learner.backbone(episode.support.x), episode.support.y, tiny_task()),
+        learner.adapter.encoder,
     )
     assert not torch.allclose(head(query), plain(learner.backbone(episode.query.x)))
 
@@ -199,16 +229,23 @@ def test_fresh_modulation_changes_nothing(head, modulate, norm):
     plain = Hypernet(tiny_task(), backbone, head=head, **SIZES)
     modulated = Hypernet(tiny_task(), backbone, head=head, modulate=modulate, **SIZES)
     modulated.load_state_dict(plain.state_dict(), strict=False)
-    expected, found = (fsl.Learner(backbone, adapter)(episode.support, episode.query.x) for adapter in (plain, modulated))
+    expected, found = (
+        fsl.Learner(backbone, adapter)(episode.support, episode.query.x)
+        for adapter in (plain, modulated)
+    )
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("head", ["class", "task"])
 def test_fresh_head_is_nearest_centroid(head):
     learner, episode = make(head, fresh=True), one_episode()
-    z, query = (learner.backbone(items.x).detach().numpy() for items in (episode.support, episode.query))
+    z, query = (
+        learner.backbone(items.x).detach().numpy() for items in (episode.support, episode.query)
+    )
     found = log_softmax(learner(episode.support, episode.query.x).detach().numpy())
-    np.testing.assert_allclose(found, log_softmax(nearest_mean(z, episode.support.y.numpy(), 1.0, query)), rtol=1e-9)
+    np.testing.assert_allclose(
+        found, log_softmax(nearest_mean(z, episode.support.y.numpy(), 1.0, query)), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -252,7 +289,9 @@ def test_both_orders_of_vmap_equal_the_loop(form, norm):
     module = Objective()
 
     def objective(weights, episode):
-        return functional_call(module, {f"learner.{name}": weight for name, weight in weights.items()}, (episode,))
+        return functional_call(
+            module, {f"learner.{name}": weight for name, weight in weights.items()}, (episode,)
+        )
 
     per_task = vmap(grad(objective), (None, 0))(weights, episodes)
     summed = grad(lambda weights: vmap(objective, (None, 0))(weights, episodes).sum())(weights)
@@ -283,9 +322,18 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(modulate):
     found = []
     for checkpoint in (False, True):
         torch.manual_seed(0)
-        learner = fsl.Learner(backbone, Hypernet(tiny_task(), backbone, modulate=modulate, checkpoint=checkpoint, **SIZES))
+        learner = fsl.Learner(
+            backbone,
+            Hypernet(tiny_task(), backbone, modulate=modulate, checkpoint=checkpoint, **SIZES),
+        )
         kept, loss = saved_by_backward(learner, episode)
-        found.append((kept, loss.item(), torch.autograd.grad(loss, list(learner.parameters()), materialize_grads=True)))
+        found.append(
+            (
+                kept,
+                loss.item(),
+                torch.autograd.grad(loss, list(learner.parameters()), materialize_grads=True),
+            )
+        )
     (much, plain_loss, plain), (little, loss, gradients) = found
     assert little < 0.6 * much
     assert loss == plain_loss
@@ -296,4 +344,6 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(modulate):
 def test_norm_policy_support_sees_the_modulated_weights():
     learner, episode = make("film", Blocks("support")), one_episode()
     alone = torch.cat([learner(episode.support, x[None]) for x in episode.query.x])
-    torch.testing.assert_close(learner(episode.support, episode.query.x), alone, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        learner(episode.support, episode.query.x), alone, rtol=1e-9, atol=1e-9
+    )

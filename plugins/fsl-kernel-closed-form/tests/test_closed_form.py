@@ -25,7 +25,9 @@ def make(adapter, kind="classification", norm="none", n_shot=None, **options):
     task = tiny_task(kind, n_shot)
     torch.manual_seed(1)
     backbone = TinyBackbone(norm)
-    return fsl.Learner(backbone, adapter(task, backbone, **options)), tiny_episodes(task, 1).unbatch()[0]
+    return fsl.Learner(backbone, adapter(task, backbone, **options)), tiny_episodes(
+        task, 1
+    ).unbatch()[0]
 
 
 def predict(learner, episode):
@@ -43,7 +45,9 @@ def labels(learner, episode, targets="centred"):
 
 def features(learner, episode):
     with torch.no_grad():
-        return learner.backbone(episode.support.x).numpy(), learner.backbone(episode.query.x).numpy()
+        return learner.backbone(episode.support.x).numpy(), learner.backbone(
+            episode.query.x
+        ).numpy()
 
 
 def head_of(learner, z):
@@ -53,7 +57,9 @@ def head_of(learner, z):
 
 def same(found, expected, tolerance=1e-9):
     found, expected = np.asarray(found), np.asarray(expected)
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(
+        found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
+    )
 
 
 def lower_median_distance(z):
@@ -63,8 +69,12 @@ def lower_median_distance(z):
 
 DENSE = {
     "linear": lambda a, b, z: a @ b.T,
-    "cosine": lambda a, b, z: (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1),
-    "rbf": lambda a, b, z: np.exp(-((a[:, None] - b) ** 2).sum(-1) / (2 * lower_median_distance(z) ** 2)),
+    "cosine": lambda a, b, z: (
+        (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+    ),
+    "rbf": lambda a, b, z: np.exp(
+        -((a[:, None] - b) ** 2).sum(-1) / (2 * lower_median_distance(z) ** 2)
+    ),
 }
 
 
@@ -74,7 +84,9 @@ DENSE = {
 @pytest.mark.parametrize("kernel", DENSE)
 def test_feature_kernels_are_those_of_numpy(kernel, residual, targets, kind):
     options = {"kernel": kernel, "residual": residual, "targets": targets}
-    learner, episode = make(KernelClosedForm, kind, regularisation=0.2, jitter=1e-3, scale=3.0, **options)
+    learner, episode = make(
+        KernelClosedForm, kind, regularisation=0.2, jitter=1e-3, scale=3.0, **options
+    )
     support, query = features(learner, episode)
     gram = DENSE[kernel](support, support, support)
     y = labels(learner, episode, targets) - (head_of(learner, support) if residual else 0)
@@ -84,7 +96,9 @@ def test_feature_kernels_are_those_of_numpy(kernel, residual, targets, kind):
 
 
 def test_width_in_units_of_features():
-    learner, episode = make(KernelClosedForm, residual=False, width=0.5, regularisation=0.2, jitter=0.0, scale=1.0)
+    learner, episode = make(
+        KernelClosedForm, residual=False, width=0.5, regularisation=0.2, jitter=0.0, scale=1.0
+    )
     support, query = features(learner, episode)
 
     def kernel(a, b):
@@ -130,7 +144,13 @@ def test_meta_rkhs_ii_is_the_dense_gradient_flow(kind, norm, outputs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sourced_limit_of_the_kernel_closed_form(kind, outputs):
     """Tangent kernel, residual, no regularisation, scale 1: equation (C), which is meta-rkhs-ii at time infinite."""
-    options = {"kernel": "ntk", "residual": True, "regularisation": 0.0, "scale": 1.0, "learn_scale": False}
+    options = {
+        "kernel": "ntk",
+        "residual": True,
+        "regularisation": 0.0,
+        "scale": 1.0,
+        "learn_scale": False,
+    }
     ours, episode = make(KernelClosedForm, kind, outputs=outputs, jitter=1e-8, **options)
     theirs, _ = make(MetaRkhsII, kind, time="infinite", outputs=outputs, jitter=1e-8)
     theirs.load_state_dict(ours.state_dict())
@@ -142,12 +162,20 @@ def test_sourced_limit_of_the_kernel_closed_form(kind, outputs):
     same(predict(ours, episode), dense_flow(ours, episode, outputs, limit))
     late, _ = make(MetaRkhsII, kind, time=1e5, outputs=outputs)
     late.load_state_dict(ours.state_dict())
-    same(predict(late, episode), predict(theirs, episode), 1e-4)  # as near as the jitter lets them be
+    same(
+        predict(late, episode), predict(theirs, episode), 1e-4
+    )  # as near as the jitter lets them be
 
 
 def test_tangent_kernel_of_the_head_is_the_linear_kernel_with_a_bias():
     learner, episode = make(
-        KernelClosedForm, kernel="ntk", residual=True, parameters="head", regularisation=0.3, jitter=0.0, scale=1.0
+        KernelClosedForm,
+        kernel="ntk",
+        residual=True,
+        parameters="head",
+        regularisation=0.3,
+        jitter=0.0,
+        scale=1.0,
     )
     support, query = features(learner, episode)
     missing = labels(learner, episode) - head_of(learner, support)
@@ -169,8 +197,16 @@ def test_linear_kernel_without_f_is_ridge():
     """Up to the column of ones, given here by the backbone, and the 1 / n of the squares: regularisation n times as large."""
     ridge, episode = make(Ridge, regularisation=0.2, scale=4.0)
     backbone, task = WithOnes(ridge.backbone), ridge.adapter.task
-    options = {"kernel": "linear", "residual": False, "targets": "one-hot", "jitter": 0.0, "scale": 4.0}
-    kernel = fsl.Learner(backbone, KernelClosedForm(task, backbone, regularisation=0.2 * 6, **options))
+    options = {
+        "kernel": "linear",
+        "residual": False,
+        "targets": "one-hot",
+        "jitter": 0.0,
+        "scale": 4.0,
+    }
+    kernel = fsl.Learner(
+        backbone, KernelClosedForm(task, backbone, regularisation=0.2 * 6, **options)
+    )
     same(predict(kernel, episode), predict(ridge, episode))
 
 
@@ -179,7 +215,9 @@ def test_linear_kernel_without_f_is_ridge():
 def test_ridge_is_that_of_numpy_in_both_forms(n_shot, kind):
     """feature_dim + 1 is 6: fewer and more support items than that."""
     for form in ("smaller", "primal", "woodbury"):
-        learner, episode = make(Ridge, kind, n_shot=n_shot, regularisation=0.1, scale=2.0, form=form)
+        learner, episode = make(
+            Ridge, kind, n_shot=n_shot, regularisation=0.1, scale=2.0, form=form
+        )
         support, query = (np.hstack([z, np.ones((len(z), 1))]) for z in features(learner, episode))
         y, n = labels(learner, episode, "one-hot"), len(support)
         weights = np.linalg.solve(support.T @ support / n + 0.1 * np.eye(6), support.T @ y / n)
@@ -188,7 +226,10 @@ def test_ridge_is_that_of_numpy_in_both_forms(n_shot, kind):
 
 def test_the_smaller_system_is_solved(monkeypatch):
     sizes = []
-    monkeypatch.setattr("fsl_kernel_closed_form.ridge.solve", lambda g, y, r: sizes.append(len(g)) or torch.zeros_like(y))
+    monkeypatch.setattr(
+        "fsl_kernel_closed_form.ridge.solve",
+        lambda g, y, r: sizes.append(len(g)) or torch.zeros_like(y),
+    )
     for n_shot in (1, 2, 7):
         learner, episode = make(Ridge, n_shot=n_shot)
         predict(learner, episode)
@@ -218,7 +259,12 @@ def test_two_batches_are_the_first_order_of_a_maml_step():
         options = {"alpha": alpha, "inner_lr": alpha, "inner_steps": 1, "estimator": "two-batch"}
         learner, episode = make(MetaRkhsI, **options)
         loss = learner.adapter.task.loss
-        gaps.append(abs(learner.train().objective(episode, loss)[0] - learner.eval().objective(episode, loss)[0]).item())
+        gaps.append(
+            abs(
+                learner.train().objective(episode, loss)[0]
+                - learner.eval().objective(episode, loss)[0]
+            ).item()
+        )
     assert gaps[1] < gaps[0] / 90
 
 
@@ -226,14 +272,22 @@ def test_meta_rkhs_i_fine_tunes_by_gradient_steps():
     learner, episode = make(MetaRkhsI, inner_lr=0.2, inner_steps=3)
     weights = {k: v.detach().clone().requires_grad_() for k, v in learner.named_parameters()}
     for _ in range(3):
-        own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+        own = {
+            k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")
+        }
         logits = functional_call(learner.backbone, own, (episode.support.x,))
         logits = logits @ weights["adapter.head.weight"].T + weights["adapter.head.bias"]
         loss = nn.functional.cross_entropy(logits, episode.support.y)
         steps = torch.autograd.grad(loss, list(weights.values()))
-        weights = {k: (v - 0.2 * g).detach().requires_grad_() for (k, v), g in zip(weights.items(), steps, strict=True)}
+        weights = {
+            k: (v - 0.2 * g).detach().requires_grad_()
+            for (k, v), g in zip(weights.items(), steps, strict=True)
+        }
     own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    expected = functional_call(learner.backbone, own, (episode.query.x,)) @ weights["adapter.head.weight"].T
+    expected = (
+        functional_call(learner.backbone, own, (episode.query.x,))
+        @ weights["adapter.head.weight"].T
+    )
     same(predict(learner, episode), (expected + weights["adapter.head.bias"]).detach())
     assert len(learner.trajectory(episode)) == 4
 
@@ -256,7 +310,9 @@ EACH_ADAPTER = pytest.mark.parametrize(("adapter", "options"), ADAPTERS.values()
 
 
 @EACH_ADAPTER
-@pytest.mark.parametrize("damage", ["equal images", "black images", "one class", "every image twice"])
+@pytest.mark.parametrize(
+    "damage", ["equal images", "black images", "one class", "every image twice"]
+)
 @pytest.mark.parametrize("norm", ["none", "transductive"])
 def test_degenerate_support_sets_give_finite_answers_and_gradients(adapter, options, damage, norm):
     learner, episode = make(adapter, norm=norm, **options)
@@ -285,7 +341,9 @@ def test_a_pixel_that_is_nan_reaches_the_loss_alone_and_under_vmap(adapter, opti
     episode = episode._replace(support=episode.support._replace(x=damaged))
     learner.eval()  # meta-rkhs-i looks at the support set there only
     assert learner.objective(episode, learner.adapter.task.loss)[0].isnan()
-    batch = fsl.Episode(*(torch.utils._pytree.tree_map(lambda t: t[None], part) for part in episode))
+    batch = fsl.Episode(
+        *(torch.utils._pytree.tree_map(lambda t: t[None], part) for part in episode)
+    )
     assert vmap(lambda e: learner.objective(e, learner.adapter.task.loss)[0])(batch).isnan().all()
 
 
@@ -293,7 +351,9 @@ def test_a_pixel_that_is_nan_reaches_the_loss_alone_and_under_vmap(adapter, opti
 def test_float32_in_float32_out(adapter, options):
     learner, episode = make(adapter, **options)
     learner.float()
-    single = torch.utils._pytree.tree_map(lambda t: t.float() if t.is_floating_point() else t, episode)
+    single = torch.utils._pytree.tree_map(
+        lambda t: t.float() if t.is_floating_point() else t, episode
+    )
     found = predict(learner, single)
     assert found.dtype == torch.float32
     learner.double()
@@ -310,7 +370,9 @@ def test_other_norm_policies_under_both_orders_of_vmap(policy, adapter):
     objective = _Objective(learner, task.loss)
 
     def loss(weights, episode):
-        return functional_call(objective, {f"learner.{k}": v for k, v in weights.items()}, (episode,))
+        return functional_call(
+            objective, {f"learner.{k}": v for k, v in weights.items()}, (episode,)
+        )
 
     looped = [grad(loss)(weights, episode) for episode in episodes.unbatch()]
     mapped = vmap(grad(loss), (None, 0))(weights, episodes)

@@ -39,20 +39,56 @@ def make(adapter, **options):
 @pytest.mark.parametrize(
     ("adapter", "options", "message"),
     [
-        (KernelClosedForm, {"kernel": "poly"}, r"kernel-closed-form: kernel: 'poly'\. One of linear, rbf, cosine, ntk"),
-        (KernelClosedForm, {"targets": "hot"}, r"kernel-closed-form: targets: 'hot'\. One of one-hot, centred, plus-minus"),
-        (KernelClosedForm, {"outputs": "one"}, r"kernel-closed-form: outputs: 'one'\. One of shared, full"),
-        (KernelClosedForm, {"regularisation": -1.0}, r"regularisation: -1\.0\. A number above 0, or 0 where it is not learned"),
-        (KernelClosedForm, {"regularisation": 0.0, "learn_regularisation": True}, r"regularisation: 0\.0\. A number above 0, or"),
-        (KernelClosedForm, {"scale": -2.0}, r"kernel-closed-form: scale: -2\.0\. A number above 0, or null"),
-        (KernelClosedForm, {"width": 0.0}, r"kernel-closed-form: width: 0\.0\. A number above 0, or median"),
-        (KernelClosedForm, {"jitter": -1.0}, r"kernel-closed-form: jitter: -1\.0\. A number from 0"),
+        (
+            KernelClosedForm,
+            {"kernel": "poly"},
+            r"kernel-closed-form: kernel: 'poly'\. One of linear, rbf, cosine, ntk",
+        ),
+        (
+            KernelClosedForm,
+            {"targets": "hot"},
+            r"kernel-closed-form: targets: 'hot'\. One of one-hot, centred, plus-minus",
+        ),
+        (
+            KernelClosedForm,
+            {"outputs": "one"},
+            r"kernel-closed-form: outputs: 'one'\. One of shared, full",
+        ),
+        (
+            KernelClosedForm,
+            {"regularisation": -1.0},
+            r"regularisation: -1\.0\. A number above 0, or 0 where it is not learned",
+        ),
+        (
+            KernelClosedForm,
+            {"regularisation": 0.0, "learn_regularisation": True},
+            r"regularisation: 0\.0\. A number above 0, or",
+        ),
+        (
+            KernelClosedForm,
+            {"scale": -2.0},
+            r"kernel-closed-form: scale: -2\.0\. A number above 0, or null",
+        ),
+        (
+            KernelClosedForm,
+            {"width": 0.0},
+            r"kernel-closed-form: width: 0\.0\. A number above 0, or median",
+        ),
+        (
+            KernelClosedForm,
+            {"jitter": -1.0},
+            r"kernel-closed-form: jitter: -1\.0\. A number from 0",
+        ),
         (
             KernelClosedForm,
             {"kernel": "ntk", "parameters": ["head.*", "layer4.*"]},
             r"parameters: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.conv\.weight, .*bias",
         ),
-        (KernelClosedForm, {"kernel": "ntk", "parameters": []}, r"parameters: '' matches no parameter\. "),
+        (
+            KernelClosedForm,
+            {"kernel": "ntk", "parameters": []},
+            r"parameters: '' matches no parameter\. ",
+        ),
         (Ridge, {"regularisation": 0.0}, r"ridge: regularisation: 0\.0\. A number above 0"),
         (Ridge, {"scale": 0.0}, r"ridge: scale: 0\.0\. A number above 0, or null"),
         (Ridge, {"form": "dual"}, r"ridge: form: 'dual'\. One of smaller, primal, woodbury"),
@@ -60,9 +96,17 @@ def make(adapter, **options):
         (MetaRkhsI, {"alpha": -1.0}, r"meta-rkhs-i: alpha: -1\.0\. A number from 0"),
         (MetaRkhsI, {"inner_lr": 0.0}, r"meta-rkhs-i: inner_lr: 0\.0\. A number above 0"),
         (MetaRkhsI, {"inner_steps": -1}, r"meta-rkhs-i: inner_steps: -1\. A whole number from 0"),
-        (MetaRkhsI, {"estimator": "one"}, r"meta-rkhs-i: estimator: 'one'\. One of squared-norm, two-batch"),
+        (
+            MetaRkhsI,
+            {"estimator": "one"},
+            r"meta-rkhs-i: estimator: 'one'\. One of squared-norm, two-batch",
+        ),
         (MetaRkhsII, {"time": 0.0}, r"meta-rkhs-ii: time: 0\.0\. A number above 0, or infinite"),
-        (MetaRkhsII, {"exponential": "pade33"}, r"meta-rkhs-ii: exponential: 'pade33'\. One of exact, pade11, pade22"),
+        (
+            MetaRkhsII,
+            {"exponential": "pade33"},
+            r"meta-rkhs-ii: exponential: 'pade33'\. One of exact, pade11, pade22",
+        ),
         (MetaRkhsII, {"outputs": "one"}, r"meta-rkhs-ii: outputs: 'one'\. One of shared, full"),
         (MetaRkhsII, {"targets": "hot"}, r"meta-rkhs-ii: targets: 'hot'\. One of "),
         (MetaRkhsII, {"scale": 0.0}, r"meta-rkhs-ii: scale: 0\.0\. A number above 0"),
@@ -83,25 +127,42 @@ class Foreign(nn.Sequential):
 
 def test_tangents_through_batch_norm_of_torch_are_refused():
     message = (
-        r"parameters: a tangent kernel through BatchNorm1d, whose third derivatives are wrong in torch\. A backbone with fsl.Norm"
+        r"parameters: a tangent kernel through BatchNorm1d, whose third derivatives are wrong "
+        r"in torch\. A backbone with fsl.Norm"
     )
     with pytest.raises(ValueError, match=message):
         MetaRkhsII(tiny_task(), Foreign())
-    assert MetaRkhsII(tiny_task(), Foreign(), parameters="head").names == ["head.weight", "head.bias"]
+    assert MetaRkhsII(tiny_task(), Foreign(), parameters="head").names == [
+        "head.weight",
+        "head.bias",
+    ]
 
 
 def test_are_registered():
     found = []
     fsl_kernel_closed_form.fsl_register_adapters(found.append)
-    assert [adapter.name for adapter in found] == ["kernel-closed-form", "ridge", "meta-rkhs-i", "meta-rkhs-ii"]
+    assert [adapter.name for adapter in found] == [
+        "kernel-closed-form",
+        "ridge",
+        "meta-rkhs-i",
+        "meta-rkhs-ii",
+    ]
     assert all(adapter.vectorizable and adapter.order == 2 for adapter in found)
 
 
 def test_learned_numbers_are_parameters_and_start_where_they_are_told():
-    options = {"learn_regularisation": True, "learn_width": True, "width": 2.0, "scale": 5.0, "regularisation": 0.3}
+    options = {
+        "learn_regularisation": True,
+        "learn_width": True,
+        "width": 2.0,
+        "scale": 5.0,
+        "regularisation": 0.3,
+    }
     learned = make(KernelClosedForm, residual=False, **options).adapter
     assert set(learned.state_dict()) == {"rbf.factor.log", "regularisation.log", "scale.log"}
-    found = [number().item() for number in (learned.rbf.factor, learned.regularisation, learned.scale)]
+    found = [
+        number().item() for number in (learned.rbf.factor, learned.regularisation, learned.scale)
+    ]
     assert found == pytest.approx([2.0, 0.3, 5.0])
     fixed = make(KernelClosedForm, residual=False, learn_width=False, learn_scale=False).adapter
     assert not fixed.state_dict()
@@ -119,7 +180,10 @@ def test_scale_starts_at_ten_for_logits_and_at_one_for_values():
 )
 def test_size_of_the_tangent_kernel(adapter, options, kernel_rows, monkeypatch):
     sizes = []
-    monkeypatch.setattr("fsl_kernel_closed_form.meta_rkhs_ii.finite_time", lambda g, r, *_: sizes.append(len(g)) or 0 * r)
+    monkeypatch.setattr(
+        "fsl_kernel_closed_form.meta_rkhs_ii.finite_time",
+        lambda g, r, *_: sizes.append(len(g)) or 0 * r,
+    )
     learner = make(adapter, **options)
     learner.adapt(tiny_episodes(tiny_task(), 1).unbatch()[0])
     assert sizes == [kernel_rows]
@@ -127,7 +191,12 @@ def test_size_of_the_tangent_kernel(adapter, options, kernel_rows, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kernel": "linear"}, {"kernel": "cosine"}, {"residual": True}, {"kernel": "ntk", "residual": True}],
+    [
+        {"kernel": "linear"},
+        {"kernel": "cosine"},
+        {"residual": True},
+        {"kernel": "ntk", "residual": True},
+    ],
     ids=["linear", "cosine", "rbf", "ntk"],
 )
 @pytest.mark.slow
@@ -135,7 +204,10 @@ def test_compiled_is_the_loop(options):
     """Graph capture and ahead-of-time autograd, which is where transforms and reads of values would fail."""
     with double_precision():
         learner, task = make(KernelClosedForm, **options), tiny_task()
-        episodes, weights = tiny_episodes(task, 2), {k: v.detach() for k, v in learner.named_parameters()}
+        episodes, weights = (
+            tiny_episodes(task, 2),
+            {k: v.detach() for k, v in learner.named_parameters()},
+        )
 
         def loss(weights, support, query):
             logits = functional_call(learner, weights, (support, query.x))
@@ -145,7 +217,9 @@ def test_compiled_is_the_loop(options):
             return vmap(loss, (None, 0, 0))(weights, support, query).sum()
 
         expected = grad(total)(weights, *episodes[:2])
-        found = torch.compile(grad(total), backend="aot_eager", fullgraph=True)(weights, *episodes[:2])
+        found = torch.compile(grad(total), backend="aot_eager", fullgraph=True)(
+            weights, *episodes[:2]
+        )
         for name in weights:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-11)
 
@@ -171,7 +245,10 @@ def test_adapters_without_a_head_are_judged_on_other_ways_and_shots(adapter, run
 
 def test_a_head_fixes_the_ways(run):
     message = r"evaluate\.n_way: adapter\.head\.weight of adapter 'meta-rkhs-ii' has a size fixed by n_way 3"
-    with pytest.raises(fsl.RecipeError, match=message), run("{name: meta-rkhs-ii}", "evaluate.n_way=5"):
+    with (
+        pytest.raises(fsl.RecipeError, match=message),
+        run("{name: meta-rkhs-ii}", "evaluate.n_way=5"),
+    ):
         pass
 
 

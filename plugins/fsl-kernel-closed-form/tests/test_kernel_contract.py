@@ -15,7 +15,9 @@ class ClosedFormContract(AdapterContract):
 
 class TestLinear(ClosedFormContract):
     def make(self, task, backbone):
-        return KernelClosedForm(task, backbone, kernel="linear", residual=False, learn_regularisation=True)
+        return KernelClosedForm(
+            task, backbone, kernel="linear", residual=False, learn_regularisation=True
+        )
 
 
 class TestRbf(ClosedFormContract):
@@ -25,21 +27,29 @@ class TestRbf(ClosedFormContract):
 
 class TestRbfOfGivenWidth(ClosedFormContract):
     def make(self, task, backbone):
-        return KernelClosedForm(task, backbone, residual=False, width=0.7, targets="one-hot", learn_regularisation=True)
+        return KernelClosedForm(
+            task, backbone, residual=False, width=0.7, targets="one-hot", learn_regularisation=True
+        )
 
 
 class TestCosine(ClosedFormContract):
     def make(self, task, backbone):
-        return KernelClosedForm(task, backbone, kernel="cosine", residual=True, targets="plus-minus")
+        return KernelClosedForm(
+            task, backbone, kernel="cosine", residual=True, targets="plus-minus"
+        )
 
 
 class TestTangent(ClosedFormContract):
     def make(self, task, backbone):
-        return KernelClosedForm(task, backbone, kernel="ntk", residual=True, learn_regularisation=True)
+        return KernelClosedForm(
+            task, backbone, kernel="ntk", residual=True, learn_regularisation=True
+        )
 
 
 class TestTangentBetweenOutputs(ClosedFormContract):
-    without_gradient = ("adapter.head.bias",)  # no derivative of f depends on it, and f itself is left out
+    without_gradient = (
+        "adapter.head.bias",
+    )  # no derivative of f depends on it, and f itself is left out
 
     def make(self, task, backbone):
         return KernelClosedForm(task, backbone, kernel="ntk", outputs="full", residual=False)
@@ -47,7 +57,9 @@ class TestTangentBetweenOutputs(ClosedFormContract):
 
 class TestTangentOfTheHead(ClosedFormContract):
     def make(self, task, backbone):
-        return KernelClosedForm(task, backbone, kernel="ntk", residual=True, parameters="head", regularisation=0.01)
+        return KernelClosedForm(
+            task, backbone, kernel="ntk", residual=True, parameters="head", regularisation=0.01
+        )
 
 
 class TestRidge(ClosedFormContract):
@@ -57,7 +69,14 @@ class TestRidge(ClosedFormContract):
 
 class TestRidgePrimal(ClosedFormContract):
     def make(self, task, backbone):
-        return Ridge(task, backbone, regularisation=0.5, learn_regularisation=True, form="primal", targets="centred")
+        return Ridge(
+            task,
+            backbone,
+            regularisation=0.5,
+            learn_regularisation=True,
+            form="primal",
+            targets="centred",
+        )
 
 
 class TestMetaRkhsI(ClosedFormContract):
@@ -82,7 +101,13 @@ class TestMetaRkhsIIBetweenOutputs(ClosedFormContract):
 
 class TestMetaRkhsIIPade(ClosedFormContract):
     def make(self, task, backbone):
-        return MetaRkhsII(task, backbone, time=0.3, exponential="pade22", parameters=["head.*", "backbone.linear.*"])
+        return MetaRkhsII(
+            task,
+            backbone,
+            time=0.3,
+            exponential="pade22",
+            parameters=["head.*", "backbone.linear.*"],
+        )
 
 
 class TestMetaRkhsIIPadeOfOrderOne(ClosedFormContract):

@@ -63,7 +63,10 @@ def test_float32_comes_out_in_float64_and_keeps_digits_that_float32_loses(genera
 
 @pytest.mark.parametrize("copies", [1, 3, 6])
 def test_gradients_of_solve_at_singular_kernels(copies, generator):
-    z, y = features(generator, copies=copies).requires_grad_(), right_side(generator).requires_grad_()
+    z, y = (
+        features(generator, copies=copies).requires_grad_(),
+        right_side(generator).requires_grad_(),
+    )
     strength = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
 
     def through(z, y, strength):
@@ -75,7 +78,11 @@ def test_gradients_of_solve_at_singular_kernels(copies, generator):
 
 def test_gradient_with_the_default_jitter_at_duplicates_of_one_class(generator):
     """Relative jitter 1e-6 on a singular kernel; predictions, not the weights, which is where duplicates cancel."""
-    rows, labels, query = features(generator, n=3), right_side(generator, n=3), features(generator, n=2)
+    rows, labels, query = (
+        features(generator, n=3),
+        right_side(generator, n=3),
+        features(generator, n=2),
+    )
 
     def predictions(rows):
         z, y = rows.repeat_interleave(2, 0), labels.repeat_interleave(2, 0)
@@ -91,7 +98,9 @@ def test_a_raised_jitter_is_used_and_reported(generator):
     with pytest.warns(JitterWarning, match=message + "A larger regularisation or jitter"):
         found = solve(indefinite, y, 0.0)
     mean = indefinite.diagonal().mean()
-    assert close(found, torch.linalg.solve(indefinite + 1e-6 * mean * torch.eye(3, dtype=torch.float64), y))
+    assert close(
+        found, torch.linalg.solve(indefinite + 1e-6 * mean * torch.eye(3, dtype=torch.float64), y)
+    )
 
 
 def test_each_kernel_of_a_batch_has_its_own_jitter_also_under_vmap(generator):
@@ -101,7 +110,9 @@ def test_each_kernel_of_a_batch_has_its_own_jitter_also_under_vmap(generator):
     with pytest.warns(JitterWarning):
         batched = solve(both, y, 0.0)
     assert close(batched[0], y[0], 1e-15)
-    mapped = vmap(lambda gram, y: solve(gram, y, 0.0))(both, y)  # no value can be read there: no warning either
+    mapped = vmap(lambda gram, y: solve(gram, y, 0.0))(
+        both, y
+    )  # no value can be read there: no warning either
     assert torch.equal(mapped, batched)
 
 
@@ -120,7 +131,9 @@ def test_a_kernel_of_zeros_is_solved(generator):
 def test_exact_exponential_is_that_of_scipy(copies, time, generator):
     z, y = features(generator, copies=copies), right_side(generator)
     gram = (z @ z.T).numpy()
-    block = np.zeros((12, 12))  # exp [[A, I], [0, 0]] = [[exp A, (exp A - I) / A], [0, I]], for singular A too
+    block = np.zeros(
+        (12, 12)
+    )  # exp [[A, I], [0, 0]] = [[exp A, (exp A - I) / A], [0, I]], for singular A too
     block[:6, :6], block[:6, 6:] = -time * gram, time * np.eye(6)
     assert close(finite_time(z @ z.T, y, time), scipy.linalg.expm(block)[:6, 6:] @ y.numpy())
 
@@ -134,20 +147,27 @@ def test_pade_approximants_are_those_of_the_paper(order, time, generator):
     square = a @ a / 12 if order == 2 else 0
     exponential = np.linalg.solve(identity - a / 2 + square, identity + a / 2 + square)
     expected = np.linalg.solve(gram, (identity - exponential) @ y.numpy())
-    assert close(finite_time(z @ z.T, y, time, f"pade{order}{order}"), expected, 1e-7 if time > 100 else 1e-9)
+    assert close(
+        finite_time(z @ z.T, y, time, f"pade{order}{order}"), expected, 1e-7 if time > 100 else 1e-9
+    )
 
 
 @pytest.mark.parametrize(("exponential", "error"), [("pade11", 1e-4), ("pade22", 1e-9)])
 def test_pade_approximants_approach_the_exponential_for_short_times(exponential, error, generator):
     z, y = features(generator), right_side(generator)
     assert close(finite_time(z @ z.T, y, 0.01, exponential), finite_time(z @ z.T, y, 0.01), error)
-    assert not close(finite_time(z @ z.T, y, 100.0, exponential), finite_time(z @ z.T, y, 100.0), 0.1)
+    assert not close(
+        finite_time(z @ z.T, y, 100.0, exponential), finite_time(z @ z.T, y, 100.0), 0.1
+    )
 
 
 @pytest.mark.parametrize("exponential", ["exact", "pade11", "pade22"])
 @pytest.mark.parametrize("copies", [1, 3, 6])
 def test_gradients_of_the_exponential_at_repeated_eigenvalues(exponential, copies, generator):
-    z, y = features(generator, copies=copies).requires_grad_(), right_side(generator).requires_grad_()
+    z, y = (
+        features(generator, copies=copies).requires_grad_(),
+        right_side(generator).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(lambda z, y: finite_time(z @ z.T, y, 2.0, exponential), (z, y))
 
 
@@ -162,7 +182,9 @@ def test_gradient_of_the_exact_exponential_is_that_of_matrix_exp(time, generator
 
     found = grad(lambda gram: finite_time(gram, y, time).square().sum())(gram)
     expected = grad(lambda gram: by_blocks(gram).square().sum())(gram)
-    assert close(found + found.T, expected + expected.T)  # the gradient with respect to a symmetric matrix
+    assert close(
+        found + found.T, expected + expected.T
+    )  # the gradient with respect to a symmetric matrix
 
 
 def test_time_without_end_is_the_solve(generator):
@@ -179,12 +201,18 @@ def test_divided_differences_against_extended_precision(scale):
         a, b = np.longdouble(x[i].item()), np.longdouble(x[j].item())
         expected = (np.expm1(a) / a - np.expm1(b) / b) / (a - b)
         assert abs(found[i, j] - expected) <= max(1e-9, 1e-18 / scale) * abs(expected)
-    assert np.allclose(np.diag(_second(torch.zeros(3, dtype=torch.float64)).numpy()), 0.5, rtol=1e-15)
+    assert np.allclose(
+        np.diag(_second(torch.zeros(3, dtype=torch.float64)).numpy()), 0.5, rtol=1e-15
+    )
 
 
 def test_nan_stays_nan(generator):
     assert finite_time(torch.full((2, 2), torch.nan), right_side(generator, n=2), 1.0).isnan().all()
-    assert finite_time(torch.full((2, 2), torch.nan), right_side(generator, n=2), 1.0, "pade22").isnan().all()
+    assert (
+        finite_time(torch.full((2, 2), torch.nan), right_side(generator, n=2), 1.0, "pade22")
+        .isnan()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("exponential", ["exact", "pade11", "pade22"])

@@ -34,7 +34,10 @@ class Remembered(Tensor):
             value = function(*arguments, **options)
         if not isinstance(value, Tensor):
             return value
-        return remembered(value, lambda weights: function(*(_again(part, weights) for part in arguments), **options))
+        return remembered(
+            value,
+            lambda weights: function(*(_again(part, weights) for part in arguments), **options),
+        )
 
 
 def remembered(value: Tensor, again: Callable[[Weights], Tensor]) -> Remembered:
@@ -73,10 +76,20 @@ class _LossItself(fsl.TaskShape):
 class MAML(nn.Module):
     """`learn2learn.algorithms.MAML` by the adapter `maml`; `adapter_options` are those of the recipe."""
 
-    def __init__(self, model, lr, first_order=False, allow_unused=None, allow_nograd=False, adapter_options: dict | None = None):
+    def __init__(
+        self,
+        model,
+        lr,
+        first_order=False,
+        allow_unused=None,
+        allow_nograd=False,
+        adapter_options: dict | None = None,
+    ):
         super().__init__()
         self.module = model
-        self.options = {"inner_lr": lr, "inner_steps": 1, "order": 1 if first_order else 2} | (adapter_options or {})
+        self.options = {"inner_lr": lr, "inner_steps": 1, "order": 1 if first_order else 2} | (
+            adapter_options or {}
+        )
         self.allow_nograd = allow_nograd
         self.adapter, self.adapted = None, None
 
@@ -105,12 +118,15 @@ class Clone:
 
     def __init__(self, of: MAML):
         self.of, self.model = of, of.module
-        self.weights: Weights = {name: weight.clone() for name, weight in self.model.named_parameters()}
+        self.weights: Weights = {
+            name: weight.clone() for name, weight in self.model.named_parameters()
+        }
 
     def __call__(self, x: Tensor) -> Tensor:
         buffers = dict(self.model.named_buffers())
         return remembered(
-            self.compute(self.weights | buffers, x), lambda weights: self.compute(self.weights | weights | buffers, x)
+            self.compute(self.weights | buffers, x),
+            lambda weights: self.compute(self.weights | weights | buffers, x),
         )
 
     def compute(self, tensors: Weights, x: Tensor) -> Tensor:
@@ -118,18 +134,25 @@ class Clone:
 
     def parameters(self) -> list[Tensor]:
         frozen = dict(self.weights)
-        return [remembered(w, lambda weights, name=name: (frozen | weights)[name]) for name, w in frozen.items()]
+        return [
+            remembered(w, lambda weights, name=name: (frozen | weights)[name])
+            for name, w in frozen.items()
+        ]
 
     def adapt(self, loss: Remembered, allow_nograd: bool | None = None) -> None:
         trained = [name for name, weight in self.weights.items() if weight.requires_grad]
-        if len(trained) < len(self.weights) and not (self.of.allow_nograd if allow_nograd is None else allow_nograd):
+        if len(trained) < len(self.weights) and not (
+            self.of.allow_nograd if allow_nograd is None else allow_nograd
+        ):
             raise RuntimeError("a parameter that requires no gradient, and allow_nograd is False")
         adapter = self.of.start(self.weights, trained)
         backbone = _Posed(self.weights, trained)
         backbone.loss = loss.again
         predict = adapter.adapt(backbone, fsl.LabelledSet(LOSS, LOSS))
         moved = predict(WEIGHTS)[:, 0].split([self.weights[name].numel() for name in trained])
-        self.weights |= {name: new.view_as(self.weights[name]) for name, new in zip(trained, moved, strict=True)}
+        self.weights |= {
+            name: new.view_as(self.weights[name]) for name, new in zip(trained, moved, strict=True)
+        }
 
 
 class MetaSGD(MAML):
@@ -155,13 +178,30 @@ class GBML(MetaSGD):
     """
 
     def __init__(
-        self, module, transform, lr=1.0, adapt_transform=False, first_order=False, allow_unused=False, allow_nograd=False
+        self,
+        module,
+        transform,
+        lr=1.0,
+        adapt_transform=False,
+        first_order=False,
+        allow_unused=False,
+        allow_nograd=False,
     ):
         probe = transform(torch.ones(3))(torch.arange(3.0)[None])
         if not torch.equal(probe.flatten(), torch.arange(3.0)):
             raise NotImplementedError("a transform that does not start as a scale of one")
-        MAML.__init__(self, module, lr, first_order, allow_unused, allow_nograd, {"learn_inner_lr": "elementwise"})
-        weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        MAML.__init__(
+            self,
+            module,
+            lr,
+            first_order,
+            allow_unused,
+            allow_nograd,
+            {"learn_inner_lr": "elementwise"},
+        )
+        weights = {
+            name: weight for name, weight in module.named_parameters() if weight.requires_grad
+        }
         self.start(weights, list(weights))
 
 

@@ -37,7 +37,10 @@ def test_every_component_says_what_to_do():
     assert {kind for kind, _ in plugin.offers} == {"episodes", "backbone", "adapter"}
     for kind, name in plugin.offers:
         component = registry.get(kind, name)
-        with pytest.raises(PluginError, match=r"^fsl-learn2learn: learn2learn cannot be imported \(.+\)\. " + COMMAND):
+        with pytest.raises(
+            PluginError,
+            match=r"^fsl-learn2learn: learn2learn cannot be imported \(.+\)\. " + COMMAND,
+        ):
             component.build(component.options(name=name), task=tiny_task(), backbone=TinyBackbone())
 
 
@@ -54,7 +57,10 @@ def test_qpth_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "learn2learn", lambda: None)
     for name in ("qpth", "qpth.qp"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(PluginError, match=r"qpth, which MetaOptNet needs, .*python -m fsl_learn2learn\.install --metaoptnet$"):
+    with pytest.raises(
+        PluginError,
+        match=r"qpth, which MetaOptNet needs, .*python -m fsl_learn2learn\.install --metaoptnet$",
+    ):
         library.require_qpth()
 
 
@@ -75,7 +81,15 @@ class TestInstall:
     def test_the_imports_and_then_a_build_with_cython_elsewhere(self, commands):
         assert install.main(["-c", "constraints.txt"]) == 0
         imports, tools, build = commands
-        assert imports == ["-c", "constraints.txt", "gym", "requests", "scipy", "tqdm", "torchvision"]
+        assert imports == [
+            "-c",
+            "constraints.txt",
+            "gym",
+            "requests",
+            "scipy",
+            "tqdm",
+            "torchvision",
+        ]
         assert tools[0] == "--target"
         assert "cython" in tools
         assert build[:2] == ["-c", "constraints.txt"]
@@ -91,9 +105,15 @@ class TestInstall:
         assert install.main(["--metaoptnet"]) == 0
         assert commands[-2:] == [["cvxpy"], ["--no-deps", "qpth==0.0.18"]]
 
-    def test_a_failure_is_one_line(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def test_a_failure_is_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ):
         lines = "Building wheel\n  x86_64-linux-gnu-gcc: command not found\n  ERROR: Failed to build learn2learn\n"
-        monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", lines))
+        monkeypatch.setattr(
+            subprocess,
+            "run",
+            lambda command, **_: subprocess.CompletedProcess(command, 1, "", lines),
+        )
         assert install.main([]) == 1
         expected = "fsl-learn2learn: learn2learn 0.2.0 was not installed: ERROR: Failed to build learn2learn\n"
         assert capsys.readouterr().err == expected

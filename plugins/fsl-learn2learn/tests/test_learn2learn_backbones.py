@@ -53,8 +53,16 @@ def test_transductive_is_learn2learns_batchnorm_in_training_mode(name, l2l):
     """The same weights in both; float64."""
     with double_precision():
         shape = task(3, 32, 32)
-        ours = L2lCnn4(shape, channels=8) if name == "CNN4Backbone" else ResNet12(shape, wider=False, avg_pool=False)
-        options = {"hidden_size": 8} if name == "CNN4Backbone" else {"avg_pool": False, "wider": False, "dropblock_dropout": 0.0}
+        ours = (
+            L2lCnn4(shape, channels=8)
+            if name == "CNN4Backbone"
+            else ResNet12(shape, wider=False, avg_pool=False)
+        )
+        options = (
+            {"hidden_size": 8}
+            if name == "CNN4Backbone"
+            else {"avg_pool": False, "wider": False, "dropblock_dropout": 0.0}
+        )
         theirs = getattr(l2l.vision.models, name)(**options)
         for found, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
             wanted.data.copy_(found.data.uniform_(-0.3, 0.3))
@@ -98,15 +106,24 @@ class OneStep(fsl.Adapter):
 
 
 @pytest.mark.parametrize(
-    ("make", "norm"), [*((L2lCnn4, norm) for norm in ("transductive", "support", "group", "none")), (ResNet12, "transductive")]
+    ("make", "norm"),
+    [
+        *((L2lCnn4, norm) for norm in ("transductive", "support", "group", "none")),
+        (ResNet12, "transductive"),
+    ],
 )
 def test_a_meta_batch_as_one_batch_is_the_loop(make, norm):
     """Under vmap, second derivatives too; of the large network first ones, for time. float64, 1e-9."""
     with double_precision():
         torch.manual_seed(0)
         shape = task(3, 16, 16)
-        options = {"channels": 4, "layers": 2} if make is L2lCnn4 else {"avg_pool": False, "wider": False}
-        learner = fsl.Learner(make(shape, norm=norm, **options), (OneStep if make is L2lCnn4 else NearestCentroid)(shape))
+        options = (
+            {"channels": 4, "layers": 2} if make is L2lCnn4 else {"avg_pool": False, "wider": False}
+        )
+        learner = fsl.Learner(
+            make(shape, norm=norm, **options),
+            (OneStep if make is L2lCnn4 else NearestCentroid)(shape),
+        )
         assert why_not_vectorized(learner) is None
         batch = episodes(shape, 2)
         found = [_gradients(learner, Execution(mode), batch, shape) for mode in ("loop", "vmap")]
@@ -115,11 +132,17 @@ def test_a_meta_batch_as_one_batch_is_the_loop(make, norm):
 
 def test_own_batchnorm_is_sent_to_the_loop():
     shape = task(3, 16, 16)
-    learner = fsl.Learner(L2lCnn4(shape, channels=4, layers=2, norm="batchnorm"), NearestCentroid(shape))
+    learner = fsl.Learner(
+        L2lCnn4(shape, channels=4, layers=2, norm="batchnorm"), NearestCentroid(shape)
+    )
     choice = settle(Execution("vmap"), learner)
     assert choice.execution.mode == "loop"
     assert "is a BatchNorm2d, whose second derivatives are wrong under vmap" in choice.reason
-    assert all(isinstance(m, nn.BatchNorm2d) for n, m in learner.backbone.named_modules() if n.endswith("normalize"))
+    assert all(
+        isinstance(m, nn.BatchNorm2d)
+        for n, m in learner.backbone.named_modules()
+        if n.endswith("normalize")
+    )
 
 
 def test_own_batchnorm_keeps_no_statistics():
@@ -162,6 +185,8 @@ def test_pictures_that_do_not_fit(make, input_shape, message):
         make(task(*input_shape))
 
 
-def _gradients(learner: fsl.Learner, execution: Execution, batch: fsl.Episode, shape: fsl.TaskShape):
+def _gradients(
+    learner: fsl.Learner, execution: Execution, batch: fsl.Episode, shape: fsl.TaskShape
+):
     MetaGradient(learner, Uniform(), shape.loss, execution)(batch)
     return [p.grad.clone() for p in learner.parameters()]

@@ -25,7 +25,11 @@ from fsl_learn2learn.datasets import SOURCES
 from fsl_learn2learn.episodes import splits_of
 
 RANDOM = np.random.default_rng(0)
-TOY = {"train": ["Greek/character01", "Greek/character02"], "validation": ["Latin/character01"], "test": ["Keble/character01"]}
+TOY = {
+    "train": ["Greek/character01", "Greek/character02"],
+    "validation": ["Latin/character01"],
+    "test": ["Keble/character01"],
+}
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -44,7 +48,10 @@ def pickled(file: Path, content: object) -> None:
 
 def mini_imagenet(root: Path) -> None:
     rows = {f"n0{c}": list(range(c, 12, 3)) for c in range(3)}
-    pickled(root / "mini-imagenet-cache-test.pkl", {"image_data": noise(12, 84, 84, 3), "class_dict": rows})
+    pickled(
+        root / "mini-imagenet-cache-test.pkl",
+        {"image_data": noise(12, 84, 84, 3), "class_dict": rows},
+    )
 
 
 def tiered_imagenet(root: Path) -> None:
@@ -109,7 +116,9 @@ def fungi(root: Path) -> None:
         images.append({"id": i, "file_name": file})
         marks.append({"image_id": i, "category_id": known[i % 6]})
     for part, rows in (("train", slice(0, 20)), ("val", slice(20, None))):
-        (root / "fgvc_fungi" / f"{part}.json").write_text(json.dumps({"images": images[rows], "annotations": marks[rows]}))
+        (root / "fgvc_fungi" / f"{part}.json").write_text(
+            json.dumps({"images": images[rows], "annotations": marks[rows]})
+        )
 
 
 def flowers(root: Path) -> None:
@@ -141,7 +150,11 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_every_data_set_has_a_toy():
-    assert set(TOYS) | {"l2l-omniglot"} == set(CLASSES) == {n for n in load().names("episodes") if load_is_ours(n)}
+    assert (
+        set(TOYS) | {"l2l-omniglot"}
+        == set(CLASSES)
+        == {n for n in load().names("episodes") if load_is_ours(n)}
+    )
 
 
 def load_is_ours(name: str) -> bool:
@@ -163,8 +176,12 @@ def test_pictures_are_those_of_learn2learn(name: str, root: Path, l2l):
         picture, label = theirs[i]
         if isinstance(picture, torch.Tensor):
             picture = picture.permute(1, 2, 0).to(torch.uint8).numpy()
-        expected.setdefault(int(label), []).append(source.pixels(_openable(picture, root)).numpy().tobytes())
-    found = {name: sorted(image.numpy().tobytes() for image in images) for name, images in pool.items()}
+        expected.setdefault(int(label), []).append(
+            source.pixels(_openable(picture, root)).numpy().tobytes()
+        )
+    found = {
+        name: sorted(image.numpy().tobytes() for image in images) for name, images in pool.items()
+    }
     assert sorted(found.values()) == sorted(sorted(images) for images in expected.values())
     episode = source.batch("test", [0, 1], seed=0)
     assert episode.support.x.shape == (2, 3, *source.task.input_shape)
@@ -173,7 +190,11 @@ def test_pictures_are_those_of_learn2learn(name: str, root: Path, l2l):
 
 def _openable(picture, root: Path):
     """A picture as the source's `pixels` takes it: DTD's takes a file."""
-    if not isinstance(picture, Image.Image) or picture.size != (24, 16) or not (root / "describable_textures").is_dir():
+    if (
+        not isinstance(picture, Image.Image)
+        or picture.size != (24, 16)
+        or not (root / "describable_textures").is_dir()
+    ):
         return picture
     picture.save(root / "one.png")
     return root / "one.png"
@@ -184,7 +205,9 @@ def test_absent(name: str, root: Path):
     source = CLASSES[name](root=root)
     first = source.needs("train")[0]
     message = rf"^episodes '{name}': no {first}.* in {root} \(download: false\)\. What learn2learn keeps there, in a folder "
-    with pytest.raises(fsl.DataError, match=message + r"named by .*; or `-s episodes\.download=true`, \d.* [GM]B"):
+    with pytest.raises(
+        fsl.DataError, match=message + r"named by .*; or `-s episodes\.download=true`, \d.* [GM]B"
+    ):
         source.check("train")
 
 
@@ -195,8 +218,15 @@ def test_native_pixels_are_kept(root: Path):
     assert pool.classes == ("n00", "n01", "n02")
     assert pool.counts == (4, 4, 4)
     theirs = data["image_data"].transpose(0, 3, 1, 2)
-    assert {image.numpy().tobytes() for image in pool.images[:4]} == {theirs[i].tobytes() for i in data["class_dict"]["n00"]}
-    assert datasets.MiniImagenet(root=root, image_size=32).pool("test").images.shape == (12, 3, 32, 32)
+    assert {image.numpy().tobytes() for image in pool.images[:4]} == {
+        theirs[i].tobytes() for i in data["class_dict"]["n00"]
+    }
+    assert datasets.MiniImagenet(root=root, image_size=32).pool("test").images.shape == (
+        12,
+        3,
+        32,
+        32,
+    )
 
 
 def test_decoded_once_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -211,10 +241,16 @@ def test_decoded_once_until_a_file_changes(root: Path, monkeypatch: pytest.Monke
 
 def test_crop_is_the_bounding_box(root: Path):
     aircraft(root)
-    whole, cropped = (datasets.Aircraft(root=root, crop=crop, image_size=10).pool("test") for crop in (False, True))
+    whole, cropped = (
+        datasets.Aircraft(root=root, crop=crop, image_size=10).pool("test")
+        for crop in (False, True)
+    )
     assert whole.digest != cropped.digest
     images = root / "fgvc_aircraft" / "fgvc-aircraft-2013b" / "data" / "images"
-    expected = {np.asarray(Image.open(images / f"000{i}.jpg"))[3:13, 2:12].transpose(2, 0, 1).tobytes() for i in range(4)}
+    expected = {
+        np.asarray(Image.open(images / f"000{i}.jpg"))[3:13, 2:12].transpose(2, 0, 1).tobytes()
+        for i in range(4)
+    }
     name = splits_of("fgvc_aircraft")["test"][0]
     assert {image.numpy().tobytes() for image in dict(cropped.items())[name]} == expected
 
@@ -224,29 +260,41 @@ def test_quickdraw_keeps_the_first_drawings(root: Path):
     pool = datasets.QuickDraw(root=root, per_class=2).pool("validation")
     assert set(pool.counts) == {2}
     drawings = np.load(root / "quickdraw" / f"{pool.classes[0]}.npy")[:2].reshape(2, 1, 28, 28)
-    assert {image.tobytes() for image in drawings} == {image.numpy().tobytes() for image in pool.images[:2]}
+    assert {image.tobytes() for image in drawings} == {
+        image.numpy().tobytes() for image in pool.images[:2]
+    }
 
 
 def test_a_damaged_file(root: Path):
     mini_imagenet(root)
     file = root / "mini-imagenet-cache-test.pkl"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(fsl.DataError, match=r"mini-imagenet-cache-test.pkl in .*: learn2learn cannot read it \(.*The files as"):
+    with pytest.raises(
+        fsl.DataError,
+        match=r"mini-imagenet-cache-test.pkl in .*: learn2learn cannot read it \(.*The files as",
+    ):
         datasets.MiniImagenet(root=root).check("test")
 
 
 def test_a_root_that_is_no_folder(tmp_path: Path):
-    with pytest.raises(fsl.DataError, match=r"^episodes 'l2l-fc100': .*no such folder.*, with FC100_train\.pickle$"):
+    with pytest.raises(
+        fsl.DataError, match=r"^episodes 'l2l-fc100': .*no such folder.*, with FC100_train\.pickle$"
+    ):
         datasets.Fc100(root=tmp_path / "nowhere").check("train")
 
 
-def test_a_download_that_fails(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_a_download_that_fails(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     def unreachable(*_, **__):
         raise OSError("network is unreachable")
 
     monkeypatch.setattr("requests.get", unreachable)
     monkeypatch.setattr("requests.Session.get", unreachable)
-    with pytest.raises(fsl.DataError, match=r"\(download failed: network is unreachable\)\. .*; or a network connection"):
+    with pytest.raises(
+        fsl.DataError,
+        match=r"\(download failed: network is unreachable\)\. .*; or a network connection",
+    ):
         datasets.Fc100(root=root, download=True).check("train")
     assert "Downloading FC100" not in capsys.readouterr().out
 
@@ -255,7 +303,9 @@ def test_a_download(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Through learn2learn's own, its address answered from a toy archive."""
     fc100(tmp_path)
     for part in ("train", "val"):
-        (tmp_path / f"FC100_{part}.pickle").write_bytes((tmp_path / "FC100_test.pickle").read_bytes())
+        (tmp_path / f"FC100_{part}.pickle").write_bytes(
+            (tmp_path / "FC100_test.pickle").read_bytes()
+        )
     with zipfile.ZipFile(tmp_path / "fc100.zip", "w") as archive:
         for part in ("train", "val", "test"):
             archive.write(tmp_path / f"FC100_{part}.pickle", f"FC100_{part}.pickle")
@@ -265,7 +315,11 @@ def test_a_download(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             yield (tmp_path / "fc100.zip").read_bytes()
 
     monkeypatch.setattr("requests.get", lambda *_, **__: Answer())
-    assert datasets.Fc100(n_way=3, n_query=3, root=root, download=True).pool("test").classes == ("007", "008", "009")
+    assert datasets.Fc100(n_way=3, n_query=3, root=root, download=True).pool("test").classes == (
+        "007",
+        "008",
+        "009",
+    )
 
 
 class TestOmniglot:
@@ -276,7 +330,10 @@ class TestOmniglot:
         monkeypatch.setattr(omniglot, "class_lists", lambda split: TOY)
         (root / "omniglot-py").mkdir()
         md5 = {}
-        for part, names in {"images_background": TOY["train"] + TOY["validation"], "images_evaluation": TOY["test"]}.items():
+        for part, names in {
+            "images_background": TOY["train"] + TOY["validation"],
+            "images_evaluation": TOY["test"],
+        }.items():
             with zipfile.ZipFile(root / "omniglot-py" / f"{part}.zip", "w") as archive:
                 for c, name in enumerate(names):
                     for i in range(20):
@@ -284,7 +341,9 @@ class TestOmniglot:
                         Image.fromarray(noise(105, 105)).convert("1").save(content, "png")
                         archive.writestr(f"{part}/{name}/{c:04}_{i + 1:02}.png", content.getvalue())
             md5[part] = hashlib.md5((root / "omniglot-py" / f"{part}.zip").read_bytes()).hexdigest()
-        monkeypatch.setattr(omniglot, "CHECKSUMS", {part: (digest,) for part, digest in md5.items()})
+        monkeypatch.setattr(
+            omniglot, "CHECKSUMS", {part: (digest,) for part, digest in md5.items()}
+        )
         return root
 
     @pytest.mark.parametrize("rotations", ["train", "all", "none"])
@@ -295,16 +354,21 @@ class TestOmniglot:
             assert ours.pool(split).classes == core.pool(split).classes
             assert ours.pool(split).digest == core.pool(split).digest
 
-    def test_core_is_learn2learns_meta_dataset(self, root: Path, tmp_path: Path, l2l, monkeypatch: pytest.MonkeyPatch):
+    def test_core_is_learn2learns_meta_dataset(
+        self, root: Path, tmp_path: Path, l2l, monkeypatch: pytest.MonkeyPatch
+    ):
         md5 = {part: known[0] for part, known in omniglot.CHECKSUMS.items()}
         monkeypatch.setattr(torchvision().datasets.Omniglot, "zips_md5", md5)
-        compare_with_meta_dataset(l2l, root / "omniglot-py", tmp_path, Omniglot(root=root, rotations="none"))
+        compare_with_meta_dataset(
+            l2l, root / "omniglot-py", tmp_path, Omniglot(root=root, rotations="none")
+        )
 
     def test_another_file_is_refused(self, root: Path):
         with zipfile.ZipFile(root / "omniglot-py" / "images_evaluation.zip", "a") as archive:
             archive.writestr("more", "")
         with pytest.raises(
-            fsl.DataError, match=r"images_evaluation\.zip: md5 [0-9a-f]{32}\. [0-9a-f]{32}: delete the file and fetch it anew$"
+            fsl.DataError,
+            match=r"images_evaluation\.zip: md5 [0-9a-f]{32}\. [0-9a-f]{32}: delete the file and fetch it anew$",
         ):
             datasets.FullOmniglot(root=root).check("train")
 
@@ -317,16 +381,26 @@ def compare_with_meta_dataset(l2l, archives: Path, scratch: Path, core: Omniglot
         zipfile.ZipFile(archive).extractall(scratch / "l2l" / "omniglot-py")
     tv = torchvision().transforms
     to_image = tv.Compose(
-        [tv.Resize(28, interpolation=tv.InterpolationMode.LANCZOS), tv.ToTensor(), lambda x: 1.0 - x],
+        [
+            tv.Resize(28, interpolation=tv.InterpolationMode.LANCZOS),
+            tv.ToTensor(),
+            lambda x: 1.0 - x,
+        ],
     )
     data = l2l.vision.datasets.FullOmniglot(str(scratch / "l2l"), transform=to_image)
     meta = l2l.data.MetaDataset(data)
     names = [f"{name}/rot000" for part in data.dataset.datasets for name in part._characters]
     expected = {
-        names[label]: sorted((data[i][0] * 255).round().to(torch.uint8).numpy().tobytes() for i in rows)
+        names[label]: sorted(
+            (data[i][0] * 255).round().to(torch.uint8).numpy().tobytes() for i in rows
+        )
         for label, rows in meta.labels_to_indices.items()
     }
     pools = [core.pool(split) for split in ("train", "validation", "test")]
-    found = {name: sorted(image.numpy().tobytes() for image in images) for pool in pools for name, images in pool.items()}
+    found = {
+        name: sorted(image.numpy().tobytes() for image in images)
+        for pool in pools
+        for name, images in pool.items()
+    }
     assert len(meta.labels) == len(found)
     assert found == expected

@@ -40,7 +40,9 @@ def check(adapter_of, adapted_by_hand) -> None:
 
         def loss(weights, items, net=net):
             z = functional_call(net["backbone"], part(weights, "backbone."), (items.x,))
-            return TASK.loss(functional_call(net["head"], part(weights, "adapter.head."), (z,)), items.y)
+            return TASK.loss(
+                functional_call(net["head"], part(weights, "adapter.head."), (z,)), items.y
+            )
 
         def objective(weights, loss=loss, episode=episode):
             adapted = adapted_by_hand(weights, grad(lambda w: loss(w, episode.support)))
@@ -51,11 +53,17 @@ def check(adapter_of, adapted_by_hand) -> None:
         torch.testing.assert_close(found, objective(weights), rtol=1e-9, atol=1e-12)
         found.backward()
         for name, expected in grad(objective)(weights).items():
-            torch.testing.assert_close(learner.get_parameter(name).grad, expected, rtol=1e-9, atol=1e-12, msg=name)
+            torch.testing.assert_close(
+                learner.get_parameter(name).grad, expected, rtol=1e-9, atol=1e-12, msg=name
+            )
 
 
 def part(weights, prefix: str):
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): weight
+        for name, weight in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def fast(weights) -> list[str]:
@@ -66,7 +74,11 @@ def fast(weights) -> list[str]:
 def test_maml(order):
     def by_hand(weights, gradient):
         for _ in range(STEPS):
-            g = gradient(weights) if order == 2 else {k: v.detach() for k, v in gradient(detached(weights)).items()}
+            g = (
+                gradient(weights)
+                if order == 2
+                else {k: v.detach() for k, v in gradient(detached(weights)).items()}
+            )
             weights = weights | {name: weights[name] - LR * g[name] for name in fast(weights)}
         return weights
 
@@ -81,7 +93,11 @@ def test_anil():
     def by_hand(weights, gradient):
         for _ in range(STEPS):
             g = gradient(weights)
-            weights = weights | {name: weights[name] - LR * g[name] for name in weights if name.startswith("adapter.head.")}
+            weights = weights | {
+                name: weights[name] - LR * g[name]
+                for name in weights
+                if name.startswith("adapter.head.")
+            }
         return weights
 
     check(lambda backbone: L2lAnil(TASK, backbone, LR, STEPS), by_hand)
@@ -92,7 +108,10 @@ def test_metasgd():
         for _ in range(STEPS):
             g = gradient(weights)
             rates = [weights[f"adapter.rates.{i}"] for i in range(len(fast(weights)))]
-            weights = weights | {name: weights[name] - rate * g[name] for name, rate in zip(fast(weights), rates, strict=True)}
+            weights = weights | {
+                name: weights[name] - rate * g[name]
+                for name, rate in zip(fast(weights), rates, strict=True)
+            }
         return weights
 
     def adapter_of(backbone):
@@ -123,14 +142,23 @@ def test_kronecker():
             g, moved = gradient(weights), {}
             for i, name in enumerate(fast(weights)):
                 shape = weights[name].shape
-                n, m = {1: lambda s: (s[0], 1), 2: tuple, 4: lambda s: (s[1], s[2] * s[3])}[len(shape)](shape)
-                left, right = (transform_of(weights, i)[f"transform.{side}"] for side in ("left", "right"))
+                n, m = {1: lambda s: (s[0], 1), 2: tuple, 4: lambda s: (s[1], s[2] * s[3])}[
+                    len(shape)
+                ](shape)
+                left, right = (
+                    transform_of(weights, i)[f"transform.{side}"] for side in ("left", "right")
+                )
                 update = left.T @ left @ g[name].reshape(-1, n, m) @ right.T @ right
                 moved[name] = weights[name] - LR * update.reshape(shape)
             weights = weights | moved
         return weights
 
-    check(lambda backbone: stirred(L2lGbml(TASK, backbone, "kronecker", inner_lr=LR, inner_steps=STEPS)), by_hand)
+    check(
+        lambda backbone: stirred(
+            L2lGbml(TASK, backbone, "kronecker", inner_lr=LR, inner_steps=STEPS)
+        ),
+        by_hand,
+    )
 
 
 def test_meta_curvature():
@@ -147,7 +175,9 @@ def test_meta_curvature():
                     update = torch.einsum("ia,ab,bo->io", maps["mc_in"], value, maps["mc_out"])
                 else:
                     flat = value.flatten(2)
-                    update = torch.einsum("ia,abf,bo,gf->iog", maps["mc_in"], flat, maps["mc_out"], maps["mc_f"]).view_as(value)
+                    update = torch.einsum(
+                        "ia,abf,bo,gf->iog", maps["mc_in"], flat, maps["mc_out"], maps["mc_f"]
+                    ).view_as(value)
                 moved[name] = weights[name] - LR * update
             weights = weights | moved
         return weights
@@ -160,18 +190,25 @@ def test_an_adapted_scale():
 
     def by_hand(weights, gradient):
         names = fast(weights)
-        scales = {name: weights[f"adapter.update.transforms_modules.{i}.transform.alpha"] for i, name in enumerate(names)}
+        scales = {
+            name: weights[f"adapter.update.transforms_modules.{i}.transform.alpha"]
+            for i, name in enumerate(names)
+        }
         before = None
         for _ in range(STEPS):
             g = gradient(weights)
             if before is not None:  # d loss / d scale = -lr * gradient now * gradient then
                 scales = {name: scales[name] + LR * LR * g[name] * before[name] for name in names}
-            weights = weights | {name: weights[name] - LR * scales[name] * g[name] for name in names}
+            weights = weights | {
+                name: weights[name] - LR * scales[name] * g[name] for name in names
+            }
             before = g
         return weights
 
     def adapter_of(backbone):
-        return stirred(L2lGbml(TASK, backbone, "scale", adapt_transform=True, inner_lr=LR, inner_steps=STEPS))
+        return stirred(
+            L2lGbml(TASK, backbone, "scale", adapt_transform=True, inner_lr=LR, inner_steps=STEPS)
+        )
 
     check(adapter_of, by_hand)
 
@@ -190,10 +227,15 @@ def test_buffers_of_a_foreign_backbone_stay(adapter_class):
 
 @pytest.mark.parametrize("adapter_class", [L2lMaml, L2lAnil, L2lMetaSgd, L2lGbml, L2lMetaCurvature])
 def test_steps_after_one_another(adapter_class):
-    learner = fsl.Learner(backbone := Conv4(TASK, channels=4, blocks=1), adapter_class(TASK, backbone, test_steps=4))
+    learner = fsl.Learner(
+        backbone := Conv4(TASK, channels=4, blocks=1), adapter_class(TASK, backbone, test_steps=4)
+    )
     episode = tiny_episodes(TASK, 1).unbatch()[0]
     assert len(learner.trajectory(episode)) == learner.adapter.inner_steps + 1
-    losses = [TASK.loss(predict(episode.support.x), episode.support.y) for predict in learner.eval().trajectory(episode)]
+    losses = [
+        TASK.loss(predict(episode.support.x), episode.support.y)
+        for predict in learner.eval().trajectory(episode)
+    ]
     assert len(losses) == 5
     assert losses == sorted(losses, reverse=True)
 
@@ -216,7 +258,9 @@ def test_options_that_do_not_fit(options, message):
 def test_a_weight_that_no_transform_fits():
     backbone = nn.Conv1d(1, 1, 1)
     backbone.feature_dim = 1
-    with pytest.raises(ValueError, match=r"l2l-gbml: a weight of shape \(1, 1, 1\)\. One, two or four axes"):
+    with pytest.raises(
+        ValueError, match=r"l2l-gbml: a weight of shape \(1, 1, 1\)\. One, two or four axes"
+    ):
         L2lGbml(TASK, backbone)
 
 
@@ -233,7 +277,10 @@ class TestMetaOptNet:
         """Accelerated projected gradients on the dual, by another route: the projection onto the constraints by bisection."""
         backbone = TinyBackbone()
         episode = tiny_episodes(TASK, 1).unbatch()[0]
-        learner = fsl.Learner(backbone, L2lMetaOptNet(TASK, regularisation=0.1, max_iterations=40, normalize=normalize))
+        learner = fsl.Learner(
+            backbone,
+            L2lMetaOptNet(TASK, regularisation=0.1, max_iterations=40, normalize=normalize),
+        )
         with torch.no_grad():
             found = learner.adapt(episode)(episode.query.x)
             z, q = backbone(episode.support.x), backbone(episode.query.x)
@@ -251,7 +298,9 @@ class TestMetaOptNet:
         torch.testing.assert_close(found, q @ z.T @ last, rtol=1e-7, atol=1e-9)
 
     def test_regression_is_refused(self):
-        with pytest.raises(ValueError, match=r"l2l-metaoptnet: regression episodes\. Classification"):
+        with pytest.raises(
+            ValueError, match=r"l2l-metaoptnet: regression episodes\. Classification"
+        ):
             L2lMetaOptNet(tiny_task("regression"))
 
 

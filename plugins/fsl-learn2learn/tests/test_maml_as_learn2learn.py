@@ -27,7 +27,9 @@ def l2l():
 def shim():
     if "maml" not in load().names("adapter"):
         pytest.skip("fsl-maml is not installed")
-    spec = importlib.util.spec_from_file_location("learn2learn_shim", Path(__file__).parent / "shim.py")
+    spec = importlib.util.spec_from_file_location(
+        "learn2learn_shim", Path(__file__).parent / "shim.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -94,7 +96,9 @@ def test_the_second_order_gradient_is_that_of_torch_func(shim, model, x):
 
     def adapted_loss(weights):
         for _ in range(2):
-            gradients = torch.func.grad(lambda w: torch.func.functional_call(model, w, (x,)).norm())(weights)
+            gradients = torch.func.grad(
+                lambda w: torch.func.functional_call(model, w, (x,)).norm()
+            )(weights)
             weights = {name: weight - 0.05 * gradients[name] for name, weight in weights.items()}
         return torch.func.functional_call(model, weights, (x,)).square().sum()
 
@@ -118,7 +122,9 @@ def test_a_step_lowers_the_loss_and_the_graph_reaches_everything(algorithm, mode
 
 def test_rates_are_learned_for_every_weight(shim, model):
     meta = shim.MetaSGD(model, lr=0.05)
-    assert sum(p.numel() for p in meta.parameters()) == 2 * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in meta.parameters()) == 2 * sum(
+        p.numel() for p in model.parameters()
+    )
     assert all((rate == 0.05).all() for rate in meta.lrs)
 
 
@@ -126,7 +132,10 @@ def test_unused_parameters_stay(algorithm, model):
     clone = algorithm().clone()
     before = [weight.detach().clone() for weight in clone.parameters()]
     clone.adapt(sum(p.norm(p=2) for p in clone.parameters()[::2]))
-    moved = [not torch.equal(a, torch.as_tensor(b.detach())) for a, b in zip(before, clone.parameters(), strict=True)]
+    moved = [
+        not torch.equal(a, torch.as_tensor(b.detach()))
+        for a, b in zip(before, clone.parameters(), strict=True)
+    ]
     assert moved == [True, False] * 3
     sum(p.norm(p=2) for p in clone.parameters()[::2]).backward()
 

@@ -40,10 +40,20 @@ class TestMetaSgd(MamlContract):
 
 class TestMamlPlusPlus(MamlContract):
     def make(self, task, backbone):
-        return Maml(task, backbone, inner_steps=2, learn_inner_lr="per-parameter-and-step", multi_step_loss=0.5)
+        return Maml(
+            task,
+            backbone,
+            inner_steps=2,
+            learn_inner_lr="per-parameter-and-step",
+            multi_step_loss=0.5,
+        )
 
 
 class TestAdam(MamlContract):
     def make(self, task, backbone):
-        options = {"inner_optimizer": "adam", "inner_lr": 0.01, "inner_optimizer_options": {"eps": 0.001}}
+        options = {
+            "inner_optimizer": "adam",
+            "inner_lr": 0.01,
+            "inner_optimizer_options": {"eps": 0.001},
+        }
         return Maml(task, backbone, inner_steps=2, adapted=[["head"], ["all"]], **options)

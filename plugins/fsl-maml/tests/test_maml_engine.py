@@ -35,17 +35,23 @@ def make(norm="transductive", **options) -> fsl.Learner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = Conv4(TASK, channels=4, blocks=1, norm=norm)
-        learner = fsl.Learner(backbone, Maml(TASK, backbone, **{"inner_lr": 0.2, "inner_steps": 2} | options))
+        learner = fsl.Learner(
+            backbone, Maml(TASK, backbone, **{"inner_lr": 0.2, "inner_steps": 2} | options)
+        )
         for parameter in learner.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     return learner
 
 
-def compute(learner: fsl.Learner, execution: Execution = Execution(), needs=frozenset()):  # noqa: B008
+def compute(learner: fsl.Learner, execution: Execution = Execution(), needs=frozenset()):
     weighting = Uniform()
     weighting.needs = needs
-    result = MetaGradient(learner, weighting, TASK.loss, execution)(tiny_episodes(TASK, 3), keep_gradients=bool(needs))
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
+    result = MetaGradient(learner, weighting, TASK.loss, execution)(
+        tiny_episodes(TASK, 3), keep_gradients=bool(needs)
+    )
+    gradients = [
+        torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()
+    ]
     return result, gradients
 
 
@@ -62,8 +68,12 @@ def test_functional_steps_are_those_of_higher(options):
     assert not higher.adapter.vectorizable
     assert_same(compute(functional), compute(higher))
     episode = tiny_episodes(TASK, 1).unbatch()[0]
-    for ours, theirs in zip(functional.eval().trajectory(episode), higher.eval().trajectory(episode), strict=True):
-        torch.testing.assert_close(ours(episode.query.x), theirs(episode.query.x), rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(
+        functional.eval().trajectory(episode), higher.eval().trajectory(episode), strict=True
+    ):
+        torch.testing.assert_close(
+            ours(episode.query.x), theirs(episode.query.x), rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("needs", [frozenset(), frozenset({"gradients"})], ids=str)
@@ -71,7 +81,12 @@ def test_functional_steps_are_those_of_higher(options):
 def test_every_execution_is_the_loop(options, needs):
     learner = make(**options)
     expected = compute(learner, needs=needs)
-    for execution in (Execution(workers=2), Execution("vmap"), Execution("vmap", chunk=2), Execution(checkpoint_gradients=True)):
+    for execution in (
+        Execution(workers=2),
+        Execution("vmap"),
+        Execution("vmap", chunk=2),
+        Execution(checkpoint_gradients=True),
+    ):
         assert_same(compute(learner, execution, needs), expected)
 
 
@@ -98,7 +113,10 @@ def test_layers_that_write_running_statistics_are_left_to_higher():
     backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64))
     backbone.feature_dim = 64
     assert not Maml(TASK, backbone).vectorizable
-    with pytest.raises(ValueError, match=r"engine: functional, with running statistics of BatchNorm1d\. sgd alone on layers"):
+    with pytest.raises(
+        ValueError,
+        match=r"engine: functional, with running statistics of BatchNorm1d\. sgd alone on layers",
+    ):
         Maml(TASK, backbone, engine="functional")
 
 

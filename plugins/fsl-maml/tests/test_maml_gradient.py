@@ -14,7 +14,9 @@ from torch.nn import functional as F
 import fsl_core as fsl
 from fsl_maml import Maml
 
-TASK = fsl.TaskShape("classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 6, 6), output_dim=3)
+TASK = fsl.TaskShape(
+    "classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 6, 6), output_dim=3
+)
 
 
 class SmallConv(fsl.NormedBackbone):
@@ -24,7 +26,9 @@ class SmallConv(fsl.NormedBackbone):
 
     def __init__(self, norm="transductive"):
         super().__init__(norm)
-        self.convs = nn.ModuleList([nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)])
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)]
+        )
         self.norms = nn.ModuleList([fsl.Norm(norm, 4), fsl.Norm(norm, 4)])
 
     def features(self, x):
@@ -51,7 +55,9 @@ def make(norm="transductive", **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         backbone = SmallConv(norm)
-        learner = fsl.Learner(backbone, Maml(TASK, backbone, **{"inner_lr": 0.3, "inner_steps": 3} | options)).double()
+        learner = fsl.Learner(
+            backbone, Maml(TASK, backbone, **{"inner_lr": 0.3, "inner_steps": 3} | options)
+        ).double()
         for parameter in learner.parameters():  # no two rates alike, no shift at zero
             parameter.data += 0.05 * torch.rand_like(parameter)
     return learner
@@ -60,23 +66,44 @@ def make(norm="transductive", **options):
 def meta_gradient(learner, episode):
     value, _ = learner.objective(episode, TASK.loss)
     parameters = dict(learner.named_parameters())
-    return value, dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+    return value, dict(
+        zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True)
+    )
 
 
-def reference(learner, episode, steps, adapts=lambda name, step: True, rate=None, order=2, momentum=0.0, clip=None, shares=None):
+def reference(
+    learner,
+    episode,
+    steps,
+    adapts=lambda name, step: True,
+    rate=None,
+    order=2,
+    momentum=0.0,
+    clip=None,
+    shares=None,
+):
     """The meta-gradient by torch.func alone. rate(meta, name, step) and adapts(name, step) say what a step does to a tensor."""
     rate = rate or (lambda meta, name, step: 0.3)
     shares = shares or [0.0] * (steps - 1) + [1.0]
 
     def predict(fast, x):
-        body = {name.removeprefix("backbone."): w for name, w in fast.items() if name.startswith("backbone.")}
-        return functional_call(learner.backbone, body, (x,)) @ fast["head.weight"].T + fast["head.bias"]
+        body = {
+            name.removeprefix("backbone."): w
+            for name, w in fast.items()
+            if name.startswith("backbone.")
+        }
+        return (
+            functional_call(learner.backbone, body, (x,)) @ fast["head.weight"].T
+            + fast["head.bias"]
+        )
 
     def support_loss(fast):
         return F.cross_entropy(predict(fast, episode.support.x), episode.support.y)
 
     def total(meta):
-        fast = {name.removeprefix("adapter."): w for name, w in meta.items() if "inner_lr" not in name}
+        fast = {
+            name.removeprefix("adapter."): w for name, w in meta.items() if "inner_lr" not in name
+        }
         velocity, value = {}, 0.0
         for step in range(steps):
             chosen = {name for name in fast if adapts(name, step)}
@@ -85,11 +112,16 @@ def reference(learner, episode, steps, adapts=lambda name, step: True, rate=None
                 gradients = {name: g.detach() for name, g in gradients.items()}
             if clip is not None:
                 norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
-                gradients = {name: g * torch.minimum(clip / norm, torch.ones_like(norm)) for name, g in gradients.items()}
+                gradients = {
+                    name: g * torch.minimum(clip / norm, torch.ones_like(norm))
+                    for name, g in gradients.items()
+                }
             for name, g in gradients.items():
                 velocity[name] = g + momentum * velocity[name] if name in velocity else g
                 fast = fast | {name: fast[name] - rate(meta, name, step) * velocity[name]}
-            value = value + shares[step] * F.cross_entropy(predict(fast, episode.query.x), episode.query.y)
+            value = value + shares[step] * F.cross_entropy(
+                predict(fast, episode.query.x), episode.query.y
+            )
         return value
 
     meta = {name: parameter.detach() for name, parameter in learner.named_parameters()}
@@ -124,7 +156,10 @@ SELECTIONS = {
     "head": ("head", lambda name, step: name.startswith("head.")),
     "body": ("body", lambda name, step: name.startswith("backbone.")),
     "one pattern": ("*.bias", lambda name, step: name.endswith(".bias")),
-    "patterns": (["backbone.convs.1.*", "head.weight"], lambda name, step: ".convs.1." in name or name == "head.weight"),
+    "patterns": (
+        ["backbone.convs.1.*", "head.weight"],
+        lambda name, step: ".convs.1." in name or name == "head.weight",
+    ),
     "head first": ([["head"], ["all"]], lambda name, step: step > 0 or name.startswith("head.")),
     "head last": ([["all"], ["head"]], lambda name, step: step == 0 or name.startswith("head.")),
     "in turn": (
@@ -139,11 +174,15 @@ SELECTIONS = {
 def test_selected_parameters(episode, selection, order):
     adapted, adapts = SELECTIONS[selection]
     learner = make(adapted=adapted, order=order)
-    assert_same(meta_gradient(learner, episode), reference(learner, episode, 3, adapts, order=order))
+    assert_same(
+        meta_gradient(learner, episode), reference(learner, episode, 3, adapts, order=order)
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("kind", ["scalar", "per-parameter", "per-parameter-and-step", "elementwise"])
+@pytest.mark.parametrize(
+    "kind", ["scalar", "per-parameter", "per-parameter-and-step", "elementwise"]
+)
 def test_learned_rates(episode, kind, order):
     learner = make(learn_inner_lr=kind, order=order)
     position = {name: i for i, name in enumerate(learner.adapter.fast_names)}
@@ -174,12 +213,16 @@ def test_clipped(episode, limit):
 
 def test_clipping_a_zero_gradient_keeps_gradients_finite(episode):
     learner = make(clip_inner_grad=0.5, adapted="head")
-    constant = episode._replace(support=fsl.LabelledSet(torch.zeros_like(episode.support.x), episode.support.y))
+    constant = episode._replace(
+        support=fsl.LabelledSet(torch.zeros_like(episode.support.x), episode.support.y)
+    )
     nn.init.zeros_(learner.adapter.head.weight)
     nn.init.zeros_(learner.adapter.head.bias)
     with torch.no_grad():
         for norm in learner.backbone.norms:
-            norm.shift.fill_(-100.0)  # softplus of it is zero, labels are balanced: so is the head's gradient
+            norm.shift.fill_(
+                -100.0
+            )  # softplus of it is zero, labels are balanced: so is the head's gradient
     _, gradients = meta_gradient(learner, constant)
     assert all(g.isfinite().all() for g in gradients.values())
 
@@ -201,7 +244,9 @@ def test_multi_step_loss(episode, progress, shares):
 
 def test_multi_step_loss_is_for_training_only(episode):
     learner = make(multi_step_loss=1.0).eval()
-    torch.testing.assert_close(learner.objective(episode, TASK.loss)[0], make().eval().objective(episode, TASK.loss)[0])
+    torch.testing.assert_close(
+        learner.objective(episode, TASK.loss)[0], make().eval().objective(episode, TASK.loss)[0]
+    )
 
 
 def central_difference(learner, episode, direction, step=1e-6):
@@ -216,16 +261,30 @@ def central_difference(learner, episode, direction, step=1e-6):
 
 
 DIFFERENTIATED = {
-    "adam": {"inner_optimizer": "adam", "inner_lr": 0.05, "inner_optimizer_options": {"betas": [0.8, 0.9], "eps": 1e-3}},
-    "adam, elementwise": {"inner_optimizer": "adam", "inner_lr": 0.05, "learn_inner_lr": "elementwise"},
-    "adam, per step": {"inner_optimizer": "adam", "inner_lr": 0.05, "learn_inner_lr": "per-parameter-and-step"},
+    "adam": {
+        "inner_optimizer": "adam",
+        "inner_lr": 0.05,
+        "inner_optimizer_options": {"betas": [0.8, 0.9], "eps": 1e-3},
+    },
+    "adam, elementwise": {
+        "inner_optimizer": "adam",
+        "inner_lr": 0.05,
+        "learn_inner_lr": "elementwise",
+    },
+    "adam, per step": {
+        "inner_optimizer": "adam",
+        "inner_lr": 0.05,
+        "learn_inner_lr": "per-parameter-and-step",
+    },
     "adamax": {"inner_optimizer": "adamax", "inner_lr": 0.05, "learn_inner_lr": "per-parameter"},
     "adagrad": {"inner_optimizer": "adagrad", "inner_lr": 0.05, "learn_inner_lr": "elementwise"},
     "adadelta": {"inner_optimizer": "adadelta", "inner_lr": 1.0, "learn_inner_lr": "scalar"},
     "rmsprop": {"inner_optimizer": "rmsprop", "inner_lr": 0.01, "learn_inner_lr": "elementwise"},
     "rprop": {"inner_optimizer": "rprop", "inner_lr": 0.01},
     "asgd": {"inner_optimizer": "asgd"},
-    "sgd, weight decay": {"inner_optimizer_options": {"weight_decay": 0.1, "momentum": 0.5, "nesterov": True}},
+    "sgd, weight decay": {
+        "inner_optimizer_options": {"weight_decay": 0.1, "momentum": 0.5, "nesterov": True}
+    },
     "norm by the support set": {"norm": "support"},
     "ANIL, norm by the support set": {"norm": "support", "adapted": "head"},
 }
@@ -235,10 +294,14 @@ DIFFERENTIATED = {
 def test_equals_central_differences(episode, generator, case):
     """Relative error of a central difference: about step² + 1e-16 / step, amplified by adaptive optimizers; 1e-5 has room."""
     learner = make(**DIFFERENTIATED[case])
-    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in learner.parameters()]
+    direction = [
+        torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in learner.parameters()
+    ]
     _, gradients = meta_gradient(learner, episode)
     slope = sum((g * d).sum() for g, d in zip(gradients.values(), direction, strict=True))
-    torch.testing.assert_close(slope, central_difference(learner, episode, direction), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        slope, central_difference(learner, episode, direction), rtol=1e-5, atol=1e-8
+    )
 
 
 TORCH = {
@@ -251,7 +314,9 @@ TORCH = {
 def test_steps_are_those_of_torch_optim(episode, name):
     """Adam with a vanishing eps: higher adds eps before the bias correction (eps-hat of the paper), torch after it."""
     options = {"adam": {"eps": 1e-30}, "adagrad": {"initial_accumulator_value": 0.1}}.get(name, {})
-    learner = make(inner_optimizer=name, inner_lr=0.05, inner_steps=4, inner_optimizer_options=options).eval()
+    learner = make(
+        inner_optimizer=name, inner_lr=0.05, inner_steps=4, inner_optimizer_options=options
+    ).eval()
     other = copy.deepcopy(learner)
     body, head = other.backbone, other.adapter.head
     optimizer = TORCH[name]([*body.parameters(), *head.parameters()], lr=0.05, **options)
@@ -288,4 +353,6 @@ def test_float32_is_close_to_float64(episode):
     single = make().float()
     as_single = fsl.Episode(*(s._replace(x=s.x.float()) for s in episode[:2]), episode.id)
     value, _ = single.objective(as_single, TASK.loss)
-    torch.testing.assert_close(value.double(), make().objective(episode, TASK.loss)[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        value.double(), make().objective(episode, TASK.loss)[0], rtol=1e-5, atol=0
+    )

@@ -11,8 +11,12 @@ import fsl_core as fsl
 import fsl_maml
 from fsl_maml import Maml
 
-TASK = fsl.TaskShape("classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3)
-REGRESSION = fsl.TaskShape("regression", n_way=1, n_shot=5, n_query=7, input_shape=(1,), output_dim=1)
+TASK = fsl.TaskShape(
+    "classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3
+)
+REGRESSION = fsl.TaskShape(
+    "regression", n_way=1, n_shot=5, n_query=7, input_shape=(1,), output_dim=1
+)
 
 
 class SmallNet(nn.Sequential):
@@ -21,7 +25,9 @@ class SmallNet(nn.Sequential):
     feature_dim = 8
 
     def __init__(self):
-        super().__init__(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
+        super().__init__(
+            nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()
+        )
 
 
 class SmallMlp(nn.Sequential):
@@ -38,12 +44,16 @@ def generator():
 
 @pytest.fixture
 def support(generator):
-    return fsl.LabelledSet(torch.randn(6, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(2))
+    return fsl.LabelledSet(
+        torch.randn(6, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(2)
+    )
 
 
 @pytest.fixture
 def query(generator):
-    return fsl.LabelledSet(torch.randn(9, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(3))
+    return fsl.LabelledSet(
+        torch.randn(9, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(3)
+    )
 
 
 def make(**options):
@@ -62,8 +72,14 @@ def make(**options):
         ({"order": 3}, r"order: 3\. 1 or 2"),
         ({"clip_inner_grad": 0.0}, r"clip_inner_grad: 0.0\. A number above 0, or null"),
         ({"multi_step_loss": 1.5}, r"multi_step_loss: 1.5\. In \(0, 1\], or null"),
-        ({"learn_inner_lr": "per-layer"}, r"learn_inner_lr: 'per-layer'\. One of fixed, scalar, per-parameter, .*elementwise"),
-        ({"inner_optimizer": "adamw"}, r"inner_optimizer: higher has no differentiable 'adamw'\. Supported: sgd, adam, .*asgd"),
+        (
+            {"learn_inner_lr": "per-layer"},
+            r"learn_inner_lr: 'per-layer'\. One of fixed, scalar, per-parameter, .*elementwise",
+        ),
+        (
+            {"inner_optimizer": "adamw"},
+            r"inner_optimizer: higher has no differentiable 'adamw'\. Supported: sgd, adam, .*asgd",
+        ),
         (
             {"inner_optimizer": "rprop", "learn_inner_lr": "scalar"},
             r"learn_inner_lr: higher passes no gradient to the rate of 'rprop'\. 'fixed', or another optimizer",
@@ -81,7 +97,10 @@ def make(**options):
             {"adapted": ["head.*", "layer4.*"]},
             r"adapted: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.0\.weight, .*head\.bias",
         ),
-        ({"adapted": []}, r"adapted: an empty list\. all, head, body, or patterns over backbone\.0\.weight"),
+        (
+            {"adapted": []},
+            r"adapted: an empty list\. all, head, body, or patterns over backbone\.0\.weight",
+        ),
         ({"adapted": [["all"], []]}, r"adapted: an empty list\."),
         (
             {"adapted": [["all"], ["head"], ["head"]], "inner_steps": 2},
@@ -108,10 +127,17 @@ def test_order_is_what_it_claims(order):
     assert make(order=order).adapter.order == order
 
 
-@pytest.mark.parametrize("kind", ["scalar", "per-parameter", "per-parameter-and-step", "elementwise"])
+@pytest.mark.parametrize(
+    "kind", ["scalar", "per-parameter", "per-parameter-and-step", "elementwise"]
+)
 def test_learned_rates_start_at_inner_lr(kind):
     adapter = make(learn_inner_lr=kind, inner_lr=0.25, inner_steps=2, adapted="head").adapter
-    shapes = {"scalar": [()], "per-parameter": [(2,)], "per-parameter-and-step": [(2, 2)], "elementwise": [(3, 8), (3,)]}
+    shapes = {
+        "scalar": [()],
+        "per-parameter": [(2,)],
+        "per-parameter-and-step": [(2, 2)],
+        "elementwise": [(3, 8), (3,)],
+    }
     rates = list(adapter.inner_lr.parameters())
     assert [tuple(rate.shape) for rate in rates] == shapes[kind]
     assert all((rate == 0.25).all() for rate in rates)
@@ -131,7 +157,9 @@ def test_adapting_changes_nothing(support, query, training, inner_optimizer):
         learner(support, query.x)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.parameters())
-    assert [name for name, p in learner.named_parameters() if not p.requires_grad] == ["backbone.0.bias"]
+    assert [name for name, p in learner.named_parameters() if not p.requires_grad] == [
+        "backbone.0.bias"
+    ]
     assert all(module.training == training for module in learner.modules())
 
 
@@ -163,7 +191,9 @@ def test_evaluation_works_without_grad_and_keeps_no_graph(support, query, adapte
     assert torch.equal(predictions, without)
     assert predictions.grad_fn is None
     assert not predictions.requires_grad
-    assert not torch.equal(predictions, make(adapted=adapted, inner_steps=0).eval()(support, query.x))
+    assert not torch.equal(
+        predictions, make(adapted=adapted, inner_steps=0).eval()(support, query.x)
+    )
 
 
 def test_training_mode_under_no_grad_keeps_no_graph(support, query):
@@ -197,19 +227,29 @@ def test_trajectory_ends_in_what_adapt_returns(support, query, training, adapted
     assert len(path) == (3 if training else 4)
     assert torch.equal(path[0], make(inner_steps=0).train(training)(support, query.x))
     assert torch.equal(
-        path[1], make(inner_steps=1, adapted="all" if adapted == "all" else "head").train(training)(support, query.x)
+        path[1],
+        make(inner_steps=1, adapted="all" if adapted == "all" else "head").train(training)(
+            support, query.x
+        ),
     )
     assert torch.equal(path[-1], learner(support, query.x))
     assert all(logits.requires_grad == training for logits in path)
 
 
 def test_test_steps_may_exceed_the_listed_ones(support, query):
-    learner = make(inner_steps=2, test_steps=4, learn_inner_lr="per-parameter-and-step", adapted=[["all"], ["head"]])
+    learner = make(
+        inner_steps=2,
+        test_steps=4,
+        learn_inner_lr="per-parameter-and-step",
+        adapted=[["all"], ["head"]],
+    )
     learner.adapter.inner_lr.rate.data[0].fill_(0.2)
     last = make(inner_steps=1, test_steps=3, adapted="head")
     first = make(inner_steps=1, inner_lr=0.2)
     assert len(learner.eval().trajectory(fsl.Episode(support, query, torch.tensor(0)))) == 5
-    learner.adapter.inner_lr.rate.data[1].fill_(1e-30)  # steps 2, 3 and 4 do nothing if they use the last row
+    learner.adapter.inner_lr.rate.data[1].fill_(
+        1e-30
+    )  # steps 2, 3 and 4 do nothing if they use the last row
     torch.testing.assert_close(learner(support, query.x), first.eval()(support, query.x))
     assert not torch.equal(last.eval()(support, query.x), learner(support, query.x))
 
@@ -233,8 +273,12 @@ def test_steps_lower_the_support_loss(support, adapted):
 def test_regression(generator):
     backbone = SmallMlp()
     learner = fsl.Learner(backbone, Maml(REGRESSION, backbone, inner_lr=0.05))
-    support, query = (fsl.LabelledSet(x, x.sin()) for x in torch.randn(2, 5, 1, generator=generator))
-    value, prediction = learner.objective(fsl.Episode(support, query, torch.tensor(0)), REGRESSION.loss)
+    support, query = (
+        fsl.LabelledSet(x, x.sin()) for x in torch.randn(2, 5, 1, generator=generator)
+    )
+    value, prediction = learner.objective(
+        fsl.Episode(support, query, torch.tensor(0)), REGRESSION.loss
+    )
     assert prediction.shape == (5, 1)
     value.backward()
     assert all(parameter.grad is not None for parameter in learner.parameters())

@@ -73,7 +73,10 @@ def read(run: Path):
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     found = read(run)
-    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def records(run: Path, split: str | None = None) -> list[dict]:
@@ -89,11 +92,16 @@ def text(run: Path, tag: str) -> str:
 def assert_curves_are_those_of_the_run(run: Path) -> None:
     found, metric = curves(run), json.loads((run / "result.json").read_text())["metric"]
     for key in ("loss", metric, "lr", "gradient_norm", "seconds"):
-        expected = [(record["step"], pytest.approx(record[key], rel=1e-6)) for record in records(run)]
+        expected = [
+            (record["step"], pytest.approx(record[key], rel=1e-6)) for record in records(run)
+        ]
         assert len(expected) == 12
         assert found[f"train/{key}"] == expected
     for key in (metric, "interval"):
-        expected = [(record["step"], pytest.approx(record[key], rel=1e-6)) for record in records(run, "validation")]
+        expected = [
+            (record["step"], pytest.approx(record[key], rel=1e-6))
+            for record in records(run, "validation")
+        ]
         assert len(expected) == 3
         assert found[f"validation/{key}"] == expected
 
@@ -101,14 +109,20 @@ def assert_curves_are_those_of_the_run(run: Path) -> None:
 def test_every_figure_of_a_run_is_there(recipe: Path, tmp_path: Path):
     run_recipe(recipe, tmp_path / "run")
     assert_curves_are_those_of_the_run(tmp_path / "run")
-    found, result = curves(tmp_path / "run"), json.loads((tmp_path / "run" / "result.json").read_text())
+    found, result = (
+        curves(tmp_path / "run"),
+        json.loads((tmp_path / "run" / "result.json").read_text()),
+    )
     metric = result["metric"]
     assert found[f"test/{metric}"] == [(12, pytest.approx(result[metric]))]
     assert found["test/interval"] == [(12, pytest.approx(result["interval"]))]
     written = yaml_of(text(tmp_path / "run", "recipe"))
     assert written == (tmp_path / "run" / "recipe.yaml").read_text()
     summary = text(tmp_path / "run", "result")
-    assert f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)" in summary
+    assert (
+        f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+        in summary
+    )
     assert f"| episode_set | {result['episode_set']} |" in summary
 
 
@@ -120,7 +134,10 @@ def test_conflict_and_inner_steps_are_there(recipe: Path, tmp_path: Path):
     if "maml" not in recipe.read_text():
         pytest.skip("needs an adapter with inner steps")
     run_recipe(recipe, tmp_path / "run")
-    found, result = curves(tmp_path / "run"), json.loads((tmp_path / "run" / "result.json").read_text())
+    found, result = (
+        curves(tmp_path / "run"),
+        json.loads((tmp_path / "run" / "result.json").read_text()),
+    )
     assert [step for step, _ in found["train/gradient_cosine"]] == [1, 7]
     assert [step for step, _ in found["train/gradient_conflict"]] == [1, 7]
     expected = [(k, pytest.approx(result[f"mse_after_{k}"])) for k in range(3)]
@@ -131,9 +148,16 @@ def test_hyperparameters_are_the_options_of_the_recipe(recipe: Path, tmp_path: P
     from tensorboard.plugins.hparams import metadata
 
     run_recipe(recipe, tmp_path / "run")
-    content = {tag: read(tmp_path / "run").SummaryMetadata(tag).plugin_data.content for tag in hparam_tags(tmp_path / "run")}
-    options = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG]).hparams
-    assert options["outer.optimizer.lr"].number_value == pytest.approx(read_recipe(recipe, load()).sections.outer.optimizer.lr)
+    content = {
+        tag: read(tmp_path / "run").SummaryMetadata(tag).plugin_data.content
+        for tag in hparam_tags(tmp_path / "run")
+    }
+    options = metadata.parse_session_start_info_plugin_data(
+        content[metadata.SESSION_START_INFO_TAG]
+    ).hparams
+    assert options["outer.optimizer.lr"].number_value == pytest.approx(
+        read_recipe(recipe, load()).sections.outer.optimizer.lr
+    )
     assert options["backbone.name"].string_value in ("mlp", "conv4")
     assert options["seed"].number_value == 0
     compared = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG]).metric_infos
@@ -161,13 +185,17 @@ def stop_at(step: int):
 
 
 @pytest.mark.parametrize("stopped_at", [2, 4, 7])
-def test_a_resumed_run_continues_without_repeated_or_missing_steps(recipe: Path, tmp_path: Path, stopped_at: int):
+def test_a_resumed_run_continues_without_repeated_or_missing_steps(
+    recipe: Path, tmp_path: Path, stopped_at: int
+):
     """Stopped before a checkpoint, at one that is not written yet, and between two."""
     registry = load()
     registry.observe(stop_at(stopped_at))
     with (
         pytest.raises(StoppedError),
-        new_run(tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []) as run,
+        new_run(
+            tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+        ) as run,
     ):
         train(run)
     fsl_tensorboard._files[id(run)].flush()  # steps after the checkpoint are on disk too
@@ -178,7 +206,9 @@ def test_a_resumed_run_continues_without_repeated_or_missing_steps(recipe: Path,
         finish(run)
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 2
     assert_curves_are_those_of_the_run(tmp_path / "run")
-    assert yaml_of(text(tmp_path / "run", "recipe")) == (tmp_path / "run" / "recipe.yaml").read_text()
+    assert (
+        yaml_of(text(tmp_path / "run", "recipe")) == (tmp_path / "run" / "recipe.yaml").read_text()
+    )
 
 
 def test_what_a_checkpoint_counts_is_on_disk_when_the_process_dies(recipe: Path, tmp_path: Path):
@@ -213,7 +243,9 @@ def test_a_run_begun_without_the_plugin_gets_its_history(recipe: Path, tmp_path:
     registry.observe(stop_at(11))
     with (
         pytest.raises(StoppedError),
-        new_run(tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []) as run,
+        new_run(
+            tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+        ) as run,
     ):
         train(run)
     assert not (tmp_path / "run" / "tensorboard").exists()
@@ -226,18 +258,28 @@ def test_a_run_begun_without_the_plugin_gets_its_history(recipe: Path, tmp_path:
 def test_the_run_is_the_same_with_and_without_it(recipe: Path, tmp_path: Path):
     run_recipe(recipe, tmp_path / "with")
     registry = load(no_plugin=["fsl-tensorboard"])
-    with new_run(tmp_path / "without", read_recipe(recipe, registry), registry, torch.device("cpu"), []) as run:
+    with new_run(
+        tmp_path / "without", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+    ) as run:
         finish(run)
-    weights = [(tmp_path / name / "checkpoints" / "last.safetensors").read_bytes() for name in ("with", "without")]
+    weights = [
+        (tmp_path / name / "checkpoints" / "last.safetensors").read_bytes()
+        for name in ("with", "without")
+    ]
     assert weights[0] == weights[1]
 
 
-def test_a_folder_that_cannot_be_written_ends_the_curves_and_not_the_run(recipe: Path, tmp_path: Path):
+def test_a_folder_that_cannot_be_written_ends_the_curves_and_not_the_run(
+    recipe: Path, tmp_path: Path
+):
     registry = load()
-    with new_run(tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []) as run:
+    with new_run(
+        tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+    ) as run:
         (tmp_path / "run" / "tensorboard").write_text("a file in the way")
         with pytest.warns(
-            fsl.PluginWarning, match=r"plugin tensorboard \(fsl-tensorboard 0.1.0\): fsl_run_started raised FileExists"
+            fsl.PluginWarning,
+            match=r"plugin tensorboard \(fsl-tensorboard 0.1.0\): fsl_run_started raised FileExists",
         ):
             finish(run)
     assert (tmp_path / "run" / "result.json").is_file()

@@ -24,7 +24,9 @@ def weigh(gradients, method):
 def shortest_by_nnls(gradients):
     """The point of the convex hull nearest to the origin: argmin |G' x|^2 + (sum x - 1)^2 over x >= 0, divided by its sum."""
     n = len(gradients)
-    x, _ = nnls(np.vstack([gradients.T, np.ones((1, n))]), np.append(np.zeros(gradients.shape[1]), 1.0))
+    x, _ = nnls(
+        np.vstack([gradients.T, np.ones((1, n))]), np.append(np.zeros(gradients.shape[1]), 1.0)
+    )
     return x / x.sum()
 
 
@@ -32,14 +34,18 @@ def shortest_by_nnls(gradients):
 @pytest.mark.parametrize(("n", "shift"), [(2, 0.0), (3, 0.5), (5, 0.0), (8, 0.3), (12, 1.0)])
 def test_min_norm_is_scipys(n, shift, seed):
     gradients = rows(n, seed, shift)
-    np.testing.assert_allclose(weigh(gradients, "min-norm"), shortest_by_nnls(gradients), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        weigh(gradients, "min-norm"), shortest_by_nnls(gradients), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_min_norm_of_two_tasks(seed):
     first, second = rows(2, seed, 0.7)
     share = np.clip((second - first) @ second / ((first - second) @ (first - second)), 0, 1)
-    np.testing.assert_allclose(weigh(np.stack([first, second]), "min-norm"), [share, 1 - share], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        weigh(np.stack([first, second]), "min-norm"), [share, 1 - share], rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

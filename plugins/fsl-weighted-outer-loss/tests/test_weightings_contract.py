@@ -7,11 +7,17 @@ import fsl_core as fsl
 import fsl_weighted_outer_loss as plugin
 from fsl_core.testing import WeightingContract
 
-COLUMNS = {"backbone.0.weight": slice(0, 3), "backbone.1.weight": slice(3, 4), "adapter.head.weight": slice(4, 6)}
+COLUMNS = {
+    "backbone.0.weight": slice(0, 3),
+    "backbone.1.weight": slice(3, 4),
+    "adapter.head.weight": slice(4, 6),
+}
 TASKS = 5
 EVERY = {
     "similarity": lambda: plugin.GradientSimilarity(COLUMNS),
-    "similarity-pairwise": lambda: plugin.GradientSimilarity(COLUMNS, agreement="pairwise", temperature=0.1),
+    "similarity-pairwise": lambda: plugin.GradientSimilarity(
+        COLUMNS, agreement="pairwise", temperature=0.1
+    ),
     "similarity-head": lambda: plugin.GradientSimilarity(COLUMNS, gradient="head"),
     "hard": lambda: plugin.SoftmaxLoss(temperature=0.2),
     "easy": lambda: plugin.SoftmaxLoss(first="easy"),
@@ -53,7 +59,9 @@ def test_every_weighting_is_under_contract():
 
 
 @pytest.mark.parametrize("label", EVERY)
-@pytest.mark.parametrize("losses", [[1e30], [0.0], [0.0, 1e30], [1e30, 1e30, 1e-30, 0.0, 1.0], [3e38, 1e-45]])
+@pytest.mark.parametrize(
+    "losses", [[1e30], [0.0], [0.0, 1e30], [1e30, 1e30, 1e-30, 0.0, 1.0], [3e38, 1e-45]]
+)
 def test_weights_are_finite_at_any_size_in_single_precision(label, losses):
     torch.manual_seed(0)
     weighting = EVERY[label]()
@@ -79,7 +87,9 @@ def test_what_is_not_finite_is_left_to_the_outer_loop(label, bad):
 def test_two_equal_tasks_among_others_weigh_the_same(label):
     gradients = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     gradients[3] = gradients[0]
-    weights = EVERY[label]().double().weigh(outcomes([0.7, 0.2, 1.5, 0.7, 3.0], gradients, torch.float64))
+    weights = (
+        EVERY[label]().double().weigh(outcomes([0.7, 0.2, 1.5, 0.7, 3.0], gradients, torch.float64))
+    )
     assert float(weights[0].detach()) == pytest.approx(float(weights[3].detach()), abs=1e-12)
 
 
@@ -91,5 +101,13 @@ def test_a_single_task_weighs_one(label):
 def test_all_are_registered():
     found = []
     plugin.fsl_register_weightings(found.append)
-    names = {"gradient-similarity", "softmax-loss", "focal", "worst-case", "uncertainty", "gradient-norm", "conflict-free"}
+    names = {
+        "gradient-similarity",
+        "softmax-loss",
+        "focal",
+        "worst-case",
+        "uncertainty",
+        "gradient-norm",
+        "conflict-free",
+    }
     assert {weighting.name for weighting in found} == names | {"memory", "random"}

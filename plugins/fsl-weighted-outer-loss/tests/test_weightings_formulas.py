@@ -6,11 +6,25 @@ import torch
 from scipy.optimize import linprog
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss import Focal, GradientNorm, GradientSimilarity, Random, SoftmaxLoss, Uncertainty, WorstCase
+from fsl_weighted_outer_loss import (
+    Focal,
+    GradientNorm,
+    GradientSimilarity,
+    Random,
+    SoftmaxLoss,
+    Uncertainty,
+    WorstCase,
+)
 
-COLUMNS = {"backbone.0.weight": slice(0, 4), "backbone.1.weight": slice(4, 7), "adapter.head.weight": slice(7, 9)}
+COLUMNS = {
+    "backbone.0.weight": slice(0, 4),
+    "backbone.1.weight": slice(4, 7),
+    "adapter.head.weight": slice(7, 9),
+}
 LOSSES = np.array([0.3, 2.0, 0.05, 1.1])
-GRADIENTS = np.random.default_rng(3).normal(0.3, 1.0, (4, 9)) * np.array([[0.1], [3.0], [1.0], [20.0]])
+GRADIENTS = np.random.default_rng(3).normal(0.3, 1.0, (4, 9)) * np.array(
+    [[0.1], [3.0], [1.0], [20.0]]
+)
 GIVEN = fsl.Outcomes(torch.from_numpy(LOSSES), torch.from_numpy(GRADIENTS), torch.arange(4))
 
 
@@ -23,19 +37,30 @@ def cosine(a, b):
 
 
 def check(weighting, expected):
-    np.testing.assert_allclose(weighting.double().weigh(GIVEN).detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        weighting.double().weigh(GIVEN).detach().numpy(), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 7.0])
 @pytest.mark.parametrize(
-    ("part", "where"), [("all", slice(0, 9)), ("head", slice(7, 9)), ("last-block", slice(4, 7)), ("backbone.*", slice(0, 7))]
+    ("part", "where"),
+    [
+        ("all", slice(0, 9)),
+        ("head", slice(7, 9)),
+        ("last-block", slice(4, 7)),
+        ("backbone.*", slice(0, 7)),
+    ],
 )
 def test_gradient_similarity(part, where, temperature):
     rows = GRADIENTS[:, where]
     to_mean = [cosine(row, rows.mean(0)) for row in rows]
     pairwise = [np.mean([cosine(rows[i], rows[j]) for j in range(4) if j != i]) for i in range(4)]
     for agreement, scores in (("mean", to_mean), ("pairwise", pairwise)):
-        check(GradientSimilarity(COLUMNS, agreement, temperature, part), softmax(np.array(scores) / temperature))
+        check(
+            GradientSimilarity(COLUMNS, agreement, temperature, part),
+            softmax(np.array(scores) / temperature),
+        )
 
 
 @pytest.mark.parametrize("agreement", ["mean", "pairwise"])
@@ -53,7 +78,9 @@ def test_the_task_that_agrees_most_is_alone_as_temperature_vanishes(agreement):
 
 def test_gradients_that_cancel_agree_with_nothing():
     rows = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
-    weights = GradientSimilarity({"backbone.w": slice(0, 2)}).weigh(fsl.Outcomes(torch.ones(2), rows))
+    weights = GradientSimilarity({"backbone.w": slice(0, 2)}).weigh(
+        fsl.Outcomes(torch.ones(2), rows)
+    )
     assert weights.tolist() == pytest.approx([0.5, 0.5])
 
 
@@ -72,7 +99,9 @@ def test_gradients_that_cancel_agree_with_nothing():
     ids=lambda weighting: type(weighting).__name__,
 )
 def test_the_uniform_limit(weighting):
-    np.testing.assert_allclose(weighting.double().weigh(GIVEN).detach().numpy(), np.full(4, 0.25), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        weighting.double().weigh(GIVEN).detach().numpy(), np.full(4, 0.25), rtol=0, atol=1e-11
+    )
 
 
 def test_softmax_of_the_loss():
@@ -86,8 +115,12 @@ def test_hard_first_is_the_gradient_of_the_log_mean_exponential():
     def tilted(losses):
         return temperature * np.log(np.mean(np.exp(losses / temperature)))
 
-    slopes = [(tilted(LOSSES + step * e) - tilted(LOSSES - step * e)) / (2 * step) for e in np.eye(4)]
-    np.testing.assert_allclose(SoftmaxLoss(temperature=temperature).weigh(GIVEN).numpy(), slopes, atol=1e-8)
+    slopes = [
+        (tilted(LOSSES + step * e) - tilted(LOSSES - step * e)) / (2 * step) for e in np.eye(4)
+    ]
+    np.testing.assert_allclose(
+        SoftmaxLoss(temperature=temperature).weigh(GIVEN).numpy(), slopes, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -117,7 +150,11 @@ def test_worst_case(share, expected):
 
 
 @pytest.mark.parametrize("share", np.linspace(0, 1, 11))
-@pytest.mark.parametrize("losses", [LOSSES, np.array([1.0, 3.0, 1.0, 1.0, 0.5]), np.ones(3)], ids=["distinct", "ties", "equal"])
+@pytest.mark.parametrize(
+    "losses",
+    [LOSSES, np.array([1.0, 3.0, 1.0, 1.0, 0.5]), np.ones(3)],
+    ids=["distinct", "ties", "equal"],
+)
 def test_worst_case_is_the_linear_programme(share, losses):
     n = len(losses)
     bound = 1 / max(1, share * n)
@@ -128,7 +165,9 @@ def test_worst_case_is_the_linear_programme(share, losses):
 
 
 def test_ties_share():
-    weights = WorstCase(share=0.4).weigh(fsl.Outcomes(torch.tensor([1.0, 3.0, 1.0, 1.0, 0.5]).double()))
+    weights = WorstCase(share=0.4).weigh(
+        fsl.Outcomes(torch.tensor([1.0, 3.0, 1.0, 1.0, 0.5]).double())
+    )
     assert weights.tolist() == pytest.approx([1 / 6, 1 / 2, 1 / 6, 1 / 6, 0])
 
 
@@ -162,7 +201,9 @@ def test_uncertainty_of_the_loss():
     value = weighting.objective(weighting.weigh(GIVEN), GIVEN)
     slopes = torch.autograd.grad(value, [weighting.level, weighting.slope])
     residual = 1 - np.exp(-s) * LOSSES
-    np.testing.assert_allclose([float(g) for g in slopes], [residual.mean(), (residual * np.log(LOSSES)).mean()], rtol=1e-9)
+    np.testing.assert_allclose(
+        [float(g) for g in slopes], [residual.mean(), (residual * np.log(LOSSES)).mean()], rtol=1e-9
+    )
 
 
 def test_uncertainty_of_the_task():
@@ -179,7 +220,9 @@ def test_uncertainty_of_the_task():
 
 
 def minimise(weighting):
-    optimizer = torch.optim.LBFGS(weighting.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15)
+    optimizer = torch.optim.LBFGS(
+        weighting.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15
+    )
 
     def closure():
         optimizer.zero_grad()
@@ -193,7 +236,10 @@ def minimise(weighting):
 
 
 def test_learned_variances_end_at_the_logarithm_of_the_loss():
-    of_task, of_loss = minimise(Uncertainty(4, of="task").double()), minimise(Uncertainty().double())
+    of_task, of_loss = (
+        minimise(Uncertainty(4, of="task").double()),
+        minimise(Uncertainty().double()),
+    )
     np.testing.assert_allclose(of_task.log_variance.detach().numpy(), np.log(LOSSES), atol=1e-6)
     assert [of_loss.level.item(), of_loss.slope.item()] == pytest.approx([0, 1], abs=1e-6)
     np.testing.assert_allclose(of_loss.weigh(GIVEN).detach().numpy(), 1 / LOSSES / 4, rtol=1e-5)
@@ -201,7 +247,10 @@ def test_learned_variances_end_at_the_logarithm_of_the_loss():
 
 def test_random_weights_have_their_distribution():
     torch.manual_seed(4)
-    drawn = {kind: np.stack([Random(kind).weigh(GIVEN).numpy() for _ in range(4000)]) for kind in ("normal", "simplex")}
+    drawn = {
+        kind: np.stack([Random(kind).weigh(GIVEN).numpy() for _ in range(4000)])
+        for kind in ("normal", "simplex")
+    }
     torch.manual_seed(4)
     normal = np.stack([softmax(torch.randn(4).numpy()) for _ in range(4000)])
     np.testing.assert_allclose(drawn["normal"], normal, rtol=1e-5)

@@ -29,17 +29,32 @@ COLUMNS = {
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GradientSimilarity(COLUMNS, "max"), r"gradient-similarity: agreement: 'max'\. 'mean' or 'pairwise'"),
-        (lambda: GradientSimilarity(COLUMNS, temperature=0), r"gradient-similarity: temperature: 0\. A number above 0"),
+        (
+            lambda: GradientSimilarity(COLUMNS, "max"),
+            r"gradient-similarity: agreement: 'max'\. 'mean' or 'pairwise'",
+        ),
+        (
+            lambda: GradientSimilarity(COLUMNS, temperature=0),
+            r"gradient-similarity: temperature: 0\. A number above 0",
+        ),
         (
             lambda: GradientSimilarity(COLUMNS, gradient="tail"),
             r"gradient-similarity: gradient: 'tail': no such parameter\. all, head, last-block, or a pattern over backbone.*bias",
         ),
-        (lambda: GradientNorm({"backbone.w": slice(0, 1)}, gradient="head"), r"gradient-norm: gradient: 'head': no such param"),
-        (lambda: ConflictFree({"adapter.w": slice(0, 1)}, gradient="last-block"), r"conflict-free: gradient: 'last-block': no"),
+        (
+            lambda: GradientNorm({"backbone.w": slice(0, 1)}, gradient="head"),
+            r"gradient-norm: gradient: 'head': no such param",
+        ),
+        (
+            lambda: ConflictFree({"adapter.w": slice(0, 1)}, gradient="last-block"),
+            r"conflict-free: gradient: 'last-block': no",
+        ),
         (lambda: GradientNorm(COLUMNS, alpha=-1), r"gradient-norm: alpha: -1\. A number from 0"),
         (lambda: GradientNorm(COLUMNS, floor=0), r"gradient-norm: floor: 0\. Above 0, at most 1"),
-        (lambda: ConflictFree(COLUMNS, "nash"), r"conflict-free: method: 'nash'\. 'min-norm' or 'pcgrad'"),
+        (
+            lambda: ConflictFree(COLUMNS, "nash"),
+            r"conflict-free: method: 'nash'\. 'min-norm' or 'pcgrad'",
+        ),
         (lambda: SoftmaxLoss("soft"), r"softmax-loss: first: 'soft'\. 'hard' or 'easy'"),
         (lambda: SoftmaxLoss(temperature=-1), r"softmax-loss: temperature: -1\. A number above 0"),
         (lambda: Focal(-0.5), r"focal: gamma: -0\.5\. A number from 0"),
@@ -57,7 +72,11 @@ def test_refused_options(make, message):
 
 
 FLAT = {"backbone.weight": slice(0, 4), "backbone.bias": slice(4, 6)}
-NAMED = {"backbone.conv.weight": slice(0, 4), "backbone.last.a": slice(4, 6), "backbone.last.b": slice(6, 7)}
+NAMED = {
+    "backbone.conv.weight": slice(0, 4),
+    "backbone.last.a": slice(4, 6),
+    "backbone.last.b": slice(6, 7),
+}
 ELEVEN = {"backbone.layers.1.w": slice(0, 4), "backbone.layers.10.w": slice(4, 6)}
 
 
@@ -81,12 +100,16 @@ def test_parts(columns, part, expected):
 
 def test_a_part_reads_its_columns():
     matrix = torch.arange(18.0).view(2, 9)
-    assert torch.equal(GradientPart(COLUMNS, "*.weight", "x")(matrix), matrix[:, [0, 1, 2, 3, 6, 7]])
+    assert torch.equal(
+        GradientPart(COLUMNS, "*.weight", "x")(matrix), matrix[:, [0, 1, 2, 3, 6, 7]]
+    )
     assert GradientPart(COLUMNS, "all", "x")(matrix).data_ptr() == matrix.data_ptr()  # no copy
 
 
 def test_comparison_at_the_ends_of_single_precision():
     cosines, lengths = compare(torch.tensor([[3e38, 3e38], [1e-37, -1e-37], [0.0, 0.0]]))
-    torch.testing.assert_close(cosines, torch.diag(torch.tensor([1.0, 1.0, 0.0])), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        cosines, torch.diag(torch.tensor([1.0, 1.0, 0.0])), rtol=0, atol=1e-6
+    )
     assert lengths[0] == 1
     assert lengths[2] == 0

@@ -70,13 +70,20 @@ def command(tmp_path: Path):
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         given = {**os.environ, "FSL_LOAD_PLUGINS": "weighted-outer-loss", **environment}
         line = [sys.executable, "-m", "fsl_core", *arguments]
-        return subprocess.run(line, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            line, cwd=tmp_path, env=given, capture_output=True, text=True, check=False
+        )
 
     return call
 
 
 def test_a_part_that_does_not_exist_is_refused_before_anything_runs(command):
-    refused = command("check", "recipe.yaml", "-s", "outer.weighting={name: gradient-similarity, gradient: neck.*}")
+    refused = command(
+        "check",
+        "recipe.yaml",
+        "-s",
+        "outer.weighting={name: gradient-similarity, gradient: neck.*}",
+    )
     assert refused.returncode != 0
     assert refused.stderr.startswith("-s: outer.weighting: ")
     message = "gradient-similarity: gradient: 'neck.*': no such parameter. all, head, last-block, or a pattern over backbone."
@@ -86,9 +93,13 @@ def test_a_part_that_does_not_exist_is_refused_before_anything_runs(command):
 
 @pytest.mark.parametrize("weighting", ["{name: memory}", "{name: uncertainty, of: task}"])
 def test_tasks_that_come_once_are_refused_where_they_must_be_told_apart(command, weighting):
-    refused = command("check", "recipe.yaml", "-s", f"outer.weighting={weighting}", "-s", "episodes.tasks=null")
+    refused = command(
+        "check", "recipe.yaml", "-s", f"outer.weighting={weighting}", "-s", "episodes.tasks=null"
+    )
     assert refused.returncode != 0
-    assert "these episodes have no finite set of tasks to tell apart" in " ".join(refused.stderr.split())
+    assert "these episodes have no finite set of tasks to tell apart" in " ".join(
+        refused.stderr.split()
+    )
     assert command("check", "recipe.yaml", "-s", f"outer.weighting={weighting}").returncode == 0
 
 
@@ -102,5 +113,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(command, tmp_path, weightin
     resumed = command("resume", "parts")
     assert resumed.returncode == 0, resumed.stderr
     files = ["checkpoints/last.safetensors", "episodes.csv"]
-    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "parts" / f).read_bytes() for f in files)
+    assert all(
+        (tmp_path / "whole" / f).read_bytes() == (tmp_path / "parts" / f).read_bytes()
+        for f in files
+    )
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["weighting"] in weighting

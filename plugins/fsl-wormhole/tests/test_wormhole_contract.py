@@ -29,7 +29,12 @@ class TestFirstOrder(WormholeContract):
 
 
 class TestAllLearned(WormholeContract):
-    options: ClassVar = {"multipliers": "per-output", "learn_initial": True, "learn_multiplier_lr": True, "multiplier_lr": 0.3}
+    options: ClassVar = {
+        "multipliers": "per-output",
+        "learn_initial": True,
+        "learn_multiplier_lr": True,
+        "multiplier_lr": 0.3,
+    }
 
 
 class TestFromZero(WormholeContract):
@@ -45,7 +50,12 @@ class TestLayers(WormholeContract):
 
 
 class TestUnits(WormholeContract):
-    options: ClassVar = {"multiplies": "layers", "multipliers": "per-output", "learn_initial": True, "learn_multiplier_lr": True}
+    options: ClassVar = {
+        "multiplies": "layers",
+        "multipliers": "per-output",
+        "learn_initial": True,
+        "learn_multiplier_lr": True,
+    }
 
 
 class TestAllWeights(WormholeContract):

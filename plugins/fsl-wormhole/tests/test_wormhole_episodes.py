@@ -11,7 +11,11 @@ import fsl_core as fsl
 from fsl_wormhole import ThresholdComparison, WaveletTransform
 from fsl_wormhole.wavelet import SCALE, wavelet
 
-SOURCES = [ThresholdComparison, WaveletTransform, lambda: WaveletTransform("ricker", samples=40, harmonics=6)]
+SOURCES = [
+    ThresholdComparison,
+    WaveletTransform,
+    lambda: WaveletTransform("ricker", samples=40, harmonics=6),
+]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -32,7 +36,10 @@ def test_shapes(source):
 def test_an_episode_is_the_same_in_any_batch(source):
     many = source().batch("test", range(9), seed=4).unbatch()
     one = source().batch("test", [6], seed=4).unbatch()[0]
-    assert all(torch.equal(a, b) for a, b in zip((*one.support, *one.query), (*many[6].support, *many[6].query), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((*one.support, *one.query), (*many[6].support, *many[6].query), strict=True)
+    )
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -45,7 +52,10 @@ def test_splits_and_seeds_are_different_draws(source, split, seed):
 @pytest.mark.parametrize("source", SOURCES)
 def test_more_queries_leave_the_support_set_as_it_was(source):
     source = source()
-    wide, narrow = source.batch("test", [0], 0, replace(source.task, n_query=50)), source.batch("test", [0], 0)
+    wide, narrow = (
+        source.batch("test", [0], 0, replace(source.task, n_query=50)),
+        source.batch("test", [0], 0),
+    )
     assert torch.equal(wide.support.x, narrow.support.x)
     assert torch.equal(wide.support.y, narrow.support.y)
     assert torch.isin(narrow.query.x, wide.query.x).all()
@@ -67,7 +77,9 @@ def sides(source, episodes=2000):
 
 @pytest.mark.parametrize(("flipped", "spread"), [(0.5, 0.5), (0.0, 0.5), (1.0, 0.2), (0.2, 0.9)])
 def test_a_threshold_divides_the_classes(flipped, spread):
-    below, above = sides(ThresholdComparison(n_shot=20, n_query=30, flipped=flipped, spread=spread)).transpose(1, 0, 2)
+    below, above = sides(
+        ThresholdComparison(n_shot=20, n_query=30, flipped=flipped, spread=spread)
+    ).transpose(1, 0, 2)
     exchanged = below.mean(1) > above.mean(1)
     assert abs(exchanged.mean() - flipped) <= 5 * np.sqrt(flipped * (1 - flipped) / 2000)
     low, high = (np.where(exchanged[:, None], *pair) for pair in ((above, below), (below, above)))
@@ -77,7 +89,10 @@ def test_a_threshold_divides_the_classes(flipped, spread):
     threshold = (low.max(1) + high.min(1)) / 2  # to a few hundredths: the gap between 100 numbers
     assert abs(threshold.mean()) < 5 * spread / np.sqrt(3 * 2000)
     assert spread - 0.1 < np.quantile(np.abs(threshold), 0.995) < spread + 0.1
-    for side, end in ((low, -1), (high, 1)):  # uniform between the threshold and the end: the mean is their middle
+    for side, end in (
+        (low, -1),
+        (high, 1),
+    ):  # uniform between the threshold and the end: the mean is their middle
         middle = side.mean(1) - (threshold + end) / 2
         assert abs(middle.mean()) < 0.02
 
@@ -85,7 +100,10 @@ def test_a_threshold_divides_the_classes(flipped, spread):
 def test_threshold_needs_two_ways():
     source = ThresholdComparison()
     for call in (source.check, lambda split, task: source.batch(split, [0], 0, task)):
-        with pytest.raises(fsl.DataError, match=r"episodes 'threshold-comparison': n_way 5\. 2: below and above the threshold"):
+        with pytest.raises(
+            fsl.DataError,
+            match=r"episodes 'threshold-comparison': n_way 5\. 2: below and above the threshold",
+        ):
             call("test", replace(source.task, n_way=5))
 
 
@@ -111,14 +129,21 @@ def test_labels_are_coefficients_of_one_wavelet(kind):
     """The map is the wavelet's part in the band of the signals; its scale and shift are found again on a fine grid."""
     source = WaveletTransform(kind)
     basis = band(32, 4)
-    scale, shift = (g.ravel() for g in np.meshgrid(np.linspace(*SCALE, 81), np.linspace(0, 1, 800, endpoint=False)))
+    scale, shift = (
+        g.ravel()
+        for g in np.meshgrid(np.linspace(*SCALE, 81), np.linspace(0, 1, 800, endpoint=False))
+    )
     candidates = wavelet(kind, np.arange(32) / 32, scale, shift) @ basis
     found = least_squares(source) @ basis
     nearest = np.array([np.linalg.norm(candidates - w, axis=1).argmin() for w in found])
     worst = np.linalg.norm(candidates[nearest] - found, axis=1).max()
-    assert worst < (1e-4 if kind == "haar" else 0.02)  # Haar's samples are few distinct sets; Ricker's depend on the exact scale
+    assert worst < (
+        1e-4 if kind == "haar" else 0.02
+    )  # Haar's samples are few distinct sets; Ricker's depend on the exact scale
     shifts = np.sort(shift[nearest])
-    assert np.abs(shifts - np.linspace(0, 1, len(shifts))).max() < 1.63 / np.sqrt(len(shifts)) + 0.02  # Kolmogorov, 1 %
+    assert (
+        np.abs(shifts - np.linspace(0, 1, len(shifts))).max() < 1.63 / np.sqrt(len(shifts)) + 0.02
+    )  # Kolmogorov, 1 %
 
 
 @pytest.mark.parametrize("kind", ["haar", "ricker"])
@@ -148,7 +173,9 @@ def test_signals_are_normal_and_of_unit_variance_within_the_band():
     np.testing.assert_allclose(x @ basis @ basis.T, x, atol=1e-5)
     ordered = np.sort(coefficients.ravel())
     share = (np.arange(len(ordered)) + 0.5) / len(ordered)
-    assert np.abs(normal_share(ordered) - share).max() < 1.63 / np.sqrt(len(ordered))  # Kolmogorov, 1 %
+    assert np.abs(normal_share(ordered) - share).max() < 1.63 / np.sqrt(
+        len(ordered)
+    )  # Kolmogorov, 1 %
     covariance = np.cov(coefficients.T)
     assert np.abs(covariance - np.eye(8)).max() < 5 * np.sqrt(2 / len(x))
 

@@ -13,8 +13,12 @@ from torch.nn import functional as F
 import fsl_core as fsl
 from fsl_wormhole import Wormhole
 
-CLASSIFICATION = fsl.TaskShape("classification", n_way=3, n_shot=4, n_query=5, input_shape=(4,), output_dim=3)
-REGRESSION = fsl.TaskShape("regression", n_way=1, n_shot=6, n_query=7, input_shape=(4,), output_dim=2)
+CLASSIFICATION = fsl.TaskShape(
+    "classification", n_way=3, n_shot=4, n_query=5, input_shape=(4,), output_dim=3
+)
+REGRESSION = fsl.TaskShape(
+    "regression", n_way=1, n_shot=6, n_query=7, input_shape=(4,), output_dim=2
+)
 LAYERS = ("backbone.0", "backbone.2", "head")
 
 
@@ -29,7 +33,9 @@ def make(task, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         backbone = Net()
-        learner = fsl.Learner(backbone, Wormhole(task, backbone, **{"inner_lr": 0.3, "inner_steps": 3} | options)).double()
+        learner = fsl.Learner(
+            backbone, Wormhole(task, backbone, **{"inner_lr": 0.3, "inner_steps": 3} | options)
+        ).double()
         for name, parameter in learner.named_parameters():
             if "multiplier" in name:  # no two factors alike
                 parameter.data += 0.1 * torch.rand_like(parameter)
@@ -46,7 +52,9 @@ def episode(task):
     generator = torch.Generator().manual_seed(0)
 
     def labelled(per_class):
-        x = torch.randn(task.n_way * per_class, *task.input_shape, generator=generator, dtype=torch.float64)
+        x = torch.randn(
+            task.n_way * per_class, *task.input_shape, generator=generator, dtype=torch.float64
+        )
         if task.kind == "classification":
             return fsl.LabelledSet(x, torch.arange(task.n_way).repeat_interleave(per_class))
         return fsl.LabelledSet(x, x[:, :2] * x[:, 2:].sin())
@@ -57,7 +65,9 @@ def episode(task):
 def meta_gradient(learner, task, episode):
     value, _ = learner.objective(episode, task.loss)
     parameters = dict(learner.named_parameters())
-    return value, dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+    return value, dict(
+        zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True)
+    )
 
 
 def assert_same(found, expected, tolerance):
@@ -74,16 +84,32 @@ def maml(learner, task, episode, order, steps=3, lr=0.3):
     """Finn et al. 2017 by torch.func: no factor anywhere."""
 
     def predict(fast, x):
-        body = {name.removeprefix("backbone."): w for name, w in fast.items() if name.startswith("backbone.")}
-        return functional_call(learner.backbone, body, (x,)) @ fast["adapter.head.weight"].T + fast["adapter.head.bias"]
+        body = {
+            name.removeprefix("backbone."): w
+            for name, w in fast.items()
+            if name.startswith("backbone.")
+        }
+        return (
+            functional_call(learner.backbone, body, (x,)) @ fast["adapter.head.weight"].T
+            + fast["adapter.head.bias"]
+        )
 
     def total(fast):
         for _ in range(steps):
-            gradients = grad(lambda w: task.loss(predict(w, episode.support.x), episode.support.y))(fast)
-            fast = {name: w - lr * (gradients[name] if order == 2 else gradients[name].detach()) for name, w in fast.items()}
+            gradients = grad(lambda w: task.loss(predict(w, episode.support.x), episode.support.y))(
+                fast
+            )
+            fast = {
+                name: w - lr * (gradients[name] if order == 2 else gradients[name].detach())
+                for name, w in fast.items()
+            }
         return task.loss(predict(fast, episode.query.x), episode.query.y)
 
-    meta = {name: parameter.detach() for name, parameter in learner.named_parameters() if "multiplier" not in name}
+    meta = {
+        name: parameter.detach()
+        for name, parameter in learner.named_parameters()
+        if "multiplier" not in name
+    }
     return total(meta), grad(total)(meta)
 
 
@@ -96,14 +122,22 @@ LIMITS = [(multiplies, "scalar") for multiplies in ("output", "layers", "all")] 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(("multiplies", "multipliers"), LIMITS)
 def test_factors_that_stay_at_one_are_maml(task, episode, multiplies, multipliers, order):
-    learner = make(task, multiplies=multiplies, multipliers=multipliers, multiplier_lr=0.0, order=order)
+    learner = make(
+        task, multiplies=multiplies, multipliers=multipliers, multiplier_lr=0.0, order=order
+    )
     assert_same(meta_gradient(learner, task, episode), maml(learner, task, episode, order), 1e-12)
 
 
 @pytest.mark.parametrize(("multiplies", "multipliers"), LIMITS)
 def test_a_learned_rate_of_zero_is_maml(task, episode, multiplies, multipliers):
     """Here the factors are adapted, by nothing; the other weights' gradients are MAML's all the same."""
-    learner = make(task, multiplies=multiplies, multipliers=multipliers, multiplier_lr=0.0, learn_multiplier_lr=True)
+    learner = make(
+        task,
+        multiplies=multiplies,
+        multipliers=multipliers,
+        multiplier_lr=0.0,
+        learn_multiplier_lr=True,
+    )
     learner.adapter.multiplier_lr.data.zero_()
     value, gradients = meta_gradient(learner, task, episode)
     assert gradients.pop("adapter.multiplier_lr").abs() > 1e-6
@@ -121,12 +155,19 @@ def written_out(learner, task, episode, steps=3, lr=0.3):
     adapter = learner.adapter
     location, rows = adapter.multipliers.location, adapter.multipliers.granularity == "per-output"
     meta = dict(learner.named_parameters())
-    theta = [meta[f"{'adapter.' * (layer == 'head')}{layer}.{part}"] for layer in LAYERS for part in ("weight", "bias")]
+    theta = [
+        meta[f"{'adapter.' * (layer == 'head')}{layer}.{part}"]
+        for layer in LAYERS
+        for part in ("weight", "bias")
+    ]
     sizes = {"output": [task.output_dim], "layers": [6, 5, task.output_dim], "all": [1]}[location]
     factors = [p for name, p in meta.items() if "multipliers.learned" in name]
     if not factors:
         like = {"dtype": torch.float64, "requires_grad": True}
-        factors = [torch.full((size,) if rows else (), adapter.multipliers.initial, **like) for size in sizes]
+        factors = [
+            torch.full((size,) if rows else (), adapter.multipliers.initial, **like)
+            for size in sizes
+        ]
     factor_lr = meta.get("adapter.multiplier_lr", adapter.multiplier_lr)
 
     def predict(theta, factors, x):
@@ -139,7 +180,11 @@ def written_out(learner, task, episode, steps=3, lr=0.3):
 
     def loss(theta, factors, items):
         prediction, y = predict(theta, factors, items.x), items.y
-        return F.cross_entropy(prediction, y) if task.kind == "classification" else F.mse_loss(prediction, y)
+        return (
+            F.cross_entropy(prediction, y)
+            if task.kind == "classification"
+            else F.mse_loss(prediction, y)
+        )
 
     for _ in range(steps):
         value = loss(theta, factors, episode.support)
@@ -159,13 +204,22 @@ OPTIONS = {
     "output, own rate": {"multiplier_lr": 0.7},
     "output, each its own": {"multipliers": "per-output", "initial": -0.5},
     "output from zero": {"initial": 0.0},
-    "learned output": {"multipliers": "per-output", "learn_initial": True, "learn_multiplier_lr": True},
+    "learned output": {
+        "multipliers": "per-output",
+        "learn_initial": True,
+        "learn_multiplier_lr": True,
+    },
     "factor alone": {"adapt_weights": False, "multiplier_lr": 0.7},
     "layers": {"multiplies": "layers", "multiplier_lr": 0.1},
     "learned layers": {"multiplies": "layers", "learn_initial": True, "learn_multiplier_lr": True},
     "units": {"multiplies": "layers", "multipliers": "per-output", "learn_initial": True},
     "all": {"multiplies": "all", "multiplier_lr": 0.1},
-    "all learned": {"multiplies": "all", "learn_initial": True, "learn_multiplier_lr": True, "initial": 0.7},
+    "all learned": {
+        "multiplies": "all",
+        "learn_initial": True,
+        "learn_multiplier_lr": True,
+        "initial": 0.7,
+    },
 }
 
 
@@ -177,7 +231,9 @@ def test_equals_the_rule_written_out(task, episode, case, order):
 
 
 def test_the_orders_differ(task, episode):
-    (_, first), (_, second) = (meta_gradient(make(task, order=order), task, episode) for order in (1, 2))
+    (_, first), (_, second) = (
+        meta_gradient(make(task, order=order), task, episode) for order in (1, 2)
+    )
     name = "backbone.0.weight"
     assert (first[name] - second[name]).norm() > 1e-2 * second[name].norm()
 
@@ -191,4 +247,6 @@ def test_a_factor_crosses_zero_where_labels_are_negated():
     episode = fsl.Episode(fsl.LabelledSet(x, -h), fsl.LabelledSet(x, -h), torch.tensor(0))
     rate = 2 * 0.1 * h.square().mean()  # d/da of mean (a h + h)^2 is 2 (a + 1) mean h^2
     for step, predict in enumerate(learner.trajectory(episode)):
-        torch.testing.assert_close(predict(x), (2 * (1 - rate) ** step - 1) * h, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            predict(x), (2 * (1 - rate) ** step - 1) * h, rtol=1e-9, atol=1e-12
+        )

@@ -13,7 +13,9 @@ import fsl_wormhole
 from fsl_wormhole import ThresholdComparison, WaveletTransform, Wormhole
 from fsl_wormhole.multipliers import Multipliers
 
-TASK = fsl.TaskShape("classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3)
+TASK = fsl.TaskShape(
+    "classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3
+)
 STANDING = (
     "After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; "
     "the paper's text was not available"
@@ -27,7 +29,9 @@ class SmallNet(nn.Sequential):
     feature_dim = 8
 
     def __init__(self):
-        super().__init__(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
+        super().__init__(
+            nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()
+        )
 
 
 class Uneven(nn.Module):
@@ -50,12 +54,16 @@ def generator():
 
 @pytest.fixture
 def support(generator):
-    return fsl.LabelledSet(torch.randn(6, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(2))
+    return fsl.LabelledSet(
+        torch.randn(6, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(2)
+    )
 
 
 @pytest.fixture
 def query(generator):
-    return fsl.LabelledSet(torch.randn(9, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(3))
+    return fsl.LabelledSet(
+        torch.randn(9, *TASK.input_shape, generator=generator), torch.arange(3).repeat_interleave(3)
+    )
 
 
 def make(backbone=SmallNet, **options):
@@ -100,7 +108,9 @@ def test_refused_options(options, message):
 
 
 def factors_of(**options):
-    return {name: tuple(shape) for name, shape in make(**options).adapter.multipliers.shapes.items()}
+    return {
+        name: tuple(shape) for name, shape in make(**options).adapter.multipliers.shapes.items()
+    }
 
 
 def test_factors():
@@ -109,7 +119,9 @@ def test_factors():
     assert factors_of(multipliers="per-output") == {"output": (3,)}
     assert factors_of(multiplies="all") == {"all": ()}
     assert factors_of(multiplies="layers") == dict.fromkeys(layers, ())
-    assert factors_of(multiplies="layers", multipliers="per-output") == dict(zip(layers, [(2,), (2,), (3,)], strict=True))
+    assert factors_of(multiplies="layers", multipliers="per-output") == dict(
+        zip(layers, [(2,), (2,), (3,)], strict=True)
+    )
 
 
 def test_factors_on_weights_multiply_their_rows():
@@ -123,7 +135,9 @@ def test_factors_on_weights_multiply_their_rows():
 @pytest.mark.parametrize("multiplies", ["output", "layers", "all"])
 def test_start_at_one_is_the_network_itself(support, query, multiplies):
     learner = make(multiplies=multiplies, inner_steps=0).eval()
-    torch.testing.assert_close(learner(support, query.x), learner.adapter.head(learner.backbone(query.x)))
+    torch.testing.assert_close(
+        learner(support, query.x), learner.adapter.head(learner.backbone(query.x))
+    )
 
 
 def test_start_at_zero_predicts_zero_and_moves_the_factor_alone(support, query):
@@ -138,12 +152,20 @@ def test_start_at_zero_predicts_zero_and_moves_the_factor_alone(support, query):
 def test_rate_of_the_factors_is_that_of_the_weights_unless_given(support, query):
     shared, given = make(inner_lr=0.2), make(inner_lr=0.2, multiplier_lr=0.2)
     assert torch.equal(shared(support, query.x), given(support, query.x))
-    assert not torch.equal(shared(support, query.x), make(inner_lr=0.2, multiplier_lr=0.3)(support, query.x))
+    assert not torch.equal(
+        shared(support, query.x), make(inner_lr=0.2, multiplier_lr=0.3)(support, query.x)
+    )
 
 
 def test_learned_values_start_where_fixed_ones_stay(support, query):
     fixed = make(multiplies="layers", initial=0.7, multiplier_lr=0.3)
-    learned = make(multiplies="layers", initial=0.7, multiplier_lr=0.3, learn_initial=True, learn_multiplier_lr=True)
+    learned = make(
+        multiplies="layers",
+        initial=0.7,
+        multiplier_lr=0.3,
+        learn_initial=True,
+        learn_multiplier_lr=True,
+    )
     assert torch.equal(fixed(support, query.x), learned(support, query.x))
     count = [sum(p.numel() for p in learner.parameters()) for learner in (fixed, learned)]
     assert count[1] == count[0] + 3 + 1
@@ -161,7 +183,10 @@ def test_steps_lower_the_support_loss(support, options):
 @pytest.mark.parametrize("training", [True, False])
 def test_trajectory_ends_in_what_adapt_returns(support, query, training):
     learner = make(inner_steps=2, test_steps=3).train(training)
-    path = [predict(query.x) for predict in learner.trajectory(fsl.Episode(support, query, torch.tensor(0)))]
+    path = [
+        predict(query.x)
+        for predict in learner.trajectory(fsl.Episode(support, query, torch.tensor(0)))
+    ]
     assert len(path) == (3 if training else 4)
     assert torch.equal(path[0], make(inner_steps=0).train(training)(support, query.x))
     assert torch.equal(path[1], make(inner_steps=1).train(training)(support, query.x))
@@ -228,7 +253,11 @@ def test_all_parts_are_registered():
     adapters, episodes = [], []
     fsl_wormhole.fsl_register_adapters(adapters.append)
     fsl_wormhole.fsl_register_episodes(episodes.append)
-    assert [part.name for part in (*adapters, *episodes)] == ["wormhole", "threshold-comparison", "wavelet-transform"]
+    assert [part.name for part in (*adapters, *episodes)] == [
+        "wormhole",
+        "threshold-comparison",
+        "wavelet-transform",
+    ]
 
 
 def words(text):
@@ -236,7 +265,9 @@ def words(text):
     return " ".join(re.sub(r"\[|\]\(.*?\)|^[#>]", "", text, flags=re.MULTILINE).split())
 
 
-@pytest.mark.parametrize("part", [fsl_wormhole, Wormhole, Multipliers, ThresholdComparison, WaveletTransform])
+@pytest.mark.parametrize(
+    "part", [fsl_wormhole, Wormhole, Multipliers, ThresholdComparison, WaveletTransform]
+)
 def test_docstrings_say_what_is_interpretation(part):
     assert STANDING in words(part.__doc__)
 

@@ -62,44 +62,88 @@ class HyperMaml(fsl.Adapter):
         task: fsl.TaskShape,
         backbone: nn.Module,
         hidden_size: Annotated[
-            int, Field(gt=0, description="width of the hypernetwork's hidden layers (official: 512 Omniglot, 256 CUB)")
+            int,
+            Field(
+                gt=0,
+                description="width of the hypernetwork's hidden layers (official: 512 Omniglot, 256 CUB)",
+            ),
         ] = 256,
-        layers: Annotated[int, Field(ge=1, description="linear layers of the hypernetwork (official: 3)")] = 3,
+        layers: Annotated[
+            int, Field(ge=1, description="linear layers of the hypernetwork (official: 3)")
+        ] = 3,
         network: Annotated[
             Network,
-            Field(description="one network that sees class by class (official commands), or all classes as one vector"),
+            Field(
+                description="one network that sees class by class (official commands), or all classes as one vector"
+            ),
         ] = "class-shared",
         enhance: Annotated[
-            bool, Field(description="H sees predictions and labels beside the embeddings (official commands)")
+            bool,
+            Field(
+                description="H sees predictions and labels beside the embeddings (official commands)"
+            ),
         ] = True,
-        labels: Annotated[Labels, Field(description="labels as H sees them: one-hot, or the index as a number (official)")] = (
-            "one-hot"
-        ),
+        labels: Annotated[
+            Labels,
+            Field(
+                description="labels as H sees them: one-hot, or the index as a number (official)"
+            ),
+        ] = ("one-hot"),
         aggregation: Annotated[
-            Aggregation, Field(description="shots of a class: their mean (official 5-shot), or side by side (official 1-shot)")
+            Aggregation,
+            Field(
+                description="shots of a class: their mean (official 5-shot), or side by side (official 1-shot)"
+            ),
         ] = "mean",
-        operator: Annotated[Operator, Field(description="head - H (official commands), head + H, or head * H")] = "minus",
+        operator: Annotated[
+            Operator, Field(description="head - H (official commands), head + H, or head * H")
+        ] = "minus",
         warmup: Annotated[
             float,
-            Field(ge=0, le=1, description="share of training with gradient steps alone (official: 0.024 Omniglot, 0.025 CUB)"),
+            Field(
+                ge=0,
+                le=1,
+                description="share of training with gradient steps alone (official: 0.024 Omniglot, 0.025 CUB)",
+            ),
         ] = 0.025,
         switch: Annotated[
-            float, Field(ge=0, le=1, description="share after it in which H takes over (official: 0.244 Omniglot, 0.25 CUB)")
+            float,
+            Field(
+                ge=0,
+                le=1,
+                description="share after it in which H takes over (official: 0.244 Omniglot, 0.25 CUB)",
+            ),
         ] = 0.25,
-        inner_steps: Annotated[int, Field(ge=1, description="gradient steps while they last (official: 1 Omniglot, 5 CUB)")] = 1,
-        inner_lr: Annotated[float, Field(gt=0, description="their rate (official: 0.1 Omniglot, 0.01 CUB)")] = 0.1,
+        inner_steps: Annotated[
+            int,
+            Field(ge=1, description="gradient steps while they last (official: 1 Omniglot, 5 CUB)"),
+        ] = 1,
+        inner_lr: Annotated[
+            float, Field(gt=0, description="their rate (official: 0.1 Omniglot, 0.01 CUB)")
+        ] = 0.1,
         order: Annotated[
-            Literal[1, 2], Field(description="2: gradient steps are differentiated (official commands). 1: they are not")
+            Literal[1, 2],
+            Field(
+                description="2: gradient steps are differentiated (official commands). 1: they are not"
+            ),
         ] = 2,
         support_loss: Annotated[
-            bool, Field(description="the support set counts in the outer loss, once H has a part in the update (official option)")
+            bool,
+            Field(
+                description="the support set counts in the outer loss, once H has a part in the update (official option)"
+            ),
         ] = False,
         update_penalty: Annotated[
-            float, Field(ge=0, description="factor of ||H||^2 in the outer loss (official option hm_lambda)")
+            float,
+            Field(
+                ge=0, description="factor of ||H||^2 in the outer loss (official option hm_lambda)"
+            ),
         ] = 0.0,
         detached: Annotated[
             Detached,
-            Field(description="what of H's input passes no gradient on: the predictions (official), nothing, or all of it"),
+            Field(
+                description="what of H's input passes no gradient on: the predictions (official), nothing, or all of it"
+            ),
         ] = "predictions",
         evaluate_with: Annotated[
             EvaluateWith,
@@ -110,11 +154,15 @@ class HyperMaml(fsl.Adapter):
         ] = "current",
         gradient_target: Annotated[
             GradientTarget,
-            Field(description="gradients with respect to the fast weights, or to the universal head (official)"),
+            Field(
+                description="gradients with respect to the fast weights, or to the universal head (official)"
+            ),
         ] = "fast",
         repeat_delta: Annotated[
             RepeatDelta,
-            Field(description="during the switch, (1 - p) * H once in all, or at each gradient step (official)"),
+            Field(
+                description="during the switch, (1 - p) * H once in all, or at each gradient step (official)"
+            ),
         ] = "once",
         predictions: Annotated[
             Predictions,
@@ -125,31 +173,85 @@ class HyperMaml(fsl.Adapter):
         ] = "universal",
     ):
         super().__init__()
-        _require(task.kind == "classification", f"a {task.kind} task. Classification: H sees one row for each class")
+        _require(
+            task.kind == "classification",
+            f"a {task.kind} task. Classification: H sees one row for each class",
+        )
         sizes = (hidden_size, layers, inner_steps)
-        _require(min(sizes) >= 1, f"hidden_size, layers, inner_steps: {', '.join(map(str, sizes))}. Whole numbers from 1")
+        _require(
+            min(sizes) >= 1,
+            f"hidden_size, layers, inner_steps: {', '.join(map(str, sizes))}. Whole numbers from 1",
+        )
         _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
         _require(order in (1, 2), f"order: {order}. 1 or 2")
         _require(update_penalty >= 0, f"update_penalty: {update_penalty}. A number from 0")
-        _require(min(warmup, switch) >= 0, f"warmup, switch: {warmup}, {switch}. Shares of training from 0")
-        _require(warmup + switch <= 1, f"warmup + switch: {warmup} + {switch}. At most 1, all of training")
-        words = (network, labels, aggregation, operator, detached, evaluate_with, gradient_target, repeat_delta, predictions)
+        _require(
+            min(warmup, switch) >= 0,
+            f"warmup, switch: {warmup}, {switch}. Shares of training from 0",
+        )
+        _require(
+            warmup + switch <= 1,
+            f"warmup + switch: {warmup} + {switch}. At most 1, all of training",
+        )
+        words = (
+            network,
+            labels,
+            aggregation,
+            operator,
+            detached,
+            evaluate_with,
+            gradient_target,
+            repeat_delta,
+            predictions,
+        )
         for (option, kind), word in zip(WORDS.items(), words, strict=True):
-            _require(word in get_args(kind), f"{option}: {word!r}. One of {', '.join(get_args(kind))}")
-        _require(enhance or predictions == "universal", "predictions: 'stale' without enhance, where H sees none. 'universal'")
+            _require(
+                word in get_args(kind), f"{option}: {word!r}. One of {', '.join(get_args(kind))}"
+            )
+        _require(
+            enhance or predictions == "universal",
+            "predictions: 'stale' without enhance, where H sees none. 'universal'",
+        )
 
-        self.task, self.enhance, self.labels, self.aggregation, self.operator = task, enhance, labels, aggregation, operator
-        self.warmup, self.switch, self.inner_steps, self.inner_lr = warmup, switch, inner_steps, inner_lr
-        self.support_loss, self.update_penalty, self.detached = support_loss, update_penalty, detached
-        self.evaluate_with, self.gradient_target, self.repeat_delta = evaluate_with, gradient_target, repeat_delta
+        self.task, self.enhance, self.labels, self.aggregation, self.operator = (
+            task,
+            enhance,
+            labels,
+            aggregation,
+            operator,
+        )
+        self.warmup, self.switch, self.inner_steps, self.inner_lr = (
+            warmup,
+            switch,
+            inner_steps,
+            inner_lr,
+        )
+        self.support_loss, self.update_penalty, self.detached = (
+            support_loss,
+            update_penalty,
+            detached,
+        )
+        self.evaluate_with, self.gradient_target, self.repeat_delta = (
+            evaluate_with,
+            gradient_target,
+            repeat_delta,
+        )
         self.first_order = order == 1
-        self.order = 2 if order == 2 and (detached == "none" or (detached == "predictions" and not enhance)) else 1
-        self.vectorizable = self.threadable = predictions == "universal"  # else a task sees what the one before it left
+        self.order = (
+            2
+            if order == 2 and (detached == "none" or (detached == "predictions" and not enhance))
+            else 1
+        )
+        self.vectorizable = self.threadable = (
+            predictions == "universal"
+        )  # else a task sees what the one before it left
 
         self.head = nn.Linear(backbone.feature_dim, task.n_way)
         nn.init.zeros_(self.head.bias)
         sizes = (self._width(), hidden_size, layers, backbone.feature_dim)
-        self.hypernetwork = ClassShared(*sizes) if network == "class-shared" else Flat(*sizes, task.n_way)
+        self.hypernetwork = (
+            ClassShared(*sizes) if network == "class-shared" else Flat(*sizes, task.n_way)
+        )
         if predictions == "stale":
             self.register_buffer("previous_weight", self.head.weight.detach().clone())
             self.register_buffer("previous_bias", self.head.bias.detach().clone())
@@ -163,7 +265,9 @@ class HyperMaml(fsl.Adapter):
         heads, _ = self._adapted(backbone(support.x), support.y)
         return [_predictor(backbone, head) for head in heads]
 
-    def objective(self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss) -> tuple[Tensor, Tensor]:
+    def objective(
+        self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
+    ) -> tuple[Tensor, Tensor]:
         """The query loss; in training, with the support set among the queries and the update's norm where options say so."""
         if not self.training:
             return super().objective(backbone, episode, loss)
@@ -172,10 +276,15 @@ class HyperMaml(fsl.Adapter):
         prediction = heads[-1].logits(backbone(episode.query.x))
         logits, y = prediction, episode.query.y
         if self.support_loss and update is not None:
-            logits, y = torch.cat([heads[-1].logits(features), logits]), torch.cat([episode.support.y, y])
+            logits, y = (
+                torch.cat([heads[-1].logits(features), logits]),
+                torch.cat([episode.support.y, y]),
+            )
         value = loss(logits, y)
         if self.update_penalty and update is not None:
-            value = value + self.update_penalty * (update.weight.square().sum() + update.bias.square().sum())
+            value = value + self.update_penalty * (
+                update.weight.square().sum() + update.bias.square().sum()
+            )
         if not self.vectorizable:
             self._remember(heads[-1])
         return value, prediction
@@ -216,7 +325,9 @@ class HyperMaml(fsl.Adapter):
         def fit(fast: Head) -> Tensor:
             return self.task.loss(fast.logits(features), y)
 
-        from_start = self.gradient_target == "universal" and not self.first_order  # detached gradients: the same either way
+        from_start = (
+            self.gradient_target == "universal" and not self.first_order
+        )  # detached gradients: the same either way
         return gradient_steps(fit, head, self.inner_steps, move, from_start), update
 
     def _displacement(self, head: Head, update: Head) -> Head:
@@ -229,7 +340,9 @@ class HyperMaml(fsl.Adapter):
         """Length of the row that H sees of a class."""
         n_way = self.task.n_way
         added = n_way + (n_way if self.labels == "one-hot" else 1) if self.enhance else 0
-        return (self.head.in_features + added) * (self.task.n_shot if self.aggregation == "concat" else 1)
+        return (self.head.in_features + added) * (
+            self.task.n_shot if self.aggregation == "concat" else 1
+        )
 
     def _rows(self, head: Head, features: Tensor, y: Tensor) -> Tensor:
         """(n_way * n_shot, feature_dim) -> (n_way, width): what H sees of each class."""

@@ -28,7 +28,9 @@ def gradient_share(progress: float, warmup: float, switch: float) -> float:
     return 1.0 if past < ROUNDING else left / switch
 
 
-def gradient_steps(loss: Callable[[Head], Tensor], start: Head, steps: int, move: Move, from_start: bool) -> list[Head]:
+def gradient_steps(
+    loss: Callable[[Head], Tensor], start: Head, steps: int, move: Move, from_start: bool
+) -> list[Head]:
     """`start` and the fast weights after each step, steps + 1 in all.
 
     loss: of the support set, a scalar.    move: makes a step from fast weights and a gradient.
@@ -38,7 +40,9 @@ def gradient_steps(loss: Callable[[Head], Tensor], start: Head, steps: int, move
     heads = [start]
     for step in range(steps):
         if from_start:
-            gradient = grad(lambda head, k=step: loss(gradient_steps(loss, head, k, move, True)[-1]))(start)
+            gradient = grad(
+                lambda head, k=step: loss(gradient_steps(loss, head, k, move, True)[-1])
+            )(start)
         else:
             gradient = grad(loss)(heads[-1])
         heads.append(move(heads[-1], gradient))

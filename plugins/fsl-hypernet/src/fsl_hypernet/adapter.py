@@ -59,20 +59,40 @@ class Hypernet(fsl.Adapter):
             ),
         ] = "none",
         rank: Annotated[int, Field(gt=0, description="of the low-rank updates")] = 1,
-        embedding: Annotated[int, Field(gt=0, description="length of the embeddings of a class and of the task")] = 64,
-        hidden: Annotated[int, Field(gt=0, description="width of the hidden layer of encoder and hypernetwork")] = 128,
-        target: Annotated[int, Field(gt=0, description="width of the network that head: kernel generates")] = 64,
+        embedding: Annotated[
+            int, Field(gt=0, description="length of the embeddings of a class and of the task")
+        ] = 64,
+        hidden: Annotated[
+            int, Field(gt=0, description="width of the hidden layer of encoder and hypernetwork")
+        ] = 128,
+        target: Annotated[
+            int, Field(gt=0, description="width of the network that head: kernel generates")
+        ] = 64,
         support_loss: Annotated[
-            bool, Field(description="train on support and query rows together, as HyperShot does; else on the queries")
+            bool,
+            Field(
+                description="train on support and query rows together, as HyperShot does; else on the queries"
+            ),
         ] = False,
         checkpoint: Annotated[
-            bool, Field(description="gradient checkpointing of the backbone's blocks: less memory, more time")
+            bool,
+            Field(
+                description="gradient checkpointing of the backbone's blocks: less memory, more time"
+            ),
         ] = False,
     ):
         super().__init__()
         _require(head in get_args(Head), f"head: {head!r}. One of {', '.join(get_args(Head))}")
-        _require(modulate in get_args(Modulate), f"modulate: {modulate!r}. One of {', '.join(get_args(Modulate))}")
-        for option, value in {"rank": rank, "embedding": embedding, "hidden": hidden, "target": target}.items():
+        _require(
+            modulate in get_args(Modulate),
+            f"modulate: {modulate!r}. One of {', '.join(get_args(Modulate))}",
+        )
+        for option, value in {
+            "rank": rank,
+            "embedding": embedding,
+            "hidden": hidden,
+            "target": target,
+        }.items():
             _require(value > 0, f"{option}: {value}. A whole number above 0")
         if checkpoint:
             check_recomputable(backbone)
@@ -80,10 +100,14 @@ class Hypernet(fsl.Adapter):
         base = _base_of(head, base, task)
         labels = task.output_dim if head == "task" else 0
         encoded = head != "kernel" or modulate != "none"
-        self.encoder = SupportEncoder(backbone.feature_dim, labels, embedding, hidden) if encoded else None
+        self.encoder = (
+            SupportEncoder(backbone.feature_dim, labels, embedding, hidden) if encoded else None
+        )
         sizes = (backbone.feature_dim, task.output_dim)
         self.head = (
-            KernelHead(task.n_way, target, hidden) if head == "kernel" else LinearHead(head, base, sizes, embedding, hidden)
+            KernelHead(task.n_way, target, hidden)
+            if head == "kernel"
+            else LinearHead(head, base, sizes, embedding, hidden)
         )
         self.modulation = {"none": lambda: None, "film": lambda: Film(backbone, embedding)}.get(
             modulate, lambda: LowRank(backbone, embedding, rank)
@@ -109,14 +133,18 @@ class Hypernet(fsl.Adapter):
         (support_x, support_y), (query_x, query_y), _ = episode
         predict = self.adapt(backbone, episode.support)
         prediction = predict(query_x)
-        return loss(torch.cat([predict(support_x), prediction]), torch.cat([support_y, query_y])), prediction
+        return loss(
+            torch.cat([predict(support_x), prediction]), torch.cat([support_y, query_y])
+        ), prediction
 
 
 class _Net:
     """The backbone as a function of named weights. Buffers are copied, so that no call changes the module."""
 
     def __init__(self, backbone: nn.Module, checkpoint: bool):
-        self.module, self.prefix = (Checkpointed(backbone), "backbone.") if checkpoint else (backbone, "")
+        self.module, self.prefix = (
+            (Checkpointed(backbone), "backbone.") if checkpoint else (backbone, "")
+        )
         self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
@@ -126,12 +154,19 @@ class _Net:
 
 def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
     if task.kind == "regression" and head != "task":
-        raise ValueError(f"head: {head!r} for a regression task, which has no classes. 'task', whose embedding sees the values")
+        raise ValueError(
+            f"head: {head!r} for a regression task, which has no classes. 'task', whose embedding sees the values"
+        )
     possible = head != "kernel" and task.kind == "classification"
     if base == "prototype" and not possible:
         found = f"head: {head!r}" if head == "kernel" else "a regression task"
-        raise ValueError(f"base: 'prototype' for {found}, which has no class means to start from. null or 'none'")
-    _require(base is None or base in get_args(Base), f"base: {base!r}. One of {', '.join(get_args(Base))}, or null")
+        raise ValueError(
+            f"base: 'prototype' for {found}, which has no class means to start from. null or 'none'"
+        )
+    _require(
+        base is None or base in get_args(Base),
+        f"base: {base!r}. One of {', '.join(get_args(Base))}, or null",
+    )
     return base or ("prototype" if possible else "none")
 
 

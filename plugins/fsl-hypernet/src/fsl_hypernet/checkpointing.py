@@ -46,7 +46,9 @@ class Checkpointed(nn.Module):
         super().__init__()
         self.backbone = backbone
         twin = _with_segments(backbone)
-        self._twin = (twin if any(isinstance(m, _Segment) for m in twin.modules()) else _Segment(backbone),)
+        self._twin = (
+            twin if any(isinstance(m, _Segment) for m in twin.modules()) else _Segment(backbone),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._twin[0](x)
@@ -55,9 +57,17 @@ class Checkpointed(nn.Module):
 def check_recomputable(backbone: nn.Module) -> None:
     """Raise ValueError if a second forward pass, in the backward pass, would not be that of the first."""
     modules = list(backbone.modules())
-    drops = sorted({type(m).__name__ for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0})
+    drops = sorted(
+        {
+            type(m).__name__
+            for m in modules
+            if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0
+        }
+    )
     if drops:
-        raise ValueError(f"checkpoint: {', '.join(drops)} in the backbone, which would draw anew. False, or dropout rate 0")
+        raise ValueError(
+            f"checkpoint: {', '.join(drops)} in the backbone, which would draw anew. False, or dropout rate 0"
+        )
     if any(isinstance(m, fsl.Norm) and m.policy == "support" for m in modules):
         raise ValueError(
             "checkpoint: a backbone of norm policy 'support', whose reference is gone in the backward pass. "
@@ -77,8 +87,12 @@ class _Segment(nn.Module):
         buffers = dict(module.named_buffers())
 
         def compute(x: Tensor, *tensors: Tensor) -> Tensor:
-            copies = {name: buffer.clone() for name, buffer in buffers.items()}  # a batch norm changes its own
-            return functional_call(module, dict(zip(parameters, tensors, strict=True)) | copies, (x,))
+            copies = {
+                name: buffer.clone() for name, buffer in buffers.items()
+            }  # a batch norm changes its own
+            return functional_call(
+                module, dict(zip(parameters, tensors, strict=True)) | copies, (x,)
+            )
 
         return _Recomputed.apply(compute, x, *parameters.values())
 

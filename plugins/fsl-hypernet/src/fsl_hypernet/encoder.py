@@ -52,7 +52,9 @@ class SupportEncoder(nn.Module):
 
     def forward(self, support: EncodedSupport) -> tuple[Tensor, Tensor]:
         """Rows of the classes, (n_way, embedding), and the embedding of the task, (embedding,)."""
-        items = torch.cat([support.features, support.labels], 1) if self.labelled else support.features
+        items = (
+            torch.cat([support.features, support.labels], 1) if self.labelled else support.features
+        )
         rows = support.shares.T @ self.item(items)
         return rows, self.whole(rows).mean(0)
 

@@ -26,7 +26,14 @@ class LinearHead(nn.Module):
           "none": zero.
     """
 
-    def __init__(self, per: Literal["class", "task"], base: Base, sizes: tuple[int, int], embedding: int, hidden: int):
+    def __init__(
+        self,
+        per: Literal["class", "task"],
+        base: Base,
+        sizes: tuple[int, int],
+        embedding: int,
+        hidden: int,
+    ):
         super().__init__()
         self.per, (feature_dim, output_dim) = per, sizes
         row = feature_dim + 1
@@ -47,7 +54,9 @@ class LinearHead(nn.Module):
         if self.per == "class":
             generated = self.hypernetwork(torch.cat([rows, embedding.expand_as(rows)], 1))
         else:
-            generated = self.hypernetwork(embedding).unflatten(0, (-1, support.features.shape[1] + 1))
+            generated = self.hypernetwork(embedding).unflatten(
+                0, (-1, support.features.shape[1] + 1)
+            )
         weight, bias = generated[:, :-1], generated[:, -1]
         if self.log_scale is None:
             return weight, bias
@@ -72,8 +81,12 @@ class KernelHead(nn.Module):
 
     def forward(self, support: EncodedSupport, encoder: SupportEncoder | None) -> fsl.Predictor:
         directions = F.normalize(support.means, dim=1)
-        generated = self.hypernetwork((directions @ directions.T).flatten()).split([prod(shape) for shape in self.shapes])
-        w1, b1, w2, b2 = (part.view(shape) for part, shape in zip(generated, self.shapes, strict=True))
+        generated = self.hypernetwork((directions @ directions.T).flatten()).split(
+            [prod(shape) for shape in self.shapes]
+        )
+        w1, b1, w2, b2 = (
+            part.view(shape) for part, shape in zip(generated, self.shapes, strict=True)
+        )
 
         def predict(features: Tensor) -> Tensor:
             kernel = F.normalize(features, dim=1) @ directions.T  # (n, n_way)

@@ -32,8 +32,15 @@ class Film(nn.Module):
     def __init__(self, backbone: nn.Module, embedding: int):
         super().__init__()
         self.layers = _affine_norms(backbone) or _linear_layers(backbone)
-        _require_layers("film", self.layers, backbone, "norm layers with scale and shift, convolutions or linear layers")
-        self.sizes = [channels for layer in self.layers for channels in [layer.channels] * len(layer.names)]
+        _require_layers(
+            "film",
+            self.layers,
+            backbone,
+            "norm layers with scale and shift, convolutions or linear layers",
+        )
+        self.sizes = [
+            channels for layer in self.layers for channels in [layer.channels] * len(layer.names)
+        ]
         self.generate = _zeros(nn.Linear(embedding, sum(self.sizes)))
 
     def forward(self, embedding: Tensor, weights: Weights) -> Weights:
@@ -42,7 +49,10 @@ class Film(nn.Module):
         changed = {}
         for layer in self.layers:
             factor = 1 + next(parts)
-            scaled = [weights[name] * factor.view(-1, *[1] * (weights[name].dim() - 1)) for name in layer.names]
+            scaled = [
+                weights[name] * factor.view(-1, *[1] * (weights[name].dim() - 1))
+                for name in layer.names
+            ]
             if len(scaled) == 2:
                 scaled[1] = scaled[1] + next(parts)
             changed |= zip(layer.names, scaled, strict=True)
@@ -59,7 +69,9 @@ class LowRank(nn.Module):
         super().__init__()
         self.layers, self.rank = _linear_layers(backbone), rank
         _require_layers("low-rank", self.layers, backbone, "convolutions or linear layers")
-        self.left = _zeros(nn.Linear(embedding, rank * sum(layer.channels for layer in self.layers)))
+        self.left = _zeros(
+            nn.Linear(embedding, rank * sum(layer.channels for layer in self.layers))
+        )
         self.right = nn.Linear(embedding, rank * sum(layer.inputs for layer in self.layers))
 
     def forward(self, embedding: Tensor, weights: Weights) -> Weights:
@@ -69,7 +81,9 @@ class LowRank(nn.Module):
         changed = {}
         for layer, left, right in zip(self.layers, lefts, rights, strict=True):
             update = left.view(-1, self.rank) @ right.view(self.rank, -1)
-            changed[layer.names[0]] = weights[layer.names[0]] + update.view_as(weights[layer.names[0]])
+            changed[layer.names[0]] = weights[layer.names[0]] + update.view_as(
+                weights[layer.names[0]]
+            )
         return changed
 
 
@@ -83,14 +97,19 @@ class _Layer(NamedTuple):
 
 def _affine_norms(backbone: nn.Module) -> list[_Layer]:
     torch_norms = _layers(backbone, _NORMS, "weight", "bias")
-    return [*_layers(backbone, (fsl.Norm,), "scale", "shift"), *(layer for layer in torch_norms if layer.inputs == 1)]
+    return [
+        *_layers(backbone, (fsl.Norm,), "scale", "shift"),
+        *(layer for layer in torch_norms if layer.inputs == 1),
+    ]
 
 
 def _linear_layers(backbone: nn.Module) -> list[_Layer]:
     return list(_layers(backbone, _LINEAR, "weight", "bias"))
 
 
-def _layers(backbone: nn.Module, kinds: tuple[type, ...], weight: str, bias: str) -> Iterator[_Layer]:
+def _layers(
+    backbone: nn.Module, kinds: tuple[type, ...], weight: str, bias: str
+) -> Iterator[_Layer]:
     """Those modules of these kinds that have a weight. Names are relative to the backbone."""
     known = dict(backbone.named_parameters())
     for prefix, module in backbone.named_modules():

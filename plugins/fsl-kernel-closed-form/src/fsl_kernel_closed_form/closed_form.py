@@ -18,10 +18,14 @@ from fsl_kernel_closed_form.solver import solve
 from fsl_kernel_closed_form.tangent import Outputs, tangent_dual, tangent_names
 
 Kernel = Literal["linear", "rbf", "cosine", "ntk"]
-Jitter = Annotated[float, Field(ge=0, description="added to the kernel's diagonal, relative to its mean")]
+Jitter = Annotated[
+    float, Field(ge=0, description="added to the kernel's diagonal, relative to its mean")
+]
 Parameters = Annotated[
     str | list[str],
-    Field(description="weights the tangent kernel is taken over: all, head, body, or shell patterns over their names"),
+    Field(
+        description="weights the tangent kernel is taken over: all, head, body, or shell patterns over their names"
+    ),
 ]
 
 
@@ -43,26 +47,53 @@ class KernelClosedForm(fsl.Adapter):
         task: fsl.TaskShape,
         backbone: nn.Module,
         kernel: Annotated[
-            Kernel, Field(description="between features; or ntk, the empirical tangent kernel of backbone and head")
+            Kernel,
+            Field(
+                description="between features; or ntk, the empirical tangent kernel of backbone and head"
+            ),
         ] = "rbf",
-        residual: Annotated[bool, Field(description="fit what a learned head leaves over; false: the labels themselves")] = False,
+        residual: Annotated[
+            bool,
+            Field(description="fit what a learned head leaves over; false: the labels themselves"),
+        ] = False,
         regularisation: Annotated[
-            float, Field(ge=0, description="added to the kernel's diagonal, or where a learned one starts")
+            float,
+            Field(
+                ge=0, description="added to the kernel's diagonal, or where a learned one starts"
+            ),
         ] = 0.1,
-        learn_regularisation: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = False,
+        learn_regularisation: Annotated[
+            bool, Field(description="trained by the outer loop, as its logarithm")
+        ] = False,
         scale: Annotated[
-            float | None, Field(gt=0, description="factor of the predictions, or its start; null: 10 for logits, 1 for values")
+            float | None,
+            Field(
+                gt=0,
+                description="factor of the predictions, or its start; null: 10 for logits, 1 for values",
+            ),
         ] = None,
-        learn_scale: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = True,
-        targets: Annotated[Targets, Field(description="labels of a class as numbers; values are taken as they are")] = "centred",
+        learn_scale: Annotated[
+            bool, Field(description="trained by the outer loop, as its logarithm")
+        ] = True,
+        targets: Annotated[
+            Targets, Field(description="labels of a class as numbers; values are taken as they are")
+        ] = "centred",
         width: Annotated[
             Annotated[float, Field(gt=0)] | Literal["median"],
-            Field(description="of kernel rbf, in units of features; or the median distance in the support set"),
+            Field(
+                description="of kernel rbf, in units of features; or the median distance in the support set"
+            ),
         ] = "median",
-        learn_width: Annotated[bool, Field(description="trained by the outer loop: the width, or a factor of the median")] = True,
+        learn_width: Annotated[
+            bool,
+            Field(description="trained by the outer loop: the width, or a factor of the median"),
+        ] = True,
         jitter: Jitter = 1e-6,
         outputs: Annotated[
-            Outputs, Field(description="of kernel ntk: one (n, n) kernel for all outputs, or one between outputs too")
+            Outputs,
+            Field(
+                description="of kernel ntk: one (n, n) kernel for all outputs, or one between outputs too"
+            ),
         ] = "shared",
         parameters: Parameters = "all",
     ):
@@ -72,9 +103,18 @@ class KernelClosedForm(fsl.Adapter):
         require_choice("kernel-closed-form", "targets", targets, Targets)
         require_choice("kernel-closed-form", "outputs", outputs, Outputs)
         positive = regularisation > 0 or (regularisation == 0 and not learn_regularisation)
-        require(positive, f"kernel-closed-form: regularisation: {regularisation}. A number above 0, or 0 where it is not learned")
-        require(scale is None or scale > 0, f"kernel-closed-form: scale: {scale}. A number above 0, or null")
-        require(width == "median" or float(width) > 0, f"kernel-closed-form: width: {width}. A number above 0, or median")
+        require(
+            positive,
+            f"kernel-closed-form: regularisation: {regularisation}. A number above 0, or 0 where it is not learned",
+        )
+        require(
+            scale is None or scale > 0,
+            f"kernel-closed-form: scale: {scale}. A number above 0, or null",
+        )
+        require(
+            width == "median" or float(width) > 0,
+            f"kernel-closed-form: width: {width}. A number above 0, or median",
+        )
         require(jitter >= 0, f"kernel-closed-form: jitter: {jitter}. A number from 0")
 
         self.task, self.kernel, self.residual = task, kernel, residual
@@ -90,7 +130,9 @@ class KernelClosedForm(fsl.Adapter):
         dual = self._dual(backbone, support.x)
         targets = label_vectors(support.y, self.task, self.targets)
         missing = targets - dual.values if self.residual else targets
-        predict = dual.weigh(missing, lambda gram, rhs: solve(gram, rhs, self.regularisation(), self.jitter))
+        predict = dual.weigh(
+            missing, lambda gram, rhs: solve(gram, rhs, self.regularisation(), self.jitter)
+        )
         return scaled(predict, self.scale(), self.residual)
 
     def _dual(self, backbone: nn.Module, support_x: Tensor) -> Dual:
@@ -108,7 +150,9 @@ def default_scale(task: fsl.TaskShape) -> float:
     return 10.0 if task.kind == "classification" else 1.0
 
 
-def scaled(predict: Callable[[Tensor], Prediction], scale: Tensor | float, residual: bool) -> fsl.Predictor:
+def scaled(
+    predict: Callable[[Tensor], Prediction], scale: Tensor | float, residual: bool
+) -> fsl.Predictor:
     """A predictor in the dtype of its items."""
 
     def predictor(x: Tensor) -> Tensor:

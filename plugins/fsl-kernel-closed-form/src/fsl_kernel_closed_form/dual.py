@@ -29,12 +29,19 @@ class Dual(NamedTuple):
     values: Tensor | None
     predict: Callable[[Tensor], Callable[[Tensor], Prediction]]
 
-    def weigh(self, targets: Tensor, solver: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Prediction]:
+    def weigh(
+        self, targets: Tensor, solver: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[[Tensor], Prediction]:
         """Solve for the dual weights of targets, (n, output_dim), with a function of (gram, right-hand side)."""
         return self.predict(solver(self.gram, targets.reshape(len(self.gram), -1)))
 
 
-def feature_dual(backbone: nn.Module, head: nn.Module | None, kernel: Callable[[Tensor], Similarity], support_x: Tensor) -> Dual:
+def feature_dual(
+    backbone: nn.Module,
+    head: nn.Module | None,
+    kernel: Callable[[Tensor], Similarity],
+    support_x: Tensor,
+) -> Dual:
     """The dual of a kernel between backbone features, computed in float64; one kernel for all outputs."""
     features = backbone(support_x)
     similarity = kernel(features.double())

@@ -13,7 +13,9 @@ Exponential = Literal["exact", "pade11", "pade22"]
 TERMS = 20  # of a power series on [-1, 0]: the next one is below 1e-20
 
 
-def finite_time(gram: Tensor, residual: Tensor, time: float, exponential: Exponential = "exact") -> Tensor:
+def finite_time(
+    gram: Tensor, residual: Tensor, time: float, exponential: Exponential = "exact"
+) -> Tensor:
     """Dual weights gram^-1 (I - exp(-time * gram)) @ residual; float64. Equation (A) of arXiv:2102.03909.
 
     gram: (..., n, n) symmetric positive semi-definite, singular or not: the function is smooth at zero, where it is `time`.

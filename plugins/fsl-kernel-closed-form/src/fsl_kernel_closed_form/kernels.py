@@ -42,8 +42,12 @@ class Rbf(nn.Module):
     def forward(self, support: Tensor) -> Similarity:
         origin = support.mean(0)  # distances lose digits far from it
         centred = support - origin
-        squared_width = self.factor() ** 2 * (_median_square(support, centred) if self.median else 1.0)
-        return lambda features: (-_squared_distances(features - origin, centred) / (2 * squared_width)).exp()
+        squared_width = self.factor() ** 2 * (
+            _median_square(support, centred) if self.median else 1.0
+        )
+        return lambda features: (
+            -_squared_distances(features - origin, centred) / (2 * squared_width)
+        ).exp()
 
     def extra_repr(self) -> str:
         return "median width" if self.median else ""

@@ -36,10 +36,17 @@ class MetaRkhsI(fsl.Adapter):
         task: fsl.TaskShape,
         backbone: nn.Module,
         alpha: Annotated[
-            float, Field(ge=0, description="weight of the regulariser; k times inner_lr stands for k MAML steps")
+            float,
+            Field(
+                ge=0,
+                description="weight of the regulariser; k times inner_lr stands for k MAML steps",
+            ),
         ] = 0.003,
         estimator: Annotated[
-            Estimator, Field(description="squared-norm of the query gradient, or its product with the support gradient")
+            Estimator,
+            Field(
+                description="squared-norm of the query gradient, or its product with the support gradient"
+            ),
         ] = "squared-norm",
         inner_lr: Annotated[float, Field(gt=0, description="step size of fine-tuning")] = 0.1,
         inner_steps: Annotated[int, Field(ge=0, description="steps of fine-tuning")] = 10,
@@ -72,7 +79,11 @@ class MetaRkhsI(fsl.Adapter):
             return loss(prediction, items.y), prediction
 
         gradient, (value, prediction) = grad_and_value(of, has_aux=True)(weights, episode.query)
-        other = gradient if self.estimator == "squared-norm" else grad(of, has_aux=True)(weights, episode.support)[0]
+        other = (
+            gradient
+            if self.estimator == "squared-norm"
+            else grad(of, has_aux=True)(weights, episode.support)[0]
+        )
         reward = sum((gradient[name] * other[name]).sum() for name in weights)
         return value - self.alpha * reward, prediction
 
@@ -86,7 +97,9 @@ class MetaRkhsI(fsl.Adapter):
         yield _fixed(backbone, self.head, weights)
         for _ in range(self.inner_steps):
             gradient = grad(loss)(weights)
-            weights = {name: weight - self.inner_lr * gradient[name] for name, weight in weights.items()}
+            weights = {
+                name: weight - self.inner_lr * gradient[name] for name, weight in weights.items()
+            }
             yield _fixed(backbone, self.head, weights)
 
 

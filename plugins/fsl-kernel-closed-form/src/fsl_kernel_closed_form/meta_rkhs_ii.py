@@ -39,20 +39,32 @@ class MetaRkhsII(fsl.Adapter):
             Field(description="of the gradient flow, in units of 1 / kernel"),
         ] = 10.0,
         exponential: Annotated[
-            Exponential, Field(description="at a finite time: exact, or a Padé approximant of order 1 or 2")
+            Exponential,
+            Field(description="at a finite time: exact, or a Padé approximant of order 1 or 2"),
         ] = "exact",
         outputs: Annotated[
-            Outputs, Field(description="one (n, n) kernel for all outputs, or one between outputs too")
+            Outputs,
+            Field(description="one (n, n) kernel for all outputs, or one between outputs too"),
         ] = "shared",
         parameters: Parameters = "all",
-        targets: Annotated[Targets, Field(description="labels of a class as numbers; values are taken as they are")] = "centred",
-        scale: Annotated[float, Field(gt=0, description="factor of the predictions, or where a learned one starts")] = 1.0,
-        learn_scale: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = False,
+        targets: Annotated[
+            Targets, Field(description="labels of a class as numbers; values are taken as they are")
+        ] = "centred",
+        scale: Annotated[
+            float,
+            Field(gt=0, description="factor of the predictions, or where a learned one starts"),
+        ] = 1.0,
+        learn_scale: Annotated[
+            bool, Field(description="trained by the outer loop, as its logarithm")
+        ] = False,
         jitter: Jitter = 1e-6,
     ):
         super().__init__()
         self.threadable = False  # tangent kernels take Jacobian-vector products
-        require(time == "infinite" or float(time) > 0, f"meta-rkhs-ii: time: {time}. A number above 0, or infinite")
+        require(
+            time == "infinite" or float(time) > 0,
+            f"meta-rkhs-ii: time: {time}. A number above 0, or infinite",
+        )
         require(scale > 0, f"meta-rkhs-ii: scale: {scale}. A number above 0")
         require(jitter >= 0, f"meta-rkhs-ii: jitter: {jitter}. A number from 0")
         for option, value, choices in (

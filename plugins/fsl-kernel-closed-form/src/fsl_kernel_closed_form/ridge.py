@@ -36,16 +36,30 @@ class Ridge(fsl.Adapter):
         task: fsl.TaskShape,
         backbone: nn.Module,
         regularisation: Annotated[
-            float, Field(gt=0, description="in units of squared features, or where a learned one starts")
+            float,
+            Field(gt=0, description="in units of squared features, or where a learned one starts"),
         ] = 50.0,
-        learn_regularisation: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = False,
+        learn_regularisation: Annotated[
+            bool, Field(description="trained by the outer loop, as its logarithm")
+        ] = False,
         scale: Annotated[
-            float | None, Field(gt=0, description="factor of the predictions, or its start; null: 10 for logits, 1 for values")
+            float | None,
+            Field(
+                gt=0,
+                description="factor of the predictions, or its start; null: 10 for logits, 1 for values",
+            ),
         ] = None,
-        learn_scale: Annotated[bool, Field(description="trained by the outer loop, as its logarithm")] = True,
-        targets: Annotated[Targets, Field(description="labels of a class as numbers; values are taken as they are")] = "one-hot",
+        learn_scale: Annotated[
+            bool, Field(description="trained by the outer loop, as its logarithm")
+        ] = True,
+        targets: Annotated[
+            Targets, Field(description="labels of a class as numbers; values are taken as they are")
+        ] = "one-hot",
         form: Annotated[
-            Form, Field(description="which system is solved: the smaller one, feature_dim + 1 or n equations; results are equal")
+            Form,
+            Field(
+                description="which system is solved: the smaller one, feature_dim + 1 or n equations; results are equal"
+            ),
         ] = "smaller",
     ):
         super().__init__()

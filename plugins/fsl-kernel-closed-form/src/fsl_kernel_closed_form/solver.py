@@ -15,7 +15,9 @@ class JitterWarning(UserWarning):
     """A kernel matrix was not positive definite and got a larger jitter than was asked for."""
 
 
-def solve(gram: Tensor, targets: Tensor, regularisation: Tensor | float, jitter: float = 0.0) -> Tensor:
+def solve(
+    gram: Tensor, targets: Tensor, regularisation: Tensor | float, jitter: float = 0.0
+) -> Tensor:
     """Dual weights (gram + (regularisation + jitter * m) I)^-1 @ targets, with m the mean of gram's diagonal; float64.
 
     gram:    (..., n, n) symmetric positive semi-definite; computed in float64 whatever it comes in.
@@ -61,7 +63,9 @@ def _report(level: Tensor, jitter: float, n: int) -> None:
         return
     try:
         raised = float(level.max())
-    except RuntimeError:  # under vmap no value can be read; evaluation, which is not vectorised, reports it
+    except (
+        RuntimeError
+    ):  # under vmap no value can be read; evaluation, which is not vectorised, reports it
         return
     if raised > jitter:
         warnings.warn(

@@ -37,7 +37,9 @@ def tangent_names(backbone: nn.Module, head: nn.Module, parameters: str | list[s
     """
     prepare_forward_mode()
     names = chosen_names(parameters, list(named_weights(backbone, head)))
-    inexact = {type(module).__name__ for module in backbone.modules() if isinstance(module, _NormBase)}
+    inexact = {
+        type(module).__name__ for module in backbone.modules() if isinstance(module, _NormBase)
+    }
     if inexact and any(name.startswith("backbone.") for name in names):
         raise ValueError(
             f"parameters: a tangent kernel through {', '.join(sorted(inexact))}, whose third derivatives are wrong in torch. "
@@ -67,12 +69,22 @@ def network(backbone: nn.Module, head: nn.Module, weights: Weights, x: Tensor) -
     """head(backbone(x)) with these weights in place of the modules' own, (n, output_dim)."""
 
     def of(part: str) -> Weights:
-        return {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
+        return {
+            name.removeprefix(part): weight
+            for name, weight in weights.items()
+            if name.startswith(part)
+        }
 
     return functional_call(head, of("head."), (functional_call(backbone, of("backbone."), (x,)),))
 
 
-def tangent_dual(backbone: nn.Module, head: nn.Module, support_x: Tensor, names: list[str], outputs: Outputs = "shared") -> Dual:
+def tangent_dual(
+    backbone: nn.Module,
+    head: nn.Module,
+    support_x: Tensor,
+    names: list[str],
+    outputs: Outputs = "shared",
+) -> Dual:
     """The dual of the tangent kernel of head(backbone(x)) with respect to the weights of these names.
 
     full:   J of all outputs: (n * output_dim, n * output_dim), as gradient flow on all outputs has it.
@@ -90,11 +102,16 @@ def tangent_dual(backbone: nn.Module, head: nn.Module, support_x: Tensor, names:
 
     values, pullback = vjp(lambda moved: f(moved, support_x), moved)
     c = values.shape[1]
-    jacobian = {k: rows.flatten(1).double() for k, rows in vmap(pullback)(_cotangents(values, outputs))[0].items()}
+    jacobian = {
+        k: rows.flatten(1).double()
+        for k, rows in vmap(pullback)(_cotangents(values, outputs))[0].items()
+    }
     gram = torch.stack([rows @ rows.mT for rows in jacobian.values()]).sum(0)
 
     def predict(dual: Tensor) -> Callable[[Tensor], Prediction]:
-        directions = {k: (dual.mT @ jacobian[k]).to(w.dtype).view(-1, *w.shape) for k, w in moved.items()}
+        directions = {
+            k: (dual.mT @ jacobian[k]).to(w.dtype).view(-1, *w.shape) for k, w in moved.items()
+        }
 
         def prediction(x: Tensor) -> Prediction:
             def derivative(direction: Weights) -> tuple[Tensor, Tensor]:

@@ -66,14 +66,20 @@ class L2lCnn4(L2lBackbone):
     def __init__(
         self,
         task: fsl.TaskShape,
-        channels: Annotated[int, Field(gt=0, description="filters of each block (hidden_size)")] = 64,
+        channels: Annotated[
+            int, Field(gt=0, description="filters of each block (hidden_size)")
+        ] = 64,
         layers: Annotated[int, Field(ge=1, le=4, description="number of blocks")] = 4,
-        max_pool: Annotated[bool, Field(description="max-pooling, or else convolutions with a stride")] = True,
+        max_pool: Annotated[
+            bool, Field(description="max-pooling, or else convolutions with a stride")
+        ] = True,
         norm: NormChoice = "transductive",
     ):
         def make() -> nn.Module:
             models = learn2learn().vision.models
-            return models.CNN4Backbone(channels, layers, channels=task.input_shape[0], max_pool=max_pool)
+            return models.CNN4Backbone(
+                channels, layers, channels=task.input_shape[0], max_pool=max_pool
+            )
 
         super().__init__(task, norm, make, "At least 16x16 pixels, or fewer layers")
 
@@ -94,14 +100,22 @@ class ResNet12(L2lBackbone):
         self,
         task: fsl.TaskShape,
         wider: Annotated[
-            bool, Field(description="filters 64, 160, 320, 640 (MetaOptNet), or else 64, 128, 256, 512 (TADAM)")
+            bool,
+            Field(
+                description="filters 64, 160, 320, 640 (MetaOptNet), or else 64, 128, 256, 512 (TADAM)"
+            ),
         ] = True,
-        avg_pool: Annotated[bool, Field(description="mean over 5x5 pixels of the last map; needs 80x80 pixels or more")] = True,
+        avg_pool: Annotated[
+            bool,
+            Field(description="mean over 5x5 pixels of the last map; needs 80x80 pixels or more"),
+        ] = True,
         norm: NormChoice = "transductive",
     ):
         def make() -> nn.Module:
             models = learn2learn().vision.models
-            return models.ResNet12Backbone(avg_pool, wider, dropblock_dropout=0.0, channels=task.input_shape[0])
+            return models.ResNet12Backbone(
+                avg_pool, wider, dropblock_dropout=0.0, channels=task.input_shape[0]
+            )
 
         super().__init__(task, norm, make, "At least 80x80 pixels, or 16x16 with avg_pool: false")
 
@@ -117,7 +131,12 @@ class Wrn28(L2lBackbone):
     name = "wrn28"
 
     def __init__(self, task: fsl.TaskShape, norm: NormChoice = "transductive"):
-        super().__init__(task, norm, learn2learn().vision.models.WRN28Backbone, "3 channels, at least 81x81 pixels")
+        super().__init__(
+            task,
+            norm,
+            learn2learn().vision.models.WRN28Backbone,
+            "3 channels, at least 81x81 pixels",
+        )
 
 
 def _replace_norms(net: nn.Module, norm: str) -> None:

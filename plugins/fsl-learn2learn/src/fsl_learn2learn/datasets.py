@@ -17,7 +17,17 @@ import fsl_core as fsl
 from fsl_core.builtin import omniglot
 from fsl_core.data.folders import class_images
 from fsl_core.data.vision import decode_image, torchvision
-from fsl_learn2learn.episodes import Augment, Download, ImageSize, L2lEpisodes, NQuery, NShot, NWay, Root, splits_of
+from fsl_learn2learn.episodes import (
+    Augment,
+    Download,
+    ImageSize,
+    L2lEpisodes,
+    NQuery,
+    NShot,
+    NWay,
+    Root,
+    splits_of,
+)
 from fsl_learn2learn.library import learn2learn
 
 SHORT: dict[fsl.Split, str] = {"train": "train", "validation": "val", "test": "test"}
@@ -109,7 +119,9 @@ class CubBirds(L2lEpisodes):
         image_size: ImageSize = None,
         augment: Augment = "none",
         crop: Annotated[bool, Field(description="to the bounding box")] = False,
-        imagenet_duplicates: Annotated[bool, Field(description="with the pictures that ImageNet holds, too")] = False,
+        imagenet_duplicates: Annotated[
+            bool, Field(description="with the pictures that ImageNet holds, too")
+        ] = False,
         download: Download = False,
     ):
         super().__init__(n_way, n_shot, n_query, root, image_size, augment, download)
@@ -119,11 +131,15 @@ class CubBirds(L2lEpisodes):
     def needs(self, split: fsl.Split) -> list[str]:
         parts = [f"images/{name}" for name in splits_of("cu_birds200")[split]]
         return [
-            f"cubirds200/CUB_200_2011/{part}" for part in (*parts, *(("bounding_boxes.txt", "images.txt") if self.crop else ()))
+            f"cubirds200/CUB_200_2011/{part}"
+            for part in (*parts, *(("bounding_boxes.txt", "images.txt") if self.crop else ()))
         ]
 
     def open(self, folder: Path, split: fsl.Split) -> Any:
-        options = {"include_imagenet_duplicates": self.imagenet_duplicates, "bounding_box_crop": self.crop}
+        options = {
+            "include_imagenet_duplicates": self.imagenet_duplicates,
+            "bounding_box_crop": self.crop,
+        }
         return learn2learn().vision.datasets.CUBirds200(str(folder), mode=split, **options)
 
     def class_names(self, data: Any, split: fsl.Split) -> list[str]:
@@ -159,7 +175,9 @@ class Aircraft(L2lEpisodes):
         return [f"fgvc_aircraft/fgvc-aircraft-2013b/data/{part}" for part in parts]
 
     def open(self, folder: Path, split: fsl.Split) -> Any:
-        return learn2learn().vision.datasets.FGVCAircraft(str(folder), mode=split, bounding_box_crop=self.crop)
+        return learn2learn().vision.datasets.FGVCAircraft(
+            str(folder), mode=split, bounding_box_crop=self.crop
+        )
 
     def class_names(self, data: Any, split: fsl.Split) -> list[str]:
         return splits_of("fgvc_aircraft")["valid" if split == "validation" else split]
@@ -175,7 +193,10 @@ class Textures(L2lEpisodes):
     name, dataset, size = "l2l-dtd", "DescribableTextures", "600 MB"
 
     def needs(self, split: fsl.Split) -> list[str]:
-        return [f"describable_textures/dtd/images/{name}" for name in splits_of("describable_textures")[split]]
+        return [
+            f"describable_textures/dtd/images/{name}"
+            for name in splits_of("describable_textures")[split]
+        ]
 
     def labelled(self, folder: Path, split: fsl.Split) -> Iterator[tuple[str, Path]]:
         for path in self.needs(split):
@@ -194,7 +215,13 @@ class QuickDraw(L2lEpisodes):
     index, which has an entry for every drawing. learn2learn downloads with gsutil, which has to be installed.
     """
 
-    name, dataset, size, side, channels = "l2l-quickdraw", "Quickdraw", "50 GB by gsutil", 28, "gray"
+    name, dataset, size, side, channels = (
+        "l2l-quickdraw",
+        "Quickdraw",
+        "50 GB by gsutil",
+        28,
+        "gray",
+    )
 
     def __init__(
         self,
@@ -202,7 +229,9 @@ class QuickDraw(L2lEpisodes):
         n_shot: NShot = 1,
         n_query: NQuery = 15,
         root: Root = None,
-        per_class: Annotated[int, Field(ge=2, description="drawings of each class, from the first")] = 1000,
+        per_class: Annotated[
+            int, Field(ge=2, description="drawings of each class, from the first")
+        ] = 1000,
         image_size: ImageSize = None,
         download: Download = False,
     ):
@@ -269,10 +298,12 @@ class FullOmniglot(L2lEpisodes):
         n_query: NQuery = 15,
         root: Root = None,
         split: Annotated[
-            Literal["vinyals", "learn2learn"], Field(description="1028/172/423 classes, or 1100/100/423 as in its benchmark")
+            Literal["vinyals", "learn2learn"],
+            Field(description="1028/172/423 classes, or 1100/100/423 as in its benchmark"),
         ] = "learn2learn",
         rotations: Annotated[
-            Literal["train", "all", "none"], Field(description="where turned drawings are classes of their own")
+            Literal["train", "all", "none"],
+            Field(description="where turned drawings are classes of their own"),
         ] = "train",
         image_size: ImageSize = None,
         download: Download = False,
@@ -298,7 +329,9 @@ class FullOmniglot(L2lEpisodes):
         published, found = dict(known), {}
         for path in self.needs(split):
             part = Path(path).stem
-            found[part] = hashlib.md5((folder / path).read_bytes(), usedforsecurity=False).hexdigest()
+            found[part] = hashlib.md5(
+                (folder / path).read_bytes(), usedforsecurity=False
+            ).hexdigest()
             if found[part] not in omniglot.CHECKSUMS[part]:
                 wanted = omniglot.CHECKSUMS[part][0]
                 raise fsl.DataError(
@@ -327,7 +360,12 @@ class FullOmniglot(L2lEpisodes):
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         size = self.task.input_shape[-1]
         return (
-            255 - torch.from_numpy(np.asarray(picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)).copy())[None]
+            255
+            - torch.from_numpy(
+                np.asarray(
+                    picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
+                ).copy()
+            )[None]
         )
 
 

@@ -27,9 +27,20 @@ from fsl_learn2learn.library import learn2learn
 NWay = Annotated[int, Field(ge=2, description="classes per episode")]
 NShot = Annotated[int, Field(ge=1, description="labelled images per class")]
 NQuery = Annotated[int, Field(ge=1, description="images to predict per class")]
-Root = Annotated[Path | None, Field(description="folder in which learn2learn keeps its data; default: FSL_DATA, else the cache")]
-ImageSize = Annotated[int | None, Field(ge=8, le=2048, description="height and width; null: those of the data set, or 84")]
-Augment = Annotated[Augmentation, Field(description="training images: as they are, mirrored, cropped and mirrored at random")]
+Root = Annotated[
+    Path | None,
+    Field(
+        description="folder in which learn2learn keeps its data; default: FSL_DATA, else the cache"
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    Field(ge=8, le=2048, description="height and width; null: those of the data set, or 84"),
+]
+Augment = Annotated[
+    Augmentation,
+    Field(description="training images: as they are, mirrored, cropped and mirrored at random"),
+]
 Download = Annotated[bool, Field(description="let learn2learn download what is not there")]
 
 
@@ -61,14 +72,24 @@ class L2lEpisodes(fsl.PooledEpisodes):
     ):
         learn2learn()
         side = image_size or self.side
-        super().__init__(n_way, n_shot, n_query, input_shape=({"rgb": 3, "gray": 1}[self.channels], side, side), augment=augment)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=({"rgb": 3, "gray": 1}[self.channels], side, side),
+            augment=augment,
+        )
         self.root, self.download = root, download
 
     def needs(self, split: fsl.Split) -> list[str]:
         """Paths under root that are read for a split."""
-        raise NotImplementedError(f"{type(self).__name__}.needs: not written. The paths learn2learn reads for a split")
+        raise NotImplementedError(
+            f"{type(self).__name__}.needs: not written. The paths learn2learn reads for a split"
+        )
 
-    def labelled(self, folder: Path, split: fsl.Split) -> Iterable[tuple[str, Image.Image | np.ndarray]]:
+    def labelled(
+        self, folder: Path, split: fsl.Split
+    ) -> Iterable[tuple[str, Image.Image | np.ndarray]]:
         """(class, picture or its (height, width, 3) or (height, width) uint8), in any order. Default: learn2learn's data set."""
         data = self.open(folder, split)
         names = self.class_names(data, split)
@@ -82,13 +103,20 @@ class L2lEpisodes(fsl.PooledEpisodes):
 
     def class_names(self, data: Any, split: fsl.Split) -> Sequence[str] | dict[int, str]:
         """The name of each label of learn2learn's data set."""
-        raise NotImplementedError(f"{type(self).__name__}.class_names: not written. A name for each label")
+        raise NotImplementedError(
+            f"{type(self).__name__}.class_names: not written. A name for each label"
+        )
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
         root = self.find(split)
         files = [file for path in self.needs(split) for file in _files(root / path)]
-        states = [f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-        key = content_key("learn2learn", self.name, self.variant, split, self.task.input_shape, *states)
+        states = [
+            f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}"
+            for file in files
+        ]
+        key = content_key(
+            "learn2learn", self.name, self.variant, split, self.task.input_shape, *states
+        )
         return fsl.LabelledPool.cached(key, lambda: self._decode(root, split))
 
     def find(self, split: fsl.Split) -> Path:
@@ -96,13 +124,19 @@ class L2lEpisodes(fsl.PooledEpisodes):
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
-            raise fsl.DataError(f"episodes {self.name!r}: {error}, with {_listed(self.needs(split))}") from error
+            raise fsl.DataError(
+                f"episodes {self.name!r}: {error}, with {_listed(self.needs(split))}"
+            ) from error
         reason = "download: false"
         if self._missing(root, split) and self.download:
             reason = self._download(root, split)
         if missing := self._missing(root, split):
             where = f"episodes {self.name!r}: no {_listed(missing)} in {root} ({reason})"
-            remedy = f"`-s episodes.download=true`, {self.size}" if not self.download else "a network connection"
+            remedy = (
+                f"`-s episodes.download=true`, {self.size}"
+                if not self.download
+                else "a network connection"
+            )
             raise fsl.DataError(
                 f"{where}. What learn2learn keeps there, in a folder named by `-s episodes.root=DIR` or FSL_DATA; or {remedy}"
             )
@@ -117,7 +151,9 @@ class L2lEpisodes(fsl.PooledEpisodes):
             root.mkdir(parents=True, exist_ok=True)
             with _on_stderr():
                 self.fetch(root, split)
-        except Exception as error:  # its downloads end in nearly anything: requests, zip and tar files, pickles
+        except (
+            Exception
+        ) as error:  # its downloads end in nearly anything: requests, zip and tar files, pickles
             return f"download failed: {' '.join(str(error).split()) or type(error).__name__}"
         return "downloaded, but incomplete"
 
@@ -138,16 +174,23 @@ class L2lEpisodes(fsl.PooledEpisodes):
                 f"episodes {self.name!r}: {_listed(self.needs(split))} in {root}: learn2learn cannot read it ({found}). "
                 "The files as published; delete them and fetch them anew"
             ) from error
-        return fsl.LabelledPool.from_classes((name, torch.stack(self.in_order(images[name]))) for name in sorted(images))
+        return fsl.LabelledPool.from_classes(
+            (name, torch.stack(self.in_order(images[name]))) for name in sorted(images)
+        )
 
     def pixels(self, picture: Image.Image | np.ndarray) -> torch.Tensor:
         """(channels, image_size, image_size) uint8."""
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+        image = (
+            picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+        )
         return to_pixels(image, self.task.input_shape[-1], self.channels)
 
     def in_order(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """The pictures of a class in an order that depends on no file system."""
-        return sorted(images, key=lambda image: hashlib.md5(image.numpy().tobytes(), usedforsecurity=False).digest())
+        return sorted(
+            images,
+            key=lambda image: hashlib.md5(image.numpy().tobytes(), usedforsecurity=False).digest(),
+        )
 
 
 def splits_of(module: str) -> dict[str, list]:

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 import fsl_core as fsl
 from fsl_learn2learn.library import learn2learn
 
-InnerLr = Annotated[float, Field(gt=0, description="inner learning rate, or where learned ones start")]
+InnerLr = Annotated[
+    float, Field(gt=0, description="inner learning rate, or where learned ones start")
+]
 InnerSteps = Annotated[int, Field(ge=0, description="inner steps in training")]
-TestSteps = Annotated[int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")]
-Order = Annotated[Literal[1, 2], Field(description="2: exact meta-gradient. 1: learn2learn's first_order")]
+TestSteps = Annotated[
+    int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")
+]
+Order = Annotated[
+    Literal[1, 2], Field(description="2: exact meta-gradient. 1: learn2learn's first_order")
+]
 Transform = Literal["meta-curvature", "kronecker", "scale"]
 
 
@@ -30,10 +36,20 @@ class GradientAdapter(fsl.Adapter):
 
     vectorizable = False
 
-    def __init__(self, task: fsl.TaskShape, backbone: nn.Module, inner_steps: int, test_steps: int | None, order: Literal[1, 2]):
+    def __init__(
+        self,
+        task: fsl.TaskShape,
+        backbone: nn.Module,
+        inner_steps: int,
+        test_steps: int | None,
+        order: Literal[1, 2],
+    ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
-        _require(min(inner_steps, test_steps) >= 0, f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0")
+        _require(
+            min(inner_steps, test_steps) >= 0,
+            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
+        )
         _require(order in (1, 2), f"order: {order}. 1 or 2")
         learn2learn()
         self.task, self.order = task, order
@@ -42,7 +58,9 @@ class GradientAdapter(fsl.Adapter):
 
     def learner(self, net: nn.Module) -> nn.Module:
         """learn2learn's object around `net`, with `clone()` and `adapt(loss, first_order=...)`."""
-        raise NotImplementedError(f"{type(self).__name__}.learner: not written. An algorithm of learn2learn around the module")
+        raise NotImplementedError(
+            f"{type(self).__name__}.learner: not written. An algorithm of learn2learn around the module"
+        )
 
     def net(self, backbone: nn.Module) -> tuple[nn.Module, nn.Module]:
         """What stays as it is and what is adapted; an item goes through the one and then the other."""
@@ -58,9 +76,13 @@ class GradientAdapter(fsl.Adapter):
         return _predictor(fixed, learner)
 
     def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
-        return [_predictor(fixed, _copy(learner)) for fixed, learner in self._unroll(backbone, support)]
+        return [
+            _predictor(fixed, _copy(learner)) for fixed, learner in self._unroll(backbone, support)
+        ]
 
-    def _unroll(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[tuple[nn.Module, nn.Module]]:
+    def _unroll(
+        self, backbone: nn.Module, support: fsl.LabelledSet
+    ) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The fixed part and learn2learn's clone, which is the same object after each step."""
         tracked = self.training and torch.is_grad_enabled()
         fixed, net = self.net(backbone)
@@ -106,7 +128,9 @@ class L2lMaml(GradientAdapter):
         self.inner_lr = _positive(inner_lr)
 
     def learner(self, net: nn.Module) -> nn.Module:
-        return learn2learn().algorithms.MAML(net, self.inner_lr, self.order == 1, allow_unused=True, allow_nograd=True)
+        return learn2learn().algorithms.MAML(
+            net, self.inner_lr, self.order == 1, allow_unused=True, allow_nograd=True
+        )
 
 
 class L2lAnil(L2lMaml):
@@ -142,14 +166,18 @@ class L2lMetaSgd(GradientAdapter):
     ):
         super().__init__(task, backbone, inner_steps, test_steps, order)
         weights = [*backbone.parameters(), *self.head.parameters()]
-        self.rates = nn.ParameterList([torch.full_like(weight, _positive(inner_lr)) for weight in weights])
+        self.rates = nn.ParameterList(
+            [torch.full_like(weight, _positive(inner_lr)) for weight in weights]
+        )
 
     def learner(self, net: nn.Module) -> nn.Module:
         return learn2learn().algorithms.MetaSGD(net, first_order=self.order == 1, lrs=self.rates)
 
     def support_loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """With every weight in its graph: learn2learn's MetaSGD stops at one without, such as a bias before a normalisation."""
-        return super().support_loss(learner, x, y) + 0 * sum(weight.sum() for weight in learner.module.parameters())
+        return super().support_loss(learner, x, y) + 0 * sum(
+            weight.sum() for weight in learner.module.parameters()
+        )
 
 
 class L2lGbml(GradientAdapter):
@@ -169,19 +197,29 @@ class L2lGbml(GradientAdapter):
         self,
         task: fsl.TaskShape,
         backbone: nn.Module,
-        transform: Annotated[Transform, Field(description="the learned map from gradients to updates")] = "kronecker",
-        adapt_transform: Annotated[bool, Field(description="the inner loop adapts the map, too; needs order 2")] = False,
+        transform: Annotated[
+            Transform, Field(description="the learned map from gradients to updates")
+        ] = "kronecker",
+        adapt_transform: Annotated[
+            bool, Field(description="the inner loop adapts the map, too; needs order 2")
+        ] = False,
         inner_lr: InnerLr = 0.1,
         inner_steps: InnerSteps = 1,
         test_steps: TestSteps = None,
         order: Order = 2,
     ):
         super().__init__(task, backbone, inner_steps, test_steps, order)
-        _require(not (adapt_transform and order == 1), "adapt_transform: true with order: 1, which learn2learn cannot. order: 2")
+        _require(
+            not (adapt_transform and order == 1),
+            "adapt_transform: true with order: 1, which learn2learn cannot. order: 2",
+        )
         self.inner_lr, self.adapt_transform = _positive(inner_lr), adapt_transform
         weights = [*backbone.parameters(), *self.head.parameters()]
         for weight in weights:
-            _require(weight.dim() in (1, 2, 4), f"{self.name}: a weight of shape {tuple(weight.shape)}. One, two or four axes")
+            _require(
+                weight.dim() in (1, 2, 4),
+                f"{self.name}: a weight of shape {tuple(weight.shape)}. One, two or four axes",
+            )
         self.update = learn2learn().optim.ParameterUpdate(weights, _transforms(transform))
 
     def learner(self, net: nn.Module) -> nn.Module:
@@ -197,7 +235,9 @@ class L2lGbml(GradientAdapter):
         )
 
     def _cheaper(self, tracked: bool) -> bool:
-        return super()._cheaper(tracked) and not self.adapt_transform  # which differentiates one loss twice
+        return (
+            super()._cheaper(tracked) and not self.adapt_transform
+        )  # which differentiates one loss twice
 
 
 class L2lMetaCurvature(L2lGbml):
@@ -215,7 +255,13 @@ class L2lMetaCurvature(L2lGbml):
         order: Order = 2,
     ):
         super().__init__(
-            task, backbone, "meta-curvature", inner_lr=inner_lr, inner_steps=inner_steps, test_steps=test_steps, order=order
+            task,
+            backbone,
+            "meta-curvature",
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            test_steps=test_steps,
+            order=order,
         )
 
 
@@ -253,14 +299,19 @@ def _copy(learner: nn.Module) -> nn.Module:
 
 def _with_own_buffers(learner: nn.Module) -> nn.Module:
     for module in learner.modules():
-        module._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+        module._buffers = {
+            name: None if buffer is None else buffer.clone()
+            for name, buffer in module._buffers.items()
+        }
     return learner
 
 
 def _detach(learner: nn.Module) -> None:
     """Cut the graph behind every weight and every learned rate."""
     learn2learn().detach_module(learner, keep_requires_grad=True)
-    if isinstance(rates := learner.__dict__.get("lrs"), list):  # of a clone of MetaSGD: plain tensors
+    if isinstance(
+        rates := learner.__dict__.get("lrs"), list
+    ):  # of a clone of MetaSGD: plain tensors
         learner.lrs = [rate.detach() for rate in rates]
 
 

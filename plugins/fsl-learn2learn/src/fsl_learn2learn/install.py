@@ -19,7 +19,12 @@ from tempfile import TemporaryDirectory
 VERSION = "0.2.0"
 IMPORTS = ["gym", "requests", "scipy", "tqdm", "torchvision"]
 BUILD = ["cython", "setuptools"]
-OPTIONS = ["--use-pep517", "--no-build-isolation", "--no-deps", "--config-settings=--global-option=build_ext"]
+OPTIONS = [
+    "--use-pep517",
+    "--no-build-isolation",
+    "--no-deps",
+    "--config-settings=--global-option=build_ext",
+]
 QPTH = ["qpth==0.0.18"]  # asks for a NumPy below 2 and works with a later one
 QPTH_IMPORTS = ["cvxpy"]
 
@@ -31,11 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
         description=f"Install learn2learn {VERSION}.",
         epilog="Other options are given to pip install.",
     )
-    parser.add_argument("--metaoptnet", action="store_true", help="also install qpth, which MetaOptNet needs (170 MB)")
+    parser.add_argument(
+        "--metaoptnet",
+        action="store_true",
+        help="also install qpth, which MetaOptNet needs (170 MB)",
+    )
     chosen, options = parser.parse_known_args(arguments)
     reason = install(options) or (install_qpth(options) if chosen.metaoptnet else "")
     if reason:
-        print(f"fsl-learn2learn: learn2learn {VERSION} was not installed: {reason}", file=sys.stderr)
+        print(
+            f"fsl-learn2learn: learn2learn {VERSION} was not installed: {reason}", file=sys.stderr
+        )
     return 1 if reason else 0
 
 
@@ -46,7 +57,9 @@ def install(options: list[str]) -> str:
     if installed("learn2learn") == VERSION:
         return ""
     with TemporaryDirectory() as tools:
-        return _pip("--target", tools, *BUILD) or _pip(*options, *OPTIONS, f"learn2learn=={VERSION}", path=tools)
+        return _pip("--target", tools, *BUILD) or _pip(
+            *options, *OPTIONS, f"learn2learn=={VERSION}", path=tools
+        )
 
 
 def install_qpth(options: list[str]) -> str:
@@ -62,12 +75,28 @@ def installed(distribution: str) -> str | None:
 
 
 def _pip(*arguments: str, path: str = "") -> str:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
     found = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": found}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": found},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 0:
         return ""
-    errors = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.split("\n")
+    errors = [
+        line.strip() for line in done.stderr.splitlines() if "error" in line.lower()
+    ] or done.stderr.split("\n")
     return max(errors, key=len) or f"pip ended with {done.returncode}"
 
 

@@ -33,7 +33,9 @@ def learn2learn() -> ModuleType:
     try:
         return import_quietly()
     except ImportError as error:
-        raise fsl.PluginError(f"fsl-learn2learn: learn2learn cannot be imported ({error}). To install it: {COMMAND}") from error
+        raise fsl.PluginError(
+            f"fsl-learn2learn: learn2learn cannot be imported ({error}). To install it: {COMMAND}"
+        ) from error
 
 
 def require_qpth() -> None:

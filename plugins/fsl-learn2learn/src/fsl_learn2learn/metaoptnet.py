@@ -28,18 +28,30 @@ class L2lMetaOptNet(fsl.Adapter):
     def __init__(
         self,
         task: fsl.TaskShape,
-        regularisation: Annotated[float, Field(gt=0, description="C_reg: the upper bound of a dual variable")] = 0.1,
-        max_iterations: Annotated[int, Field(ge=1, description="of the solver, which stops early where it has converged")] = 15,
-        normalize: Annotated[bool, Field(description="features divided by their Euclidean norm")] = False,
+        regularisation: Annotated[
+            float, Field(gt=0, description="C_reg: the upper bound of a dual variable")
+        ] = 0.1,
+        max_iterations: Annotated[
+            int, Field(ge=1, description="of the solver, which stops early where it has converged")
+        ] = 15,
+        normalize: Annotated[
+            bool, Field(description="features divided by their Euclidean norm")
+        ] = False,
     ):
         super().__init__()
         if task.kind != "classification":
             raise ValueError(f"l2l-metaoptnet: {task.kind} episodes. Classification")
         if regularisation <= 0 or max_iterations < 1:
-            raise ValueError(f"regularisation, max_iterations: {regularisation}, {max_iterations}. Numbers above 0")
+            raise ValueError(
+                f"regularisation, max_iterations: {regularisation}, {max_iterations}. Numbers above 0"
+            )
         require_qpth()
         self.n_way = task.n_way
-        self.options = {"C_reg": regularisation, "max_iters": max_iterations, "normalize": normalize}
+        self.options = {
+            "C_reg": regularisation,
+            "max_iters": max_iterations,
+            "normalize": normalize,
+        }
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         classifier = learn2learn().nn.SVClassifier(**self.options)

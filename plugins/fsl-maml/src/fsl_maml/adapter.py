@@ -12,14 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fsl_core as fsl
-from fsl_maml.optimizers import InnerOptimizer, OptimizerName, PlainSgd, check_optimizer, uses_functional
+from fsl_maml.optimizers import (
+    InnerOptimizer,
+    OptimizerName,
+    PlainSgd,
+    check_optimizer,
+    uses_functional,
+)
 from fsl_maml.patterns import Adapted, adapted_names
 from fsl_maml.rates import InnerRates, RateKind
 
 Weights = dict[str, Tensor]
 """All weights of backbone and head by name, such as `backbone.blocks.0.weight` and `head.bias`."""
 
-SMALLEST_SHARE = 0.03  # of 1 / n: what the multi-step loss leaves to the steps before the last (MAML++ code)
+SMALLEST_SHARE = (
+    0.03  # of 1 / n: what the multi-step loss leaves to the steps before the last (MAML++ code)
+)
 
 
 class Maml(fsl.Adapter):
@@ -40,11 +48,18 @@ class Maml(fsl.Adapter):
         self,
         task: fsl.TaskShape,
         backbone: nn.Module,
-        inner_lr: Annotated[float, Field(gt=0, description="inner learning rate, or where learned ones start")] = 0.1,
+        inner_lr: Annotated[
+            float, Field(gt=0, description="inner learning rate, or where learned ones start")
+        ] = 0.1,
         inner_steps: Annotated[int, Field(ge=0, description="inner steps in training")] = 5,
-        test_steps: Annotated[int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")] = None,
+        test_steps: Annotated[
+            int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")
+        ] = None,
         order: Annotated[
-            Literal[1, 2], Field(description="2: exact meta-gradient. 1: without second derivatives (FOMAML), which is faster")
+            Literal[1, 2],
+            Field(
+                description="2: exact meta-gradient. 1: without second derivatives (FOMAML), which is faster"
+            ),
         ] = 2,
         adapted: Annotated[
             Adapted,
@@ -60,9 +75,14 @@ class Maml(fsl.Adapter):
                 "per-parameter-and-step (LSLR of MAML++), elementwise (Meta-SGD)"
             ),
         ] = "fixed",
-        inner_optimizer: Annotated[OptimizerName, Field(description="optimizer of the inner loop, through higher")] = "sgd",
+        inner_optimizer: Annotated[
+            OptimizerName, Field(description="optimizer of the inner loop, through higher")
+        ] = "sgd",
         inner_optimizer_options: Annotated[
-            dict[str, Any] | None, Field(description="its further options by their torch.optim names, such as momentum: 0.9")
+            dict[str, Any] | None,
+            Field(
+                description="its further options by their torch.optim names, such as momentum: 0.9"
+            ),
         ] = None,
         engine: Annotated[
             Literal["auto", "functional", "higher"],
@@ -72,23 +92,40 @@ class Maml(fsl.Adapter):
             ),
         ] = "auto",
         clip_inner_grad: Annotated[
-            float | None, Field(gt=0, description="greatest Euclidean norm of the inner gradient; null: not clipped")
+            float | None,
+            Field(
+                gt=0, description="greatest Euclidean norm of the inner gradient; null: not clipped"
+            ),
         ] = None,
         multi_step_loss: Annotated[
             float | None,
-            Field(gt=0, le=1, description="share of training in which the query loss counts after every step (MSL of MAML++)"),
+            Field(
+                gt=0,
+                le=1,
+                description="share of training in which the query loss counts after every step (MSL of MAML++)",
+            ),
         ] = None,
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         options = inner_optimizer_options or {}
         _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(min(inner_steps, test_steps) >= 0, f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0")
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
-        _require(clip_inner_grad is None or clip_inner_grad > 0, f"clip_inner_grad: {clip_inner_grad}. A number above 0, or null")
-        _require(multi_step_loss is None or 0 < multi_step_loss <= 1, f"multi_step_loss: {multi_step_loss}. In (0, 1], or null")
         _require(
-            learn_inner_lr in get_args(RateKind), f"learn_inner_lr: {learn_inner_lr!r}. One of {', '.join(get_args(RateKind))}"
+            min(inner_steps, test_steps) >= 0,
+            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
+        )
+        _require(order in (1, 2), f"order: {order}. 1 or 2")
+        _require(
+            clip_inner_grad is None or clip_inner_grad > 0,
+            f"clip_inner_grad: {clip_inner_grad}. A number above 0, or null",
+        )
+        _require(
+            multi_step_loss is None or 0 < multi_step_loss <= 1,
+            f"multi_step_loss: {multi_step_loss}. In (0, 1], or null",
+        )
+        _require(
+            learn_inner_lr in get_args(RateKind),
+            f"learn_inner_lr: {learn_inner_lr!r}. One of {', '.join(get_args(RateKind))}",
         )
         check_optimizer(inner_optimizer, options, learned_rate=learn_inner_lr != "fixed")
 
@@ -98,8 +135,12 @@ class Maml(fsl.Adapter):
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
         weights = self._weights(backbone)
         self.schedule = adapted_names(adapted, list(weights), max(inner_steps, test_steps))
-        self.fast_names = [name for name in weights if any(name in names for names in self.schedule)]
-        self.inner_lr = InnerRates(learn_inner_lr, inner_lr, [weights[name] for name in self.fast_names], inner_steps)
+        self.fast_names = [
+            name for name in weights if any(name in names for names in self.schedule)
+        ]
+        self.inner_lr = InnerRates(
+            learn_inner_lr, inner_lr, [weights[name] for name in self.fast_names], inner_steps
+        )
         groups = 1 if self.inner_lr.one_for_all else len(self.fast_names)
         self.vectorizable = uses_functional(engine, inner_optimizer, options, backbone)
         self.optimizer = (
@@ -122,7 +163,9 @@ class Maml(fsl.Adapter):
         shares = self._loss_shares()
         if shares is None:
             return super().objective(backbone, episode, loss)
-        predictions = [predict(episode.query.x) for predict in self.trajectory(backbone, episode.support)[1:]]
+        predictions = [
+            predict(episode.query.x) for predict in self.trajectory(backbone, episode.support)[1:]
+        ]
         losses = torch.stack([loss(prediction, episode.query.y) for prediction in predictions])
         return losses @ losses.new_tensor(shares), predictions[-1]
 
@@ -132,7 +175,12 @@ class Maml(fsl.Adapter):
     def _loss_shares(self) -> list[float] | None:
         """Weights of the query losses after each step, or None if only the last one counts."""
         steps = self.inner_steps
-        if self.multi_step_loss is None or not self.training or steps < 2 or self._progress >= self.multi_step_loss:
+        if (
+            self.multi_step_loss is None
+            or not self.training
+            or steps < 2
+            or self._progress >= self.multi_step_loss
+        ):
             return None
         early = max(1 - self._progress / self.multi_step_loss, SMALLEST_SHARE) / steps
         return [early] * (steps - 1) + [1 - early * (steps - 1)]
@@ -159,7 +207,9 @@ class Maml(fsl.Adapter):
             if not moves_body and features is None:
                 features = net.features(source, support.x, keep=second)
 
-            def support_loss(weights: Weights, known: Tensor | None = None if moves_body else features) -> Tensor:
+            def support_loss(
+                weights: Weights, known: Tensor | None = None if moves_body else features
+            ) -> Tensor:
                 found = net.features(weights, support.x, keep=second) if known is None else known
                 return self.task.loss(net.head(weights, found), support.y)
 
@@ -176,11 +226,19 @@ class Maml(fsl.Adapter):
             return _cut(weights)
         if self.vectorizable:
             return weights
-        frozen = {name: weights[name].detach().requires_grad_() for name in self.fast_names if not weights[name].requires_grad}
+        frozen = {
+            name: weights[name].detach().requires_grad_()
+            for name in self.fast_names
+            if not weights[name].requires_grad
+        }
         return weights | frozen
 
     def _gradients(
-        self, support_loss: Callable[[Weights], Tensor], weights: Weights, names: tuple[str, ...], create_graph: bool
+        self,
+        support_loss: Callable[[Weights], Tensor],
+        weights: Weights,
+        names: tuple[str, ...],
+        create_graph: bool,
     ) -> Weights:
         """The support loss differentiated by the weights of `names`, each as a node of its own.
 
@@ -189,19 +247,25 @@ class Maml(fsl.Adapter):
         if self.vectorizable:
             moved = {name: weights[name] for name in names}
             by_name = torch.func.grad(lambda moved: support_loss(weights | moved))(moved)
-            gradients = [by_name[name] if create_graph else by_name[name].detach() for name in names]
+            gradients = [
+                by_name[name] if create_graph else by_name[name].detach() for name in names
+            ]
         else:
             with torch.enable_grad():
                 source = _branched(weights, names) if create_graph else _cut(weights, names)
                 nodes = [source[name] for name in names]
-                gradients = torch.autograd.grad(support_loss(source), nodes, create_graph=create_graph, allow_unused=True)
+                gradients = torch.autograd.grad(
+                    support_loss(source), nodes, create_graph=create_graph, allow_unused=True
+                )
         if self.clip_inner_grad is not None:
             gradients = _clipped(gradients, self.clip_inner_grad)
         return dict(zip(names, gradients, strict=True))
 
     def _update(self, optimizer, weights: Weights, gradients: Weights, step: int) -> Weights:
         fast_params = [weights[name] for name in self.fast_names]
-        updated = optimizer.update(fast_params, [gradients.get(name) for name in self.fast_names], self.inner_lr.at(step))
+        updated = optimizer.update(
+            fast_params, [gradients.get(name) for name in self.fast_names], self.inner_lr.at(step)
+        )
         if not torch.is_grad_enabled():
             updated = [weight.detach() for weight in updated]
         return weights | dict(zip(self.fast_names, updated, strict=True))
@@ -215,7 +279,11 @@ class _Net:
         self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
 
     def features(self, weights: Weights, x: Tensor, keep: bool = False) -> Tensor:
-        own = {name.removeprefix("backbone."): weight for name, weight in weights.items() if name.startswith("backbone.")}
+        own = {
+            name.removeprefix("backbone."): weight
+            for name, weight in weights.items()
+            if name.startswith("backbone.")
+        }
         return fsl.call_with(self.backbone, own | self.buffers, x, keep=keep)
 
     def head(self, weights: Weights, features: Tensor) -> Tensor:
@@ -240,7 +308,9 @@ def _branched(weights: Weights, names: tuple[str, ...]) -> Weights:
 
 def _clipped(gradients: tuple[Tensor | None, ...], limit: float) -> list[Tensor | None]:
     """gradient * min(1, limit / norm over all tensors); differentiable, also at zero."""
-    squares = torch.stack([gradient.square().sum() for gradient in gradients if gradient is not None]).sum()
+    squares = torch.stack(
+        [gradient.square().sum() for gradient in gradients if gradient is not None]
+    ).sum()
     scale = limit * squares.clamp(min=limit**2).rsqrt()
     return [None if gradient is None else gradient * scale for gradient in gradients]
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # higher compares with `is` and has invalid escapes: both warn when it is compiled
+    warnings.simplefilter(
+        "ignore"
+    )  # higher compares with `is` and has invalid escapes: both warn when it is compiled
     import higher
 
 OptimizerName = Literal["sgd", "adam", "adamax", "adagrad", "adadelta", "rmsprop", "rprop", "asgd"]
@@ -26,14 +28,26 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "rprop": torch.optim.Rprop,
     "asgd": torch.optim.ASGD,
 }
-_FIXED_RATE_ONLY = ("rprop", "asgd")  # higher reads the rate as a number there, which would cut its gradient
-_NOT_IN_HIGHER = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+_FIXED_RATE_ONLY = (
+    "rprop",
+    "asgd",
+)  # higher reads the rate as a number there, which would cut its gradient
+_NOT_IN_HIGHER = {
+    "maximize",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "fused",
+    "decoupled_weight_decay",
+}
 
 
 class StartedOptimizer(Protocol):
     """An optimizer of one episode."""
 
-    def update(self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None) -> list[Tensor]:
+    def update(
+        self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None
+    ) -> list[Tensor]:
         """The updated fast_params; one without a gradient stays as it is. rates: one for all, one for each, or None."""
 
 
@@ -46,26 +60,37 @@ class PlainSgd:
     def start(self, tracked: bool) -> StartedOptimizer:
         return self
 
-    def update(self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None) -> list[Tensor]:
+    def update(
+        self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None
+    ) -> list[Tensor]:
         rates = [self.lr] if rates is None else rates
         of_each = rates * len(fast_params) if len(rates) == 1 else rates
         steps = zip(fast_params, gradients, of_each, strict=True)
-        return [weight if gradient is None else weight - rate * gradient for weight, gradient, rate in steps]
+        return [
+            weight if gradient is None else weight - rate * gradient
+            for weight, gradient, rate in steps
+        ]
 
 
-def uses_functional(engine: str, optimizer: str, options: dict[str, Any], backbone: nn.Module) -> bool:
+def uses_functional(
+    engine: str, optimizer: str, options: dict[str, Any], backbone: nn.Module
+) -> bool:
     """Whether inner steps are PlainSgd's. Raises ValueError where that is asked for and cannot be.
 
     torch.func refuses layers that write running statistics; with these `auto` is higher.
     """
     if engine not in ("auto", "functional", "higher"):
         raise ValueError(f"engine: {engine!r}. auto, functional or higher")
-    writers = {type(m).__name__ for m in backbone.modules() if getattr(m, "track_running_stats", False)}
+    writers = {
+        type(m).__name__ for m in backbone.modules() if getattr(m, "track_running_stats", False)
+    }
     faults = [optimizer] if optimizer != "sgd" else []
     faults += [f"inner_optimizer_options {', '.join(sorted(options))}"] if options else []
     faults += [f"running statistics of {', '.join(sorted(writers))}"] if writers else []
     if engine == "functional" and faults:
-        raise ValueError(f"engine: functional, with {' and '.join(faults)}. sgd alone on layers without, or engine: higher")
+        raise ValueError(
+            f"engine: functional, with {' and '.join(faults)}. sgd alone on layers without, or engine: higher"
+        )
     return engine != "higher" and not faults
 
 
@@ -77,7 +102,9 @@ class InnerOptimizer:
     tensors: how many parameter tensors it updates.    groups: 1, or `tensors` for a learned rate each.
     """
 
-    def __init__(self, name: OptimizerName, lr: float, options: dict[str, Any], tensors: int, groups: int):
+    def __init__(
+        self, name: OptimizerName, lr: float, options: dict[str, Any], tensors: int, groups: int
+    ):
         template = _template(name, lr, options, tensors, groups)
         self._started = {tracked: _differentiable(template, tracked) for tracked in (True, False)}
 
@@ -90,44 +117,66 @@ class _Started:
     def __init__(self, optimizer: higher.optim.DifferentiableOptimizer):
         self.optimizer = optimizer
 
-    def update(self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None) -> list[Tensor]:
+    def update(
+        self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None
+    ) -> list[Tensor]:
         """higher's `step` would differentiate a loss itself. It is given a constant one and the finished gradients, so that
         the caller decides which tensors are differentiated and whether second derivatives are kept.
         """
         constant = torch.zeros((), requires_grad=True)
         override = None if rates is None else {"lr": rates}
-        return self.optimizer.step(constant, params=fast_params, override=override, grad_callback=lambda _: gradients)
+        return self.optimizer.step(
+            constant, params=fast_params, override=override, grad_callback=lambda _: gradients
+        )
 
 
 def check_optimizer(name: str, options: dict[str, Any], learned_rate: bool) -> None:
     """Raise ValueError for a name, an option or a learned rate that higher has no differentiable version of."""
     if name not in _CLASSES:
         supported = ", ".join(get_args(OptimizerName))
-        raise ValueError(f"inner_optimizer: higher has no differentiable {name!r}. Supported: {supported}")
+        raise ValueError(
+            f"inner_optimizer: higher has no differentiable {name!r}. Supported: {supported}"
+        )
     if learned_rate and name in _FIXED_RATE_ONLY:
-        raise ValueError(f"learn_inner_lr: higher passes no gradient to the rate of {name!r}. 'fixed', or another optimizer")
+        raise ValueError(
+            f"learn_inner_lr: higher passes no gradient to the rate of {name!r}. 'fixed', or another optimizer"
+        )
     known = set(inspect.signature(_CLASSES[name]).parameters) - {"params", "lr"} - _NOT_IN_HIGHER
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f"inner_optimizer_options: {name!r} has no {', '.join(unknown)}. Known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"inner_optimizer_options: {name!r} has no {', '.join(unknown)}. Known: {', '.join(sorted(known))}"
+        )
 
 
-def _template(name: str, lr: float, options: dict[str, Any], tensors: int, groups: int) -> torch.optim.Optimizer:
+def _template(
+    name: str, lr: float, options: dict[str, Any], tensors: int, groups: int
+) -> torch.optim.Optimizer:
     """A torch optimizer over scalars: it only carries settings. Histories of tensors take their shapes from gradients."""
     scalars = [torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(tensors)]
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
     parameters = [{"params": [scalar]} for scalar in scalars] if groups > 1 else scalars
     try:
         template = _CLASSES[name](parameters, lr=lr, **settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"inner_optimizer_options: {error}. Values that torch.optim.{_CLASSES[name].__name__} takes") from error
+        raise ValueError(
+            f"inner_optimizer_options: {error}. Values that torch.optim.{_CLASSES[name].__name__} takes"
+        ) from error
     for history in template.state.values():
-        history["step"] = 0  # Adagrad counts in a float32 tensor, which would round the learning rate
+        history["step"] = (
+            0  # Adagrad counts in a float32 tensor, which would round the learning rate
+        )
     return template
 
 
-def _differentiable(template: torch.optim.Optimizer, tracked: bool) -> higher.optim.DifferentiableOptimizer:
+def _differentiable(
+    template: torch.optim.Optimizer, tracked: bool
+) -> higher.optim.DifferentiableOptimizer:
     scalars = [scalar for group in template.param_groups for scalar in group["params"]]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # higher's notes on RMSprop and Rprop; the README repeats them
+        warnings.simplefilter(
+            "ignore"
+        )  # higher's notes on RMSprop and Rprop; the README repeats them
         return higher.optim.get_diff_optim(template, scalars, track_higher_grads=tracked)

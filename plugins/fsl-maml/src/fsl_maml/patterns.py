@@ -19,7 +19,9 @@ def adapted_names(adapted: Adapted, names: Sequence[str], steps: int) -> list[tu
     """
     schedule = _as_schedule(adapted)
     if len(schedule) > max(steps, 1):
-        raise ValueError(f"adapted: lists for {len(schedule)} steps. At most {steps}, as many as there are inner steps")
+        raise ValueError(
+            f"adapted: lists for {len(schedule)} steps. At most {steps}, as many as there are inner steps"
+        )
     return [_matching(patterns, names) for patterns in schedule]
 
 
@@ -33,8 +35,12 @@ def _as_schedule(adapted: Adapted) -> list[list[str]]:
 
 def _matching(patterns: list[str], names: Sequence[str]) -> tuple[str, ...]:
     patterns = [WORDS.get(pattern, pattern) for pattern in patterns]
-    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    idle = [
+        pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)
+    ]
     if idle or not patterns:
         found = f"{', '.join(map(repr, idle))} matches no parameter" if idle else "an empty list"
-        raise ValueError(f"adapted: {found}. {', '.join(WORDS)}, or patterns over {', '.join(names)}")
+        raise ValueError(
+            f"adapted: {found}. {', '.join(WORDS)}, or patterns over {', '.join(names)}"
+        )
     return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))

@@ -30,7 +30,9 @@ class InnerRates(nn.Module):
         if kind == "elementwise":
             self.rates = nn.ParameterList(torch.full_like(tensor, initial) for tensor in tensors)
         elif kind != "fixed":
-            shape = {"scalar": (), "per-parameter": (len(tensors),)}.get(kind, (max(steps, 1), len(tensors)))
+            shape = {"scalar": (), "per-parameter": (len(tensors),)}.get(
+                kind, (max(steps, 1), len(tensors))
+            )
             self.rate = nn.Parameter(tensors[0].new_full(shape, initial))
 
     @property
@@ -46,7 +48,9 @@ class InnerRates(nn.Module):
             return list(self.rates)
         if self.kind == "scalar":
             return [self.rate]
-        row = self.rate if self.kind == "per-parameter" else self.rate[min(step, len(self.rate) - 1)]
+        row = (
+            self.rate if self.kind == "per-parameter" else self.rate[min(step, len(self.rate) - 1)]
+        )
         return list(row.unbind())
 
     def extra_repr(self) -> str:

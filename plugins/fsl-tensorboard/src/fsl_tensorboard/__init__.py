@@ -9,7 +9,13 @@ from typing import Any
 import fsl_core as fsl
 from fsl_tensorboard.events import EventFile
 
-__all__ = ["FSL_HOOK_API", "fsl_evaluated", "fsl_run_finished", "fsl_run_started", "fsl_step_finished"]
+__all__ = [
+    "FSL_HOOK_API",
+    "fsl_evaluated",
+    "fsl_run_finished",
+    "fsl_run_started",
+    "fsl_step_finished",
+]
 
 FSL_HOOK_API = 1
 FOLDER = "tensorboard"
@@ -28,10 +34,20 @@ def fsl_run_started(run: Any) -> None:
     weakref.finalize(run, _close, id(run))
     if begun:
         return
-    file.text("recipe", f"```yaml\n{(run.directory / 'recipe.yaml').read_text(encoding='utf-8')}```", step=0)
-    for record in run.read_metrics() if run.step else ():  # steps done before this plugin was installed
+    file.text(
+        "recipe",
+        f"```yaml\n{(run.directory / 'recipe.yaml').read_text(encoding='utf-8')}```",
+        step=0,
+    )
+    for record in (
+        run.read_metrics() if run.step else ()
+    ):  # steps done before this plugin was installed
         split = record.get("split", "train")
-        file.scalars(split, {key: value for key, value in record.items() if key not in ("step", "split")}, record["step"])
+        file.scalars(
+            split,
+            {key: value for key, value in record.items() if key not in ("step", "split")},
+            record["step"],
+        )
     file.flush()
 
 
@@ -59,7 +75,11 @@ def fsl_evaluated(run: Any, split: str, result: dict[str, Any]) -> None:
 def fsl_run_finished(run: Any, result: dict[str, Any]) -> None:
     file = _files[id(run)]
     rows = [f"| {key} | {value} |" for key, value in result.items()]
-    file.text("result", "\n".join([f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]), run.step)
+    file.text(
+        "result",
+        "\n".join([f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]),
+        run.step,
+    )
     measured = {f"test/{key}": result[key] for key in (result["metric"], "interval")}
     file.hyperparameters(dict(_options(run.recipe.resolved())), measured, run.step)
     _close(id(run))
@@ -80,7 +100,9 @@ def _after_steps(result: dict[str, Any]) -> list[float]:
     return [result[key] for key in keys if key in result]
 
 
-def _options(section: dict[str, Any], path: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+def _options(
+    section: dict[str, Any], path: str = ""
+) -> Iterator[tuple[str, bool | int | float | str]]:
     """Every option of a recipe by its key path, such as `adapter.inner_lr`; lists as text, without those that are absent."""
     for key, value in section.items():
         name = f"{path}.{key}" if path else key

@@ -31,7 +31,9 @@ class EventFile:
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """One record with a value for each of `<group>/<key>`."""
         value = self._summaries.Summary.Value
-        listed = [value(tag=f"{group}/{key}", simple_value=number) for key, number in values.items()]
+        listed = [
+            value(tag=f"{group}/{key}", simple_value=number) for key, number in values.items()
+        ]
         self._write(step, summary=self._summaries.Summary(value=listed))
         if time.monotonic() - self._flushed > FLUSHED_EVERY:
             self.flush()
@@ -41,7 +43,9 @@ class EventFile:
 
         self._write(step, summary=text(tag, markdown))
 
-    def hyperparameters(self, options: dict[str, Any], measured: dict[str, float], step: int) -> None:
+    def hyperparameters(
+        self, options: dict[str, Any], measured: dict[str, float], step: int
+    ) -> None:
         """For the table that compares runs. measured: final values of tags that were written as scalars."""
         from tensorboardX.summary import hparams
 

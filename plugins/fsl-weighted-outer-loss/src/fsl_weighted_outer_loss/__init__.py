@@ -8,7 +8,17 @@ from fsl_weighted_outer_loss.losses import Focal, SoftmaxLoss, WorstCase
 from fsl_weighted_outer_loss.memory import Memory
 from fsl_weighted_outer_loss.uncertainty import Uncertainty
 
-WEIGHTINGS = (GradientSimilarity, SoftmaxLoss, Focal, WorstCase, Uncertainty, GradientNorm, ConflictFree, Memory, Random)
+WEIGHTINGS = (
+    GradientSimilarity,
+    SoftmaxLoss,
+    Focal,
+    WorstCase,
+    Uncertainty,
+    GradientNorm,
+    ConflictFree,
+    Memory,
+    Random,
+)
 
 __all__ = [
     "WEIGHTINGS",

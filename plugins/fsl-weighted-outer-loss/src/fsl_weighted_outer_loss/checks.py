@@ -8,7 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-Temperature = Annotated[float, Field(gt=0, description="large: all tasks alike; small: the first ones alone")]
+Temperature = Annotated[
+    float, Field(gt=0, description="large: all tasks alike; small: the first ones alone")
+]
 
 
 def require(condition: bool, weighting: str, message: str) -> None:

@@ -36,16 +36,24 @@ class ConflictFree(fsl.TaskWeighting):
     def __init__(
         self,
         columns: Columns,
-        method: Annotated[Literal["min-norm", "pcgrad"], Field(description="MGDA, or gradient surgery")] = "min-norm",
+        method: Annotated[
+            Literal["min-norm", "pcgrad"], Field(description="MGDA, or gradient surgery")
+        ] = "min-norm",
         gradient: Part = "all",
     ):
         super().__init__()
-        require(method in ("min-norm", "pcgrad"), self.name, f"method: {method!r}. 'min-norm' or 'pcgrad'")
+        require(
+            method in ("min-norm", "pcgrad"),
+            self.name,
+            f"method: {method!r}. 'min-norm' or 'pcgrad'",
+        )
         self.method, self.total = method, "one" if method == "min-norm" else "any"
         self.part = GradientPart(columns, gradient, self.name)
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
-        cosines, lengths = (t.double().cpu().numpy() for t in compare(self.part(outcomes.gradients)))
+        cosines, lengths = (
+            t.double().cpu().numpy() for t in compare(self.part(outcomes.gradients))
+        )
         if self.method == "min-norm":
             weights = min_norm(cosines * np.outer(lengths, lengths))
         else:
@@ -92,9 +100,13 @@ def pcgrad(cosines: np.ndarray, lengths: np.ndarray, orders: np.ndarray) -> np.n
     """
     n, task = len(cosines), np.arange(len(cosines))
     cosines = np.where(np.minimum.outer(lengths, lengths) > SHORTEST * lengths.max(), cosines, 0.0)
-    factors = np.eye(n)  # [i, j]: of the unit vector along g_j in the remainder of task i, over |g_i|
+    factors = np.eye(
+        n
+    )  # [i, j]: of the unit vector along g_j in the remainder of task i, over |g_i|
     for other in orders.T:
         products = (factors * cosines[other]).sum(1)
         factors[task, other] -= np.where(other == task, 0.0, products.clip(max=0))
-    ratios = np.divide.outer(lengths, lengths, out=np.ones((n, n)), where=(factors > 0) & (task[:, None] != task))
+    ratios = np.divide.outer(
+        lengths, lengths, out=np.ones((n, n)), where=(factors > 0) & (task[:, None] != task)
+    )
     return (factors * ratios).sum(0) / n

@@ -25,11 +25,16 @@ class Random(fsl.TaskWeighting):
     def __init__(
         self,
         distribution: Annotated[
-            Literal["normal", "simplex"], Field(description="softmax of a normal vector, or uniform on the simplex")
+            Literal["normal", "simplex"],
+            Field(description="softmax of a normal vector, or uniform on the simplex"),
         ] = "normal",
     ):
         super().__init__()
-        require(distribution in ("normal", "simplex"), self.name, f"distribution: {distribution!r}. 'normal' or 'simplex'")
+        require(
+            distribution in ("normal", "simplex"),
+            self.name,
+            f"distribution: {distribution!r}. 'normal' or 'simplex'",
+        )
         self.distribution = distribution
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:

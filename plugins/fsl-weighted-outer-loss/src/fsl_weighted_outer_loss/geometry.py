@@ -17,7 +17,10 @@ Columns = Mapping[str, slice]
 """Where each parameter lies in a row of the gradient matrix, as fsl_core.gradient_columns says."""
 
 Part = Annotated[
-    str, Field(description="part of the gradient that is compared: all, head, last-block, or a shell pattern of parameter names")
+    str,
+    Field(
+        description="part of the gradient that is compared: all, head, last-block, or a shell pattern of parameter names"
+    ),
 ]
 
 

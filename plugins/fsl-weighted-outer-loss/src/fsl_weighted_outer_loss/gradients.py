@@ -9,7 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss.checks import Temperature, positive_log, require, require_temperature, softmax
+from fsl_weighted_outer_loss.checks import (
+    Temperature,
+    positive_log,
+    require,
+    require_temperature,
+    softmax,
+)
 from fsl_weighted_outer_loss.geometry import Columns, GradientPart, Part, compare
 
 
@@ -29,13 +35,18 @@ class GradientSimilarity(fsl.TaskWeighting):
         self,
         columns: Columns,
         agreement: Annotated[
-            Literal["mean", "pairwise"], Field(description="cosine to the mean gradient, or mean cosine to the others")
+            Literal["mean", "pairwise"],
+            Field(description="cosine to the mean gradient, or mean cosine to the others"),
         ] = "mean",
         temperature: Temperature = 1.0,
         gradient: Part = "all",
     ):
         super().__init__()
-        require(agreement in ("mean", "pairwise"), self.name, f"agreement: {agreement!r}. 'mean' or 'pairwise'")
+        require(
+            agreement in ("mean", "pairwise"),
+            self.name,
+            f"agreement: {agreement!r}. 'mean' or 'pairwise'",
+        )
         require_temperature(temperature, self.name)
         self.agreement, self.temperature = agreement, temperature
         self.part = GradientPart(columns, gradient, self.name)
@@ -49,7 +60,9 @@ class GradientSimilarity(fsl.TaskWeighting):
 def _to_mean(cosines: Tensor, lengths: Tensor) -> Tensor:
     """cos(g_i, mean_j g_j) = sum_j cos_ij |g_j| / |sum_j g_j|."""
     projections = cosines @ lengths
-    total = (lengths @ projections).clamp_min(torch.finfo(lengths.dtype).eps).sqrt()  # of gradients that cancel: rounding
+    total = (
+        (lengths @ projections).clamp_min(torch.finfo(lengths.dtype).eps).sqrt()
+    )  # of gradients that cancel: rounding
     return (projections / total).clamp(-1, 1)
 
 
@@ -72,8 +85,12 @@ class GradientNorm(fsl.TaskWeighting):
     def __init__(
         self,
         columns: Columns,
-        alpha: Annotated[float, Field(ge=0, description="0: equal pull; larger: harder tasks pull more")] = 0.0,
-        floor: Annotated[float, Field(gt=0, le=1, description="shortest gradient, as a share of the longest")] = 0.01,
+        alpha: Annotated[
+            float, Field(ge=0, description="0: equal pull; larger: harder tasks pull more")
+        ] = 0.0,
+        floor: Annotated[
+            float, Field(gt=0, le=1, description="shortest gradient, as a share of the longest")
+        ] = 0.01,
         gradient: Part = "all",
     ):
         super().__init__()

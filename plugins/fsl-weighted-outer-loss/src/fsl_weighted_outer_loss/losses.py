@@ -9,7 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss.checks import Temperature, positive_log, require, require_temperature, softmax
+from fsl_weighted_outer_loss.checks import (
+    Temperature,
+    positive_log,
+    require,
+    require_temperature,
+    softmax,
+)
 
 
 class SoftmaxLoss(fsl.TaskWeighting):
@@ -24,7 +30,9 @@ class SoftmaxLoss(fsl.TaskWeighting):
 
     def __init__(
         self,
-        first: Annotated[Literal["hard", "easy"], Field(description="which tasks weigh most")] = "hard",
+        first: Annotated[
+            Literal["hard", "easy"], Field(description="which tasks weigh most")
+        ] = "hard",
         temperature: Temperature = 1.0,
     ):
         super().__init__()
@@ -47,7 +55,12 @@ class Focal(fsl.TaskWeighting):
 
     name = "focal"
 
-    def __init__(self, gamma: Annotated[float, Field(ge=0, description="how fast solved tasks fade; 0: not at all")] = 2.0):
+    def __init__(
+        self,
+        gamma: Annotated[
+            float, Field(ge=0, description="how fast solved tasks fade; 0: not at all")
+        ] = 2.0,
+    ):
         super().__init__()
         require(gamma >= 0, self.name, f"gamma: {gamma}. A number from 0")
         self.gamma = gamma
@@ -69,7 +82,11 @@ class WorstCase(fsl.TaskWeighting):
     name = "worst-case"
 
     def __init__(
-        self, share: Annotated[float, Field(ge=0, le=1, description="of the meta-batch that counts; 0: the hardest task")] = 0.0
+        self,
+        share: Annotated[
+            float,
+            Field(ge=0, le=1, description="of the meta-batch that counts; 0: the hardest task"),
+        ] = 0.0,
     ):
         super().__init__()
         require(0 <= share <= 1, self.name, f"share: {share}. A number in 0 .. 1")
@@ -78,7 +95,9 @@ class WorstCase(fsl.TaskWeighting):
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
         losses = outcomes.losses
         k = max(1.0, self.share * len(losses))
-        rank = min(int(k - 1e-9), len(losses) - 1)  # of the task that k ends in: whole numbers end in the one before
+        rank = min(
+            int(k - 1e-9), len(losses) - 1
+        )  # of the task that k ends in: whole numbers end in the one before
         edge = losses.sort(descending=True).values[rank]
         above, at = (losses > edge).to(losses), (losses == edge).to(losses)
         return (above + at * (k - above.sum()) / at.sum()) / k

@@ -38,13 +38,21 @@ class Memory(fsl.TaskWeighting):
         self,
         tasks: int | None,
         score: Annotated[
-            Literal["loss", "progress", "sum"], Field(description="running loss, loss relative to it, or sum of losses")
+            Literal["loss", "progress", "sum"],
+            Field(description="running loss, loss relative to it, or sum of losses"),
         ] = "loss",
-        decay: Annotated[float, Field(ge=0, lt=1, description="share of the old average that stays; 0: the last loss")] = 0.9,
+        decay: Annotated[
+            float,
+            Field(ge=0, lt=1, description="share of the old average that stays; 0: the last loss"),
+        ] = 0.9,
         temperature: Temperature = 1.0,
     ):
         super().__init__()
-        require(score in ("loss", "progress", "sum"), self.name, f"score: {score!r}. 'loss', 'progress' or 'sum'")
+        require(
+            score in ("loss", "progress", "sum"),
+            self.name,
+            f"score: {score!r}. 'loss', 'progress' or 'sum'",
+        )
         require(0 <= decay < 1, self.name, f"decay: {decay}. From 0, below 1")
         require_temperature(temperature, self.name)
         self.tasks = known_tasks(tasks, self.name, "or `softmax-loss`")
@@ -55,8 +63,16 @@ class Memory(fsl.TaskWeighting):
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
         ids = known_ids(outcomes.ids, self.tasks, self.name)
         losses = _mean_of_equal_ids(outcomes.losses.to(self.remembered), ids)
-        before = torch.where(self.met[ids], self.remembered[ids], torch.zeros_like(losses) if self.score == "sum" else losses)
-        after = before + losses if self.score == "sum" else self.decay * before + (1 - self.decay) * losses
+        before = torch.where(
+            self.met[ids],
+            self.remembered[ids],
+            torch.zeros_like(losses) if self.score == "sum" else losses,
+        )
+        after = (
+            before + losses
+            if self.score == "sum"
+            else self.decay * before + (1 - self.decay) * losses
+        )
         self.remembered[ids], self.met[ids] = after, torch.ones_like(ids, dtype=torch.bool)
         scores = _ratio(losses, before) if self.score == "progress" else after
         return softmax(scores, self.temperature).to(outcomes.losses)

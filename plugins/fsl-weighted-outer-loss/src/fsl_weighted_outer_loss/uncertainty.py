@@ -32,7 +32,8 @@ class Uncertainty(fsl.TaskWeighting):
         self,
         tasks: int | None = None,
         of: Annotated[
-            Literal["loss", "task"], Field(description="a function of the loss, or one variance a task of a finite set")
+            Literal["loss", "task"],
+            Field(description="a function of the loss, or one variance a task of a finite set"),
         ] = "loss",
     ):
         super().__init__()
@@ -58,7 +59,11 @@ class Uncertainty(fsl.TaskWeighting):
 def known_tasks(tasks: int | None, weighting: str, instead: str) -> int:
     """The number of tasks; ValueError for episodes that have no finite set of them."""
     found = "these episodes have no finite set of tasks to tell apart"
-    require(tasks is not None, weighting, f"{found}. Episodes that do, such as sinusoid with `tasks: 25`, {instead}")
+    require(
+        tasks is not None,
+        weighting,
+        f"{found}. Episodes that do, such as sinusoid with `tasks: 25`, {instead}",
+    )
     return tasks
 
 
@@ -66,5 +71,7 @@ def known_ids(ids: Tensor, tasks: int, weighting: str) -> Tensor:
     """The ids, all below `tasks`; DataError otherwise."""
     if int(ids.max()) >= tasks or int(ids.min()) < 0:
         promised = f"the episodes say that they have {tasks} tasks"
-        raise fsl.DataError(f"{weighting}: tasks {ids.tolist()}. Numbers in 0 .. {tasks - 1}: {promised}")
+        raise fsl.DataError(
+            f"{weighting}: tasks {ids.tolist()}. Numbers in 0 .. {tasks - 1}: {promised}"
+        )
     return ids

@@ -9,7 +9,13 @@ from fsl_wormhole.adapter import Wormhole
 from fsl_wormhole.threshold import ThresholdComparison
 from fsl_wormhole.wavelet import WaveletTransform
 
-__all__ = ["ThresholdComparison", "WaveletTransform", "Wormhole", "fsl_register_adapters", "fsl_register_episodes"]
+__all__ = [
+    "ThresholdComparison",
+    "WaveletTransform",
+    "Wormhole",
+    "fsl_register_adapters",
+    "fsl_register_episodes",
+]
 
 
 @fsl.hookimpl

@@ -44,39 +44,71 @@ class Wormhole(fsl.Adapter):
         task: fsl.TaskShape,
         backbone: nn.Module,
         multiplies: Annotated[
-            Location, Field(description="what is multiplied: the output, the weights of each layer, or all weights by one factor")
+            Location,
+            Field(
+                description="what is multiplied: the output, the weights of each layer, or all weights by one factor"
+            ),
         ] = "output",
         multipliers: Annotated[
             Granularity,
-            Field(description="scalar: one (a layer); per-output: one for each prediction, or unit of a layer"),
+            Field(
+                description="scalar: one (a layer); per-output: one for each prediction, or unit of a layer"
+            ),
         ] = "scalar",
-        initial: Annotated[float, Field(description="the factors before adaptation, or where learned ones start")] = 1.0,
-        learn_initial: Annotated[bool, Field(description="whether the outer loop trains the factors before adaptation")] = False,
+        initial: Annotated[
+            float, Field(description="the factors before adaptation, or where learned ones start")
+        ] = 1.0,
+        learn_initial: Annotated[
+            bool, Field(description="whether the outer loop trains the factors before adaptation")
+        ] = False,
         multiplier_lr: Annotated[
             float | None,
-            Field(ge=0, description="inner learning rate of the factors, or its start; null: that of the weights"),
+            Field(
+                ge=0,
+                description="inner learning rate of the factors, or its start; null: that of the weights",
+            ),
         ] = None,
-        learn_multiplier_lr: Annotated[bool, Field(description="whether the outer loop trains multiplier_lr")] = False,
-        adapt_weights: Annotated[bool, Field(description="whether the weights are adapted too, or the factors alone")] = True,
-        inner_lr: Annotated[float, Field(gt=0, description="inner learning rate of the weights")] = 0.1,
+        learn_multiplier_lr: Annotated[
+            bool, Field(description="whether the outer loop trains multiplier_lr")
+        ] = False,
+        adapt_weights: Annotated[
+            bool, Field(description="whether the weights are adapted too, or the factors alone")
+        ] = True,
+        inner_lr: Annotated[
+            float, Field(gt=0, description="inner learning rate of the weights")
+        ] = 0.1,
         inner_steps: Annotated[int, Field(ge=0, description="inner steps in training")] = 5,
-        test_steps: Annotated[int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")] = None,
+        test_steps: Annotated[
+            int | None, Field(ge=0, description="inner steps in evaluation; as in training if null")
+        ] = None,
         order: Annotated[
-            Literal[1, 2], Field(description="2: exact meta-gradient. 1: without second derivatives, which is faster")
+            Literal[1, 2],
+            Field(
+                description="2: exact meta-gradient. 1: without second derivatives, which is faster"
+            ),
         ] = 2,
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         multiplier_lr = inner_lr if multiplier_lr is None else multiplier_lr
-        _require(multiplies in get_args(Location), f"multiplies: {multiplies!r}. One of {', '.join(get_args(Location))}")
-        _require(multipliers in get_args(Granularity), f"multipliers: {multipliers!r}. One of {', '.join(get_args(Granularity))}")
+        _require(
+            multiplies in get_args(Location),
+            f"multiplies: {multiplies!r}. One of {', '.join(get_args(Location))}",
+        )
+        _require(
+            multipliers in get_args(Granularity),
+            f"multipliers: {multipliers!r}. One of {', '.join(get_args(Granularity))}",
+        )
         _require(
             (multiplies, multipliers) != ("all", "per-output"),
             "multipliers: 'per-output' with multiplies: 'all', which has one factor. 'scalar', or multiplies: 'layers'",
         )
         _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
         _require(multiplier_lr >= 0, f"multiplier_lr: {multiplier_lr}. A number from 0, or null")
-        _require(min(inner_steps, test_steps) >= 0, f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0")
+        _require(
+            min(inner_steps, test_steps) >= 0,
+            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
+        )
         _require(order in (1, 2), f"order: {order}. 1 or 2")
         moved = multiplier_lr > 0 or learn_multiplier_lr
         _require(
@@ -88,10 +120,17 @@ class Wormhole(fsl.Adapter):
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
         weights = self._weights(backbone)
-        self.multipliers = Multipliers(multiplies, multipliers, initial, learn_initial, weights, task.output_dim)
+        self.multipliers = Multipliers(
+            multiplies, multipliers, initial, learn_initial, weights, task.output_dim
+        )
         like = next(iter(weights.values()))
-        self.multiplier_lr = nn.Parameter(like.new_tensor(multiplier_lr)) if learn_multiplier_lr else multiplier_lr
-        self.adapted = (*(weights if adapt_weights else ()), *(self.multipliers.shapes if moved else ()))
+        self.multiplier_lr = (
+            nn.Parameter(like.new_tensor(multiplier_lr)) if learn_multiplier_lr else multiplier_lr
+        )
+        self.adapted = (
+            *(weights if adapt_weights else ()),
+            *(self.multipliers.shapes if moved else ()),
+        )
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return deque(self._unroll(backbone, support), maxlen=1).pop()
@@ -119,8 +158,13 @@ class Wormhole(fsl.Adapter):
             with torch.set_grad_enabled(tracked):
                 point = fast if self.order == 2 else _cut(fast)
                 adapted = {name: point[name] for name in self.adapted}
-                gradients = grad(support_loss)(adapted, {name: v for name, v in point.items() if name not in adapted})
-                fast = fast | {name: fast[name] - self._rate(name) * gradient for name, gradient in gradients.items()}
+                gradients = grad(support_loss)(
+                    adapted, {name: v for name, v in point.items() if name not in adapted}
+                )
+                fast = fast | {
+                    name: fast[name] - self._rate(name) * gradient
+                    for name, gradient in gradients.items()
+                }
             yield net.predictor(fast)
 
     def _rate(self, name: str) -> float | Tensor:
@@ -135,11 +179,21 @@ class _Net:
 
     def __call__(self, fast: Weights, x: Tensor) -> Tensor:
         factors = {name: fast[name] for name in self.multipliers.shapes}
-        weights = self.multipliers.on_weights({name: w for name, w in fast.items() if name not in factors}, factors)
-        body = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
-        buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}  # here: grad refuses captured ones
+        weights = self.multipliers.on_weights(
+            {name: w for name, w in fast.items() if name not in factors}, factors
+        )
+        body = {
+            name.removeprefix("backbone."): w
+            for name, w in weights.items()
+            if name.startswith("backbone.")
+        }
+        buffers = {
+            name: buffer.clone() for name, buffer in self.backbone.named_buffers()
+        }  # here: grad refuses captured ones
         features = functional_call(self.backbone, body | buffers, (x,))
-        return self.multipliers.on_output(F.linear(features, weights["head.weight"], weights["head.bias"]), factors)
+        return self.multipliers.on_output(
+            F.linear(features, weights["head.weight"], weights["head.bias"]), factors
+        )
 
     def predictor(self, fast: Weights) -> fsl.Predictor:
         return lambda x: self(fast, x)

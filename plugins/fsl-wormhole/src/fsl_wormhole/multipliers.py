@@ -28,16 +28,30 @@ class Multipliers(nn.Module):
     """
 
     def __init__(
-        self, location: Location, granularity: Granularity, initial: float, learned: bool, weights: Weights, output_dim: int
+        self,
+        location: Location,
+        granularity: Granularity,
+        initial: float,
+        learned: bool,
+        weights: Weights,
+        output_dim: int,
     ):
         super().__init__()
         self.location, self.granularity, self.initial = location, granularity, initial
         self.factor_of = _factor_of(location, list(weights))
-        shapes = {"output": (output_dim,)} if location == "output" else _rows_of(self.factor_of, weights, granularity)
-        self.shapes = {name: shape if granularity == "per-output" else () for name, shape in shapes.items()}
+        shapes = (
+            {"output": (output_dim,)}
+            if location == "output"
+            else _rows_of(self.factor_of, weights, granularity)
+        )
+        self.shapes = {
+            name: shape if granularity == "per-output" else () for name, shape in shapes.items()
+        }
         _refuse_dead_start(location, initial)
         like = next(iter(weights.values()))
-        learned_values = [like.new_full(shape, initial) for shape in self.shapes.values()] if learned else []
+        learned_values = (
+            [like.new_full(shape, initial) for shape in self.shapes.values()] if learned else []
+        )
         self.learned = nn.ParameterList(learned_values)
 
     def start(self, like: Tensor) -> Weights:
@@ -50,7 +64,10 @@ class Multipliers(nn.Module):
         """The weights times their factors; as they are where the output is multiplied."""
         if self.location == "output":
             return weights
-        return {name: _by_rows(factors[self.factor_of[name]], weight) * weight for name, weight in weights.items()}
+        return {
+            name: _by_rows(factors[self.factor_of[name]], weight) * weight
+            for name, weight in weights.items()
+        }
 
     def on_output(self, prediction: Tensor, factors: Weights) -> Tensor:
         """(n, output_dim) predictions times their factors; as they are where weights are multiplied."""
@@ -67,7 +84,9 @@ def _factor_of(location: Location, names: list[str]) -> dict[str, str]:
     return {name: "all" if location == "all" else name.rpartition(".")[0] for name in names}
 
 
-def _rows_of(factor_of: dict[str, str], weights: Weights, granularity: Granularity) -> dict[str, tuple[int, ...]]:
+def _rows_of(
+    factor_of: dict[str, str], weights: Weights, granularity: Granularity
+) -> dict[str, tuple[int, ...]]:
     """The number of rows that the weights under each factor have in common, as a shape; () where nobody asks."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, factor in factor_of.items():

@@ -27,10 +27,16 @@ class ThresholdComparison(fsl.EpisodeSource):
 
     def __init__(
         self,
-        n_shot: Annotated[int, Field(ge=1, description="labelled numbers on each side of the threshold")] = 5,
+        n_shot: Annotated[
+            int, Field(ge=1, description="labelled numbers on each side of the threshold")
+        ] = 5,
         n_query: Annotated[int, Field(ge=1, description="numbers to predict on each side")] = 10,
-        flipped: Annotated[float, Field(ge=0, le=1, description="share of tasks whose labels are exchanged")] = 0.5,
-        spread: Annotated[float, Field(ge=0, lt=1, description="thresholds lie in -spread .. spread")] = 0.5,
+        flipped: Annotated[
+            float, Field(ge=0, le=1, description="share of tasks whose labels are exchanged")
+        ] = 0.5,
+        spread: Annotated[
+            float, Field(ge=0, lt=1, description="thresholds lie in -spread .. spread")
+        ] = 0.5,
     ):
         self.task = fsl.TaskShape("classification", 2, n_shot, n_query, (1,), 2)
         self.flipped, self.spread = flipped, spread
@@ -43,16 +49,24 @@ class ThresholdComparison(fsl.EpisodeSource):
     def check(self, split: fsl.Split, task: fsl.TaskShape | None = None) -> None:
         n_way = (task or self.task).n_way
         if n_way != 2:
-            raise fsl.DataError(f"episodes {self.name!r}: n_way {n_way}. 2: below and above the threshold")
+            raise fsl.DataError(
+                f"episodes {self.name!r}: n_way {n_way}. 2: below and above the threshold"
+            )
 
-    def batch(self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None) -> fsl.Episode:
+    def batch(
+        self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None
+    ) -> fsl.Episode:
         task = task or self.task
         self.check(split, task)
         per_class = task.n_shot + task.n_query
         u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + 2 * per_class))
         flipped, threshold = u[:, 0] < self.flipped, self.spread * (2 * u[:, 1] - 1)
-        share = 1 - u[:, 2:].reshape(-1, per_class, 2).transpose(0, 2, 1)  # above 0, so that nothing lies on the threshold
-        above = np.array([False, True]) != flipped[:, None]  # (episodes, class): which side a class is on
+        share = 1 - u[:, 2:].reshape(-1, per_class, 2).transpose(
+            0, 2, 1
+        )  # above 0, so that nothing lies on the threshold
+        above = (
+            np.array([False, True]) != flipped[:, None]
+        )  # (episodes, class): which side a class is on
         end = np.where(above, 1.0, -1.0) - threshold[:, None]
         x = threshold[:, None, None] + end[..., None] * share
         return self._episode(x.astype(np.float32), task.n_shot, indices)
@@ -62,7 +76,11 @@ class ThresholdComparison(fsl.EpisodeSource):
         items = torch.from_numpy(x).to(self._device)
 
         def labelled(part: torch.Tensor) -> fsl.LabelledSet:
-            y = torch.arange(2, device=self._device).repeat_interleave(part.shape[2]).expand(len(part), -1)
+            y = (
+                torch.arange(2, device=self._device)
+                .repeat_interleave(part.shape[2])
+                .expand(len(part), -1)
+            )
             return fsl.LabelledSet(part.flatten(1)[..., None], y)
 
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)

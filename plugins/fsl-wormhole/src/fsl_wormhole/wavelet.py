@@ -33,14 +33,22 @@ class WaveletTransform(fsl.EpisodeSource):
 
     def __init__(
         self,
-        wavelet: Annotated[Kind, Field(description="haar: one step up and down. ricker: the Mexican hat")] = "haar",
+        wavelet: Annotated[
+            Kind, Field(description="haar: one step up and down. ricker: the Mexican hat")
+        ] = "haar",
         samples: Annotated[int, Field(ge=16, description="values of a sampled signal")] = 32,
-        harmonics: Annotated[int, Field(ge=1, description="frequencies in a signal, at most (samples - 1) / 2")] = 4,
+        harmonics: Annotated[
+            int, Field(ge=1, description="frequencies in a signal, at most (samples - 1) / 2")
+        ] = 4,
         n_shot: Annotated[int, Field(ge=1, description="signals with their coefficient")] = 10,
-        n_query: Annotated[int, Field(ge=1, description="signals to predict the coefficient of")] = 10,
+        n_query: Annotated[
+            int, Field(ge=1, description="signals to predict the coefficient of")
+        ] = 10,
     ):
         if harmonics > (samples - 1) // 2:
-            raise ValueError(f"harmonics: {harmonics} with {samples} samples. At most {(samples - 1) // 2}")
+            raise ValueError(
+                f"harmonics: {harmonics} with {samples} samples. At most {(samples - 1) // 2}"
+            )
         self.task = fsl.TaskShape("regression", 1, n_shot, n_query, (samples,), 1)
         self.wavelet, self.harmonics = wavelet, harmonics
         self._times = np.arange(samples) / samples
@@ -50,7 +58,9 @@ class WaveletTransform(fsl.EpisodeSource):
         self._device = torch.device(device)
         return self
 
-    def batch(self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None) -> fsl.Episode:
+    def batch(
+        self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None
+    ) -> fsl.Episode:
         task = task or self.task
         n = task.n_shot + task.n_query
         u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + n * 2 * self.harmonics))
@@ -60,13 +70,18 @@ class WaveletTransform(fsl.EpisodeSource):
         xs, ys = (torch.from_numpy(a.astype(np.float32)).to(self._device) for a in (x, y))
         support = fsl.LabelledSet(xs[:, : task.n_shot], ys[:, : task.n_shot])
         query = fsl.LabelledSet(xs[:, task.n_shot :], ys[:, task.n_shot :])
-        return fsl.Episode(support, query, torch.tensor(list(indices), dtype=torch.int64, device=self._device))
+        return fsl.Episode(
+            support, query, torch.tensor(list(indices), dtype=torch.int64, device=self._device)
+        )
 
     def _signals(self, u: np.ndarray) -> np.ndarray:
         """(..., harmonics, 2) uniform numbers -> (..., samples); a normal pair is a Rayleigh radius and an angle."""
         radius, angle = np.sqrt(-2 * np.log1p(-u[..., 0])), 2 * np.pi * u[..., 1]
         waves = 2 * np.pi * np.arange(1, self.harmonics + 1)[:, None] * self._times
-        cosines, sines = (radius * np.cos(angle)) @ np.cos(waves), (radius * np.sin(angle)) @ np.sin(waves)
+        cosines, sines = (
+            (radius * np.cos(angle)) @ np.cos(waves),
+            (radius * np.sin(angle)) @ np.sin(waves),
+        )
         return (cosines + sines) / np.sqrt(self.harmonics)
 
 
@@ -78,7 +93,10 @@ def wavelet(kind: Kind, times: np.ndarray, scale: np.ndarray, shift: np.ndarray)
     distance = (times - shift[:, None] + 0.5) % 1 - 0.5
     scale = scale[:, None]
     if kind == "haar":
-        values = np.select([(-scale / 2 <= distance) & (distance < 0), (distance >= 0) & (distance < scale / 2)], [1.0, -1.0])
+        values = np.select(
+            [(-scale / 2 <= distance) & (distance < 0), (distance >= 0) & (distance < scale / 2)],
+            [1.0, -1.0],
+        )
     else:
         u = 4 * distance / scale
         values = (1 - u**2) * np.exp(-(u**2) / 2)
