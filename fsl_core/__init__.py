@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Episode,
         LabelledSet,
         Learner,
+        Loss,
         Outcomes,
         Predictor,
         TaskShape,
@@ -42,7 +43,7 @@ _HOME = {
     **dict.fromkeys(("EpisodeSource", "Split"), "data.source"),
     **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
     **dict.fromkeys(
-        ("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"
+        ("Adapter", "Episode", "LabelledSet", "Learner", "Loss", "Outcomes", "Predictor"), "episode"
     ),
     **dict.fromkeys(
         ("TaskShape", "TaskWeighting", "call_declared", "gradient_columns", "one_hot"), "episode"
@@ -79,6 +80,7 @@ __all__ = [
     "LabelledPool",
     "LabelledSet",
     "Learner",
+    "Loss",
     "Norm",
     "NormPolicy",
     "NormedBackbone",
