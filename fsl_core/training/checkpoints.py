@@ -18,15 +18,21 @@ from fsl_core.errors import RunError
 
 
 def save(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, progress: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer | None,
+    progress: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimizer state and progress (plain JSON data) to path, all of it or nothing."""
+    """Write weights, optimizer state and progress (plain JSON data) to path, all or nothing.
+
+    optimizer: None where nothing is trained.
+    """
     tensors = {
         f"{label}.{k}": v
         for label, module in modules.items()
         for k, v in module.state_dict().items()
     }
-    packed = optimizer.state_dict()
+    packed = optimizer.state_dict() if optimizer else {"state": {}, "param_groups": []}
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in packed["state"].items():
         for key, value in state.items():

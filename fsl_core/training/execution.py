@@ -18,7 +18,7 @@ def choose_execution(run: Run) -> Choice:
     """What the run has used so far, else what its recipe names or a measurement finds."""
     if run.step > 0 and run.execution is not None:
         return run.execution
-    choice = _named(run) or _measured(run)
+    choice = _of_no_steps(run) or _named(run) or _measured(run)
     write_atomically(run.directory / EXECUTION, json.dumps(choice.as_dict(), indent=2) + "\n")
     return choice
 
@@ -26,6 +26,10 @@ def choose_execution(run: Run) -> Choice:
 def workers_of(run: Run) -> int:
     """Tasks that an evaluation may compute at once, as training did."""
     return run.execution.execution.workers if run.execution else 1
+
+
+def _of_no_steps(run: Run) -> Choice | None:
+    return None if run.steps else Choice(_options(run, "loop"), "nothing is trained", {})
 
 
 def _named(run: Run) -> Choice | None:
@@ -39,7 +43,7 @@ def _measured(run: Run) -> Choice:
     experiment, outer = run.experiment, run.recipe.sections.outer
     seed = run.recipe.sections.seed
     experiment.learner.train()
-    experiment.learner.adapter.on_progress(run.step / run.steps)
+    experiment.learner.adapter.on_progress(run.progress(run.step))
     episodes = experiment.source.batch("train", range(outer.meta_batch_size), seed)
     seed_torch(seed, "measurement")
     free = run.recipe.sections.execution.workers is None

@@ -19,7 +19,7 @@ from fsl_core.training.seeding import seed_torch
 class Experiment:
     """What a recipe describes.
 
-    test_task: shape of the evaluation episodes.
+    test_task: shape of the evaluation episodes.    device: where all of it computes.
     """
 
     recipe: Recipe
@@ -27,6 +27,7 @@ class Experiment:
     learner: Learner
     weighting: TaskWeighting
     test_task: TaskShape
+    device: torch.device
 
     def test_learner(self) -> Learner:
         """The learner for test episodes."""
@@ -46,7 +47,7 @@ class Experiment:
         )
         if name := _misfit(self.learner, twin):
             raise ShapeError(_fixed(name, self.learner, trained))
-        twin.to(next(self.learner.parameters()).device).load_state_dict(self.learner.state_dict())
+        twin.to(self.device).load_state_dict(self.learner.state_dict())
         return twin
 
     @property
@@ -73,7 +74,8 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     test_task = _test_task(recipe, source.task)
     _check_ways(recipe, learner, source.task, test_task)
     _check_expectations(recipe, test_task)
-    return Experiment(recipe, source, learner.to(device), weighting.to(device), test_task)
+    learner, weighting = learner.to(device), weighting.to(device)
+    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
 
 
 def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
@@ -139,21 +141,37 @@ def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
             )
 
 
-def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer:
-    """The outer loop's optimizer over all that is learned. RecipeError where it refuses its options."""
-    parameters = [
-        p
-        for p in (*experiment.learner.parameters(), *experiment.weighting.parameters())
-        if p.requires_grad
-    ]
-    return recipe.build(("outer", "optimizer"), parameters=parameters)
+def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer | None:
+    """The outer loop's optimizer over all that is learned; None where nothing is and no step is made.
+
+    RecipeError where there are steps and nothing to train, or where it refuses its options.
+    """
+    learned = [p for p in experiment.learner.parameters() if p.requires_grad]
+    if not learned:
+        _require_no_steps(recipe)
+        return None
+    learned += [p for p in experiment.weighting.parameters() if p.requires_grad]
+    return recipe.build(("outer", "optimizer"), parameters=learned)
+
+
+def _require_no_steps(recipe: Recipe) -> None:
+    steps = recipe.sections.outer.steps
+    if steps:
+        parts = [f"{part} {recipe.chosen[part,].name!r}" for part in ("adapter", "backbone")]
+        raise RecipeError(
+            f"{recipe.document.where(('outer', 'steps'))}: {steps} steps with nothing to train: "
+            f"{' and '.join(parts)} have no parameter that requires a gradient. "
+            "A backbone that is trained, or outer.steps: 0 to evaluate this one as it is"
+        )
 
 
 def check_data(experiment: Experiment) -> None:
     """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
     outer = experiment.recipe.sections.outer
-    wanted = {"train": experiment.source.task, "test": experiment.test_task}
-    if outer.validate_every:
+    wanted = {"test": experiment.test_task}
+    if outer.steps:
+        wanted = {"train": experiment.source.task, **wanted}
+    if outer.steps and outer.validate_every:
         wanted["validation"] = experiment.test_task
     faults = []
     for split, task in wanted.items():

@@ -28,6 +28,9 @@ def train(run: Run) -> None:
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
     """
     check_data(run.experiment)
+    if run.steps == 0:
+        _keep_untrained(run)
+        return
     outer, hook = run.recipe.sections.outer, run.registry.hook
     factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)
@@ -44,6 +47,13 @@ def train(run: Run) -> None:
             _validate(run)
         if run.step % outer.checkpoint_every == 0 or run.step == run.steps:
             run.save("last")
+
+
+def _keep_untrained(run: Run) -> None:
+    """Of a run of no steps: what it begins with is what is judged."""
+    run.execution = choose_execution(run)
+    run.registry.hook.fsl_run_started(run=run)
+    run.save("last")
 
 
 def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -100,7 +110,7 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.adapter.on_progress(run.step / run.steps)
+    learner.adapter.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
     episodes = experiment.source.batch(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed

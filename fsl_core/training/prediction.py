@@ -124,7 +124,7 @@ class AdaptedPredictor:
         )
 
     def _scaled(self, images: Tensor) -> Tensor:
-        device = next(self.learner.parameters()).device
+        device = self.experiment.device
         return images.to(device).float() / torch.tensor(255.0, device=device)
 
     def save(self, path: Path) -> None:

@@ -44,6 +44,7 @@ class Run:
     """A recipe being trained, or trained, in a directory. Observers receive it; they read and do not steer.
 
     name: of the recipe's file, without `.yaml`.
+    optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
     """
@@ -53,7 +54,7 @@ class Run:
     recipe: Recipe
     registry: Registry
     experiment: Experiment
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     device: torch.device
     step: int = 0
     best: dict[str, float] | None = None
@@ -63,6 +64,10 @@ class Run:
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def progress(self, step: int) -> float:
+        """The share of training that is done after this step; all of it where there are no steps."""
+        return step / self.steps if self.steps else 1.0
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -99,7 +104,7 @@ class Run:
         if which == "best" and not self.checkpoint_path("best").is_file():
             which = "last"  # never validated
         progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
-        self.experiment.learner.adapter.on_progress(progress["step"] / self.steps)
+        self.experiment.learner.adapter.on_progress(self.progress(progress["step"]))
         return which
 
     def record(self, metrics: dict[str, Any]) -> None:
