@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -65,17 +64,19 @@ def schema(
     """Print the JSON Schema of recipes made from everything installed, for completion in editors, or a reference to read."""
     from fsl_core.config.recipe import recipe_schema
     from fsl_core.config.reference import recipe_reference
+    from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir)
-    typer.echo(
-        recipe_reference(registry) if markdown else json.dumps(recipe_schema(registry), indent=2)
-    )
+    as_json = to_json(recipe_schema(registry), "schema", indent=2)
+    typer.echo(recipe_reference(registry) if markdown else as_json)
 
 
 def plugins(
     no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False
 ) -> None:
     """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
+    from fsl_core.training.files import to_json
+
     registry = load_registry(no_plugin, plugins_dir)
     rows = [
         {
@@ -94,7 +95,7 @@ def plugins(
         for p in registry.plugins
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(to_json(rows, "rows", indent=2))
         return
     print_table(
         ["plugin", "from", "hook API", "status", "seconds", "offers and observes", "notes"],
@@ -127,13 +128,15 @@ def list_components(
     as_json: Json = False,
 ) -> None:
     """List the adapters, backbones, episodes or weightings that recipes can name."""
+    from fsl_core.training.files import to_json
+
     components = load_registry(no_plugin, plugins_dir).components(_kind(kind))
     rows = [
         {"name": c.name, "from": c.origin, "summary": (c.doc.splitlines() or [""])[0]}
         for c in components
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(to_json(rows, "rows", indent=2))
     else:
         print_table(["name", "from", "summary"], [list(row.values()) for row in rows])
 
@@ -152,6 +155,7 @@ def show(
 ) -> None:
     """Explain one component: its options with types, defaults and meaning, and its source paper."""
     from fsl_core.config.reference import option_rows
+    from fsl_core.training.files import to_json
 
     component = load_registry(no_plugin, plugins_dir).get(_kind(kind), name)
     if as_json:
@@ -161,9 +165,8 @@ def show(
             "from": component.origin,
             "doc": component.doc,
         }
-        typer.echo(
-            json.dumps({**described, "schema": component.options.model_json_schema()}, indent=2)
-        )
+        described["schema"] = component.options.model_json_schema()
+        typer.echo(to_json(described, name, indent=2))
         return
     typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
     rows = [list(row) for row in option_rows(component)]
@@ -177,6 +180,7 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     import torch
 
     from fsl_core.data.cache import cache_dir, data_root
+    from fsl_core.training.files import to_json
     from fsl_core.training.run import describe_environment
 
     registry = load_registry(no_plugin, plugins_dir)
@@ -189,7 +193,7 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
     report["notes"] = {p.name: "; ".join(p.notes) for p in registry.plugins if p.notes}
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(to_json(report, "doctor", indent=2))
     else:
         for key, value in report.items():
             text = (

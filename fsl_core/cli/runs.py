@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -169,6 +168,7 @@ def compare(
 
     from fsl_core.reporting.comparison import compare_runs, write_comparison
     from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.files import to_json
 
     runs = [read_scores(directory) for directory in (first, second)]
     paired = compare_runs(*runs)
@@ -181,7 +181,8 @@ def compare(
             "episode_set": runs[0].result["episode_set"],
             "page": str(html) if html else None,
         }
-        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
+        found = {"metric": metric, **scores, **asdict(paired), **episodes}
+        typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
         typer.echo(
@@ -275,11 +276,11 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.files import to_json
 
     if as_json:
-        typer.echo(
-            json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
-        )
+        told = {**result, **({"run": str(directory)} if directory else {})}
+        typer.echo(to_json(told, "result", indent=2))
         return
     typer.echo(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +60,7 @@ def sweep(
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.schedule import make_jobs, run_jobs
+    from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir, recipe)
     choose_device(device)
@@ -82,7 +82,7 @@ def sweep(
     write_tables(result, directory)
     page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
     if as_json:
-        typer.echo(json.dumps({"rows": table(result), "sweep": str(directory)}, indent=2))
+        typer.echo(to_json({"rows": table(result), "sweep": str(directory)}, "sweep", indent=2))
     else:
         _print_table(result)
         typer.echo(

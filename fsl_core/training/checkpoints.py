@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fsl_core.errors import RunError
+from fsl_core.training.files import to_json
 
 
 def save(
@@ -49,7 +50,7 @@ def save(
     copies = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
     }  # tied weights share memory
-    save_file(copies, partial, metadata={"fsl": json.dumps(record, sort_keys=True)})
+    save_file(copies, partial, metadata={"fsl": to_json(record, path, sort_keys=True)})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from fsl_core.engine.choice import Choice, choose, settle
 from fsl_core.engine.execution import Execution
-from fsl_core.training.files import EXECUTION, write_atomically
+from fsl_core.training.files import EXECUTION, to_json, write_atomically
 from fsl_core.training.seeding import seed_torch
 
 if TYPE_CHECKING:
@@ -19,7 +18,8 @@ def choose_execution(run: Run) -> Choice:
     if run.step > 0 and run.execution is not None:
         return run.execution
     choice = _of_no_steps(run) or _named(run) or _measured(run)
-    write_atomically(run.directory / EXECUTION, json.dumps(choice.as_dict(), indent=2) + "\n")
+    path = run.directory / EXECUTION
+    write_atomically(path, to_json(choice.as_dict(), EXECUTION, indent=2) + "\n")
     return choice
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,27 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+def to_json(data: Any, where: str | Path, **options: Any) -> str:
+    """JSON that every reader takes. RunError, naming the key, for a number that is not finite.
+
+    options: as for `json.dumps`.
+    """
+    try:
+        return json.dumps(data, allow_nan=False, **options)
+    except ValueError as error:
+        key, value = next(_not_finite(data))
+        raise RunError(f"{where}: {key} is {value}. A finite number") from error
+
+
+def _not_finite(data: Any, key: str = "it") -> Iterator[tuple[str, float]]:
+    if isinstance(data, dict | list | tuple):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for name, value in items:
+            yield from _not_finite(value, str(name) if key == "it" else f"{key}.{name}")
+    elif isinstance(data, float) and not math.isfinite(data):
+        yield key, data
 
 
 def check_files(directory: Path) -> None:

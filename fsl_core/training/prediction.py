@@ -22,7 +22,7 @@ from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
 from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.experiment import Experiment, build_experiment
-from fsl_core.training.files import ENVIRONMENT, RECIPE, read_json, writing
+from fsl_core.training.files import ENVIRONMENT, RECIPE, read_json, to_json, writing
 from fsl_core.training.run import Run, open_run
 from fsl_core.training.seeding import seed_torch
 
@@ -104,12 +104,15 @@ class AdaptedPredictor:
         x = self._scaled(images)
         with torch.no_grad():
             predict = self.predictor(x)
-            return torch.cat(
-                [
-                    predict(part).softmax(-1)
-                    for part in x.split(len(x) if self.together else TOGETHER)
-                ]
-            ).cpu()
+            parts = x.split(len(x) if self.together else TOGETHER)
+            found = torch.cat([predict(part).softmax(-1) for part in parts]).cpu()
+        wrong = (~found.isfinite()).any(-1).sum().item()
+        if wrong:
+            raise RunError(
+                f"predict: probabilities of {wrong} of {len(found)} pictures are not finite. "
+                "Other labelled pictures, or a run with smaller steps"
+            )
+        return found
 
     def predictor(self, x: Tensor) -> Predictor:
         """Adapt, always in the same way; x is what a transductive adapter sees of the pictures, values 0 .. 1."""
@@ -143,7 +146,7 @@ class AdaptedPredictor:
             save_file(
                 {**tensors, "support": self.images.contiguous()},
                 path,
-                metadata={"fsl-predictor": json.dumps(record)},
+                metadata={"fsl-predictor": to_json(record, path)},
             )
 
     def export(self, path: Path, images: Tensor) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,6 +33,7 @@ from fsl_core.training.files import (
     RESULT,
     parse_record,
     read_json,
+    to_json,
     write_atomically,
     writing,
 )
@@ -59,7 +59,7 @@ class Run:
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
-    _pending: list[dict[str, Any]] = field(default_factory=list)
+    _pending: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -95,7 +95,7 @@ class Run:
             self.step, self.best = progress["step"], progress["best"]
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
-            self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept)
+            self.directory / METRICS, "".join(to_json(record, METRICS) + "\n" for record in kept)
         )
 
     def restore_for_evaluation(self, which: str | None = None) -> str:
@@ -108,14 +108,14 @@ class Run:
         return which
 
     def record(self, metrics: dict[str, Any]) -> None:
-        self._pending.append(metrics)
+        self._pending.append(to_json(metrics, f"step {metrics['step']}") + "\n")
         if len(self._pending) >= 100:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
         path = self.directory / METRICS
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in self._pending)
+            file.writelines(self._pending)
         self._pending.clear()
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ class Run:
         columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
         writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
         write_atomically(self.directory / EPISODES, table.getvalue())
-        write_atomically(self.directory / RESULT, json.dumps(result, indent=2) + "\n")
+        write_atomically(self.directory / RESULT, to_json(result, RESULT, indent=2) + "\n")
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
     stream = io.StringIO()
     YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
-    write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
     write_atomically(directory / RECIPE, stream.getvalue())
 
 
