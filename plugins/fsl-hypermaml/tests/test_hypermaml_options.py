@@ -318,3 +318,16 @@ def test_show_explains_every_option():
     assert len(options) == 19
     unexplained = [name for name, spec in options.items() if "official" not in spec["description"]]
     assert not unexplained
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_no_weight_of_the_backbone_is_a_fast_weight(episodes, progress):
+    learner, seen = make(progress).eval(), []
+    learner.backbone.requires_grad_(False)
+    own = {name: w.clone() for name, w in learner.backbone.named_parameters()}
+    learner.backbone.register_forward_pre_hook(
+        lambda net, _: seen.append({name: w.clone() for name, w in net.named_parameters()})
+    )
+    predict(learner, episodes[0])
+    assert len(seen) == 2
+    assert all(torch.equal(now[name], w) for now in seen for name, w in own.items())

@@ -171,8 +171,50 @@ def test_episodes_do_not_depend_on_earlier_ones(support, query, learn_inner_lr):
     assert torch.equal(learner(support, query.x), first)
 
 
+def frozen_in_part(**options):
+    """A learner whose first layer requires no gradient."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        backbone = SmallNet()
+        backbone[0].requires_grad_(False)
+        backbone[1] = nn.BatchNorm2d(2, track_running_stats=False)  # which both engines take
+        return fsl.Learner(backbone, Maml(TASK, backbone, **options))
+
+
+@pytest.mark.parametrize("engine", ["functional", "higher"])
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_layers_are_not_fast_weights(support, query, engine, training):
+    learner = frozen_in_part(engine=engine, learn_inner_lr="per-parameter").train(training)
+    fast, left = learner.adapter.fast_names, [f"backbone.0.{n}" for n in ("weight", "bias")]
+    assert set(fast) == set(learner.adapter._weights(learner.backbone)) - set(left)
+    assert len(learner.adapter.inner_lr.rate) == len(fast)
+    seen = []
+    learner.backbone[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
+    own = learner.backbone[0].weight
+    predict = learner.adapt(fsl.Episode(support, query, torch.tensor(0)))
+    seen.clear()
+    predict(query.x)
+    assert torch.equal(seen[0], own)
+
+
+def test_frozen_layers_are_adapted_where_an_option_says_so(support, query):
+    kept = frozen_in_part()(support, query.x)
+    moved = frozen_in_part(adapt_frozen=True)
+    assert moved.adapter.fast_names == list(moved.adapter._weights(moved.backbone))
+    assert not torch.equal(moved(support, query.x), kept)
+
+
+def test_patterns_of_frozen_layers_alone_are_refused():
+    message = (
+        r"adapted: 'backbone\.0\.\*' matches frozen parameters alone, backbone\.0\.weight, "
+        r"backbone\.0\.bias\. adapt_frozen: true, or patterns of others$"
+    )
+    with pytest.raises(ValueError, match=message):
+        frozen_in_part(adapted="backbone.0.*")
+
+
 def test_a_frozen_backbone_is_adapted_alike_in_training_and_evaluation(support, query):
-    learner = make()
+    learner = make(adapt_frozen=True)
     learner.backbone.requires_grad_(False).eval()
     in_training = learner(support, query.x)
     learner.adapter.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -55,7 +54,8 @@ class Hypernet(fsl.Adapter):
             Modulate,
             Field(
                 description="generated changes of the backbone: film (scale and shift of each norm layer's channels, or of "
-                "each convolution's and linear layer's where there is no norm), low-rank (updates of their weights), or none"
+                "each convolution's and linear layer's where there is no norm), low-rank (updates of their weights), or none; "
+                "layers that the outer loop does not train are changed too"
             ),
         ] = "none",
         rank: Annotated[int, Field(gt=0, description="of the low-rank updates")] = 1,
@@ -125,7 +125,7 @@ class Hypernet(fsl.Adapter):
         return lambda x: head(net(weights, x))
 
     def objective(
-        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+        self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
         """The query loss; with `support_loss` the loss over the rows of both sets."""
         if not self.support_loss:

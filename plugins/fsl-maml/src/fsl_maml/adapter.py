@@ -35,6 +35,7 @@ class Maml(fsl.Adapter):
 
     The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in evaluation
     mode `test_steps`; there the predictor carries no graph. The caller's backbone is only read.
+    Weights that require no gradient when the adapter is built are frozen: no step moves them.
 
     Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted: head`), Raghu et al. 2020,
     arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021, arXiv:2008.08882. Steps that adapt different layers: after
@@ -68,6 +69,9 @@ class Maml(fsl.Adapter):
                 "a list of lists gives each step its own, steps beyond it use the last"
             ),
         ] = "all",
+        adapt_frozen: Annotated[
+            bool, Field(description="whether steps also move weights that require no gradient")
+        ] = False,
         learn_inner_lr: Annotated[
             RateKind,
             Field(
@@ -134,7 +138,8 @@ class Maml(fsl.Adapter):
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
         weights = self._weights(backbone)
-        self.schedule = adapted_names(adapted, list(weights), max(inner_steps, test_steps))
+        frozen = {name for name, w in weights.items() if not (w.requires_grad or adapt_frozen)}
+        self.schedule = adapted_names(adapted, list(weights), max(inner_steps, test_steps), frozen)
         self.fast_names = [
             name for name in weights if any(name in names for names in self.schedule)
         ]
@@ -157,7 +162,7 @@ class Maml(fsl.Adapter):
         return list(self._unroll(backbone, support))
 
     def objective(
-        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+        self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
         """The query loss after the last step; with `multi_step_loss`, while it lasts, a mean over all steps."""
         shares = self._loss_shares()
@@ -220,7 +225,7 @@ class Maml(fsl.Adapter):
             yield net.predictor(weights)
 
     def _initial(self, backbone: nn.Module, tracked: bool) -> Weights:
-        """The meta-parameters as the first fast weights; a frozen one is adapted all the same if `adapted` names it."""
+        """The meta-parameters as the first fast weights; frozen ones that are moved become leaves."""
         weights = self._weights(backbone)
         if not tracked:
             return _cut(weights)
