@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     )
     from fsl_core.forward import call_with
     from fsl_core.hooks.specs import HOOK_API, hookimpl
-    from fsl_core.norms import Norm, NormedBackbone, NormPolicy, derivatives_of_any_order
+    from fsl_core.norms import (
+        Norm,
+        NormedBackbone,
+        NormPolicy,
+        derivatives_of_any_order,
+        replace_norms,
+    )
     from fsl_core.training.prediction import AdaptedPredictor, adapt_to_folder, load_predictor
 
 _HOME = {
@@ -62,6 +68,7 @@ _HOME = {
     ),
     **dict.fromkeys(("HOOK_API", "hookimpl"), "hooks.specs"),
     **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone", "derivatives_of_any_order"), "norms"),
+    "replace_norms": "norms",
     **dict.fromkeys(
         ("AdaptedPredictor", "adapt_to_folder", "load_predictor"), "training.prediction"
     ),
@@ -104,6 +111,7 @@ __all__ = [
     "hookimpl",
     "load_predictor",
     "one_hot",
+    "replace_norms",
     "to_distinct",
     "to_uniform",
 ]

@@ -12,6 +12,7 @@ from fsl_core.config.recipe import Recipe
 from fsl_core.data.source import EpisodeSource
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
 from fsl_core.errors import DataError, RecipeError, ShapeError
+from fsl_core.norms import NORM_POLICIES, Norm
 from fsl_core.training.seeding import seed_torch
 
 
@@ -52,16 +53,18 @@ class Experiment:
 
     @property
     def norm(self) -> str:
-        """The normalisation of the backbone, for result rows."""
-        policy = getattr(self.learner.backbone, "norm", None)
-        foreign = sorted(
-            {
-                type(m).__name__
-                for m in self.learner.backbone.modules()
-                if "Norm" in type(m).__name__
-            }
-        )
-        return policy if isinstance(policy, str) else ", ".join(foreign) or "none"
+        """The normalisation of the backbone, for result rows: its word for it, or what its layers say.
+
+        A policy of `Norm` as a word does not hide layers of another kind.
+        """
+        word = getattr(self.learner.backbone, "norm", None)
+        if isinstance(word, str) and word not in NORM_POLICIES:
+            return word
+        layers = [m for m in self.learner.backbone.modules() if not list(m.children())]
+        found = {m.policy for m in layers if isinstance(m, Norm)}
+        found |= {type(m).__name__ for m in layers if "Norm" in type(m).__name__} - {"Norm"}
+        found |= {word} if isinstance(word, str) else set()
+        return ", ".join(sorted(found - {"none"})) or "none"
 
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
