@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fsl_core.config.recipe import Recipe
-from fsl_core.data.source import EpisodeSource
+from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
-from fsl_core.errors import DataError, RecipeError, ShapeError
+from fsl_core.errors import RecipeError, ShapeError
 from fsl_core.training.seeding import seed_torch
 
 
@@ -149,17 +149,14 @@ def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optim
     return recipe.build(("outer", "optimizer"), parameters=parameters)
 
 
+def splits_in_use(experiment: Experiment) -> dict[Split, TaskShape]:
+    """The splits that a run draws from, with the shape of their episodes."""
+    wanted: dict[Split, TaskShape] = {"train": experiment.source.task, "test": experiment.test_task}
+    if experiment.recipe.sections.outer.validate_every:
+        wanted["validation"] = experiment.test_task
+    return wanted
+
+
 def check_data(experiment: Experiment) -> None:
     """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
-    outer = experiment.recipe.sections.outer
-    wanted = {"train": experiment.source.task, "test": experiment.test_task}
-    if outer.validate_every:
-        wanted["validation"] = experiment.test_task
-    faults = []
-    for split, task in wanted.items():
-        try:
-            experiment.source.check(split, task)
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        raise DataError("\n".join(dict.fromkeys(faults)))
+    experiment.source.check_splits(splits_in_use(experiment))
