@@ -36,6 +36,8 @@ class ProgressBar:
 
     @fsl.hookimpl
     def fsl_run_started(self, run: Any) -> None:
+        for note in run.notes:
+            self._console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if run.step < run.steps:
             if self._console.is_terminal:
                 self._console.print(f"execution {run.execution}", highlight=False, soft_wrap=True)

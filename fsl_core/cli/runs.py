@@ -24,6 +24,7 @@ from fsl_core.cli.arguments import (
 )
 
 if TYPE_CHECKING:
+    from fsl_core.data.source import Split
     from fsl_core.training.run import Run
 
 Out = Annotated[
@@ -95,6 +96,7 @@ def evaluate(
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
     with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
         which = opened.restore_for_evaluation(checkpoint)
+        _note_data(opened, split)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
             summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
@@ -147,6 +149,7 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
     try:
         with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
             opened.restore_for_evaluation()
+            _note_data(opened, "test")
             path = write_report(directory, opened)
     except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
         typer.echo(f"without episodes: {error}", err=True)
@@ -247,6 +250,15 @@ def _complete(run: Run) -> dict[str, Any]:
         run.flush_metrics()
     run.registry.hook.fsl_run_finished(run=run, result=result)
     return result
+
+
+def _note_data(run: Run, split: Split) -> None:
+    """Say on stderr how the data differs from that which the run began with."""
+    from fsl_core.training.data_record import data_changes
+
+    if changes := data_changes(run.directory, run.experiment.source, split):
+        comparison = "These episodes are not those of before"
+        typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
 
 
 def _free_directory(name: str) -> Path:

@@ -14,9 +14,10 @@ from fsl_core.errors import TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
 from fsl_core.training.conflict import gradient_conflict
+from fsl_core.training.data_record import keep_data_record
 from fsl_core.training.evaluation import Evaluation, evaluate
 from fsl_core.training.execution import choose_execution, workers_of
-from fsl_core.training.experiment import check_data
+from fsl_core.training.experiment import check_data, splits_in_use
 from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
 
@@ -25,9 +26,12 @@ def train(run: Run) -> None:
     """Train from `run.step` to the recipe's last step, continuing exactly where a checkpoint left off.
 
     Every random number is a function of (seed, step), so a resumed run ends bit-identical to an uninterrupted one (CPU).
+    Raises DataError where the data is not that which training began with.
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
     """
     check_data(run.experiment)
+    splits = splits_in_use(run.experiment)
+    run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
     if run.steps == 0:
         _keep_untrained(run)
         return

@@ -47,6 +47,7 @@ class Run:
     optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
+    notes: what a user should know of the data, such as what was passed over.
     """
 
     directory: Path
@@ -59,6 +60,7 @@ class Run:
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
+    notes: list[str] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
 
     @property
