@@ -77,10 +77,11 @@ def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
     from fsl_core.cli.data import print_report
     from fsl_core.errors import DataError
     from fsl_core.training.data_report import report_data
+    from fsl_core.training.files import to_json
 
     report = report_data(experiment)
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
+        typer.echo(to_json(report.as_dict(), "data", indent=2))
     else:
         print_report(report, whole)
     if report.faults:

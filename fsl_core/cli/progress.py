@@ -60,6 +60,8 @@ class ProgressBar:
     def fsl_evaluated(self, run: Any, split: str, result: dict[str, Any]) -> None:
         if split == "validation":
             best = "  (best so far)" if run.best and run.best["step"] == run.step else ""
+            if not run.experiment.learner.adapter.settled:
+                best = "  (inside the adapter's warm-up, so never the best)"
             self._console.print(
                 f"step {run.step}: validation {format_score(result)}{best}",
                 highlight=False,

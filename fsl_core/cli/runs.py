@@ -87,7 +87,7 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
-    from fsl_core.training.outer_loop import evaluate_run
+    from fsl_core.training.outer_loop import evaluate_run, state_of
     from fsl_core.training.run import open_run
 
     if split not in SPLITS:
@@ -100,6 +100,7 @@ def evaluate(
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
             summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
+        summary |= state_of(opened.experiment.learner.adapter)
     _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
 
 
@@ -305,6 +306,10 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         typer.echo(
             f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
         )
+    if state := result.get("adapter_state"):
+        typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
+    if not result.get("settled", True):
+        typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

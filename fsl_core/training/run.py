@@ -106,7 +106,8 @@ class Run:
         if which == "best" and not self.checkpoint_path("best").is_file():
             which = "last"  # never validated
         progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
-        self.experiment.learner.adapter.on_progress(self.progress(progress["step"]))
+        told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
+        self.experiment.learner.adapter.on_progress(self.progress(told))
         return which
 
     def record(self, metrics: dict[str, Any]) -> None:
