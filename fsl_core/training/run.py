@@ -38,6 +38,8 @@ from fsl_core.training.files import (
     writing,
 )
 
+IN_USE = "another process is writing to this run"
+
 
 @dataclass
 class Run:
@@ -229,9 +231,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
         try:
             lock = FileLock(directory / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise RunError(
-                f"{directory}: another process is writing to this run. Wait for it, or give another --out"
-            ) from error
+            raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
     with lock:
         yield
 
