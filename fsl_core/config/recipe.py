@@ -219,14 +219,15 @@ class Recipe:
         try:
             return self.chosen[path].build(section, **injected)
         except ValueError as error:
-            raise RecipeError(f"{self.document.where(path)}: {error}") from error
+            raise RecipeError(f"{self.document.where_built(path)}: {error}") from error
         except (
             RuntimeError,
             MemoryError,
         ) as error:  # torch's own, as for a layer larger than memory
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RecipeError(
-                f"{self.document.where(path)}: cannot be built: {reason}. Other or smaller options"
+                f"{self.document.where_built(path)}: cannot be built: {reason}. "
+                "Other or smaller options"
             ) from error
 
     def resolved(self) -> dict[str, Any]:
@@ -236,7 +237,7 @@ class Recipe:
 
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
     """Read and check a recipe of one run. RecipeError lists every fault with file, line and key."""
-    document = read_document(path, overrides)
+    document = read_document(path, overrides, SECTIONS)
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
         raise RecipeError(
@@ -352,7 +353,7 @@ def _validation_faults(
     for fault in error.errors(include_url=False):
         path = _written_path(document.data, fault)
         if fault["type"] == "extra_forbidden":
-            faults.append(f"{document.where(path)}: {_unknown_key(path, model)}")
+            faults.append(f"{document.where(path)}: {_unknown_key(document, path, model)}")
         elif fault["type"] == "missing":
             faults.append(f"{document.where(path)}: absent. It is required")
         else:
@@ -385,7 +386,7 @@ def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
     return path
 
 
-def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
+def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
     owner, options = "the recipe", model
     for part in path[:-1]:
         options = options.model_fields[str(part)].annotation
@@ -396,6 +397,9 @@ def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
         )
     kind, _, name = owner.partition(" ")
     owner = f"{kind} {name!r}" if kind in SECTIONS.values() else owner
+    named = document.place((*path[:-1], "name"))
+    if named.startswith("-s ") and named != document.place(path):
+        owner += f" ({named})"
     return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
 
 

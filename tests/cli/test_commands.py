@@ -90,7 +90,7 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
         (
             ["check", "toy.yaml", "-s", "adapter.name=mamal"],
             2,
-            "-s: adapter.name: adapter 'mamal': no installed plugin offers it. ",
+            "-s adapter.name: adapter 'mamal': no installed plugin offers it. ",
         ),
         (
             ["check", "toy.yaml", "-s", "backbone.name=resnet12"],

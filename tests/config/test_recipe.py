@@ -135,7 +135,7 @@ def test_two_faults_come_together_in_file_order(toy_recipe: Path, toy_registry: 
     ("text", "fault"),
     [
         ("", "toy.yaml:1: empty. "),
-        ("- a", "toy.yaml:1: a seq. "),
+        ("- a", "toy.yaml:1: a list. "),
         ("a: 1\na: 2", "toy.yaml:2: YAML syntax: found duplicate key"),
     ],
 )
@@ -168,16 +168,16 @@ def test_overrides_are_typed_by_the_same_schema(toy_recipe: Path, toy_registry: 
     assert recipe.sections.outer.optimizer.lr == 0.001
     assert list(recipe.sections.backbone.hidden) == [4, 4]
     assert faults(toy_recipe, toy_registry, "outer.steps=2.5") == [
-        "-s: outer.steps: found 2.5. Expected a valid integer"
+        "-s outer.steps: found 2.5. Expected a valid integer"
     ]
     assert faults(toy_recipe, toy_registry, "outer.stps=2") == [
-        "-s: outer.stps: section 'outer' has no such option. Did you mean 'steps'?"
+        "-s outer.stps: section 'outer' has no such option. Did you mean 'steps'?"
     ]
     assert faults(toy_recipe, toy_registry, "seed") == [
         "-s seed: not an override. key.path=value, such as adapter.inner_lr=0.1"
     ]
     assert faults(toy_recipe, toy_registry, "seed.x=1") == [
-        "-s seed.x=1: seed is a int. A key path through mappings"
+        "-s seed.x=1: seed is a number. A key path through mappings"
     ]
 
 
@@ -199,7 +199,7 @@ def test_a_constructor_that_refuses_is_named_with_its_line(
     toy_recipe: Path, toy_registry: Registry
 ):
     recipe = read_recipe(toy_recipe, toy_registry, ["adapter={name: picky, even: 3}"])
-    with pytest.raises(RecipeError, match="-s: adapter: even: 3. A multiple of two"):
+    with pytest.raises(RecipeError, match="-s adapter: even: 3. A multiple of two"):
         recipe.build(("adapter",))
 
 
