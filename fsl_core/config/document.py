@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
 
@@ -94,6 +96,27 @@ def read_document(
     if faults:
         raise RecipeError(faults)
     return document
+
+
+def to_yaml(data: dict[str, Any]) -> str:
+    """Plain data as a YAML text, in the order of its keys, that reads back as the same data."""
+    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.Representer = _Representer
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 100
+    yaml.dump(data, stream)
+    return stream.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Quotes texts that begin with a sign: ruamel writes `? a` in a list so that it reads it wrong."""
+
+    def represent_text(self, text: str) -> ScalarNode:
+        style = None if text[:1].isalnum() else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_text)
 
 
 def read_value(text: str, source: str) -> Any:

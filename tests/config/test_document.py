@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core.config.document import read_document, read_value
+from fsl_core.config.document import read_document, read_value, to_yaml
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
@@ -123,3 +123,12 @@ def test_an_empty_section_can_be_filled(toy_recipe: Path, toy_registry: Registry
     assert (
         read_recipe(toy_recipe, toy_registry, [override]).sections.expect["accuracy"].value == 0.5
     )
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "a  b " * 40, "1e3", "null", "true", "", "5", "[1]"])
+def test_every_text_is_written_so_that_it_is_read_back(tmp_path: Path, text: str):
+    (tmp_path / "a.yaml").write_text(to_yaml({"b": {"root": text, "list": [text, 1]}, "a": text}))
+    assert read_document(tmp_path / "a.yaml").data == {
+        "b": {"root": text, "list": [text, 1]},
+        "a": text,
+    }
