@@ -1,14 +1,16 @@
-"""The command that predicts own pictures."""
+"""The command that predicts your pictures."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsl_core.cli.arguments import Device, NoPlugin, choose_device
+from fsl_core.cli.outputs import Output, check_outputs, page, table
 
 if TYPE_CHECKING:
     import torch
@@ -63,10 +65,14 @@ def predict(
     from fsl_core.reporting.predictions import Predictions
     from fsl_core.training.files import write_atomically
 
+    outputs = list(_outputs(out, html, save, export))
+    check_outputs(outputs, [path for path in (trained, support, query) if path])
     predictor = _predictor(trained, support, invert, checkpoint, choose_device(device), no_plugin)
     pictures = predictor.read(query)
     _note(predictor)
     predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
+    for output in outputs:
+        output.make_folder()
     if save:
         predictor.save(save)
     if export:
@@ -86,6 +92,20 @@ def predict(
         typer.echo(
             f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None
         )
+
+
+def _outputs(
+    out: Path | None, html: Path | None, save: Path | None, export: Path | None
+) -> Iterator[Output]:
+    if out:
+        yield table("--out", out)
+    if html:
+        yield page("--html", html)
+    if save:
+        yield Output("--save", save, (".safetensors", ""), "A predictor in safetensors")
+    if export:
+        onnx = " and not ONNX" if export.suffix.lower() == ".onnx" else ""
+        yield Output("--export", export, (".pt2",), f"A program of torch.export{onnx}")
 
 
 def _predictor(

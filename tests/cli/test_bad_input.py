@@ -608,15 +608,17 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
             [*PREDICT, "--query", "empty"],
             "empty: no pictures. At least one file such as .jpg or .png",
         ),
+        ([*PREDICT, "--out", "toy.yaml/x.csv"], "toy.yaml is not a folder. A file in a folder"),
+        ([*PREDICT, "--out", "x.html"], "--out x.html: ends in .html. A table in CSV, in a file"),
         (
-            [*PREDICT, "--out", "absent/x.csv"],
-            "absent/x.csv: No such file or directory. A folder with room",
+            [*PREDICT, "--export", "m.onnx"],
+            "--export m.onnx: ends in .onnx. A program of torch.export and not ONNX, in a file such",
         ),
         (
-            [*PREDICT, "--html", "absent/x.html"],
-            "absent/x.html: No such file or directory. A folder with room",
+            [*PREDICT, "--out", "trained/episodes.csv"],
+            "--out trained/episodes.csv: a file of the run trained. Another name",
         ),
-        ([*PREDICT, "--save", "empty"], "empty: "),
+        ([*PREDICT, "--save", "empty"], "--save empty: a folder. A file, such as "),
     ],
 )
 def test_predictions(call: Call, trained: Path, arguments: list[str], message: str):
@@ -626,6 +628,26 @@ def test_predictions(call: Call, trained: Path, arguments: list[str], message: s
     assert not ended.out
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_files_are_refused_before_the_work(
+    call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fsl_core.training.prediction.adapt_to_folder", None)
+    before = (trained / "trained" / "episodes.csv").read_text()
+    ended = call(*PREDICT, "--out", "trained/episodes.csv", "--html", "x.csv")
+    refused(ended, "--out trained/episodes.csv: ", "--html x.csv: ends in .csv. ")
+    assert (trained / "trained" / "episodes.csv").read_text() == before
+
+
+def test_a_page_of_a_comparison_is_refused_before_the_work(call: Call):
+    refused(call("compare", "a", "b", "--html", "x.csv"), "--html x.csv: ends in .csv. ")
+
+
+def test_folders_of_outputs_are_made(call: Call, trained: Path):
+    assert call(*PREDICT, "--out", "deep/er/x.csv", "--html", "deep/x.html").code == 0
+    assert (trained / "deep" / "er" / "x.csv").is_file()
+    assert (trained / "deep" / "x.html").is_file()
 
 
 def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
