@@ -291,13 +291,15 @@ PLUGINS = {
 @pytest.mark.parametrize("reason", PLUGINS)
 def test_a_broken_plugin(call: Call, tmp_path: Path, reason: str):
     (tmp_path / "extra").mkdir()
-    (tmp_path / "extra" / "shaky.py").write_text(PLUGINS[reason])
+    (tmp_path / "extra" / "shaky.py").write_text(
+        f"from fsl_core import hookimpl\n{PLUGINS[reason]}"
+    )
     unneeded = call("check", "toy.yaml", "--plugins-dir", "extra")
     assert unneeded.out.startswith("toy.yaml: ok. ")
     needed = call("run", "toy.yaml", "--plugins-dir", "extra", "-s", "adapter.name=shaky")
     for line in (unneeded.err, needed.err):
         assert f"plugin shaky (extra/shaky.py) failed to load: {reason}" in line
-    refused(needed, "failed to load", f"shaky ({reason}")
+    refused(needed, "--plugins-dir extra: shaky.py", "failed to load", f"shaky ({reason}")
     assert not (tmp_path / "runs").exists()
 
 
