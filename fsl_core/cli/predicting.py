@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsl_core.cli.arguments import Device, NoPlugin, choose_device
+from fsl_core.cli.outputs import Output, check_outputs, page, table
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,8 @@ def predict(
     from fsl_core.reporting.predictions import Predictions
     from fsl_core.training.files import write_atomically
 
+    outputs = list(_outputs(out, html, save, export))
+    check_outputs(outputs, [path for path in (trained, support, query) if path])
     predictor = _predictor(
         trained, support, invert, checkpoint, choose_device(device), no_plugin, skip_unreadable
     )
@@ -80,6 +83,8 @@ def predict(
     for name, why in pictures.skipped or ():
         typer.echo(f"note: --query: left out: {shown(name)}: {shown(why)}", err=True)
     predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
+    for output in outputs:
+        output.make_folder()
     if save:
         predictor.save(save)
     if export:
@@ -100,6 +105,20 @@ def predict(
         typer.echo(
             f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None
         )
+
+
+def _outputs(
+    out: Path | None, html: Path | None, save: Path | None, export: Path | None
+) -> Iterator[Output]:
+    if out:
+        yield table("--out", out)
+    if html:
+        yield page("--html", html)
+    if save:
+        yield Output("--save", save, (".safetensors", ""), "A predictor in safetensors")
+    if export:
+        onnx = " and not ONNX" if export.suffix.lower() == ".onnx" else ""
+        yield Output("--export", export, (".pt2",), f"A program of torch.export{onnx}")
 
 
 def _predictor(

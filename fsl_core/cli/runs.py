@@ -22,6 +22,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
+from fsl_core.cli.outputs import check_outputs, page
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
@@ -174,11 +175,14 @@ def compare(
     from fsl_core.reporting.scores import read_scores
     from fsl_core.training.files import to_json
 
+    outputs = [page("--html", html)] if html is not None else []
+    check_outputs(outputs, [first, second])
     runs = [read_scores(directory) for directory in (first, second)]
     paired = compare_runs(*runs)
     metric = runs[0].metric
-    if html is not None:
-        write_comparison(html, *runs)
+    for output in outputs:
+        output.make_folder()
+        write_comparison(output.path, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
         episodes = {

@@ -176,6 +176,8 @@ class AdaptedPredictor:
         images: uint8, to compare on. Returns the largest difference of the file's probabilities from those here; RunError
         where the predictor cannot be exported or it exceeds 1e-4.
         """
+        if path.suffix != ".pt2":
+            raise RunError(f"{path}: ends in {path.suffix or 'nothing'}. torch.export writes .pt2")
         x = self._scaled(
             images.repeat(2, 1, 1, 1)
         )  # torch.export takes one row to mean one row always

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
-from fsl_core.config.document import read_document
+from fsl_core.config.document import read_document, to_yaml
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
 from fsl_core.errors import RunError
@@ -185,10 +184,8 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
 
 def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    stream = io.StringIO()
-    YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
     write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
-    write_atomically(directory / RECIPE, stream.getvalue())
+    write_atomically(directory / RECIPE, to_yaml(recipe.resolved()))
 
 
 @contextmanager
