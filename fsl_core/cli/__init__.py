@@ -8,6 +8,7 @@ import typer
 
 from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
+from fsl_core.words import printable
 
 app = typer.Typer(
     name="fsl",
@@ -34,5 +35,5 @@ def main() -> None:
 
 
 def _fail(error: FslError, code: int) -> int:
-    sys.stderr.write(f"{error}\n")
+    sys.stderr.write(f"{printable(str(error), lines=True)}\n")
     return code
