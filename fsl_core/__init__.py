@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from fsl_core.blocks import ConvBlock
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
-    from fsl_core.data.source import EpisodeSource, Split
+    from fsl_core.data.source import EpisodeSource, Split, SplitContents
     from fsl_core.episode import (
         Adapter,
         Episode,
@@ -46,7 +46,7 @@ _HOME = {
     "ConvBlock": "blocks",
     "call_with": "forward",
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
-    **dict.fromkeys(("EpisodeSource", "Split"), "data.source"),
+    **dict.fromkeys(("EpisodeSource", "Split", "SplitContents"), "data.source"),
     **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
     **dict.fromkeys(
         ("Adapter", "Episode", "LabelledSet", "Learner", "Loss", "Outcomes", "Predictor"), "episode"
@@ -100,6 +100,7 @@ __all__ = [
     "RunError",
     "ShapeError",
     "Split",
+    "SplitContents",
     "TaskShape",
     "TaskWeighting",
     "adapt_to_folder",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fsl_core.cli.arguments import Json, NoPlugin, Overrides, PluginsDir, RecipeFile, load_registry
+
+if TYPE_CHECKING:
+    from fsl_core.training.experiment import Experiment
 
 KINDS = {
     "episodes": "episodes",
@@ -28,17 +32,27 @@ def add_commands(app: typer.Typer) -> None:
 def check(
     recipe: RecipeFile,
     overrides: Overrides = [],
+    data: Annotated[
+        bool, typer.Option("--data", help="read the data, too: classes, sizes, what is passed over")
+    ] = False,
+    whole: Annotated[bool, typer.Option("--list", help="with --data: name every file")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --data: print JSON")] = False,
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
 ) -> None:
-    """Check a recipe: every option of every part, without reading data or training."""
+    """Check a recipe: every option of every part, without training; its data is read with --data."""
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.experiment import build_experiment, build_optimizer
 
+    if (whole or as_json) and not data:
+        option = "--list" if whole else "--json"
+        raise typer.BadParameter(f"{option} says what is read. With --data", param_hint=option)
     registry = load_registry(no_plugin, plugins_dir, recipe)
     if has_matrix(recipe, overrides):
+        if data:
+            _refuse_matrix(recipe)
         plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
         typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
@@ -46,11 +60,40 @@ def check(
     checked = read_recipe(recipe, registry, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    if data:
+        _check_data(experiment, whole, as_json)
+    if as_json:
+        return
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
     typer.echo(
         f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
         f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
+    )
+
+
+def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
+    """Print what the data of a recipe is made of. Raises DataError where a run would be refused."""
+    from fsl_core.cli.data import print_report
+    from fsl_core.errors import DataError
+    from fsl_core.training.data_report import report_data
+    from fsl_core.training.files import to_json
+
+    report = report_data(experiment)
+    if as_json:
+        typer.echo(to_json(report.as_dict(), "data", indent=2))
+    else:
+        print_report(report, whole)
+    if report.faults:
+        raise DataError("\n".join(report.faults))
+
+
+def _refuse_matrix(recipe: Path) -> None:
+    from fsl_core.errors import RecipeError
+
+    raise RecipeError(
+        f"{recipe}: --data reads the data of one recipe, and this one has a `matrix:`. "
+        "`-s matrix=null` leaves it out"
     )
 
 
@@ -179,7 +222,8 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
     import torch
 
-    from fsl_core.data.cache import cache_dir, data_root
+    from fsl_core.data.cache import data_root
+    from fsl_core.private import cache_dir
     from fsl_core.training.files import to_json
     from fsl_core.training.run import describe_environment
 
@@ -225,10 +269,12 @@ def print_table(headings: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from fsl_core.words import printable
+
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(Text(printable(heading)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell, lines=True)) for cell in row))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=200).print(table)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fsl_core.config.recipe import Recipe
-from fsl_core.data.source import EpisodeSource
+from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
-from fsl_core.errors import DataError, RecipeError, ShapeError
+from fsl_core.errors import RecipeError, ShapeError
 from fsl_core.norms import NORM_POLICIES, Norm
 from fsl_core.training.seeding import seed_torch
 
@@ -168,19 +168,17 @@ def _require_no_steps(recipe: Recipe) -> None:
         )
 
 
-def check_data(experiment: Experiment) -> None:
-    """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
+def splits_in_use(experiment: Experiment) -> dict[Split, TaskShape]:
+    """The splits that a run draws from, with the shape of their episodes."""
     outer = experiment.recipe.sections.outer
-    wanted = {"test": experiment.test_task}
+    wanted: dict[Split, TaskShape] = {"test": experiment.test_task}
     if outer.steps:
         wanted = {"train": experiment.source.task, **wanted}
     if outer.steps and outer.validate_every:
         wanted["validation"] = experiment.test_task
-    faults = []
-    for split, task in wanted.items():
-        try:
-            experiment.source.check(split, task)
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        raise DataError("\n".join(dict.fromkeys(faults)))
+    return wanted
+
+
+def check_data(experiment: Experiment) -> None:
+    """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
+    experiment.source.check_splits(splits_in_use(experiment))

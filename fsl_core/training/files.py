@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 
 from fsl_core.errors import RunError
 
-RECIPE, ENVIRONMENT, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
     "environment.json",
+    "data.json",
     "execution.json",
     "metrics.jsonl",
     "episodes.csv",
@@ -38,7 +39,8 @@ def write_atomically(path: Path, text: str) -> None:
     """All of it or nothing, also when the process is killed."""
     partial = path.with_name(path.name + ".partial")
     with writing(path):
-        with partial.open("w", encoding="utf-8") as file:
+        # a name that is not UTF-8 must not end a run in which it is only mentioned
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -106,5 +108,5 @@ def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
     return RunError(
-        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT) else anew}"
+        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT, DATA) else anew}"
     )

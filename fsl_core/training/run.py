@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
-from fsl_core.config.document import read_document
+from fsl_core.config.document import read_document, to_yaml
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
 from fsl_core.errors import RunError
@@ -38,6 +37,8 @@ from fsl_core.training.files import (
     writing,
 )
 
+IN_USE = "another process is writing to this run"
+
 
 @dataclass
 class Run:
@@ -47,6 +48,7 @@ class Run:
     optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
+    notes: what a user should know of the data, such as what was passed over.
     """
 
     directory: Path
@@ -59,6 +61,7 @@ class Run:
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
+    notes: list[str] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
 
     @property
@@ -104,7 +107,8 @@ class Run:
         if which == "best" and not self.checkpoint_path("best").is_file():
             which = "last"  # never validated
         progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
-        self.experiment.learner.adapter.on_progress(self.progress(progress["step"]))
+        told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
+        self.experiment.learner.adapter.on_progress(self.progress(told))
         return which
 
     def record(self, metrics: dict[str, Any]) -> None:
@@ -180,10 +184,8 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
 
 def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    stream = io.StringIO()
-    YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
     write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
-    write_atomically(directory / RECIPE, stream.getvalue())
+    write_atomically(directory / RECIPE, to_yaml(recipe.resolved()))
 
 
 @contextmanager
@@ -226,9 +228,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
         try:
             lock = FileLock(directory / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise RunError(
-                f"{directory}: another process is writing to this run. Wait for it, or give another --out"
-            ) from error
+            raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
     with lock:
         yield
 

@@ -98,6 +98,10 @@ def make(**options):
             r"adapted: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.0\.weight, .*head\.bias",
         ),
         (
+            {"norms_per_step": True},
+            r"norms_per_step: true with adapt_norms: true, which would move what belongs to one step\. adapt_norms: false",
+        ),
+        (
             {"adapted": []},
             r"adapted: an empty list\. all, head, body, or patterns over backbone\.0\.weight",
         ),
@@ -347,3 +351,33 @@ def test_survives_copies_and_state_dicts(support, query):
     other = make(learn_inner_lr="elementwise", inner_optimizer="adam", inner_lr=0.7)
     other.load_state_dict(learner.state_dict())
     assert torch.equal(other(support, query.x), expected)
+
+
+def test_norms_are_found_in_any_backbone():
+    """SmallNet has a torch BatchNorm2d as its second layer."""
+    of_net = ["backbone.0.weight", "backbone.0.bias", "head.weight", "head.bias"]
+    assert make(adapt_norms=False).adapter.fast_names == of_net
+    with pytest.raises(ValueError, match=r"adapted: 'backbone\.1\.\*' matches no parameter"):
+        make(adapted="backbone.1.*", adapt_norms=False)
+    assert make(adapted="backbone.1.*").adapter.fast_names == [
+        "backbone.1.weight",
+        "backbone.1.bias",
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equal_norms_of_all_steps_are_one_norm(support, query, training):
+    """Fresh ones are copies of the backbone's, and evaluation steps beyond those of training use the last."""
+    options = {"adapt_norms": False, "inner_steps": 2, "test_steps": 4}
+    shared = make(**options).train(training)
+    per_step = make(**options, norms_per_step=True).train(training)
+    assert [tuple(values.shape) for values in per_step.adapter.step_norms.values] == [(2, 2)] * 2
+    expected = shared(support, query.x)
+    torch.testing.assert_close(per_step(support, query.x), expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        per_step.adapter.step_norms.values[0][0] *= 2
+    before_last = per_step(support, query.x)
+    assert not torch.allclose(before_last, expected)
+    with torch.no_grad():
+        per_step.adapter.step_norms.values[0][1] *= 2
+    assert not torch.allclose(per_step(support, query.x), before_last)
