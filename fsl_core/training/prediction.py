@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +185,10 @@ class AdaptedPredictor:
         where = f"{path}: adapter {self.learner.adapter.name!r}"
         if self.learner.adapter.transductive:
             raise RunError(f"{where} adapts to the pictures it predicts. --save, which adapts anew")
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
             module = _Exportable(self.learner, self.predictor(x)).eval()
+            if self.learner.takes_gradients:  # torch.export warns that it detaches what has a graph
+                warnings.simplefilter("ignore")
             try:
                 program = torch.export.export(
                     module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), strict=False
