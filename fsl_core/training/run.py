@@ -34,6 +34,7 @@ from fsl_core.training.files import (
     RESULT,
     parse_record,
     read_json,
+    refuse_name,
     write_atomically,
     writing,
 )
@@ -171,6 +172,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
     environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
     """
+    refuse_name(directory)
     with _only_writer(directory):
         if not (directory / RECIPE).is_file():
             _write_beginning(directory, recipe, environment)
@@ -204,6 +206,7 @@ def open_run(
 def _assemble(
     directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device
 ) -> Run:
+    refuse_name(directory)
     experiment = build_experiment(recipe, device)
     return Run(
         directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device
@@ -231,6 +234,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
+    wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
     used = [
         path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)
@@ -240,7 +244,7 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if read_document(stored).data != recipe.resolved():
+    if read_document(stored).data != wanted:
         raise RunError(f"{directory}: holds a run of another recipe. Another --out")
     state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
     raise RunError(
