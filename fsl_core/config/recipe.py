@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from fsl_core.config.document import Document, KeyPath, read_document
 from fsl_core.config.options import Component, Kind
 from fsl_core.errors import PluginError, RecipeError
-from fsl_core.words import suggest
+from fsl_core.words import printable, suggest
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
@@ -305,6 +305,8 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     chosen, faults = _choose(document, catalogue)
     faults += _unmet_requirements(document)
     faults += _huge_numbers(document, document.data)
+    if wrong := _not_utf8(document, document.data):  # which JSON cannot carry to the model
+        raise RecipeError(in_file_order([*faults, *wrong]))
     model = recipe_model(catalogue, chosen)
     document.data = {
         key: value for key, value in document.data.items() if value is not None
@@ -399,6 +401,23 @@ def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str
     return [f"{document.where(path)}: found {node}. A number that 64 bits can hold"] if huge else []
 
 
+def _not_utf8(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return [fault for key, value in items for fault in _not_utf8(document, value, (*path, key))]
+    wrong = isinstance(node, str) and not _encodes(node)
+    fit = "Text in UTF-8: another name for that file or folder"
+    return [f"{document.where(path)}: found '{printable(node)}'. {fit}"] if wrong else []
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _validation_faults(
     document: Document, error: ValidationError, model: type[BaseModel]
 ) -> list[str]:
@@ -462,7 +481,17 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+    return _absolute(value) if isinstance(value, Path) else value
+
+
+def _absolute(path: Path) -> str:
+    text = str(path.expanduser().absolute())
+    if not _encodes(text):
+        raise RecipeError(
+            f"recipe: path '{printable(text)}' is not UTF-8, and no recipe can name it. "
+            "Another name for that folder"
+        )
+    return text
 
 
 def _at(data: Any, path: KeyPath) -> Any:

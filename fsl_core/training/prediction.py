@@ -24,7 +24,14 @@ from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
 from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.experiment import Experiment, build_experiment
-from fsl_core.training.files import ENVIRONMENT, RECIPE, read_json, to_json, writing
+from fsl_core.training.files import (
+    ENVIRONMENT,
+    RECIPE,
+    read_json,
+    refuse_name,
+    to_json,
+    writing,
+)
 from fsl_core.training.run import Run, open_run
 from fsl_core.training.seeding import seed_torch
 
@@ -154,6 +161,7 @@ class AdaptedPredictor:
 
     def save(self, path: Path) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
+        refuse_name(path)
         tensors = {
             f"learner.{name}": t.detach().cpu().clone().contiguous()
             for name, t in self.learner.state_dict().items()
@@ -182,6 +190,7 @@ class AdaptedPredictor:
         x = self._scaled(
             images.repeat(2, 1, 1, 1)
         )  # torch.export takes one row to mean one row always
+        refuse_name(path)
         where = f"{path}: adapter {self.learner.adapter.name!r}"
         if self.learner.adapter.transductive:
             raise RunError(f"{where} adapts to the pictures it predicts. --save, which adapts anew")
@@ -277,6 +286,7 @@ def load_predictor(
     path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()
 ) -> AdaptedPredictor:
     """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent."""
+    refuse_name(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118

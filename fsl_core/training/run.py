@@ -32,6 +32,7 @@ from fsl_core.training.files import (
     RESULT,
     parse_record,
     read_json,
+    refuse_name,
     to_json,
     write_atomically,
     writing,
@@ -178,6 +179,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
     environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
     """
+    refuse_name(directory)
     with _only_writer(directory):
         if not (directory / RECIPE).is_file():
             _write_beginning(directory, recipe, environment)
@@ -209,6 +211,7 @@ def open_run(
 def _assemble(
     directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device
 ) -> Run:
+    refuse_name(directory)
     experiment = build_experiment(recipe, device)
     return Run(
         directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device
@@ -234,6 +237,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
+    wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
     used = [
         path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)
@@ -243,7 +247,7 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if read_document(stored).data != recipe.resolved():
+    if read_document(stored).data != wanted:
         raise RunError(f"{directory}: holds a run of another recipe. Another --out")
     state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
     raise RunError(
