@@ -19,8 +19,8 @@ class Sinusoid(fsl.EpisodeSource):
 
     x and y are (n, 1) float32. Every split has the same distribution and draws of its own. With `tasks`, training repeats
     that many waves in turn, each time at fresh points; validation and test waves stay fresh.
-    Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and cbfinn/maml, data_generator.py. Differs: that code's test run
-    takes amplitudes from 5 .. 10, which the paper does not say.
+    Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and its code, cbfinn/maml, data_generator.py, whose test run
+    draws from these ranges too. Differs: that code has as many queries as shots.
     """
 
     name = "sinusoid"
