@@ -73,14 +73,15 @@ def test_lists_of_matrices_count_as_recipes():
 
 @pytest.mark.parametrize("component", OWN, ids=lambda c: c.name)
 def test_a_default_is_what_a_recipe_uses(component: Component):
-    """A default that every recipe of the component replaces was run by nobody: the README says why it is there."""
+    """A default that every recipe of the component replaces was run by nobody: the README says why
+    it is there."""
     defaults, unexplained = _defaults(component), []
     for option, used in _values_used(component).items():
         if used and defaults[option] not in used and not _explained(component, option):
             unexplained.append(f"{option}: {defaults[option]!r}, recipes use {used[0]!r}")
     assert not unexplained, (
-        f"{component.name}: {'; '.join(unexplained)}. A default that a recipe uses, or a paragraph of "
-        f"{_readme(component).relative_to(ROOT)} on the option, its default and the recipe"
+        f"{component.name}: {'; '.join(unexplained)}. A default that a recipe uses, or a paragraph "
+        f"of {_readme(component).relative_to(ROOT)} on the option, its default and the recipe"
     )
 
 
@@ -165,12 +166,26 @@ def test_a_readme_prints_every_option_with_its_default(readme: Path):
     assert not wrong + missing, f"{readme.relative_to(ROOT)}: {'; '.join(wrong + missing)}"
 
 
+TABLES = """\
+| adapter | option | default |
+|---|---|---|
+| `a`, `b` | `x` | `0.5` |
+| | `y`, `z` | `1`, `two` |
+
+| option | meaning |
+|---|---|
+| `x` | no default here |
+
+| option | default |
+|---|---|
+| `x` | null |
+"""
+
+
 def test_tables_are_read_as_they_are_written(tmp_path: Path):
-    """A name holds until the next one, and a row may speak of several components or several options."""
-    (tmp_path / "README.md").write_text(
-        "| adapter | option | default |\n|---|---|---|\n| `a`, `b` | `x` | `0.5` |\n| | `y`, `z` | `1`, `two` |\n"
-        "\n| option | meaning |\n|---|---|\n| `x` | no default here |\n\n| option | default |\n|---|---|\n| `x` | null |\n"
-    )
+    """A name holds until the next one, and a row may speak of several components or several
+    options."""
+    (tmp_path / "README.md").write_text(TABLES)
     first, second = _rows(tmp_path / "README.md")
     names = ("a", "b")
     assert first == [Row(3, names, "x", "0.5"), Row(4, names, "y", "1"), Row(4, names, "z", "two")]

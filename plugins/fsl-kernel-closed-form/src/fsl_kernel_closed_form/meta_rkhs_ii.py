@@ -18,10 +18,11 @@ from fsl_kernel_closed_form.tangent import Outputs, tangent_dual, tangent_names
 
 
 class MetaRkhsII(fsl.Adapter):
-    """scale * f_t(x), f_t(x) = f(x) + H(x, S) H(S, S)^-1 (exp(-t H(S, S)) - I) (f(S) - Y), f = head(backbone(x)).
+    """scale * f_t(x), f_t(x) = f(x) + H(x, S) H(S, S)^-1 (exp(-t H(S, S)) - I) (f(S) - Y).
 
-    No inner steps. H(x, x') = J(x) J(x')^T, the empirical tangent kernel at the meta-parameters. At time `infinite` it is
-    f(x) + H(x, S) (H(S, S) + jitter * mean diagonal * I)^-1 (Y - f(S)).
+    f = head(backbone(x)); there are no inner steps. H(x, x') = J(x) J(x')^T, the empirical tangent
+    kernel at the meta-parameters. At time `infinite` it is f(x) + H(x, S) (H(S, S) + jitter * mean
+    diagonal * I)^-1 (Y - f(S)).
 
     Source: equations (A) and (C) and the Padé approximants of Zhou et al. 2021, "Meta-Learning with Neural Tangent Kernels",
     arXiv:2102.03909, main body; its appendices were not available. Interpretation (no source available): labels as one-hot
@@ -54,7 +55,8 @@ class MetaRkhsII(fsl.Adapter):
             float | None,
             Field(
                 gt=0,
-                description="factor of the predictions, or its start; null: 10 for logits, 1 for values",
+                description="factor of the predictions, or its start; null: 10 for logits, "
+                "1 for values",
             ),
         ] = None,
         learn_scale: Annotated[
