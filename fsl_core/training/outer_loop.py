@@ -93,7 +93,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
 
 
 def state_of(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter says of itself beside a score: `settled`, where it is not, and `adapter_state`, where there is any.
+    """What an adapter says of its weights: `settled`, if it is not, and any `adapter_state`.
 
     Raises PluginError if that is anything but a flag and finite numbers by name.
     """
