@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from fsl_core import cli
 from fsl_core.cli.catalogue import print_table
 from fsl_core.errors import RunError
-from fsl_core.words import printable
+from fsl_core.words import CsvWriter, printable
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,43 @@ def test_a_table_obeys_no_name(capsys):
     assert "\x1b" not in told
     for shown in (r"name \x1b[1m", "[bold]x", r"\x1b[31mred", r"[/red] \xe9"):
         assert shown in told
+
+
+def written(cells: list, raw: bool = False) -> list[str]:
+    table = io.StringIO()
+    CsvWriter(table, raw).writerow(cells)
+    (row,) = csv.reader(io.StringIO(table.getvalue(), newline=""))
+    return row
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("-2+3+cmd", "'-2+3+cmd"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("\t=1", r"\t=1"),
+        ("\r=1", r"\r=1"),
+        ("＝1", "'＝1"),  # noqa: RUF001
+        ("-", "'-"),
+        ("-inf", "'-inf"),
+        ("cat-1=x", "cat-1=x"),
+        ("a\nb,\x1b", r"a\nb,\x1b"),
+        ("'quoted'", "'quoted'"),
+        ("-3", "-3"),
+        ("+0.5", "+0.5"),
+        ("-.5e-3", "-.5e-3"),
+        (-0.25, "-0.25"),
+        (-3, "-3"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_cell_is_no_formula_and_a_number_stays_one(cell, shown: str):
+    assert written([cell, "x"]) == [shown, "x"]
+
+
+def test_raw_cells_are_as_they_were():
+    cells = ["=1+1", "\t=1", "a\nb", "-0.5", "caf\xe9"]
+    assert written(cells, raw=True) == cells

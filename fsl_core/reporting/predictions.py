@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.training.files import write_atomically
+from fsl_core.reporting.pages import write_page
 from fsl_core.training.prediction import AdaptedPredictor, Pictures
+from fsl_core.words import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5
@@ -43,11 +42,11 @@ class Predictions:
         labels = self.pictures.labels
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
-    def to_csv(self) -> str:
+    def to_csv(self, raw: bool = False) -> str:
         """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class."""
         labels = self.pictures.labels
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
+        writer = CsvWriter(table, raw)
         right = ["class"] if labels else []
         writer.writerow(
             ["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)]
@@ -61,16 +60,14 @@ class Predictions:
 
     def write_html(self, path: Path) -> None:
         """A page that fetches nothing: every picture as the model sees it, with its likeliest classes."""
-        environment = Environment(
-            loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape()
-        )
-        html = environment.get_template("predictions.html").render(
+        write_page(
+            path,
+            "predictions.html",
             predictor=self.predictor,
             accuracy=self.accuracy,
             support=self._support(),
             rows=[self._row(i) for i in range(len(self.predicted))],
         )
-        write_atomically(path, html)
 
     def _support(self) -> list[tuple[str, list[str]]]:
         shots = self.predictor.images.split(self.predictor.n_shot)
