@@ -23,6 +23,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
+from fsl_core.words import printable
 
 if TYPE_CHECKING:
     from fsl_core.training.run import Run
@@ -167,7 +168,7 @@ def compare(
     """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import compare_runs, write_comparison
+    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
 
     runs = [read_scores(directory) for directory in (first, second)]
@@ -177,16 +178,19 @@ def compare(
         write_comparison(html, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        episodes = {
+        more = {
             "episode_set": runs[0].result["episode_set"],
+            "judging": {"first": asdict(runs[0].judging), "second": asdict(runs[1].judging)},
+            "notes": judging_told(*runs),
             "page": str(html) if html else None,
         }
-        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
+        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **more}, indent=2))
         return
     for run in runs:
-        typer.echo(
-            f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        )
+        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
+        typer.echo(printable(f"{run.directory}: {score}"))
+    for line in judging_told(*runs):
+        typer.echo(printable(line))
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -194,6 +198,7 @@ def compare(
     typer.echo(
         f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
     )
+    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
 

@@ -12,7 +12,10 @@ from fsl_core.config.recipe import Recipe
 from fsl_core.data.source import EpisodeSource
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
 from fsl_core.errors import DataError, RecipeError, ShapeError
+from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.seeding import seed_torch
+
+FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ class Experiment:
             }
         )
         return policy if isinstance(policy, str) else ", ".join(foreign) or "none"
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction may depend on which queries are predicted with it."""
+        layers = self.norm.split(", ")
+        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM) for layer in layers)
+        return self.learner.adapter.transductive or not alone
 
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
