@@ -26,6 +26,8 @@ scaffolding.add_commands(app)
 
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except TrainingError as error:

@@ -43,13 +43,27 @@ def load_registry(
     """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
     from fsl_core.hooks.registry import load, plugin_files
 
-    registry = load(no_plugin=no_plugin, files=plugin_files(recipe, plugins_dir))
+    files = plugin_files(recipe, plugins_dir)
+    if plugins_dir is not None:
+        _tell_files(plugins_dir, files)
+    registry = load(no_plugin=no_plugin, files=files)
     for plugin in registry.plugins:
         if plugin.status == "failed":
             typer.echo(f"{plugin.title} failed to load: {plugin.reason}", err=True)
         for note in plugin.notes:
             typer.echo(f"{plugin.title}: {note}", err=True)
     return registry
+
+
+def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
+    """Say on stderr which files of the folder are plugins, and which are passed over."""
+    real = {file.resolve() for file in taken}
+    here = sorted(plugins_dir.glob("*.py"))
+    used = ", ".join(file.name for file in here if file.resolve() in real) or "no plugin"
+    others = [file.name for file in here if file.resolve() not in real]
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    passed = f"; passed over: {named} (a test, or without hookimpl)" if others else ""
+    typer.echo(f"--plugins-dir {plugins_dir}: {used}{passed}", err=True)
 
 
 def choose_device(name: str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -23,9 +22,11 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
+from fsl_core.cli.outputs import check_outputs, page
 from fsl_core.words import printable
 
 if TYPE_CHECKING:
+    from fsl_core.data.source import Split
     from fsl_core.training.run import Run
 
 Out = Annotated[
@@ -88,7 +89,7 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
-    from fsl_core.training.outer_loop import evaluate_run
+    from fsl_core.training.outer_loop import evaluate_run, state_of
     from fsl_core.training.run import open_run
 
     if split not in SPLITS:
@@ -97,9 +98,11 @@ def evaluate(
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
     with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
         which = opened.restore_for_evaluation(checkpoint)
+        _note_data(opened, split)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
             summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
+        summary |= state_of(opened.experiment.learner.adapter)
     _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
 
 
@@ -149,6 +152,7 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
     try:
         with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
             opened.restore_for_evaluation()
+            _note_data(opened, "test")
             path = write_report(directory, opened)
     except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
         typer.echo(f"without episodes: {error}", err=True)
@@ -170,12 +174,16 @@ def compare(
 
     from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.files import to_json
 
+    outputs = [page("--html", html)] if html is not None else []
+    check_outputs(outputs, [first, second])
     runs = [read_scores(directory) for directory in (first, second)]
     paired = compare_runs(*runs)
     metric = runs[0].metric
-    if html is not None:
-        write_comparison(html, *runs)
+    for output in outputs:
+        output.make_folder()
+        write_comparison(output.path, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
         more = {
@@ -184,7 +192,8 @@ def compare(
             "notes": judging_told(*runs),
             "page": str(html) if html else None,
         }
-        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **more}, indent=2))
+        found = {"metric": metric, **scores, **asdict(paired), **more}
+        typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
         score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
@@ -253,6 +262,15 @@ def _complete(run: Run) -> dict[str, Any]:
     return result
 
 
+def _note_data(run: Run, split: Split) -> None:
+    """Say on stderr how the data differs from that which the run began with."""
+    from fsl_core.training.data_record import data_changes
+
+    if changes := data_changes(run.directory, run.experiment.source, split):
+        comparison = "These episodes are not those of before"
+        typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
+
+
 def _free_directory(name: str) -> Path:
     base = Path("runs") / name
     candidates = [base, *(base.with_name(f"{name}-{n}") for n in range(2, 10_000))]
@@ -280,11 +298,11 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.files import to_json
 
     if as_json:
-        typer.echo(
-            json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
-        )
+        told = {**result, **({"run": str(directory)} if directory else {})}
+        typer.echo(to_json(told, "result", indent=2))
         return
     typer.echo(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
@@ -297,6 +315,10 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         typer.echo(
             f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
         )
+    if state := result.get("adapter_state"):
+        typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
+    if not result.get("settled", True):
+        typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

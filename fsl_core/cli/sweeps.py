@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -66,6 +65,7 @@ def sweep(
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.processes import Processes
     from fsl_core.sweeping.schedule import OUTPUT, make_jobs, run_jobs, threads_of
+    from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir, recipe)
     choose_device(device)
@@ -90,7 +90,7 @@ def sweep(
     page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
     if as_json:
         told = {"notes": [*result.told_once(), result.ranks_told()], "sweep": str(directory)}
-        typer.echo(json.dumps({"rows": table(result), **told}, indent=2))
+        typer.echo(to_json({"rows": table(result), **told}, "sweep", indent=2))
     else:
         for line in result.told_once():
             typer.echo(printable(line))

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Union
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fsl_core.config.document import Document, KeyPath, read_document
@@ -132,7 +134,9 @@ class _Outer(_Section):
     """The outer loop; weighting, optimizer and schedule are added from what is installed."""
 
     meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
-    steps: Annotated[Count, Field(description="outer steps")]
+    steps: Annotated[
+        int, Field(ge=0, description="outer steps; 0: nothing is trained, and the run is evaluated")
+    ]
     clip_gradient_norm: Annotated[
         float | None, Field(gt=0, description="longest meta-gradient followed")
     ] = None
@@ -219,24 +223,75 @@ class Recipe:
         try:
             return self.chosen[path].build(section, **injected)
         except ValueError as error:
-            raise RecipeError(f"{self.document.where(path)}: {error}") from error
+            raise RecipeError(f"{self.document.where_built(path)}: {error}") from error
         except (
             RuntimeError,
             MemoryError,
         ) as error:  # torch's own, as for a layer larger than memory
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RecipeError(
-                f"{self.document.where(path)}: cannot be built: {reason}. Other or smaller options"
+                f"{self.document.where_built(path)}: cannot be built: {reason}. "
+                "Other or smaller options"
             ) from error
 
     def resolved(self) -> dict[str, Any]:
-        """The whole recipe as plain data, defaults written out and paths absolute, so that it means the same anywhere."""
-        return _plain(self.sections.model_dump(mode="python"))
+        """The whole recipe as plain data that means the same anywhere.
+
+        Defaults are written out, paths are absolute, and `requires` lists what it needs. Keys keep
+        the order in which they were written; defaults follow in the order of the schema.
+        """
+        data = _plain(self.sections.model_dump(mode="python"))
+        data["requires"] = self._requirements()
+        return _in_written_order(data, self.document.data)
+
+    def _requirements(self) -> list[str]:
+        """What the author requires, and the distributions of the plugins that the recipe names.
+
+        One without a range gets that of the installed version: `fsl-maml` becomes `fsl-maml>=0.1`.
+        """
+        needed = {}
+        for component in self.chosen.values():
+            if distribution := _distribution(component.origin):
+                needed[canonicalize_name(distribution)] = component.origin
+        listed = []
+        for text in self.sections.requires:
+            requirement = Requirement(text)
+            origin = needed.pop(canonicalize_name(requirement.name), "")
+            bare = str(requirement) == requirement.name
+            listed.append(_range_of(origin) if origin and bare else text)
+        return [*listed, *map(_range_of, needed.values())]
+
+
+def _distribution(origin: str) -> str:
+    """The distribution in a component's origin, empty for core's own and for one-file plugins."""
+    name, _, version = origin.rpartition(" ")
+    try:
+        installed = bool(name) and metadata.version(name) == version
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+    return name if installed and name != "fsl-core" else ""
+
+
+def _range_of(origin: str) -> str:
+    """`fsl-maml>=0.1` for `fsl-maml 0.1.3`; a version before a release is named in full."""
+    name, _, text = origin.rpartition(" ")
+    version = Version(text)
+    least = version.public if version.is_prerelease else f"{version.major}.{version.minor}"
+    return f"{name}>={least}"
+
+
+def _in_written_order(data: Any, written: Any) -> Any:
+    if isinstance(data, list) and isinstance(written, list) and len(data) == len(written):
+        return [_in_written_order(*pair) for pair in zip(data, written, strict=True)]
+    if not isinstance(data, dict) or not isinstance(written, dict):
+        return data
+    keys = [*(key for key in written if key in data), *(key for key in data if key not in written)]
+    return {key: _in_written_order(data[key], written.get(key)) for key in keys}
 
 
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
     """Read and check a recipe of one run. RecipeError lists every fault with file, line and key."""
-    document = read_document(path, overrides)
+    document = read_document(path, overrides, SECTIONS)
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
         raise RecipeError(
@@ -352,7 +407,7 @@ def _validation_faults(
     for fault in error.errors(include_url=False):
         path = _written_path(document.data, fault)
         if fault["type"] == "extra_forbidden":
-            faults.append(f"{document.where(path)}: {_unknown_key(path, model)}")
+            faults.append(f"{document.where(path)}: {_unknown_key(document, path, model)}")
         elif fault["type"] == "missing":
             faults.append(f"{document.where(path)}: absent. It is required")
         else:
@@ -385,7 +440,7 @@ def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
     return path
 
 
-def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
+def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
     owner, options = "the recipe", model
     for part in path[:-1]:
         options = options.model_fields[str(part)].annotation
@@ -396,6 +451,9 @@ def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
         )
     kind, _, name = owner.partition(" ")
     owner = f"{kind} {name!r}" if kind in SECTIONS.values() else owner
+    named = document.place((*path[:-1], "name"))
+    if named.startswith("-s ") and named != document.place(path):
+        owner += f" ({named})"
     return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
 
 

@@ -1,4 +1,4 @@
-"""Predictions of own pictures: a table for machines, a sheet to look at."""
+"""Predictions of your pictures: a table for machines, a sheet to look at."""
 
 from __future__ import annotations
 
@@ -43,19 +43,28 @@ class Predictions:
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
     def to_csv(self, raw: bool = False) -> str:
-        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class."""
-        labels = self.pictures.labels
+        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class.
+
+        Where unreadable pictures are skipped, a column `note` follows, and after the others a row for each of them, with
+        the reason there and no prediction.
+
+        raw: names as they are, even where a spreadsheet would compute them.
+        """
+        pictures, classes = self.pictures, self.predictor.classes
+        known = [[label] for label in pictures.labels or ()]
         table = io.StringIO()
         writer = CsvWriter(table, raw)
-        right = ["class"] if labels else []
-        writer.writerow(
-            ["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)]
-        )
+        note = [] if pictures.skipped is None else ["note"]
+        right = ["class"] if known else []
+        writer.writerow(["file", "predicted", *right, *(f"p_{name}" for name in classes), *note])
         for i, (name, predicted, row) in enumerate(
-            zip(self.pictures.names, self.predicted, self.probabilities, strict=True)
+            zip(pictures.names, self.predicted, self.probabilities, strict=True)
         ):
-            known = [labels[i]] if labels else []
-            writer.writerow([name, predicted, *known, *(f"{p:.6f}" for p in row.tolist())])
+            label, figures = known[i] if known else [], [f"{p:.6f}" for p in row.tolist()]
+            writer.writerow([name, predicted, *label, *figures, *("" for _ in note)])
+        for name, why in pictures.skipped or ():
+            empty = [""] * (1 + len(right) + len(classes))
+            writer.writerow([name, *empty, why])
         return table.getvalue()
 
     def write_html(self, path: Path) -> None:
@@ -67,6 +76,7 @@ class Predictions:
             accuracy=self.accuracy,
             support=self._support(),
             rows=[self._row(i) for i in range(len(self.predicted))],
+            skipped=[*(self.pictures.skipped or ())],
         )
 
     def _support(self) -> list[tuple[str, list[str]]]:

@@ -232,6 +232,8 @@ def test_what_cannot_be_exported(make, pictures: Path):
     ):
         predictor.export(pictures / "p.pt2", predictor.read(pictures / "query").images)
     assert not (pictures / "p.pt2").exists()
+    with pytest.raises(fsl.RunError, match=r"m\.onnx: ends in \.onnx\. torch\.export writes \.pt2"):
+        predictor.export(pictures / "m.onnx", predictor.read(pictures / "query").images)
 
 
 def test_ways_that_an_adapter_cannot_have(make, pictures: Path):
