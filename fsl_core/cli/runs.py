@@ -23,7 +23,7 @@ from fsl_core.cli.arguments import (
     load_registry,
 )
 from fsl_core.cli.outputs import check_outputs, page
-from fsl_core.words import printable
+from fsl_core.words import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
@@ -226,7 +226,7 @@ def _run(
 
     registry = load_registry(no_plugin, plugins_dir, recipe_file)
     recipe = read_recipe(recipe_file, registry, overrides)
-    directory = out or _free_directory(recipe_file.stem)
+    directory = out or _free_directory(name_of(recipe_file))
     with new_run(
         directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
     ) as started:

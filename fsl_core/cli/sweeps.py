@@ -22,7 +22,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
-from fsl_core.words import printable
+from fsl_core.words import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.config.matrix import Cell
@@ -70,7 +70,7 @@ def sweep(
     registry = load_registry(no_plugin, plugins_dir, recipe)
     choose_device(device)
     plan = plan_sweep(read_matrix(recipe, registry, overrides))
-    directory = out or Path("runs") / f"{recipe.stem}-sweep"
+    directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
     prepare = _preparer(registry, device, jobs, plugin_files(recipe, plugins_dir))
     options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
@@ -125,7 +125,7 @@ def _preparer(registry: Registry, device: str, workers: int, files: Sequence[Pat
 
 
 def _run_name(cell: Cell) -> str:
-    return f"{Path(cell.recipe.document.source).stem}: {cell.title}"
+    return f"{name_of(Path(cell.recipe.document.source))}: {cell.title}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.sweep import RowResult, SweepResult, column, difference_table, table
 from fsl_core.sweeping.schedule import Job
+from fsl_core.words import name_of
 
 
 def write_sweep_report(
@@ -49,7 +50,7 @@ def write_sweep_report(
     return write_page(
         path,
         "sweep.html",
-        name=recipe.stem,
+        name=name_of(recipe),
         metric=result.metric,
         axes=[column(axis) for axis in plan.varying],
         told_once=result.told_once(),
