@@ -85,6 +85,9 @@ def sweep(
     except KeyboardInterrupt:
         typer.echo("interrupted. The same command goes on with what is not finished", err=True)
         raise typer.Exit(130) from None
+    if processes.reason and any(job.seconds for job in queue):
+        told = f"note: no run was forked, so each imported everything again: {processes.reason}"
+        typer.echo(told, err=True)
     result = collect(plan, queue)
     write_tables(result, directory, raw_csv)
     page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
