@@ -23,6 +23,7 @@ from fsl_core.cli.arguments import (
     load_registry,
 )
 from fsl_core.cli.outputs import check_outputs, page
+from fsl_core.words import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
@@ -171,7 +172,7 @@ def compare(
     """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import compare_runs, write_comparison
+    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
     from fsl_core.training.files import to_json
 
@@ -185,17 +186,20 @@ def compare(
         write_comparison(output.path, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        episodes = {
+        more = {
             "episode_set": runs[0].result["episode_set"],
+            "judging": {"first": asdict(runs[0].judging), "second": asdict(runs[1].judging)},
+            "notes": judging_told(*runs),
             "page": str(html) if html else None,
         }
-        found = {"metric": metric, **scores, **asdict(paired), **episodes}
+        found = {"metric": metric, **scores, **asdict(paired), **more}
         typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
-        typer.echo(
-            f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        )
+        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
+        typer.echo(printable(f"{run.directory}: {score}"))
+    for line in judging_told(*runs):
+        typer.echo(printable(line))
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -203,6 +207,7 @@ def compare(
     typer.echo(
         f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
     )
+    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
 
@@ -221,7 +226,7 @@ def _run(
 
     registry = load_registry(no_plugin, plugins_dir, recipe_file)
     recipe = read_recipe(recipe_file, registry, overrides)
-    directory = out or _free_directory(recipe_file.stem)
+    directory = out or _free_directory(name_of(recipe_file))
     with new_run(
         directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
     ) as started:

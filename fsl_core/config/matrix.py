@@ -76,7 +76,8 @@ class Cell:
 
     @property
     def directory_name(self) -> str:
-        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.title).strip('-.')[:80]}-{self.digest}"
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", self.title).strip("-.")
+        return f"{words[:80] or 'run'}-{self.digest}"
 
 
 def title(axis: str, label: str) -> str:

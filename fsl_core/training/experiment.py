@@ -12,8 +12,10 @@ from fsl_core.config.recipe import Recipe
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
 from fsl_core.errors import RecipeError, ShapeError
-from fsl_core.norms import NORM_POLICIES, Norm
+from fsl_core.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.training.seeding import seed_torch
+
+FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Experiment:
         found |= {type(m).__name__ for m in layers if "Norm" in type(m).__name__} - {"Norm"}
         found |= {word} if isinstance(word, str) else set()
         return ", ".join(sorted(found - {"none"})) or "none"
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction may depend on which queries are predicted with it."""
+        layers = self.norm.split(", ")
+        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM) for layer in layers)
+        return self.learner.adapter.transductive or not alone
 
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:

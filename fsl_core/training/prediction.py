@@ -22,7 +22,6 @@ from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
-from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.experiment import Experiment, build_experiment
 from fsl_core.training.files import (
     ENVIRONMENT,
@@ -83,7 +82,7 @@ class AdaptedPredictor:
     @property
     def together(self) -> bool:
         """Whether a prediction depends on which pictures are predicted with it."""
-        return self.learner.adapter.transductive or self.experiment.norm not in ITEM_BY_ITEM
+        return self.experiment.transductive
 
     def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
         """The pictures of a folder, in subfolders too; with labels where its folders have the names of the classes.

@@ -37,6 +37,7 @@ from fsl_core.training.files import (
     write_atomically,
     writing,
 )
+from fsl_core.words import name_of
 
 IN_USE = "another process is writing to this run"
 
@@ -158,7 +159,7 @@ def new_run(
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
-    name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
+    name, files = name_of(Path(recipe.document.source)), [str(file.resolve()) for file in plugins]
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
     check_data(run.experiment)

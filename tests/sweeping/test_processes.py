@@ -212,5 +212,5 @@ def test_where_forking_is_not_safe(start, tmp_path: Path, option: str, reason: s
 def test_other_systems_do_not_fork(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes.sys, "platform", "darwin")
     begun = start()
-    assert begun.reason == "not done on darwin"
+    assert begun.reason == "it is not done on darwin"
     assert ended(begun.start(["end", "exit"], tmp_path / "output")) == 5
