@@ -23,6 +23,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
+from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
 
 if TYPE_CHECKING:
@@ -63,12 +64,15 @@ def resume(
     """Continue a run from its last checkpoint, exactly as if it had never stopped."""
     from fsl_core.training.run import open_run
 
-    with open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened:
+    with (
+        interruptible() as watched,
+        open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened,
+    ):
         result = opened.result()
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
-                result = _complete(opened)
+                result = _complete(opened, watched)
     _print_result(result, directory, as_json)
 
 
@@ -214,22 +218,23 @@ def _run(
     from fsl_core.hooks.registry import plugin_files
     from fsl_core.training.run import new_run
 
-    registry = load_registry(no_plugin, plugins_dir, recipe_file)
-    recipe = read_recipe(recipe_file, registry, overrides)
-    directory = out or _free_directory(recipe_file.stem)
-    with new_run(
-        directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
-    ) as started:
-        return _complete(started), directory
+    with interruptible() as watched:
+        registry = load_registry(no_plugin, plugins_dir, recipe_file)
+        recipe = read_recipe(recipe_file, registry, overrides)
+        directory = out or _free_directory(recipe_file.stem)
+        files = plugin_files(recipe_file, plugins_dir)
+        with new_run(directory, recipe, registry, choose_device(device), files) as started:
+            return _complete(started, watched), directory
 
 
-def _complete(run: Run) -> dict[str, Any]:
+def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     from fsl_core.cli.progress import ProgressBar
     from fsl_core.engine.memory import keep_freed_memory
     from fsl_core.reporting.report import ReportWriter
     from fsl_core.training.outer_loop import judge, train
 
     keep_freed_memory()
+    watched.follow(run)
     console = _console()
     bar = ProgressBar(console)
     run.registry.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -239,12 +244,6 @@ def _complete(run: Run) -> dict[str, Any]:
         train(run)
         with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
             result = judge(run, on_episode)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint",
-            err=True,
-        )
-        raise typer.Exit(130) from None
     finally:
         bar.stop()
         run.flush_metrics()

@@ -36,6 +36,7 @@ from fsl_core.training.files import (
     write_atomically,
     writing,
 )
+from fsl_core.training.stopping import Stop
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Run:
     name: of the recipe's file, without `.yaml`.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
+    unvalidated: the validation of this step was interrupted and is still to be done.
+    stop: asks its training to stop.
     """
 
     directory: Path
@@ -57,6 +60,8 @@ class Run:
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
+    unvalidated: bool = False
+    stop: Stop = field(default_factory=Stop)
     _pending: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -74,23 +79,31 @@ class Run:
         """Write the checkpoint `last` or `best`, and the metrics up to it."""
         self.flush_metrics()
         path = self.checkpoint_path(which)
+        progress = {"step": self.step, "best": self.best}
+        if self.unvalidated:
+            progress["unvalidated"] = True
         with writing(path):
-            checkpoints.save(
-                path, self.modules, self.optimizer, {"step": self.step, "best": self.best}
-            )
+            checkpoints.save(path, self.modules, self.optimizer, progress)
 
     def restore_last(self) -> None:
-        """Go back to the last checkpoint, to the best where that is lost, or to the start where there is none."""
-        found = [
-            path for which in ("last", "best") if (path := self.checkpoint_path(which)).is_file()
-        ]
-        if found:
-            progress = checkpoints.restore(found[0], self.modules, self.optimizer)
+        """Go back to the last checkpoint, to the best where that is lost, or to the start."""
+        if path := self._kept():
+            progress = checkpoints.restore(path, self.modules, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
+            self.unvalidated = progress.get("unvalidated", False)
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
             self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept)
         )
+
+    def kept_step(self) -> int:
+        """The step that a resume goes on from: 0 where there is no checkpoint."""
+        path = self._kept()
+        return checkpoints.progress_of(path)["step"] if path else 0
+
+    def _kept(self) -> Path | None:
+        paths = [self.checkpoint_path(which) for which in ("last", "best")]
+        return next((path for path in paths if path.is_file()), None)
 
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
