@@ -147,7 +147,26 @@ class Adapter(nn.Module):
         return loss(prediction, episode.query.y), prediction
 
     def on_progress(self, progress: float) -> None:
-        """Called before each outer step, and when a checkpoint of that step is to be judged, with step / total in 0 .. 1."""
+        """Called before each outer step with the share of training done, steps done / total, from 0 to below 1.
+
+        Where weights are judged, in validation or from a checkpoint, the last call was that of the last step that made them.
+        """
+
+    @property
+    def settled(self) -> bool:
+        """Whether the present weights may become the best checkpoint; asked at each validation, after `on_progress`.
+
+        False in a warm-up, where an evaluation would judge something else than what training is for: the validation is
+        recorded, and a run that never settles is judged by its last checkpoint, which its result says.
+        """
+        return True
+
+    def describe(self) -> dict[str, float]:
+        """Finite numbers that belong beside the score, by name; result.json holds them under `adapter_state`.
+
+        Such as a share of a warm-up that the judged weights were trained with, or a learned step size.
+        """
+        return {}
 
 
 def call_declared(method: Callable, backbone: nn.Module, episode: Episode):

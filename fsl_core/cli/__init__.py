@@ -8,6 +8,7 @@ import typer
 
 from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
+from fsl_core.words import printable
 
 app = typer.Typer(
     name="fsl",
@@ -25,6 +26,8 @@ scaffolding.add_commands(app)
 
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except TrainingError as error:
@@ -34,5 +37,5 @@ def main() -> None:
 
 
 def _fail(error: FslError, code: int) -> int:
-    sys.stderr.write(f"{error}\n")
+    sys.stderr.write(f"{printable(str(error), lines=True)}\n")
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -27,6 +26,7 @@ from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
 
 if TYPE_CHECKING:
+    from fsl_core.data.source import Split
     from fsl_core.training.run import Run
 
 Out = Annotated[
@@ -92,7 +92,7 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
-    from fsl_core.training.outer_loop import evaluate_run
+    from fsl_core.training.outer_loop import evaluate_run, state_of
     from fsl_core.training.run import open_run
 
     if split not in SPLITS:
@@ -101,9 +101,11 @@ def evaluate(
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
     with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
         which = opened.restore_for_evaluation(checkpoint)
+        _note_data(opened, split)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
             summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
+        summary |= state_of(opened.experiment.learner.adapter)
     _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
 
 
@@ -153,6 +155,7 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
     try:
         with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
             opened.restore_for_evaluation()
+            _note_data(opened, "test")
             path = write_report(directory, opened)
     except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
         typer.echo(f"without episodes: {error}", err=True)
@@ -174,6 +177,7 @@ def compare(
 
     from fsl_core.reporting.comparison import compare_runs, write_comparison
     from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.files import to_json
 
     outputs = [page("--html", html)] if html is not None else []
     check_outputs(outputs, [first, second])
@@ -189,7 +193,8 @@ def compare(
             "episode_set": runs[0].result["episode_set"],
             "page": str(html) if html else None,
         }
-        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
+        found = {"metric": metric, **scores, **asdict(paired), **episodes}
+        typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
         typer.echo(
@@ -251,6 +256,15 @@ def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     return result
 
 
+def _note_data(run: Run, split: Split) -> None:
+    """Say on stderr how the data differs from that which the run began with."""
+    from fsl_core.training.data_record import data_changes
+
+    if changes := data_changes(run.directory, run.experiment.source, split):
+        comparison = "These episodes are not those of before"
+        typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
+
+
 def _free_directory(name: str) -> Path:
     base = Path("runs") / name
     candidates = [base, *(base.with_name(f"{name}-{n}") for n in range(2, 10_000))]
@@ -278,11 +292,11 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.files import to_json
 
     if as_json:
-        typer.echo(
-            json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
-        )
+        told = {**result, **({"run": str(directory)} if directory else {})}
+        typer.echo(to_json(told, "result", indent=2))
         return
     typer.echo(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
@@ -295,6 +309,10 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         typer.echo(
             f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
         )
+    if state := result.get("adapter_state"):
+        typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
+    if not result.get("settled", True):
+        typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +60,9 @@ def sweep(
     from fsl_core.reporting.sweep import collect, table, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.sweeping.schedule import make_jobs, run_jobs
+    from fsl_core.sweeping.processes import Processes
+    from fsl_core.sweeping.schedule import make_jobs, run_jobs, threads_of
+    from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir, recipe)
     choose_device(device)
@@ -69,12 +71,14 @@ def sweep(
     queue = make_jobs(plan.cells, directory / "runs")
     prepare = _preparer(registry, device, jobs, plugin_files(recipe, plugins_dir))
     options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(jobs))}
+    processes = Processes("fsl_core.cli.cells", no_plugin, environment)
     kept = sum(job.state == "finished" for job in queue)
     if kept:
         typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
     try:
         with _interruptible(), _live(queue) as show:
-            run_jobs(queue, jobs, prepare, options, show)
+            run_jobs(queue, jobs, prepare, processes, options, show)
     except KeyboardInterrupt:
         typer.echo("interrupted. The same command goes on with what is not finished", err=True)
         raise typer.Exit(130) from None
@@ -82,7 +86,7 @@ def sweep(
     write_tables(result, directory)
     page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
     if as_json:
-        typer.echo(json.dumps({"rows": table(result), "sweep": str(directory)}, indent=2))
+        typer.echo(to_json({"rows": table(result), "sweep": str(directory)}, "sweep", indent=2))
     else:
         _print_table(result)
         typer.echo(

@@ -134,7 +134,9 @@ class _Outer(_Section):
     """The outer loop; weighting, optimizer and schedule are added from what is installed."""
 
     meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
-    steps: Annotated[Count, Field(description="outer steps")]
+    steps: Annotated[
+        int, Field(ge=0, description="outer steps; 0: nothing is trained, and the run is evaluated")
+    ]
     clip_gradient_norm: Annotated[
         float | None, Field(gt=0, description="longest meta-gradient followed")
     ] = None

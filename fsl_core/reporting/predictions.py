@@ -1,4 +1,4 @@
-"""Predictions of own pictures: a table for machines, a sheet to look at."""
+"""Predictions of your pictures: a table for machines, a sheet to look at."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from torch import Tensor
 
+from fsl_core.data.folders import shown
 from fsl_core.training.files import write_atomically
 from fsl_core.training.prediction import AdaptedPredictor, Pictures
 
@@ -44,19 +45,28 @@ class Predictions:
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
     def to_csv(self) -> str:
-        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class."""
-        labels = self.pictures.labels
+        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class.
+
+        Where unreadable pictures are skipped, a column `note` follows, and after the others a row for each of them, with
+        the reason there and no prediction.
+        """
+        pictures, classes = self.pictures, self.predictor.classes
+        known = [[shown(label)] for label in pictures.labels or ()]
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        right = ["class"] if labels else []
+        note = [] if pictures.skipped is None else ["note"]
+        right = ["class"] if known else []
         writer.writerow(
-            ["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)]
+            ["file", "predicted", *right, *(f"p_{shown(name)}" for name in classes), *note]
         )
         for i, (name, predicted, row) in enumerate(
-            zip(self.pictures.names, self.predicted, self.probabilities, strict=True)
+            zip(pictures.names, self.predicted, self.probabilities, strict=True)
         ):
-            known = [labels[i]] if labels else []
-            writer.writerow([name, predicted, *known, *(f"{p:.6f}" for p in row.tolist())])
+            label, figures = known[i] if known else [], [f"{p:.6f}" for p in row.tolist()]
+            writer.writerow([shown(name), shown(predicted), *label, *figures, *("" for _ in note)])
+        for name, why in pictures.skipped or ():
+            empty = [""] * (1 + len(right) + len(classes))
+            writer.writerow([shown(name), *empty, shown(why)])
         return table.getvalue()
 
     def write_html(self, path: Path) -> None:
@@ -69,26 +79,26 @@ class Predictions:
             accuracy=self.accuracy,
             support=self._support(),
             rows=[self._row(i) for i in range(len(self.predicted))],
+            skipped=[(shown(name), shown(why)) for name, why in self.pictures.skipped or ()],
         )
         write_atomically(path, html)
 
     def _support(self) -> list[tuple[str, list[str]]]:
         shots = self.predictor.images.split(self.predictor.n_shot)
         return [
-            (name, [*map(_thumbnail, images)])
+            (shown(name), [*map(_thumbnail, images)])
             for name, images in zip(self.predictor.classes, shots, strict=True)
         ]
 
     def _row(self, i: int) -> dict[str, Any]:
-        ranked = sorted(
-            zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True), reverse=True
-        )
+        names = map(shown, self.predictor.classes)
+        ranked = sorted(zip(self.probabilities[i].tolist(), names, strict=True), reverse=True)
         label = self.pictures.labels[i] if self.pictures.labels else None
         return {
-            "name": self.pictures.names[i],
+            "name": shown(self.pictures.names[i]),
             "image": _thumbnail(self.pictures.images[i]),
-            "predicted": self.predicted[i],
-            "label": label,
+            "predicted": shown(self.predicted[i]),
+            "label": label and shown(label),
             "wrong": label is not None and label != self.predicted[i],
             "ranked": ranked[:SHOWN_CLASSES],
         }

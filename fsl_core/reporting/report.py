@@ -61,7 +61,7 @@ def _plots(
     metric = result["metric"]
     training = [r for r in records if "split" not in r]
     validation = [r for r in records if r.get("split") == "validation"]
-    figures = [
+    curves = [
         (
             "Loss of the training episodes, a point per outer step and its running mean",
             curve(training, [], "loss"),
@@ -71,6 +71,9 @@ def _plots(
             + (" and of validation (points, 95 % interval)" if validation else ""),
             curve(training, validation, metric),
         ),
+    ]
+    figures = [
+        *(curves if training else ()),
         (f"{metric} of each test episode", histogram(scores, metric)),
     ]
     steps = [

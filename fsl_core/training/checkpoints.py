@@ -15,18 +15,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fsl_core.errors import RunError
+from fsl_core.training.files import to_json
 
 
 def save(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, progress: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer | None,
+    progress: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimizer state and progress (plain JSON data) to path, all of it or nothing."""
+    """Write weights, optimizer state and progress (plain JSON data) to path, all or nothing.
+
+    optimizer: None where nothing is trained.
+    """
     tensors = {
         f"{label}.{k}": v
         for label, module in modules.items()
         for k, v in module.state_dict().items()
     }
-    packed = optimizer.state_dict()
+    packed = optimizer.state_dict() if optimizer else {"state": {}, "param_groups": []}
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in packed["state"].items():
         for key, value in state.items():
@@ -43,7 +50,7 @@ def save(
     copies = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
     }  # tied weights share memory
-    save_file(copies, partial, metadata={"fsl": json.dumps(record, sort_keys=True)})
+    save_file(copies, partial, metadata={"fsl": to_json(record, path, sort_keys=True)})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

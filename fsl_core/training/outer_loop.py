@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
-from fsl_core.episode import Episode, Learner
-from fsl_core.errors import TrainingError
+from fsl_core.episode import Adapter, Episode, Learner
+from fsl_core.errors import PluginError, TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
 from fsl_core.training.conflict import gradient_conflict
+from fsl_core.training.data_record import keep_data_record
 from fsl_core.training.evaluation import Evaluation, evaluate
 from fsl_core.training.execution import choose_execution, workers_of
-from fsl_core.training.experiment import check_data
+from fsl_core.training.experiment import check_data, splits_in_use
 from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
 from fsl_core.training.stopping import Interrupted
@@ -26,10 +28,17 @@ def train(run: Run) -> None:
     """Train from `run.step` to the recipe's last step, continuing exactly where a checkpoint left off.
 
     Every random number is a function of (seed, step), so a resumed run ends bit-identical to an uninterrupted one (CPU).
+    Raises DataError where the data is not that which training began with.
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
     stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
     check_data(run.experiment)
+    state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
+    splits = splits_in_use(run.experiment)
+    run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
+    if run.steps == 0:
+        _keep_untrained(run)
+        return
     hook = run.registry.hook
     factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)
@@ -38,6 +47,7 @@ def train(run: Run) -> None:
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
+            run.experiment.learner.adapter.on_progress(run.progress(run.step - 1))
             _validate(run)
             run.save("last")
         while run.step < run.steps:
@@ -68,6 +78,13 @@ def _checkpoint_due(run: Run, seconds: float) -> bool:
     return late or _due(run, outer.checkpoint_every)
 
 
+def _keep_untrained(run: Run) -> None:
+    """Of a run of no steps: what it begins with is what is judged."""
+    run.execution = choose_execution(run)
+    run.registry.hook.fsl_run_started(run=run)
+    run.save("last")
+
+
 def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json."""
     wanted = run.recipe.sections.evaluate
@@ -91,10 +108,30 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "training_seconds": sum(r["seconds"] for r in run.read_metrics() if "seconds" in r),
         "device": str(run.device),
         "execution": str(run.execution),
+        **state_of(run.experiment.learner.adapter),
     }
     run.write_result(result, evaluation)
     run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
     return result
+
+
+def state_of(adapter: Adapter) -> dict[str, Any]:
+    """What an adapter says of itself beside a score: `settled`, where it is not, and `adapter_state`, where there is any.
+
+    Raises PluginError if that is anything but a flag and finite numbers by name.
+    """
+    settled, state = adapter.settled, adapter.describe()
+    where = f"adapter {adapter.name!r}"
+    if not isinstance(settled, bool):
+        raise PluginError(f"{where}: settled: {settled!r}. True or False")
+    if not isinstance(state, dict):
+        raise PluginError(f"{where}: describe() gave {state!r}. Finite numbers by name")
+    for name, value in state.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not (number and isinstance(name, str)):
+            raise PluginError(f"{where}: describe() gave {name!r}: {value!r}. A finite number")
+    kept = {} if settled else {"settled": False}
+    return {**kept, "adapter_state": dict(state)} if state else kept
 
 
 def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluation:
@@ -122,7 +159,7 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.adapter.on_progress(run.step / run.steps)
+    learner.adapter.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
     episodes = experiment.source.batch(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
@@ -194,7 +231,6 @@ def move_running_statistics(learner: Learner, episodes: Episode) -> None:
 
 def _validate(run: Run) -> None:
     outer = run.recipe.sections.outer
-    run.experiment.learner.adapter.on_progress(run.step / run.steps)  # as it will be judged
     try:
         evaluation = evaluate_run(
             run,
@@ -218,7 +254,8 @@ def _validate(run: Run) -> None:
             "interval": summary["interval"],
         }
     )
-    if evaluation.better_than(run.best["score"] if run.best else None):
+    settled = run.experiment.learner.adapter.settled
+    if settled and evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}
         run.save("best")
     run.registry.hook.fsl_evaluated(run=run, split="validation", result=summary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,10 +32,13 @@ from fsl_core.training.files import (
     RESULT,
     parse_record,
     read_json,
+    to_json,
     write_atomically,
     writing,
 )
 from fsl_core.training.stopping import Stop
+
+IN_USE = "another process is writing to this run"
 
 
 @dataclass
@@ -44,10 +46,12 @@ class Run:
     """A recipe being trained, or trained, in a directory. Observers receive it; they read and do not steer.
 
     name: of the recipe's file, without `.yaml`.
+    optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
     unvalidated: the validation of this step was interrupted and is still to be done.
     stop: asks its training to stop.
+    notes: what a user should know of the data, such as what was passed over.
     """
 
     directory: Path
@@ -55,18 +59,23 @@ class Run:
     recipe: Recipe
     registry: Registry
     experiment: Experiment
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     device: torch.device
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
     unvalidated: bool = False
     stop: Stop = field(default_factory=Stop)
-    _pending: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _pending: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def progress(self, step: int) -> float:
+        """The share of training that is done after this step; all of it where there are no steps."""
+        return step / self.steps if self.steps else 1.0
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -93,7 +102,7 @@ class Run:
             self.unvalidated = progress.get("unvalidated", False)
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
-            self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept)
+            self.directory / METRICS, "".join(to_json(record, METRICS) + "\n" for record in kept)
         )
 
     def kept_step(self) -> int:
@@ -111,18 +120,19 @@ class Run:
         if which == "best" and not self.checkpoint_path("best").is_file():
             which = "last"  # never validated
         progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
-        self.experiment.learner.adapter.on_progress(progress["step"] / self.steps)
+        told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
+        self.experiment.learner.adapter.on_progress(self.progress(told))
         return which
 
     def record(self, metrics: dict[str, Any]) -> None:
-        self._pending.append(metrics)
+        self._pending.append(to_json(metrics, f"step {metrics['step']}") + "\n")
         if len(self._pending) >= 100:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
         path = self.directory / METRICS
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in self._pending)
+            file.writelines(self._pending)
         self._pending.clear()
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -148,7 +158,7 @@ class Run:
         columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
         writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
         write_atomically(self.directory / EPISODES, table.getvalue())
-        write_atomically(self.directory / RESULT, json.dumps(result, indent=2) + "\n")
+        write_atomically(self.directory / RESULT, to_json(result, RESULT, indent=2) + "\n")
 
 
 @contextmanager
@@ -187,7 +197,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
 
 def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
     write_atomically(directory / RECIPE, to_yaml(recipe.resolved()))
 
 
@@ -231,9 +241,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
         try:
             lock = FileLock(directory / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise RunError(
-                f"{directory}: another process is writing to this run. Wait for it, or give another --out"
-            ) from error
+            raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
     with lock:
         yield
 

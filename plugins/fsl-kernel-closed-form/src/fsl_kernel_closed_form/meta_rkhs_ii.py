@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 from fsl_kernel_closed_form.checks import require, require_choice
-from fsl_kernel_closed_form.closed_form import Jitter, Parameters, scaled
+from fsl_kernel_closed_form.closed_form import AdaptFrozen, Jitter, Parameters, scaled
 from fsl_kernel_closed_form.exponential import Exponential, finite_time
 from fsl_kernel_closed_form.labels import Targets, label_vectors
 from fsl_kernel_closed_form.positive import Positive
@@ -47,6 +47,7 @@ class MetaRkhsII(fsl.Adapter):
             Field(description="one (n, n) kernel for all outputs, or one between outputs too"),
         ] = "shared",
         parameters: Parameters = "all",
+        adapt_frozen: AdaptFrozen = False,
         targets: Annotated[
             Targets, Field(description="labels of a class as numbers; values are taken as they are")
         ] = "centred",
@@ -76,7 +77,7 @@ class MetaRkhsII(fsl.Adapter):
         self.task, self.time, self.exponential = task, time, exponential
         self.outputs, self.targets, self.jitter = outputs, targets, jitter
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
-        self.names = tangent_names(backbone, self.head, parameters)
+        self.names = tangent_names(backbone, self.head, parameters, adapt_frozen)
         self.scale = Positive(scale, learn_scale)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
