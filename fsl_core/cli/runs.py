@@ -57,16 +57,25 @@ def run(
 
 def resume(
     directory: RunDirectory,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="train for N outer steps in all, not the recipe's"),
+    ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     as_json: Json = False,
 ) -> None:
-    """Continue a run from its last checkpoint, exactly as if it had never stopped."""
+    """Continue a run from its last checkpoint, exactly as if it had never stopped.
+
+    With --steps, schedules and warm-ups are stretched over the new number from here on, and the
+    result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
+    """
     from fsl_core.training.run import open_run
 
+    options = {"write": True, "no_plugin": no_plugin, "steps": steps}
     with (
         interruptible() as watched,
-        open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened,
+        open_run(directory, choose_device(device), **options) as opened,
     ):
         result = opened.result()
         if result is None:
@@ -146,12 +155,14 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
     """Write a finished run's report.html anew and say where it is."""
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
+    from fsl_core.training.begun import refuse_edited
     from fsl_core.training.files import RESULT, check_files
     from fsl_core.training.run import open_run
 
     if not (directory / RESULT).is_file():
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
     check_files(directory)
+    refuse_edited(directory)
     try:
         with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
             opened.restore_for_evaluation()
@@ -292,6 +303,7 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.begun import describe_change
     from fsl_core.training.files import to_json
 
     if as_json:
@@ -313,6 +325,8 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
     if not result.get("settled", True):
         typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
+    for change in result.get("steps_changed", []):
+        typer.echo(describe_change(change))
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

@@ -80,7 +80,7 @@ def restore(
             raise RunError(
                 f"{path}: does not fit this recipe's {label}: {first}. A checkpoint of the same recipe"
             ) from error
-    if optimizer is not None:
+    if optimizer is not None and record["optimizer"]["groups"]:  # none: of a run of no steps
         _restore_optimizer(optimizer, tensors, record["optimizer"])
     return record["progress"]
 

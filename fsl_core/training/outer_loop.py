@@ -109,6 +109,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "device": str(run.device),
         "execution": str(run.execution),
         **state_of(run.experiment.learner.adapter),
+        **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.write_result(result, evaluation)
     run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
