@@ -22,6 +22,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
+from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
 from fsl_core.words import name_of, printable
 
@@ -57,19 +58,31 @@ def run(
 
 def resume(
     directory: RunDirectory,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="train for N outer steps in all, not the recipe's"),
+    ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     as_json: Json = False,
 ) -> None:
-    """Continue a run from its last checkpoint, exactly as if it had never stopped."""
+    """Continue a run from its last checkpoint, exactly as if it had never stopped.
+
+    With --steps, schedules and warm-ups are stretched over the new number from here on, and the
+    result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
+    """
     from fsl_core.training.run import open_run
 
-    with open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened:
+    options = {"write": True, "no_plugin": no_plugin, "steps": steps}
+    with (
+        interruptible() as watched,
+        open_run(directory, choose_device(device), **options) as opened,
+    ):
         result = opened.result()
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
-                result = _complete(opened)
+                result = _complete(opened, watched)
     _print_result(result, directory, as_json)
 
 
@@ -143,12 +156,14 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
     """Write a finished run's report.html anew and say where it is."""
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
+    from fsl_core.training.begun import refuse_edited
     from fsl_core.training.files import RESULT, check_files
     from fsl_core.training.run import open_run
 
     if not (directory / RESULT).is_file():
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
     check_files(directory)
+    refuse_edited(directory)
     try:
         with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
             opened.restore_for_evaluation()
@@ -224,22 +239,23 @@ def _run(
     from fsl_core.hooks.registry import plugin_files
     from fsl_core.training.run import new_run
 
-    registry = load_registry(no_plugin, plugins_dir, recipe_file)
-    recipe = read_recipe(recipe_file, registry, overrides)
-    directory = out or _free_directory(name_of(recipe_file))
-    with new_run(
-        directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
-    ) as started:
-        return _complete(started), directory
+    with interruptible() as watched:
+        registry = load_registry(no_plugin, plugins_dir, recipe_file)
+        recipe = read_recipe(recipe_file, registry, overrides)
+        directory = out or _free_directory(name_of(recipe_file))
+        files = plugin_files(recipe_file, plugins_dir)
+        with new_run(directory, recipe, registry, choose_device(device), files) as started:
+            return _complete(started, watched), directory
 
 
-def _complete(run: Run) -> dict[str, Any]:
+def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     from fsl_core.cli.progress import ProgressBar
     from fsl_core.engine.memory import keep_freed_memory
     from fsl_core.reporting.report import ReportWriter
     from fsl_core.training.outer_loop import judge, train
 
     keep_freed_memory()
+    watched.follow(run)
     console = _console()
     bar = ProgressBar(console)
     run.registry.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -249,12 +265,6 @@ def _complete(run: Run) -> dict[str, Any]:
         train(run)
         with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
             result = judge(run, on_episode)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint",
-            err=True,
-        )
-        raise typer.Exit(130) from None
     finally:
         bar.stop()
         run.flush_metrics()
@@ -298,6 +308,7 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.begun import describe_change
     from fsl_core.training.files import to_json
 
     if as_json:
@@ -319,6 +330,8 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
     if not result.get("settled", True):
         typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
+    for change in result.get("steps_changed", []):
+        typer.echo(describe_change(change))
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

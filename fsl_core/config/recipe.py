@@ -155,6 +155,9 @@ class _Outer(_Section):
     ] = 500
     validate_episodes: Annotated[int, Field(gt=1, description="episodes of one validation")] = 100
     checkpoint_every: Annotated[Count, Field(description="outer steps between checkpoints")] = 500
+    checkpoint_seconds: Annotated[
+        float | None, Field(gt=0, description="longest time between checkpoints; null: any")
+    ] = 60.0
 
 
 def recipe_model(

@@ -80,27 +80,29 @@ def restore(
             raise RunError(
                 f"{path}: does not fit this recipe's {label}: {first}. A checkpoint of the same recipe"
             ) from error
-    if optimizer is not None:
+    if optimizer is not None and record["optimizer"]["groups"]:  # none: of a run of no steps
         _restore_optimizer(optimizer, tensors, record["optimizer"])
     return record["progress"]
 
 
 def progress_of(path: Path) -> dict[str, Any]:
-    """The progress stored in a checkpoint, without loading its weights elsewhere."""
-    return _read(path)[1]["progress"]
+    """The progress stored in a checkpoint; weights are not read."""
+    return _read(path, weights=False)[1]["progress"]
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, weights: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise RunError(f"{path}: no such checkpoint. A run directory that has been trained")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if weights else ()
+            tensors = {name: file.get_tensor(name) for name in names}
             return tensors, json.loads(file.metadata()["fsl"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RunError(
-            f"{path}: damaged checkpoint ({reason}). Delete it: `fsl resume` goes on from the other checkpoint, or from the start"
+            f"{path}: damaged checkpoint ({reason}). Delete it: `fsl resume` goes on from the "
+            "other checkpoint, or from the start"
         ) from error
 
 

@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
 
-RECIPE, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
+    "begun.json",
     "environment.json",
     "data.json",
     "execution.json",
@@ -117,5 +118,5 @@ def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
     return RunError(
-        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT, DATA) else anew}"
+        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, BEGUN, ENVIRONMENT, DATA) else anew}"
     )

@@ -21,6 +21,7 @@ from fsl_core.training.execution import choose_execution, workers_of
 from fsl_core.training.experiment import check_data, splits_in_use
 from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
+from fsl_core.training.stopping import Interrupted
 
 
 def train(run: Run) -> None:
@@ -28,7 +29,8 @@ def train(run: Run) -> None:
 
     Every random number is a function of (seed, step), so a resumed run ends bit-identical to an uninterrupted one (CPU).
     Raises DataError where the data is not that which training began with.
-    Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
+    Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
+    stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
     check_data(run.experiment)
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
@@ -37,22 +39,43 @@ def train(run: Run) -> None:
     if run.steps == 0:
         _keep_untrained(run)
         return
-    outer, hook = run.recipe.sections.outer, run.registry.hook
+    hook = run.registry.hook
     factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)
     compute = _prepare(run)
     hook.fsl_run_started(run=run)
-    while run.step < run.steps:
-        for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor(run.step, run.steps)
-        metrics = _outer_step(run, compute)
-        run.step += 1
-        run.record({"step": run.step, **metrics})
-        hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
-        if outer.validate_every and (run.step % outer.validate_every == 0 or run.step == run.steps):
+    with run.stop.heeding():
+        saved = time.monotonic()
+        if run.unvalidated:
+            run.experiment.learner.adapter.on_progress(run.progress(run.step - 1))
             _validate(run)
-        if run.step % outer.checkpoint_every == 0 or run.step == run.steps:
             run.save("last")
+        while run.step < run.steps:
+            for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor(run.step, run.steps)
+            metrics = _outer_step(run, compute)
+            run.step += 1
+            run.record({"step": run.step, **metrics})
+            hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
+            if _due(run, run.recipe.sections.outer.validate_every):
+                _validate(run)
+            stopping = run.stop.requested  # read once: what raises below has saved above
+            if stopping or _checkpoint_due(run, time.monotonic() - saved):
+                run.save("last")
+                saved = time.monotonic()
+            if stopping:
+                raise Interrupted
+
+
+def _due(run: Run, every: int) -> bool:
+    return bool(every) and (run.step % every == 0 or run.step == run.steps)
+
+
+def _checkpoint_due(run: Run, seconds: float) -> bool:
+    """By steps, and by the seconds since the last one."""
+    outer = run.recipe.sections.outer
+    late = outer.checkpoint_seconds is not None and seconds >= outer.checkpoint_seconds
+    return late or _due(run, outer.checkpoint_every)
 
 
 def _keep_untrained(run: Run) -> None:
@@ -88,6 +111,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "device": str(run.device),
         "execution": str(run.execution),
         **state_of(run.experiment.learner.adapter),
+        **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.write_result(result, evaluation)
     run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
@@ -210,7 +234,19 @@ def move_running_statistics(learner: Learner, episodes: Episode) -> None:
 
 def _validate(run: Run) -> None:
     outer = run.recipe.sections.outer
-    evaluation = evaluate_run(run, "validation", outer.validate_episodes, each_step=False)
+    try:
+        evaluation = evaluate_run(
+            run,
+            "validation",
+            outer.validate_episodes,
+            each_step=False,
+            on_episode=run.stop.check,
+        )
+    except Interrupted:  # the step is kept, and a resume begins with this validation
+        run.unvalidated = True
+        run.save("last")
+        raise
+    run.unvalidated = False
     summary = evaluation.summary()
     score = summary[evaluation.metric]
     run.record(

@@ -15,15 +15,24 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from fsl_core.config.document import read_document, to_yaml
+from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
+from fsl_core.episode import Adapter
 from fsl_core.errors import RunError
 from fsl_core.hooks.registry import Registry, load
 from fsl_core.training import checkpoints
+from fsl_core.training.begun import (
+    change_steps,
+    changes_of_steps,
+    differences,
+    refuse_edited,
+    write_recipe,
+)
 from fsl_core.training.evaluation import Evaluation
 from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
 from fsl_core.training.files import (
+    BEGUN,
     ENVIRONMENT,
     EPISODES,
     EXECUTION,
@@ -37,6 +46,7 @@ from fsl_core.training.files import (
     write_atomically,
     writing,
 )
+from fsl_core.training.stopping import Stop
 from fsl_core.words import name_of
 
 IN_USE = "another process is writing to this run"
@@ -50,7 +60,10 @@ class Run:
     optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
-    notes: what a user should know of the data, such as what was passed over.
+    unvalidated: the validation of this step was interrupted and is still to be done.
+    stop: asks its training to stop.
+    notes: what a user should know, such as what was passed over in the data.
+    steps_changed: when the number of its steps changed, and from what to what.
     """
 
     directory: Path
@@ -63,7 +76,10 @@ class Run:
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
+    unvalidated: bool = False
+    stop: Stop = field(default_factory=Stop)
     notes: list[str] = field(default_factory=list)
+    steps_changed: list[dict[str, Any]] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
 
     @property
@@ -85,23 +101,37 @@ class Run:
         """Write the checkpoint `last` or `best`, and the metrics up to it."""
         self.flush_metrics()
         path = self.checkpoint_path(which)
+        progress = {"step": self.step, "best": self.best}
+        if self.unvalidated:
+            progress["unvalidated"] = True
         with writing(path):
-            checkpoints.save(
-                path, self.modules, self.optimizer, {"step": self.step, "best": self.best}
-            )
+            checkpoints.save(path, self.modules, self.optimizer, progress)
 
     def restore_last(self) -> None:
-        """Go back to the last checkpoint, to the best where that is lost, or to the start where there is none."""
-        found = [
-            path for which in ("last", "best") if (path := self.checkpoint_path(which)).is_file()
-        ]
-        if found:
-            progress = checkpoints.restore(found[0], self.modules, self.optimizer)
+        """Go back to the last checkpoint, to the best where that is lost, or to the start."""
+        if path := self._kept():
+            progress = checkpoints.restore(path, self.modules, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
+            self.unvalidated = progress.get("unvalidated", False)
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
             self.directory / METRICS, "".join(to_json(record, METRICS) + "\n" for record in kept)
         )
+
+    def kept_step(self) -> int:
+        """The step that a resume goes on from: 0 where there is no checkpoint."""
+        path = self._kept()
+        return checkpoints.progress_of(path)["step"] if path else 0
+
+    def _kept(self) -> Path | None:
+        paths = [self.checkpoint_path(which) for which in ("last", "best")]
+        return next((path for path in paths if path.is_file()), None)
+
+    def change_steps(self) -> None:
+        """Take the steps of its recipe, whatever the run began with; a note says what follows."""
+        follows = type(self.experiment.learner.adapter).on_progress is not Adapter.on_progress
+        if told := change_steps(self.directory, self.recipe, self.kept_step(), follows):
+            self.notes.append(told)
 
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
@@ -188,24 +218,38 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
 def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
     write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
-    write_atomically(directory / RECIPE, to_yaml(recipe.resolved()))
+    write_recipe(directory, recipe, [])
 
 
 @contextmanager
 def open_run(
-    directory: Path, device: torch.device, *, write: bool, no_plugin: Iterable[str] = ()
+    directory: Path,
+    device: torch.device,
+    *,
+    write: bool,
+    no_plugin: Iterable[str] = (),
+    steps: int | None = None,
 ) -> Iterator[Run]:
-    """An existing run, with its lock held where it is to be written to."""
+    """An existing run, with its lock held where it is to be written to.
+
+    steps: gives a run that is to be written to another number of outer steps.
+    Raises RunError where its recipe was edited since training began.
+    """
     if not (directory / RECIPE).is_file():
         raise RunError(
             f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made"
         )
     environment = read_json(directory / ENVIRONMENT, "recipe", "plugin_files")
+    refuse_edited(directory, but_steps=steps is not None)
     registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
-    recipe = read_recipe(directory / RECIPE, registry)
+    overrides = [] if steps is None else [f"outer.steps={steps}"]
+    recipe = read_recipe(directory / RECIPE, registry, overrides)
     run = _assemble(directory, environment["recipe"], recipe, registry, device)
     run.execution = read_choice(directory)
     with _only_writer(directory) if write else nullcontext():
+        if write and steps is not None:
+            run.change_steps()
+        run.steps_changed = changes_of_steps(directory)
         yield run
 
 
@@ -240,15 +284,14 @@ def _only_writer(directory: Path) -> Iterator[None]:
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
     wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
-    used = [
-        path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)
-    ]
+    beginning = (".lock", ENVIRONMENT, BEGUN)  # of a process that died before the recipe was there
+    used = [path for path in found if not path.name.startswith(beginning)]
     if not used:
         return
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if read_document(stored).data != wanted:
+    if any(differences(read_document(stored).data, wanted)):
         raise RunError(f"{directory}: holds a run of another recipe. Another --out")
     state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
     raise RunError(

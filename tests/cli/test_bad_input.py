@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -703,38 +702,6 @@ def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "FSL_LOAD_PLUGINS": ""}
     command = [sys.executable, "-m", "fsl_core", *arguments]
     return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, **options)
-
-
-def test_an_interrupted_run_says_how_to_go_on(call: Call, tmp_path: Path):
-    started = process(
-        "run",
-        "toy.yaml",
-        *options("outer.steps=40", "outer.validate_every=0"),
-        "--out",
-        "out",
-        cwd=slow(tmp_path),
-    )
-    last = tmp_path / "out" / "checkpoints" / "last.safetensors"
-    while not last.exists():
-        assert started.poll() is None
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
-    assert (started.returncode, err) == (
-        130,
-        "interrupted. `fsl resume out` continues from the last checkpoint\n",
-    )
-    assert call("resume", "out").code == 0
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["checkpoint_step"] == 40
-
-
-def slow(folder: Path) -> Path:
-    """Steps of the toy recipe take 20 ms and more, so that a signal arrives before the end."""
-    plugin = folder / "fslplugin.py"
-    observer = (
-        "\n\n@fsl.hookimpl\ndef fsl_step_finished(step):\n    import time\n    time.sleep(0.02)\n"
-    )
-    plugin.write_text(plugin.read_text() + observer)
-    return folder
 
 
 def test_a_reader_that_leaves_early(toy_recipe: Path, tmp_path: Path):

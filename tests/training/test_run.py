@@ -55,6 +55,8 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
     }
     assert written - {".lock"} == {
         "recipe.yaml",
+        "begun.json",
+        "data.json",
         "environment.json",
         "data.json",
         "execution.json",
