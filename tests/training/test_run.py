@@ -58,7 +58,6 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
         "begun.json",
         "data.json",
         "environment.json",
-        "data.json",
         "execution.json",
         "metrics.jsonl",
         "episodes.csv",
