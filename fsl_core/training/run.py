@@ -137,7 +137,7 @@ class Run:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
         which = which or self.recipe.sections.evaluate.checkpoint
         if which == "best" and not self.checkpoint_path("best").is_file():
-            which = "last"  # never validated
+            which = "last"  # never validated, or never settled
         progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
         told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
         self.experiment.learner.adapter.on_progress(self.progress(told))
