@@ -95,7 +95,7 @@ def test_how_runs_were_judged_is_told(compare, runs: Path):
     trained = "this tells of these trained runs on new episodes, not of new trainings"
     assert f"{shared}\n" in alike
     assert f"{trained}\n" in alike
-    assert f"{shared}." in (runs / "page.html").read_text()
+    assert f"N{shared[1:]}." in (runs / "page.html").read_text()
     assert "It tells of these trained runs on new episodes" in (runs / "page.html").read_text()
 
     path = runs / "b" / "result.json"
@@ -113,7 +113,7 @@ def test_how_runs_were_judged_is_told(compare, runs: Path):
     assert found["notes"] == unlike
     judging = {"norm": "transductive", "transductive": True, "n_query": 9, "classes": True}
     assert found["judging"]["second"] == judging
-    assert all(f"{line}." in (runs / "page.html").read_text() for line in unlike)
+    assert all(f"N{line[1:]}." in (runs / "page.html").read_text() for line in unlike)
 
 
 def test_a_run_of_an_earlier_version_has_its_queries_in_its_recipe(compare, runs: Path):

@@ -143,7 +143,7 @@ def test_a_failed_run_is_in_the_table_and_leaves_the_rest(
     page = write_sweep_report(tmp_path / "page.html", result, jobs, recipe).read_text()
     assert "11 of 12 runs finished" in page
     assert "outer step 2: the loss is nan" in page
-    assert "mean ranks left out: 1 of 6 rows have a run that did not finish." in page
+    assert "Mean ranks left out: 1 of 6 rows have a run that did not finish." in page
 
 
 def test_a_run_deleted_before_the_end_fails_alone(recipe: Path, toy_registry: Registry):
@@ -176,11 +176,11 @@ def test_the_page_holds_its_tables_and_pictures(
     assert "# -s outer.steps=3\n" in page.replace("</pre>", "\n")
     assert page.count("<svg") == 1  # a heat map; the mean ranks are left out
     left_out = (
-        "mean ranks left out: 2 blocks (2 seeds on 1 data set), and Friedman&#39;s test needs 11"
+        "Mean ranks left out: 2 blocks (2 seeds on 1 data set), and Friedman&#39;s test needs 11"
     )
     assert left_out in page
-    assert "norm none: predictions do not depend on the other queries; 4 queries a class." in page
-    assert "intervals are over test episodes of these trained runs, not over trainings" in page
+    assert "Norm none: predictions do not depend on the other queries; 4 queries a class." in page
+    assert "ntervals are over test episodes of these trained runs, not over trainings" in page
     for item in result.rows:
         assert f"{item.score:.4f}" in page
     assert f'href="runs/{jobs[0].directory.name}/report.html"' in page
@@ -282,6 +282,24 @@ def test_names_in_tables_are_no_formulas(recipe: Path, toy_registry: Registry, t
         "-3",
         "\x1b[2J$\\frac{$",
     ]
+
+
+@pytest.mark.slow
+def test_a_page_of_odd_names_in_a_narrow_window(look, tmp_path: Path):
+    """Its mean ranks are drawn, what keeps rows apart has columns, and no name leaves its place."""
+    scores = np.random.default_rng(0).random((4, 3, 5, 30)) + np.arange(3)[:, None, None]
+    runs = [{"norm": "transductive"}, {"n_query": 5}, {}]
+    result = made_up(scores, runs)
+    names = dict(zip("abc", [r"$\frac{$", "long" * 75, "\x1b[2J <b>模型"], strict=True))
+    for item in result.rows:
+        item.row.labels["adapter"] = names[item.row.labels["adapter"]]
+    (tmp_path / "r.yaml").write_text("matrix: {}")
+    page = write_sweep_report(tmp_path / "page.html", result, [], tmp_path / "r.yaml")
+    assert "\x1b" not in page.read_text()
+    seen = look(page, tmp_path / "profile", 420)
+    assert (seen.svgs, seen.figures, seen.unseen) == (1, 1, 0)
+    assert not seen.fetched
+    assert seen.overflow <= 0
 
 
 @pytest.mark.slow
