@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
+from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+recipes.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)

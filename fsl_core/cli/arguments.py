@@ -10,8 +10,27 @@ import typer
 if TYPE_CHECKING:
     from fsl_core.hooks.registry import Registry
 
+
+def _recipe_file(given: Path) -> Path:
+    """The file of a path, or of a shipped recipe's name; stderr says which."""
+    from fsl_core.config.shipped import find_recipe, shipped_recipes
+
+    file = find_recipe(given)
+    if file != given:
+        typer.echo(f"{given}: the recipe that comes with fsl-core, {file}", err=True)
+    elif given.as_posix() in shipped_recipes():
+        typer.echo(f"{given}: the file here, not the recipe that comes with fsl-core", err=True)
+    return file
+
+
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="recipe file (YAML), or a name that `fsl recipes` lists",
+        callback=_recipe_file,
+        show_default=False,
+    ),
 ]
 RunDirectory = Annotated[
     Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)

@@ -373,25 +373,25 @@ def _example(catalogue: Catalogue, kind: Kind) -> str:
 
 def _unmet_requirements(document: Document) -> list[str]:
     listed = document.data.get("requires")
-    faults = []
-    for i, text in enumerate(listed if isinstance(listed, list) else []):
-        if not isinstance(text, str):
-            continue  # a fault of its type already
-        where = document.where(("requires", i))
-        try:
-            requirement = Requirement(text)
-            version = metadata.version(requirement.name)
-            if not requirement.specifier.contains(version, prereleases=True):
-                faults.append(
-                    f"{where}: {requirement.name} {version} is installed. pip install --upgrade '{text}'"
-                )
-        except InvalidRequirement:
-            faults.append(
-                f"{where}: {text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
-            )
-        except metadata.PackageNotFoundError:
-            faults.append(f"{where}: {requirement.name} is not installed. pip install '{text}'")
-    return faults
+    return [
+        f"{document.where(('requires', i))}: {unmet}"
+        for i, text in enumerate(listed if isinstance(listed, list) else [])
+        if isinstance(text, str) and (unmet := unmet_requirement(text))  # no text: its type's fault
+    ]
+
+
+def unmet_requirement(text: str) -> str:
+    """Why a distribution with a version range is not met by what is installed; empty if it is."""
+    try:
+        requirement = Requirement(text)
+        version = metadata.version(requirement.name)
+    except InvalidRequirement:
+        return f"{text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed. pip install '{text}'"
+    if requirement.specifier.contains(version, prereleases=True):
+        return ""
+    return f"{requirement.name} {version} is installed. pip install --upgrade '{text}'"
 
 
 def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str]:

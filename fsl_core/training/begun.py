@@ -135,7 +135,7 @@ def _why_it_differs(
         yield f"schedule {name} is stretched over {outer.steps} steps from here on"
     if follows_progress:
         name = recipe.chosen["adapter",].name
-        yield f"adapter {name} follows progress (warm-ups), which is stretched too"
+        yield f"adapter {name} is told progress (for warm-ups), which is stretched too"
     every = outer.validate_every
     if done == before and every and done % every:
         yield f"step {done}, then the last, was validated too and may be the best"

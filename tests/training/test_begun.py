@@ -184,7 +184,7 @@ def test_what_is_stretched_is_told(toy_recipe: Path, tmp_path: Path):
         "to": 18,
         "differs": [
             "schedule cosine is stretched over 18 steps from here on",
-            "adapter following follows progress (warm-ups), which is stretched too",
+            "adapter following is told progress (for warm-ups), which is stretched too",
             "step 12, then the last, was validated too and may be the best",
         ],
     }
