@@ -31,6 +31,7 @@ def train(run: Run) -> None:
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
     """
     check_data(run.experiment)
+    run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
     splits = splits_in_use(run.experiment)
     run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)

@@ -36,6 +36,7 @@ from fsl_core.training.files import (
     write_atomically,
     writing,
 )
+from fsl_core.training.preflight import preflight
 
 IN_USE = "another process is writing to this run"
 
@@ -63,10 +64,17 @@ class Run:
     execution: Choice | None = None
     notes: list[str] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
+    _tried: bool = False
 
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def try_parts(self) -> None:
+        """Try the recipe's parts on a made-up episode, once, before the first step."""
+        if self.step == 0 and not self._tried:
+            preflight(self.experiment)
+            self._tried = True
 
     def progress(self, step: int) -> float:
         """The share of training that is done after this step; all of it where there are no steps."""
@@ -160,6 +168,7 @@ def new_run(
     name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
+    run.try_parts()
     check_data(run.experiment)
     environment = {
         "recipe": name,
