@@ -667,6 +667,30 @@ class NoWeighting(nn.Module):
         return outcomes.losses.softmax(0)
 
 
+class Points(fsl.EpisodeSource):
+    """Classes are points in the plane, items are points around them."""
+
+    name = "points"
+
+    def __init__(self, n_way: int = 3, n_shot: int = 2, n_query: int = 4):
+        self.task = fsl.TaskShape("classification", n_way, n_shot, n_query, (2,), n_way)
+
+    def batch(self, split, indices, seed, task=None):
+        task = task or self.task
+        return torch.utils.data.default_collate([self.episode(i, task) for i in indices])
+
+    def episode(self, index, task):
+        generator = torch.Generator().manual_seed(index)
+        centres = torch.randn(task.n_way, 1, 2, generator=generator)
+
+        def items(per_class):
+            x = centres + 0.1 * torch.randn(task.n_way, per_class, 2, generator=generator)
+            y = torch.arange(task.n_way).repeat_interleave(per_class)
+            return fsl.LabelledSet(x.flatten(0, 1), y)
+
+        return fsl.Episode(items(task.n_shot), items(task.n_query), torch.tensor(index))
+
+
 class NoSource:
     name = "no-source"
     tasks = None
@@ -709,5 +733,6 @@ def fsl_register_weightings(register):
 
 @fsl.hookimpl
 def fsl_register_episodes(register):
+    register(Points)
     register(NoSource)
     register(NoTask)

@@ -22,7 +22,7 @@ from fsl_core.training.run import new_run, open_run, prepare_run
 HERE = Path(__file__).parent
 PARTS = HERE / "faulty_parts.py"
 RECIPE = """\
-episodes: {name: blobs, n_way: 3, n_shot: 2, n_query: 4}
+episodes: {name: points, n_way: 3, n_shot: 2, n_query: 4}
 backbone: {name: net}
 adapter: {name: nearest-centroid}
 outer: {optimizer: {name: adam}, meta_batch_size: 2, steps: 2, validate_every: 0}
@@ -31,13 +31,13 @@ evaluate: {episodes: 4}
 """
 
 
-@pytest.fixture
-def registry(toy_recipe: Path) -> Registry:
-    return load(entry_points=False, files=[toy_recipe.parent / "fslplugin.py", PARTS])
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load(entry_points=False, files=[PARTS])
 
 
 @pytest.fixture
-def recipe(toy_recipe: Path, tmp_path: Path) -> Path:
+def recipe(tmp_path: Path) -> Path:
     (tmp_path / "r.yaml").write_text(RECIPE)
     return tmp_path / "r.yaml"
 
@@ -261,9 +261,9 @@ def test_a_prepared_run_is_tried_when_it_begins_and_not_again(
 ):
     tried, cpu, run = [], torch.device("cpu"), tmp_path / "run"
     monkeypatch.setattr("fsl_core.training.run.preflight", tried.append)
-    files = [str(tmp_path / "fslplugin.py"), str(PARTS)]
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
-    prepare_run(run, read_recipe(recipe, registry), {"recipe": "r", "plugin_files": files})
+    environment = {"recipe": "r", "plugin_files": [str(PARTS)]}
+    prepare_run(run, read_recipe(recipe, registry), environment)
     for steps in (1, 1):
         with open_run(run, cpu, write=True) as opened:
             opened.restore_last()
