@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsl_core.errors import FslError
 from fsl_core.norms import support_reference
 
 Predictor = Callable[[Tensor], Tensor]
@@ -143,7 +144,8 @@ class Adapter(nn.Module):
 
         Override it for update penalties, losses on the support set or after each step, or pseudo-gradients.
         """
-        prediction = call_declared(self.adapt, backbone, episode)(episode.query.x)
+        predict = _callable(call_declared(self.adapt, backbone, episode))
+        prediction = predict(episode.query.x)
         return loss(prediction, episode.query.y), prediction
 
     def on_progress(self, progress: float) -> None:
@@ -327,7 +329,17 @@ def gradient_columns(learner: Learner) -> dict[str, slice]:
     }
 
 
+def _callable(predictor: Predictor) -> Predictor:
+    if not callable(predictor):
+        raise FslError(
+            f"adapt returned a {type(predictor).__name__}. A predictor: a function of items"
+        )
+    return predictor
+
+
 def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
+    _callable(predictor)
+
     def predict(x: Tensor) -> Tensor:
         with support_reference(support_x):
             prediction, graded = _with_gradients_if_wanted(lambda: predictor(x))

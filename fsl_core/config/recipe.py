@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fsl_core.config.document import Document, KeyPath, read_document
 from fsl_core.config.options import Component, Kind
-from fsl_core.errors import PluginError, RecipeError
-from fsl_core.words import printable, suggest
+from fsl_core.errors import FslError, PluginError, RecipeError
+from fsl_core.words import NO_SUPER, STRICT, forgot_super, printable, raised, suggest
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
@@ -236,6 +237,20 @@ class Recipe:
                 f"{self.document.where_built(path)}: cannot be built: {reason}. "
                 "Other or smaller options"
             ) from error
+        except FslError:
+            raise
+        except Exception as error:  # a mistake of the plugin's author
+            if os.environ.get("FSL_STRICT_PLUGINS"):
+                raise
+            home = self.chosen[path].factory.__module__
+            told = _of_constructor(error, home)
+            raise PluginError(f"{self.named(path)}: {told}") from error
+
+    def named(self, path: KeyPath) -> str:
+        """`<where>: <class> of <distribution or file>`, for messages about a component."""
+        component = self.chosen[path]
+        name = getattr(component.factory, "__name__", component.name)
+        return f"{self.document.where_built(path)}: {name} of {component.origin}"
 
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data that means the same anywhere.
@@ -290,6 +305,12 @@ def _in_written_order(data: Any, written: Any) -> Any:
         return data
     keys = [*(key for key in written if key in data), *(key for key in data if key not in written)]
     return {key: _in_written_order(data[key], written.get(key)) for key in keys}
+
+
+def _of_constructor(error: Exception, home: str) -> str:
+    if forgot_super(error):
+        return NO_SUPER
+    return f"its constructor raised {raised(error, home)}. {STRICT}"
 
 
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:

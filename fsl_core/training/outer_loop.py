@@ -33,6 +33,7 @@ def train(run: Run) -> None:
     stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
     check_data(run.experiment)
+    run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
     splits = splits_in_use(run.experiment)
     run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)

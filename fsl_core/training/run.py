@@ -46,6 +46,7 @@ from fsl_core.training.files import (
     write_atomically,
     writing,
 )
+from fsl_core.training.preflight import preflight
 from fsl_core.training.stopping import Stop
 from fsl_core.words import name_of
 
@@ -81,10 +82,17 @@ class Run:
     notes: list[str] = field(default_factory=list)
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
+    _tried: bool = False
 
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def try_parts(self) -> None:
+        """Try the recipe's parts on a made-up episode, once, before the first step."""
+        if self.step == 0 and not self._tried:
+            preflight(self.experiment)
+            self._tried = True
 
     def progress(self, step: int) -> float:
         """The share of training that is done after this step; all of it where there are no steps."""
@@ -192,6 +200,7 @@ def new_run(
     name, files = name_of(Path(recipe.document.source)), [str(file.resolve()) for file in plugins]
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
+    run.try_parts()
     check_data(run.experiment)
     environment = {
         "recipe": name,
