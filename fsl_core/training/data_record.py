@@ -21,25 +21,30 @@ AS_IT_WAS = "The data as it was, or a new run"
 def keep_data_record(
     directory: Path, source: EpisodeSource, splits: Iterable[Split], begun: bool
 ) -> list[str]:
-    """Write what the splits in use are made of where training begins; where it goes on, hold them against that.
+    """Write what the splits in use are made of, where training begins and it is not written yet.
 
     begun: steps have been done. Returns what a user should know of the data.
-    Raises DataError where the data is not that which training began with.
     """
     contents = {split: source.inspect(split) for split in splits}
     told = counted(passed_over(contents.values()))
     notes = [f"data: passed over: {told}. `fsl check --data` lists them"] if told else []
+    if not (directory / DATA).is_file():
+        if begun:
+            notes.append(f"data: no {DATA}, so its data may have changed since training began")
+        else:
+            write_atomically(directory / DATA, json.dumps(_record(contents), indent=1) + "\n")
+    return notes
+
+
+def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[Split]) -> None:
+    """Raise DataError, naming what changed, where the data is not that which training began with."""
     recorded = _read(directory)
     if recorded is not None:
+        contents = {split: source.inspect(split) for split in splits}
         _refuse_trained_on(directory, source, recorded, contents)
         if changes := _changes(recorded, contents):
             what = f"its data changed since training began: {changes}"
             raise DataError(f"{directory}: {what}. {AS_IT_WAS}")
-    elif begun:
-        notes.append(f"data: no {DATA}, so its data may have changed since training began")
-    else:
-        write_atomically(directory / DATA, json.dumps(_record(contents), indent=1) + "\n")
-    return notes
 
 
 def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:

@@ -14,7 +14,7 @@ from fsl_core.errors import TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
 from fsl_core.training.conflict import gradient_conflict
-from fsl_core.training.data_record import keep_data_record
+from fsl_core.training.data_record import keep_data_record, refuse_other_data
 from fsl_core.training.evaluation import Evaluation, evaluate
 from fsl_core.training.execution import choose_execution, workers_of
 from fsl_core.training.experiment import check_data, splits_in_use
@@ -29,9 +29,10 @@ def train(run: Run) -> None:
     Raises DataError where the data is not that which training began with.
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
     """
+    source, splits = run.experiment.source, splits_in_use(run.experiment)
+    refuse_other_data(run.directory, source, splits)  # before a change makes the data too small
     check_data(run.experiment)
-    splits = splits_in_use(run.experiment)
-    run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
+    run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
     outer, hook = run.recipe.sections.outer, run.registry.hook
     factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)

@@ -56,6 +56,7 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
     assert written - {".lock"} == {
         "recipe.yaml",
         "environment.json",
+        "data.json",
         "execution.json",
         "metrics.jsonl",
         "episodes.csv",
