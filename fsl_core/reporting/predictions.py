@@ -45,10 +45,10 @@ class Predictions:
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
     def to_csv(self) -> str:
-        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class.
+        """A row for each picture: file, predicted class, (right class,) `p_<class>`: probabilities.
 
-        Where unreadable pictures are skipped, a column `note` follows, and after the others a row for each of them, with
-        the reason there and no prediction.
+        Where unreadable pictures are skipped, a column `note` follows, and after the others a row
+        for each of them, with the reason there and no prediction.
         """
         pictures, classes = self.pictures, self.predictor.classes
         known = [[shown(label)] for label in pictures.labels or ()]

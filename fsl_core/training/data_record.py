@@ -1,4 +1,4 @@
-"""What a run was trained on: the classes of each split and a digest of their items, kept in its directory."""
+"""What a run was trained on: the classes of each split and a digest of their items."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def keep_data_record(
 
 
 def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[Split]) -> None:
-    """Raise DataError, naming what changed, where the data is not that which training began with."""
+    """Raise DataError, naming what changed, where training began with other data."""
     recorded = _read(directory)
     if recorded is not None:
         contents = {split: source.inspect(split) for split in splits}
@@ -48,7 +48,7 @@ def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[S
 
 
 def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
-    """How a split differs from that which the run began with; empty where it does not, or nobody knows.
+    """How a split differs from what the run began with; empty where equal or not known.
 
     Raises DataError where it now holds classes that the run was trained on.
     """
@@ -61,7 +61,7 @@ def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
 
 
 def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:
-    """What is passed over in some splits, each file and folder once, though several splits lie beside it."""
+    """What is passed over in some splits; once, where it lies beside several of them."""
     return list({item.path: item for found in contents for item in found.passed_over}.values())
 
 
@@ -96,7 +96,8 @@ def _refuse_trained_on(
 ) -> None:
     """Raise DataError where a class of the training split has come into another one since.
 
-    One that was in both from the start is meant to be: some sources divide the items of a class among the splits.
+    One that was in both from the start is meant to be: some sources divide the items of a class
+    among the splits.
     """
     trained = set(recorded["train"]["classes"]) if "train" in recorded else set()
     for split, found in contents.items():

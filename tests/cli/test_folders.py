@@ -1,4 +1,4 @@
-"""Folders of pictures as a user meets them: what is read, what is passed over, what has changed, what is damaged."""
+"""Folders of pictures as a user meets them: read, passed over, changed, damaged."""
 
 from __future__ import annotations
 
