@@ -63,7 +63,7 @@ def name_bytes(name: str) -> bytes:
 
 
 def shown(name: object) -> str:
-    r"""A name to write anywhere: `\x1b` for what steers a terminal, `\xff` where it is not UTF-8."""
+    r"""A name for any text: `\x1b` for what steers a terminal, `\xff` for a byte not UTF-8."""
     return printable(str(name))
 
 

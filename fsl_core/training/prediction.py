@@ -351,7 +351,7 @@ def _labelled(
 def _readable(
     classes: dict[str, list[Path]], experiment: Experiment
 ) -> tuple[dict[str, list[Path]], list[PassedOver]]:
-    """The pictures of each class that can be read, and the others. DataError if a class has none."""
+    """The pictures of each class that can be read, and the others. DataError for an empty class."""
     readable, unreadable = {}, []
     for name, files in classes.items():
         readable[name], _, damaged = _decode(files, experiment, invert=False)
