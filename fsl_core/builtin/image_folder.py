@@ -29,9 +29,10 @@ SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
 """Names of split folders, in small or capital letters, also after `meta`, `meta-` or `meta_`."""
 
 SHARED_OUT_BY = "fsl-core classes 16351"
-"""Hashed with the names of classes; another text would put most classes in another split, so it never changes.
+"""Hashed with the names of classes. Another text would put most classes in another split.
 
-The number is one with which c00 .. c14, the classes of our tests, are shared out as their fractions say.
+The number is one with which c00 .. c14, the classes of our tests, are shared out as their
+fractions say.
 """
 
 SEEDS = 10_000
@@ -41,11 +42,13 @@ SEEDS = 10_000
 class ImageFolder(fsl.PooledEpisodes):
     """Images in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or val) and `root/test/<class>/`.
 
-    Without split folders each class is put in a split by a hash of its name and split_seed, so that it stays there whatever
-    other classes come or go: about these fractions of many classes, and of few classes less exactly so. Any file that PIL
-    reads, in subfolders too; its short side is resized to image_size and the centre square taken. Folders and files whose
-    name starts with a dot or that an operating system makes (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the ending
-    of an image, are passed over; `fsl check --data` counts them. Names are compared in Unicode's composed form (NFC).
+    Without split folders each class is put in a split by a hash of its name and split_seed, so that
+    it stays there whatever other classes come or go: about these fractions of many classes, and of
+    few classes less exactly so. Any file that PIL reads, in subfolders too; its short side is
+    resized to image_size and the centre square taken. Folders and files whose name starts with a
+    dot or that an operating system makes (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the
+    ending of an image, are passed over; `fsl check --data` counts them. Names are compared in
+    Unicode's composed form (NFC).
     """
 
     name = "image-folder"
@@ -158,7 +161,7 @@ class ImageFolder(fsl.PooledEpisodes):
         return self._listings[split]
 
     def _readable(self, listing: _Listing) -> _Listing:
-        """The listing without the files that cannot be decoded. Which these are is kept for equal files."""
+        """The listing without files that cannot be decoded; kept, so that each is tried once."""
 
         def try_all() -> dict[str, torch.Tensor]:
             tried = (folders.try_read(file, self._decode) for file in listing.files)
@@ -193,7 +196,7 @@ class ImageFolder(fsl.PooledEpisodes):
         return replace(classes, passed_over=[*top.passed_over, *beside, *classes.passed_over])
 
     def _split_folders(self) -> dict[fsl.Split, tuple[Path, folders.Found]] | None:
-        """The folder of each split that has one, and its classes; None where the classes have to be shared out."""
+        """The folder and classes of each split that has one; None where they are shared out."""
         fit = "A folder with one folder of images for each class"
         folders.require_folder(self.root, self._where, fit)
         found: dict[fsl.Split, tuple[Path, folders.Found]] = {}
@@ -226,7 +229,7 @@ class ImageFolder(fsl.PooledEpisodes):
         }
 
     def _refuse_small_shares(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
-        """Raise DataError where classes are shared out and one of these splits has fewer than its episodes need."""
+        """Raise DataError where a split gets fewer than n_way of the classes shared out."""
         if self._split_folders() is not None:
             return
         classes = self._all_classes().paths
@@ -237,8 +240,8 @@ class ImageFolder(fsl.PooledEpisodes):
             given = ", ".join(f"{split} {n}" for split, n in shared.items())
             needs = ", ".join(f"{split} at least {needed[split]}" for split in few)
             raise fsl.DataError(
-                f"{self._where}: fractions {list(self.fractions)} and split_seed {self.split_seed} share out its "
-                f"{len(classes)} classes as {given}; n_way asks for {needs}. "
+                f"{self._where}: fractions {list(self.fractions)} and split_seed {self.split_seed} "
+                f"share out its {len(classes)} classes as {given}; n_way asks for {needs}. "
                 f"{self._other_shares([f.name for f in classes], needed)}"
             )
 
@@ -322,7 +325,7 @@ def split_of(name: str) -> fsl.Split | None:
 
 
 def split_by_name(name: str, fractions: Sequence[float], seed: int) -> fsl.Split:
-    """The split of a class: a function of its name, the fractions and the seed, and of no other class.
+    """The split of a class: a function of its name, the fractions and the seed alone.
 
     fractions: of train, validation and test, of any sum; a split of fraction 0 gets no class.
     """

@@ -36,7 +36,7 @@ def data_root(root: Path | str | None = None) -> Path:
 
 
 def content_key(*parts: object) -> str:
-    """A digest of all parts in their order: of a Path the bytes of its file, of anything else its `str`.
+    """A digest of all parts in their order: of a Path the bytes of its file, else the `str`.
 
     Raises DataError where a file cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Folders of pictures: one rule for what is read and what is passed over, at every depth and on every machine."""
+"""Folders of pictures: one rule for what is read and what is passed over, at every depth."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ SYSTEM_NAMES = frozenset(
         "thumbs.db:encryptable",
     }
 )
-"""Case folded names of files and folders that macOS, Windows, Linux and network storage leave behind."""
+"""Names, in small letters, of what macOS, Windows, Linux and network storage leave behind."""
 
 NAMED = 20
 """Faults that one message names; of more it says how many there are."""
 
 
 def nfc(name: str) -> str:
-    """The name in Unicode's composed form. Names are compared in it: macOS and Linux spell an é differently."""
+    """The name in Unicode's composed form, in which names are compared: macOS spells them apart."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -63,7 +63,7 @@ def name_bytes(name: str) -> bytes:
 
 
 def shown(name: object) -> str:
-    r"""A name as it can be written anywhere: what would steer a terminal or is not UTF-8 comes as `\x1b`, `\xff`."""
+    r"""A name for any text: `\x1b` for what steers a terminal, `\xff` for a byte not UTF-8."""
     return printable(str(name))
 
 
@@ -71,7 +71,8 @@ def shown(name: object) -> str:
 class PassedOver:
     """A file or folder that is not read.
 
-    reason: one of the reasons of this module, the same for many.    detail: what else is known of this one.
+    reason: one of the reasons of this module, the same for many.
+    detail: what else is known of this one.
     """
 
     path: Path
@@ -84,7 +85,11 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Found:
-    """paths: pictures or class folders, in an order that does not depend on the file system.    passed_over: the rest."""
+    """What a search has found.
+
+    paths: pictures or class folders, in an order that does not depend on the file system.
+    passed_over: the rest.
+    """
 
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
@@ -99,8 +104,8 @@ def counted(passed_over: Iterable[PassedOver]) -> str:
 def find_pictures(folder: Path) -> Found:
     """The pictures in a folder and its subfolders, and everything there that is passed over.
 
-    A file is a picture by its ending. Links are followed, and what is reached twice counts once: by its own name rather
-    than that of a link. A link to a folder that the search is in leads nowhere new and is passed over, too.
+    A file is a picture by its ending. Links are followed, and what is reached twice counts once: by
+    its own name rather than that of a link. A link to a folder around the search is passed over.
     """
     search = _Search(folder)
     search.run()
@@ -145,7 +150,7 @@ def find_class_folders(parent: Path, *, once: bool = True) -> Found:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures in a folder and its subfolders. Raises DataError, naming all, where a subfolder cannot be read."""
+    """The pictures in a folder and below. Raises DataError, naming all folders without access."""
     found = find_pictures(folder)
     refuse_unreadable(unreadable(found.passed_over))
     return found.paths
@@ -167,7 +172,7 @@ def no_pictures(folder: Path, passed_over: Sequence[PassedOver] = ()) -> str:
 
 
 def try_read(file: Path, read: Callable[[Path], T]) -> T | PassedOver:
-    """What `read` makes of the file; or the file, passed over with the reason, if it cannot be read."""
+    """What `read` makes of the file; or the file passed over, with the reason it cannot be read."""
     try:
         with file.open("rb") as opened:
             opened.read(1)
@@ -227,7 +232,7 @@ def picture_size(file: Path) -> tuple[int, int] | None:
 
 
 class _Search:
-    """The pictures below a folder. Links wait until all real files are known, so that these keep their own names."""
+    """The pictures below a folder. Links wait until all real files are known by their own names."""
 
     def __init__(self, top: Path):
         self.pictures: list[Path] = []

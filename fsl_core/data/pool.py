@@ -132,7 +132,7 @@ class PooledEpisodes(EpisodeSource):
         """Read the images of a split; called once, when the split is first needed. Raises DataError if there are none."""
 
     def pool(self, split: Split) -> LabelledPool:
-        """The images of a split, on the device of `to`. Raises DataError for files that cannot be read."""
+        """The images of a split, on the device of `to`. DataError for files that cannot be read."""
         if split not in self._pools:
             try:
                 self._pools[split] = self.load(split).to(self._device)

@@ -21,10 +21,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SplitContents:
-    """What a split is made of, for `fsl check --data` and for the record that a run keeps of its data.
+    """What a split is made of, for `fsl check --data` and for a run's record of its data.
 
-    classes: items of each class, by its name; empty where episodes are drawn without a pool of items.
-    digest:  changes whenever an episode of the split could change; None where nothing is read, or it was not asked for.
+    classes: items of each class, by its name; empty where no pool of items is drawn from.
+    digest:  changes whenever an episode of the split could change; None where nothing is read, or
+        it was not asked for.
     files:   where each item of a class was read, if from files of the user.
     passed_over: what lies beside these files and is not read.
     """
@@ -64,7 +65,7 @@ class EpisodeSource(ABC):
         """Raise DataError if the split cannot give such episodes; called for every split in use before anything is trained."""
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
-        """Check all splits in use, each for the shape wanted of it. Raises one DataError with the faults of all."""
+        """Check the splits in use, each for its shape. Raises one DataError with all faults."""
         faults = []
         for split, task in wanted.items():
             try:
@@ -75,7 +76,7 @@ class EpisodeSource(ABC):
             raise DataError("\n".join(dict.fromkeys(faults)))
 
     def inspect(self, split: Split, digest: bool = True) -> SplitContents:
-        """What the split is made of. A source that reads data overrides this; by default nothing is known.
+        """What the split is made of. A source that reads data overrides this; default: unknown.
 
         digest: False leaves it out, where it is enough to list the items without reading them.
         """

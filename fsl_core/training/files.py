@@ -38,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def refuse_name(path: Path) -> None:
-    """Raise RunError where safetensors could write to a path and not read it again: it wants UTF-8."""
+    """Raise RunError where the path is not UTF-8: safetensors could not read it again."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -117,6 +117,5 @@ def _read(path: Path) -> str:
 def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
-    return RunError(
-        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, BEGUN, ENVIRONMENT, DATA) else anew}"
-    )
+    kept = path.name in (RECIPE, BEGUN, ENVIRONMENT, DATA)
+    return RunError(f"{path}: {reason}. {'The file as it was, or a new run' if kept else anew}")

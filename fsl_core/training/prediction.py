@@ -63,7 +63,7 @@ class AdaptedPredictor:
     found:  labelled pictures in each class folder; of each the first n_shot are used.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
-    passed_over: what else lies in the class folders, and labelled pictures that were left out as unreadable.
+    passed_over: what else lies in the class folders, and labelled pictures left out as unreadable.
     """
 
     experiment: Experiment
@@ -85,10 +85,11 @@ class AdaptedPredictor:
         return self.experiment.transductive
 
     def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
-        """The pictures of a folder, in subfolders too; with labels where its folders have the names of the classes.
+        """The pictures of a folder and below; with labels where folders have the names of classes.
 
         skip_unreadable: leave out pictures that cannot be read; they are in `skipped`.
-        Raises DataError if there are none, some are unreadable, or only some folders have the name of a class.
+        Raises DataError if there are none, some are unreadable, or only some folders have the name
+        of a class.
         """
         found = _find(folder, skip_unreadable)
         if not found.paths:
@@ -108,7 +109,7 @@ class AdaptedPredictor:
         )
 
     def _class_of(self, files: Sequence[Path], folder: Path) -> dict[Path, str]:
-        """The class of each file by the name of its folder; empty where no folder has the name of a class."""
+        """The class of each file by the name of its folder; empty where none is a class."""
         classes = {nfc(name): name for name in self.classes}
         tops = {file: file.relative_to(folder).parts[:-1][:1] for file in files}
         known = {
@@ -240,7 +241,8 @@ def adapt_to_folder(
 
     Where classes have unequal numbers of pictures, the first of each are used, as many as the smallest class has.
     checkpoint: best or last; default: as in the recipe.    invert: exchange light and dark in all pictures.
-    skip_unreadable: take the next picture in place of one that cannot be read; such are in `passed_over`.
+    skip_unreadable: take the next picture in place of one that cannot be read, and name it in
+        `passed_over`.
     Raises DataError if the folders do not fit, RunError if there is no trained run or it does not take pictures.
     """
     with open_run(directory, torch.device(device), write=False, no_plugin=no_plugin) as run:
@@ -363,7 +365,7 @@ def _labelled(
 def _readable(
     classes: dict[str, list[Path]], experiment: Experiment
 ) -> tuple[dict[str, list[Path]], list[PassedOver]]:
-    """The pictures of each class that can be read, and the others. Raises DataError where a class has none."""
+    """The pictures of each class that can be read, and the others. DataError for an empty class."""
     readable, unreadable = {}, []
     for name, files in classes.items():
         readable[name], _, damaged = _decode(files, experiment, invert=False)
@@ -385,7 +387,7 @@ def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
 def _decode(
     files: Iterable[Path], experiment: Experiment, invert: bool
 ) -> tuple[list[Path], list[Tensor], list[PassedOver]]:
-    """The files that can be read, (channels, size, size) uint8 of each, and the files that cannot be read."""
+    """The files that can be read, (channels, size, size) uint8 of each, and the other files."""
     channels, size, _ = experiment.source.task.input_shape
 
     def read(file: Path) -> Tensor:

@@ -330,7 +330,7 @@ def pictures(tmp_path: Path) -> Path:
         ),
         (
             ["episodes.root=toy.yaml"],
-            ["episodes 'image-folder': root toy.yaml is no folder. A folder with"],
+            ["episodes 'image-folder': root toy.yaml is not a folder. A folder with"],
         ),
         (
             ["episodes.root=pictures/test/class0"],
@@ -346,7 +346,10 @@ def pictures(tmp_path: Path) -> Path:
                 "split 'test', class 'class0' has 4 images. n_shot: 1 and n_query: 9 need at least 10"
             ],
         ),
-        (["outer.validate_every=1"], ["has no classes in a folder validation or val, only in "]),
+        (
+            ["outer.validate_every=1"],
+            ["no folder with the classes of validation, only test (3 classes), train (3 classes"],
+        ),
         (
             ["episodes.fractions=[1, 2]"],
             ["-s episodes.fractions: episodes.fractions.2: absent. It is required"],
@@ -595,7 +598,7 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
         ),
         ([*PREDICT, "--device", "cuda:63"], "--device cuda:63: not available here. "),
         ([*PREDICT, "--support", "absent"], "absent: does not exist. A folder of pictures"),
-        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is no folder. A folder of pictures"),
+        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is not a folder. A folder of pictures"),
         (
             [*PREDICT, "--support", "empty"],
             "empty: 0 class folders. At least two folders of pictures",
@@ -657,7 +660,7 @@ def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
     shutil.copy(query / "class0" / "1.png", query / "class9")
     refused(
         call(*PREDICT),
-        "pictures/test: class folders and a folder 'class9', which is no class. Only folders of class0, ",
+        "pictures/test: class folders and a folder 'class9', which is not a class. Only folders ",
     )
     (query / "class9" / "1.png").rename(query / "1.png")
     refused(call(*PREDICT), "pictures/test: class folders and pictures outside of class folders. ")

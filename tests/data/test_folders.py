@@ -54,7 +54,7 @@ def left(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def lock(monkeypatch: pytest.MonkeyPatch):
-    """Refuse to list folders and to open files, as their permissions would do to anybody but root."""
+    """Refuse to list folders and to open files, as permissions do to anybody but root."""
     locked: set[str] = set()
     scandir, path_open = os.scandir, Path.open
 

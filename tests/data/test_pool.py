@@ -190,6 +190,41 @@ def test_a_split_is_loaded_once_and_only_when_needed(source: Numbered):
     assert source.loaded == ["train", "test"]
 
 
+def test_what_a_split_is_made_of(source: Numbered):
+    found, pool = source.inspect("test"), source.pool("test")
+    assert found.classes == dict(zip(pool.classes, pool.counts, strict=True))
+    assert found.digest == pool.digest
+    assert (found.files, found.passed_over) == ({}, ())
+    assert source.inspect("test", digest=False).digest is None
+
+
+def test_all_splits_are_checked_together(source: Numbered):
+    wide = replace(source.task, n_way=40)
+    with pytest.raises(DataError) as caught:
+        source.check_splits({"train": wide, "validation": source.task, "test": wide})
+    told = [line.partition(" has ")[0] for line in str(caught.value).splitlines()]
+    assert told == [f"episodes 'numbered': split {split!r}" for split in ("train", "test")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(13, "Permission denied", "x/\x1b.png"),
+            r"x/\\x1b\.png: Permission denied\. ",
+        ),
+        (OSError("a disk that fails"), r"a disk that fails\. Files and folders that can be read"),
+    ],
+)
+def test_what_the_system_refuses_is_named(source: Numbered, monkeypatch, error, message: str):
+    def refuse(self, split):
+        raise error
+
+    monkeypatch.setattr(Numbered, "load", refuse)
+    with pytest.raises(DataError, match=rf"^episodes 'numbered': {message}"):
+        source.check("train")
+
+
 def test_too_few_classes(source: Numbered):
     message = r"^episodes 'numbered': split 'test' has 4 classes\. n_way: 5 needs at least 5$"
     with pytest.raises(DataError, match=message):
@@ -223,6 +258,16 @@ def test_to_moves_what_is_loaded_and_what_comes_later(source: Numbered):
 
 
 class TestLabelledPool:
+    def test_class_names_of_any_bytes_are_kept(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("FSL_CACHE", str(tmp_path))
+        images = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+        names = ("caf\udce9", "caf\u00e9", "\ud800")
+        made = fsl.LabelledPool.from_classes((name, images) for name in names)
+        for _ in range(2):
+            kept = fsl.LabelledPool.cached("names", lambda: made)
+            assert kept.classes == names
+            assert kept.digest == made.digest
+
     def test_offsets_items_and_selection(self):
         pool = numbered([2, 3, 4])
         assert pool.offsets.tolist() == [0, 2, 5]

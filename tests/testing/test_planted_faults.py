@@ -1058,6 +1058,17 @@ class SupportAlone(Blobs):
         return episodes.support.y.numpy().tobytes()
 
 
+class DigestOfTheObject(Blobs):
+    def inspect(self, split, digest=True):
+        return fsl.SplitContents({"a": 5, "b": 5}, f"{next(COUNTER)}")
+
+
+class EmptyClass(Blobs):
+    def inspect(self, split, digest=True):
+        return fsl.SplitContents({"a": 5, "b": 0}, "0")
+
+
+COUNTER = itertools.count()
 EPISODES_FAULTS = [
     (NotASource, "claims"),
     (OneLogitForTwoWays, "claims"),
@@ -1074,6 +1085,8 @@ EPISODES_FAULTS = [
     (FixedShape, "other_ways_and_shots"),
     (NumbersBeyondItsTasks, "ids"),
     (SupportAlone, "fingerprint_tells_episodes_apart"),
+    (DigestOfTheObject, "what_a_split_is_made_of"),
+    (EmptyClass, "what_a_split_is_made_of"),
 ]
 
 
