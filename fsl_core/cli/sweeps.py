@@ -99,9 +99,8 @@ def sweep(
             typer.echo(printable(line))
         _print_table(result)
         typer.echo(printable(result.ranks_told()))
-        typer.echo(
-            f"tables: {directory / 'sweep.csv'}, {directory / 'differences.csv'}\nreport: {page}"
-        )
+        tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
+        typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
     if any(job.state == "failed" for job in queue):
         for job in queue:
             if job.state == "failed":

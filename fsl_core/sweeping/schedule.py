@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep in processes of their own; finished ones are kept, unfinished ones continued."""
+"""Runs the cells of a sweep in processes of their own; finished ones are kept, begun ones go on."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _die_with(parent: int) -> None:
 
 
 def _threads_left() -> str:
-    """Why forking is not safe: a thread does not live on in a forked process, the locks it holds do.
+    """Why forking is not safe: a forked process has no other thread, and the locks of all of them.
 
     The libraries of linear algebra end their own threads before a fork, so one is tried.
     """
