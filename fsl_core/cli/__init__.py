@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -52,8 +53,16 @@ def main() -> None:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
+    except OSError as error:  # of a name, any command may be the first to look for its file
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        told = (
+            f"{name[:60]}…: a name of {len(name)} characters, too long for a file. A shorter name"
+        )
+        sys.exit(_fail(told, 2))
 
 
-def _fail(error: FslError, code: int) -> int:
+def _fail(error: FslError | str, code: int) -> int:
     sys.stderr.write(f"{printable(str(error), lines=True)}\n")
     return code

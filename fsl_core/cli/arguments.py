@@ -47,6 +47,12 @@ PluginsDir = Annotated[
     Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+RawCsv = Annotated[
+    bool,
+    typer.Option(
+        "--raw-csv", help="names as they are, even where a spreadsheet would compute them"
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 

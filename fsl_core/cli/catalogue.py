@@ -45,6 +45,7 @@ def check(
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.experiment import build_experiment, build_optimizer
+    from fsl_core.training.preflight import preflight
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -60,6 +61,7 @@ def check(
     checked = read_recipe(recipe, registry, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    preflight(experiment)
     if data:
         _check_data(experiment, whole, as_json)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -26,7 +27,20 @@ def preload(no_plugin: list[str]) -> str:
 
     load(no_plugin=no_plugin)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo: a second
-    return "CUDA is in use already" if torch.cuda.is_initialized() else ""
+    return "CUDA was used while it loaded" if cuda_is_spoilt() else ""
+
+
+def cuda_is_spoilt() -> bool:
+    """Whether CUDA would refuse to work in a process forked from this one.
+
+    To ask how many devices there are is enough for that, and only a forked process can tell.
+    """
+    import torch
+
+    if not (number := os.fork()):
+        os._exit(int(torch.cuda._is_in_bad_fork()))
+    _, status = os.waitpid(number, 0)
+    return status != 0
 
 
 def run(arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsl_core.cli.arguments import Device, NoPlugin, choose_device
+from fsl_core.cli.arguments import Device, NoPlugin, RawCsv, choose_device
 from fsl_core.cli.outputs import Output, check_outputs, page, table
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def predict(
     ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    raw_csv: RawCsv = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
     from fsl_core.data.folders import shown
@@ -93,14 +94,14 @@ def predict(
     if html:
         predictions.write_html(html)
     if out:
-        write_atomically(out, predictions.to_csv())
+        write_atomically(out, predictions.to_csv(raw_csv))
         counts = Counter(predictions.predicted)
         typer.echo(
             f"{len(pictures.names)} pictures: "
             + ", ".join(f"{n} {shown(name)}" for name, n in counts.most_common())
         )
     else:
-        typer.echo(predictions.to_csv(), nl=False)
+        typer.echo(predictions.to_csv(raw_csv), nl=False)
     if predictions.accuracy is not None:
         typer.echo(
             f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None

@@ -24,6 +24,7 @@ from fsl_core.cli.arguments import (
 )
 from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
+from fsl_core.words import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
@@ -186,7 +187,7 @@ def compare(
     """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import compare_runs, write_comparison
+    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
     from fsl_core.training.files import to_json
 
@@ -200,17 +201,20 @@ def compare(
         write_comparison(output.path, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        episodes = {
+        more = {
             "episode_set": runs[0].result["episode_set"],
+            "judging": {"first": asdict(runs[0].judging), "second": asdict(runs[1].judging)},
+            "notes": judging_told(*runs),
             "page": str(html) if html else None,
         }
-        found = {"metric": metric, **scores, **asdict(paired), **episodes}
+        found = {"metric": metric, **scores, **asdict(paired), **more}
         typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
-        typer.echo(
-            f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        )
+        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
+        typer.echo(printable(f"{run.directory}: {score}"))
+    for line in judging_told(*runs):
+        typer.echo(printable(line))
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -218,6 +222,7 @@ def compare(
     typer.echo(
         f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
     )
+    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
 
@@ -237,7 +242,7 @@ def _run(
     with interruptible() as watched:
         registry = load_registry(no_plugin, plugins_dir, recipe_file)
         recipe = read_recipe(recipe_file, registry, overrides)
-        directory = out or _free_directory(recipe_file.stem)
+        directory = out or _free_directory(name_of(recipe_file))
         files = plugin_files(recipe_file, plugins_dir)
         with new_run(directory, recipe, registry, choose_device(device), files) as started:
             return _complete(started, watched), directory

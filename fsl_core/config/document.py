@@ -13,9 +13,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.nodes import CollectionNode, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
@@ -30,6 +31,11 @@ _AS_WRITTEN = re.compile(
     r"|true|True|TRUE|false|False|FALSE|null"
 )
 """Words of a command line that are no text. `007`, `1_000`, `0o17` or `~` may name a folder."""
+LARGEST, DEEPEST, MOST_VALUES = 2**17, 50, 10_000
+"""Bytes of a YAML text, lists and mappings within one another, and values with aliases written out.
+A recipe has some thousand bytes; nine lines of aliases to aliases can stand for billions of values.
+With these bounds the worst text found takes two seconds.
+"""
 
 
 @dataclass
@@ -74,19 +80,14 @@ def read_document(
     named: sections that an override may give as a word alone: `uniform` for {name: uniform}.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        _refuse_long(content, str(path))
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"{path}: {reason}. A recipe file in YAML") from error
-    with _yaml_errors(str(path)):
-        data = _yaml(_Constructor).load(text)
-    if not isinstance(data, CommentedMap):
-        raise RecipeError(
-            f"{path}:1: {_name(data)}. A mapping of sections such as episodes, backbone, "
-            "adapter, outer"
-        )
-    document = Document(str(path), {}, {(): f"{path}:1"})
-    document.data = _plain(data, document, ())
+    document = parse_document(text, str(path))
     faults: list[str] = []
     for override in overrides:
         try:
@@ -95,6 +96,21 @@ def read_document(
             faults += error.faults
     if faults:
         raise RecipeError(faults)
+    return document
+
+
+def parse_document(text: str, source: str) -> Document:
+    """The document that a YAML text is. source: its file, for messages."""
+    _refuse_long(text.encode(errors="replace"), source)
+    with _yaml_errors(source):
+        data = _yaml(_Constructor).load(text)
+    if not isinstance(data, CommentedMap):
+        raise RecipeError(
+            f"{source}:1: {_name(data)}. A mapping of sections such as episodes, backbone, "
+            "adapter, outer"
+        )
+    document = Document(source, {}, {(): f"{source}:1"})
+    document.data = _plain(data, document, ())
     return document
 
 
@@ -131,6 +147,7 @@ def read_value(text: str, source: str) -> Any:
     """
     if not text.strip():
         raise RecipeError(f"{source}: no value. null for none, '\"\"' for an empty text")
+    _refuse_long(text.encode(errors="replace"), source)
     if text.lstrip()[0] not in "[{\"'":
         if not _AS_WRITTEN.fullmatch(text.strip()):
             return text
@@ -178,7 +195,7 @@ for _kind in ("int", "float", "null"):
 
 def _yaml(constructor: type[RoundTripConstructor]) -> YAML:
     yaml = YAML(typ="rt", pure=True)
-    yaml.Constructor = constructor
+    yaml.Constructor, yaml.Composer = constructor, _BoundedComposer
     return yaml
 
 
@@ -191,16 +208,67 @@ def _yaml_errors(
         yield
     except RecipeError:
         raise
+    except _BeyondBoundsError as error:
+        line = f":{error.problem_mark.line + 1}" if lines else ""
+        raise RecipeError(f"{source}{line}: {error.problem}. A recipe with less of it") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark and lines else ""
-        problem = " ".join(str(error.problem or error.context or "not YAML").split())
+        problem = " ".join(str(error.problem or error.context or "not YAML").split())[:200]
         raise RecipeError(f"{source}{line}: YAML syntax: {problem}. {fitting}") from error
     except YAMLError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{source}: YAML syntax: {reason}. {fitting}") from error
     except Exception as error:  # ruamel's constructors raise nearly anything on a foreign tag
         raise RecipeError(f"{source}: YAML: {' '.join(str(error).split())}. {fitting}") from error
+
+
+def _refuse_long(content: bytes, source: str) -> None:
+    if len(content) > LARGEST:
+        raise RecipeError(f"{source}: more than {LARGEST} bytes. A recipe of some hundred lines")
+
+
+class _BeyondBoundsError(MarkedYAMLError):
+    pass
+
+
+class _BoundedComposer(Composer):
+    """Refuses what is small as a text and has no end as data, before any data is made of it."""
+
+    def __init__(self, loader: Any = None):
+        super().__init__(loader)
+        self.warn_double_anchors = False  # legal, and a warning is for the author of a program
+        self._level = 0
+        self._sizes: dict[int, int] = {}  # values below a node, aliases written out, by its id
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        place = self.parser.peek_event().start_mark
+        self._level += 1
+        if self._level > DEEPEST:
+            raise _BeyondBoundsError(
+                problem=f"more than {DEEPEST} lists and mappings within one another",
+                problem_mark=place,
+            )
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if id(node) not in self._sizes and isinstance(node, CollectionNode):
+            if node.end_mark is None:  # it is still being read: an alias to what it is part of
+                raise _BeyondBoundsError(
+                    problem="an alias to a value that the alias is part of", problem_mark=place
+                )
+            self._sizes[id(node)] = 1 + sum(map(self._size, _children(node)))
+        if self._size(node) > MOST_VALUES:
+            raise _BeyondBoundsError(
+                problem=f"more than {MOST_VALUES} values, aliases written out", problem_mark=place
+            )
+        return node
+
+    def _size(self, node: Any) -> int:
+        return self._sizes.get(id(node), 1)
+
+
+def _children(node: CollectionNode) -> Iterable[Any]:
+    return (part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,)))
 
 
 def _plain(node: Any, document: Document, path: KeyPath) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from fsl_core.words import suggest
 
 SEED = "seed"
 RESERVED = ("exclude", "baseline")
+MOST_COMBINATIONS = 4096
+"""Six axes of twenty values, written in six lines, would be 64 million recipes to check."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Cell:
 
     @property
     def directory_name(self) -> str:
-        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.title).strip('-.')[:80]}-{self.digest}"
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", self.title).strip("-.")
+        return f"{words[:80] or 'run'}-{self.digest}"
 
 
 def title(axis: str, label: str) -> str:
@@ -136,6 +140,12 @@ def read_matrix(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ())
     baseline = _baseline(document, axes, section.get("baseline"), faults)
     if faults:
         raise RecipeError(in_file_order(faults))
+    number = math.prod(len(axis.entries) for axis in axes)
+    if number > MOST_COMBINATIONS:
+        raise RecipeError(
+            f"{where}: {number} combinations, with those that `exclude` names. "
+            f"At most {MOST_COMBINATIONS} in one matrix"
+        )
     kept = [
         entries
         for entries in product(*(axis.entries for axis in axes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fsl_core.config.document import Document, KeyPath, read_document
 from fsl_core.config.options import Component, Kind
-from fsl_core.errors import PluginError, RecipeError
-from fsl_core.words import suggest
+from fsl_core.errors import FslError, PluginError, RecipeError
+from fsl_core.words import NO_SUPER, STRICT, forgot_super, printable, raised, suggest
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
@@ -236,6 +237,20 @@ class Recipe:
                 f"{self.document.where_built(path)}: cannot be built: {reason}. "
                 "Other or smaller options"
             ) from error
+        except FslError:
+            raise
+        except Exception as error:  # a mistake of the plugin's author
+            if os.environ.get("FSL_STRICT_PLUGINS"):
+                raise
+            home = self.chosen[path].factory.__module__
+            told = _of_constructor(error, home)
+            raise PluginError(f"{self.named(path)}: {told}") from error
+
+    def named(self, path: KeyPath) -> str:
+        """`<where>: <class> of <distribution or file>`, for messages about a component."""
+        component = self.chosen[path]
+        name = getattr(component.factory, "__name__", component.name)
+        return f"{self.document.where_built(path)}: {name} of {component.origin}"
 
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data that means the same anywhere.
@@ -292,6 +307,12 @@ def _in_written_order(data: Any, written: Any) -> Any:
     return {key: _in_written_order(data[key], written.get(key)) for key in keys}
 
 
+def _of_constructor(error: Exception, home: str) -> str:
+    if forgot_super(error):
+        return NO_SUPER
+    return f"its constructor raised {raised(error, home)}. {STRICT}"
+
+
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
     """Read and check a recipe of one run. RecipeError lists every fault with file, line and key."""
     document = read_document(path, overrides, SECTIONS)
@@ -308,6 +329,8 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     chosen, faults = _choose(document, catalogue)
     faults += _unmet_requirements(document)
     faults += _huge_numbers(document, document.data)
+    if wrong := _not_utf8(document, document.data):  # which JSON cannot carry to the model
+        raise RecipeError(in_file_order([*faults, *wrong]))
     model = recipe_model(catalogue, chosen)
     document.data = {
         key: value for key, value in document.data.items() if value is not None
@@ -402,6 +425,23 @@ def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str
     return [f"{document.where(path)}: found {node}. A number that 64 bits can hold"] if huge else []
 
 
+def _not_utf8(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return [fault for key, value in items for fault in _not_utf8(document, value, (*path, key))]
+    wrong = isinstance(node, str) and not _encodes(node)
+    fit = "Text in UTF-8: another name for that file or folder"
+    return [f"{document.where(path)}: found '{printable(node)}'. {fit}"] if wrong else []
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _validation_faults(
     document: Document, error: ValidationError, model: type[BaseModel]
 ) -> list[str]:
@@ -481,7 +521,17 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+    return _absolute(value) if isinstance(value, Path) else value
+
+
+def _absolute(path: Path) -> str:
+    text = str(path.expanduser().absolute())
+    if not _encodes(text):
+        raise RecipeError(
+            f"recipe: path '{printable(text)}' is not UTF-8, and no recipe can name it. "
+            "Another name for that folder"
+        )
+    return text
 
 
 def _at(data: Any, path: KeyPath) -> Any:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from PIL import Image
 
 from fsl_core.errors import DataError
+from fsl_core.words import printable
 
 T = TypeVar("T")
 
@@ -50,9 +51,6 @@ SYSTEM_NAMES = frozenset(
 NAMED = 20
 """Faults that one message names; of more it says how many there are."""
 
-TURNING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Marks that change the direction of writing, so that a name could pass for another."""
-
 
 def nfc(name: str) -> str:
     """The name in Unicode's composed form. Names are compared in it: macOS and Linux spell an é differently."""
@@ -66,16 +64,7 @@ def name_bytes(name: str) -> bytes:
 
 def shown(name: object) -> str:
     r"""A name as it can be written anywhere: what would steer a terminal or is not UTF-8 comes as `\x1b`, `\xff`."""
-    text = str(name)
-    return text if text.isprintable() else "".join(map(_harmless, text))
-
-
-def _harmless(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is not UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    if character in TURNING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode()
-    return character
+    return printable(str(name))
 
 
 @dataclass(frozen=True)

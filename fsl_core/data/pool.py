@@ -14,7 +14,7 @@ from torch import Tensor
 from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
 from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.data.draws import draw_bits, to_distinct
-from fsl_core.data.folders import name_bytes
+from fsl_core.data.folders import name_bytes, shown
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import DataError, ShapeError
@@ -132,9 +132,17 @@ class PooledEpisodes(EpisodeSource):
         """Read the images of a split; called once, when the split is first needed. Raises DataError if there are none."""
 
     def pool(self, split: Split) -> LabelledPool:
-        """The images of a split, on the device of `to`."""
+        """The images of a split, on the device of `to`. Raises DataError for files that cannot be read."""
         if split not in self._pools:
-            self._pools[split] = self.load(split).to(self._device)
+            try:
+                self._pools[split] = self.load(split).to(self._device)
+            except (
+                OSError
+            ) as error:  # no right to read, gone since it was listed, a disk that fails
+                what = f"{shown(error.filename)}: {error.strerror}" if error.filename else error
+                raise DataError(
+                    f"episodes {self.name!r}: {what}. Files and folders that can be read"
+                ) from error
         return self._pools[split]
 
     def to(self, device: torch.device | str) -> PooledEpisodes:

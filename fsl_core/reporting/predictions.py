@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.data.folders import shown
-from fsl_core.training.files import write_atomically
+from fsl_core.reporting.pages import write_page
 from fsl_core.training.prediction import AdaptedPredictor, Pictures
+from fsl_core.words import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5
@@ -44,61 +42,60 @@ class Predictions:
         labels = self.pictures.labels
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
-    def to_csv(self) -> str:
+    def to_csv(self, raw: bool = False) -> str:
         """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class.
 
         Where unreadable pictures are skipped, a column `note` follows, and after the others a row for each of them, with
         the reason there and no prediction.
+
+        raw: names as they are, even where a spreadsheet would compute them.
         """
         pictures, classes = self.pictures, self.predictor.classes
-        known = [[shown(label)] for label in pictures.labels or ()]
+        known = [[label] for label in pictures.labels or ()]
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
+        writer = CsvWriter(table, raw)
         note = [] if pictures.skipped is None else ["note"]
         right = ["class"] if known else []
-        writer.writerow(
-            ["file", "predicted", *right, *(f"p_{shown(name)}" for name in classes), *note]
-        )
+        writer.writerow(["file", "predicted", *right, *(f"p_{name}" for name in classes), *note])
         for i, (name, predicted, row) in enumerate(
             zip(pictures.names, self.predicted, self.probabilities, strict=True)
         ):
             label, figures = known[i] if known else [], [f"{p:.6f}" for p in row.tolist()]
-            writer.writerow([shown(name), shown(predicted), *label, *figures, *("" for _ in note)])
+            writer.writerow([name, predicted, *label, *figures, *("" for _ in note)])
         for name, why in pictures.skipped or ():
             empty = [""] * (1 + len(right) + len(classes))
-            writer.writerow([shown(name), *empty, shown(why)])
+            writer.writerow([name, *empty, why])
         return table.getvalue()
 
     def write_html(self, path: Path) -> None:
         """A page that fetches nothing: every picture as the model sees it, with its likeliest classes."""
-        environment = Environment(
-            loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape()
-        )
-        html = environment.get_template("predictions.html").render(
+        write_page(
+            path,
+            "predictions.html",
             predictor=self.predictor,
             accuracy=self.accuracy,
             support=self._support(),
             rows=[self._row(i) for i in range(len(self.predicted))],
-            skipped=[(shown(name), shown(why)) for name, why in self.pictures.skipped or ()],
+            skipped=[*(self.pictures.skipped or ())],
         )
-        write_atomically(path, html)
 
     def _support(self) -> list[tuple[str, list[str]]]:
         shots = self.predictor.images.split(self.predictor.n_shot)
         return [
-            (shown(name), [*map(_thumbnail, images)])
+            (name, [*map(_thumbnail, images)])
             for name, images in zip(self.predictor.classes, shots, strict=True)
         ]
 
     def _row(self, i: int) -> dict[str, Any]:
-        names = map(shown, self.predictor.classes)
-        ranked = sorted(zip(self.probabilities[i].tolist(), names, strict=True), reverse=True)
+        ranked = sorted(
+            zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True), reverse=True
+        )
         label = self.pictures.labels[i] if self.pictures.labels else None
         return {
-            "name": shown(self.pictures.names[i]),
+            "name": self.pictures.names[i],
             "image": _thumbnail(self.pictures.images[i]),
-            "predicted": shown(self.predicted[i]),
-            "label": label and shown(label),
+            "predicted": self.predicted[i],
+            "label": label,
             "wrong": label is not None and label != self.predicted[i],
             "ranked": ranked[:SHOWN_CLASSES],
         }

@@ -38,7 +38,7 @@ class Processes:
         self._program, self._options, self._environment = program, options, dict(environment)
         self._server: _Server | None = None
         self._alone: list[_Alone] = []
-        self.reason = "" if sys.platform == "linux" else f"not done on {sys.platform}"
+        self.reason = "" if sys.platform == "linux" else f"it is not done on {sys.platform}"
 
     def start(self, arguments: Sequence[str], output: Path) -> Process:
         """Begin a process; what it prints goes to the file `output`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
 
 RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
@@ -34,6 +35,14 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path}: {reason}. A folder with room that can be written to") from error
+
+
+def refuse_name(path: Path) -> None:
+    """Raise RunError where safetensors could write to a path and not read it again: it wants UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{shown(path)}: a name that is not UTF-8. Another name") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ def train(run: Run) -> None:
     stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
     check_data(run.experiment)
+    run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
     splits = splits_in_use(run.experiment)
     run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
@@ -97,6 +98,8 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "episodes_name": chosen["episodes",].name,
         "backbone": chosen["backbone",].name,
         "norm": run.experiment.norm,
+        "transductive": run.experiment.transductive,
+        "n_query": run.experiment.test_task.n_query,
         "adapter": chosen["adapter",].name,
         "weighting": chosen["outer", "weighting"].name,
         "seed": run.recipe.sections.seed,
@@ -117,7 +120,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
 
 
 def state_of(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter says of itself beside a score: `settled`, where it is not, and `adapter_state`, where there is any.
+    """What an adapter says of its weights: `settled`, if it is not, and any `adapter_state`.
 
     Raises PluginError if that is anything but a flag and finite numbers by name.
     """

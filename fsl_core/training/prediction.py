@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,15 @@ from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
-from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.experiment import Experiment, build_experiment
-from fsl_core.training.files import ENVIRONMENT, RECIPE, read_json, to_json, writing
+from fsl_core.training.files import (
+    ENVIRONMENT,
+    RECIPE,
+    read_json,
+    refuse_name,
+    to_json,
+    writing,
+)
 from fsl_core.training.run import Run, open_run
 from fsl_core.training.seeding import seed_torch
 
@@ -75,7 +82,7 @@ class AdaptedPredictor:
     @property
     def together(self) -> bool:
         """Whether a prediction depends on which pictures are predicted with it."""
-        return self.learner.adapter.transductive or self.experiment.norm not in ITEM_BY_ITEM
+        return self.experiment.transductive
 
     def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
         """The pictures of a folder, in subfolders too; with labels where its folders have the names of the classes.
@@ -153,6 +160,7 @@ class AdaptedPredictor:
 
     def save(self, path: Path) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
+        refuse_name(path)
         tensors = {
             f"learner.{name}": t.detach().cpu().clone().contiguous()
             for name, t in self.learner.state_dict().items()
@@ -181,11 +189,14 @@ class AdaptedPredictor:
         x = self._scaled(
             images.repeat(2, 1, 1, 1)
         )  # torch.export takes one row to mean one row always
+        refuse_name(path)
         where = f"{path}: adapter {self.learner.adapter.name!r}"
         if self.learner.adapter.transductive:
             raise RunError(f"{where} adapts to the pictures it predicts. --save, which adapts anew")
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
             module = _Exportable(self.learner, self.predictor(x)).eval()
+            if self.learner.takes_gradients:  # torch.export warns that it detaches what has a graph
+                warnings.simplefilter("ignore")
             try:
                 program = torch.export.export(
                     module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), strict=False
@@ -274,6 +285,7 @@ def load_predictor(
     path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()
 ) -> AdaptedPredictor:
     """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent."""
+    refuse_name(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118

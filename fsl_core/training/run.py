@@ -41,11 +41,14 @@ from fsl_core.training.files import (
     RESULT,
     parse_record,
     read_json,
+    refuse_name,
     to_json,
     write_atomically,
     writing,
 )
+from fsl_core.training.preflight import preflight
 from fsl_core.training.stopping import Stop
+from fsl_core.words import name_of
 
 IN_USE = "another process is writing to this run"
 
@@ -79,10 +82,17 @@ class Run:
     notes: list[str] = field(default_factory=list)
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
+    _tried: bool = False
 
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def try_parts(self) -> None:
+        """Try the recipe's parts on a made-up episode, once, before the first step."""
+        if self.step == 0 and not self._tried:
+            preflight(self.experiment)
+            self._tried = True
 
     def progress(self, step: int) -> float:
         """The share of training that is done after this step; all of it where there are no steps."""
@@ -135,7 +145,7 @@ class Run:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
         which = which or self.recipe.sections.evaluate.checkpoint
         if which == "best" and not self.checkpoint_path("best").is_file():
-            which = "last"  # never validated
+            which = "last"  # never validated, or never settled
         progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
         told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
         self.experiment.learner.adapter.on_progress(self.progress(told))
@@ -187,9 +197,10 @@ def new_run(
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
-    name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
+    name, files = name_of(Path(recipe.document.source)), [str(file.resolve()) for file in plugins]
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
+    run.try_parts()
     check_data(run.experiment)
     environment = {
         "recipe": name,
@@ -208,6 +219,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
     environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
     """
+    refuse_name(directory)
     with _only_writer(directory):
         if not (directory / RECIPE).is_file():
             _write_beginning(directory, recipe, environment)
@@ -253,6 +265,7 @@ def open_run(
 def _assemble(
     directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device
 ) -> Run:
+    refuse_name(directory)
     experiment = build_experiment(recipe, device)
     return Run(
         directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device
@@ -278,6 +291,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
+    wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
     beginning = (".lock", ENVIRONMENT, BEGUN)  # of a process that died before the recipe was there
     used = [path for path in found if not path.name.startswith(beginning)]
@@ -286,7 +300,7 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if changes := list(differences(read_document(stored).data, recipe.resolved())):
+    if changes := list(differences(read_document(stored).data, wanted)):
         told = ", ".join(f"{key}: {change}" for key, change in changes[:3])
         told += f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise RunError(f"{directory}: holds a run of another recipe ({told}). Another --out")

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fsl_core.cli import cells
 from fsl_core.sweeping import processes
 from fsl_core.sweeping.processes import Process, Processes
 
@@ -212,5 +214,15 @@ def test_where_forking_is_not_safe(start, tmp_path: Path, option: str, reason: s
 def test_other_systems_do_not_fork(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes.sys, "platform", "darwin")
     begun = start()
-    assert begun.reason == "not done on darwin"
+    assert begun.reason == "it is not done on darwin"
     assert ended(begun.start(["end", "exit"], tmp_path / "output")) == 5
+
+
+@linux
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_cuda_that_does_not_outlive_a_fork(spoilt: bool, monkeypatch: pytest.MonkeyPatch):
+    """What torch says in the forked process counts; here it is asked in place of CUDA."""
+    parent = os.getpid()
+    answer = lambda: spoilt and os.getpid() != parent  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", answer)
+    assert cells.cuda_is_spoilt() is spoilt

@@ -1,4 +1,5 @@
-"""What an adapter says of its present weights: whether they may be the best, and numbers beside the score."""
+"""What an adapter says of its present weights: whether they may be the best, and numbers beside the
+score."""
 
 from __future__ import annotations
 

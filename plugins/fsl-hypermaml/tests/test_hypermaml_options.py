@@ -136,7 +136,7 @@ def test_evaluation_with_the_hypernetwork_alone(episodes):
 
 
 def test_evaluation_takes_the_hypernetwork_alone_by_default(episodes):
-    """In a warm-up too, where `current` would be judged by gradient steps and called by the name of the hypernetwork."""
+    """In a warm-up too, where `current` would judge gradient steps under the same name."""
     by_default, alone = make(0.1), make(0.1, evaluate_with="hypernetwork")
     assert make().adapter.evaluate_with == "hypernetwork"
     for learner in (by_default, alone):
@@ -200,7 +200,7 @@ def finished(path, text, *overrides):
 
 
 def test_a_run_is_never_judged_by_its_warm_up(tmp_path):
-    """Of the validations at steps 2, 4, 6 and 8 only the last two may be the best: steps 5 and on have p = 0."""
+    """Only the validations at steps 6 and 8 may be the best: steps 5 and on have p = 0."""
     torch.set_default_dtype(torch.float32)
     result, validated = finished(tmp_path / "whole", RECIPE)
     assert validated == [2, 4, 6, 8]
@@ -210,7 +210,7 @@ def test_a_run_is_never_judged_by_its_warm_up(tmp_path):
 
 
 def test_a_run_that_ends_inside_its_warm_up_says_so(tmp_path):
-    """Of two steps the last is trained with half a share of gradient steps; H alone is judged all the same."""
+    """The last of two steps has a share of a half; H alone is judged all the same."""
     torch.set_default_dtype(torch.float32)
     result, _ = finished(
         tmp_path / "cut", RECIPE.replace("0.25, switch: 0.25", "0.4, switch: 0.2"), "outer.steps=2"
@@ -382,8 +382,8 @@ def test_number_of_parameters(hidden_size, parameters):
         ({"warmup": 0.9}, r"warmup \+ switch: 0\.9 \+ 0\.2\. At most 1, all of training"),
         (
             {"warmup": 0.4, "switch": 0.6},
-            r"warmup \+ switch: 0\.4 \+ 0\.6, so training ends inside the warm-up, while evaluation takes the "
-            r"hypernetwork alone\. Below 1, or evaluate_with: current",
+            r"warmup \+ switch: 0\.4 \+ 0\.6, so training ends inside the warm-up, while "
+            r"evaluation takes the hypernetwork alone\. Below 1, or evaluate_with: current",
         ),
         (
             {"warmup": 1.0, "switch": 0.0},

@@ -84,7 +84,7 @@ def make(task=TASK, backbone=None, **options):
         ),
         (
             {"task": REGRESSION, "head": "task", "support_rows": "class-means"},
-            r"support_rows: 'class-means' of a regression task, which has no classes\. null or 'items'",
+            r"support_rows: 'class-means' of a regression task, which has no classes\. null or",
         ),
         (
             {"head": "kernel", "base": "prototype"},

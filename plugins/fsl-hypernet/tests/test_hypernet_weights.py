@@ -169,7 +169,7 @@ def test_head_is_that_of_a_dense_computation(form):
 
 
 def test_either_kernel_expresses_the_other():
-    """1 - K and 1 - r enter linear layers: minus their weights, and what these sum to in the bias, is the same network."""
+    """1 - K and 1 - r enter linear layers: minus their weights, whose sum goes into the bias."""
     distance, episode = make("kernel"), one_episode()
     similarity = make("cosine kernel", distance.backbone)
     similarity.load_state_dict(distance.state_dict())
@@ -198,7 +198,7 @@ def test_either_kernel_expresses_the_other():
     ids=str,
 )
 def test_support_loss_counts_class_means_or_items(options, n_rows):
-    """By hand on fixed features: HyperShot's code has one support row for each class once it has taken means."""
+    """By hand on fixed features. HyperShot's code has one support row for each class mean."""
     episode, backbone = one_episode(), TinyBackbone()
     adapter = Hypernet(tiny_task(), backbone, support_loss=True, **SIZES, **options)
     learner = fsl.Learner(backbone, adapter)

@@ -172,7 +172,7 @@ def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
         ),
         (MetaRkhsII, {"outputs": "one"}, r"meta-rkhs-ii: outputs: 'one'\. One of shared, full"),
         (MetaRkhsII, {"targets": "hot"}, r"meta-rkhs-ii: targets: 'hot'\. One of "),
-        (MetaRkhsII, {"scale": 0.0}, r"meta-rkhs-ii: scale: 0\.0\. A number above 0"),
+        (MetaRkhsII, {"scale": 0.0}, r"meta-rkhs-ii: scale: 0\.0\. A number above 0, or null"),
         (MetaRkhsII, {"jitter": -1.0}, r"meta-rkhs-ii: jitter: -1\.0\. A number from 0"),
     ],
 )
@@ -232,7 +232,7 @@ def test_learned_numbers_are_parameters_and_start_where_they_are_told():
 
 
 def test_scale_starts_at_ten_for_logits_and_at_one_for_values():
-    for adapter in (KernelClosedForm, Ridge):
+    for adapter in (KernelClosedForm, Ridge, MetaRkhsII):
         assert adapter(tiny_task(), TinyBackbone()).scale.start == 10.0
         assert adapter(tiny_task("regression"), TinyBackbone()).scale.start == 1.0
 

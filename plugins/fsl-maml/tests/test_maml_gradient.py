@@ -83,7 +83,8 @@ def reference(
     shares=None,
     norms=lambda meta, step: {},
 ):
-    """The meta-gradient by torch.func alone. rate(meta, name, step) and adapts(name, step) say what a step does to a tensor.
+    """The meta-gradient by torch.func alone. rate(meta, name, step) and adapts(name, step) say what
+    a step does to a tensor.
 
     norms(meta, step): weights that take the place of others from this step on.
     """
@@ -203,7 +204,8 @@ def test_norms_that_are_not_adapted(episode, engine, order):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("adapted", ["all", "head"])
 def test_norms_of_each_step(episode, adapted, order):
-    """Step k and the queries after it see the scales and shifts of row k; the backbone's own get no gradient."""
+    """Step k and the queries after it see the scales and shifts of row k; the backbone's own get no
+    gradient."""
     options = {"adapt_norms": False, "norms_per_step": True, "multi_step_loss": 1.0}
     learner = make(adapted=adapted, order=order, **options)
 

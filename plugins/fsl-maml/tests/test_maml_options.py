@@ -99,7 +99,8 @@ def make(**options):
         ),
         (
             {"norms_per_step": True},
-            r"norms_per_step: true with adapt_norms: true, which would move what belongs to one step\. adapt_norms: false",
+            r"norms_per_step: true with adapt_norms: true, which would move what belongs to one "
+            r"step\. adapt_norms: false",
         ),
         (
             {"adapted": []},
@@ -367,7 +368,8 @@ def test_norms_are_found_in_any_backbone():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_equal_norms_of_all_steps_are_one_norm(support, query, training):
-    """Fresh ones are copies of the backbone's, and evaluation steps beyond those of training use the last."""
+    """Fresh ones are copies of the backbone's, and evaluation steps beyond those of training use
+    the last."""
     options = {"adapt_norms": False, "inner_steps": 2, "test_steps": 4}
     shared = make(**options).train(training)
     per_step = make(**options, norms_per_step=True).train(training)

@@ -36,26 +36,30 @@ WORDS = {
 
 
 class HyperMaml(fsl.Adapter):
-    """head' = head - H(support embeddings, predictions of head, labels), in one forward pass; the backbone is not adapted.
+    """head' = head - H(support embeddings, predictions of head, labels), in one forward pass.
 
-    The head is linear, (n, feature_dim) -> (n, n_way). In the first part of training, head' comes from gradient steps on the
-    support loss, then from a mixture whose share p of gradient steps falls to 0:
+    The backbone is not adapted. The head is linear, (n, feature_dim) -> (n, n_way). In the first
+    part of training, head' comes from gradient steps on the support loss, then from a mixture whose
+    share p of gradient steps falls to 0:
 
         warm-up, p = 1      head <- head - inner_lr * g,                              inner_steps times
         switch,  0 < p < 1  head <- head - p * inner_lr * g - (1 - p) * H(...) / inner_steps,   inner_steps times
         then,    p = 0      head <- head - H(...), no gradient of the support loss,    once
 
-    g: gradient of the support loss with respect to the head, at its present weights. Evaluation takes p = 0 whatever was
-    trained, and only weights that were trained with p = 0 may be the best checkpoint; with `evaluate_with: current`,
-    evaluation takes the p that the weights were last trained with. `warmup: 1` with it is ANIL.
+    g: gradient of the support loss with respect to the head, at its present weights. Evaluation
+    takes p = 0 whatever was trained, and only weights that were trained with p = 0 may be the best
+    checkpoint; with `evaluate_with: current`, evaluation takes the p that the weights were last
+    trained with. `warmup: 1` with it is ANIL.
 
-    Source: Przewięźlikowski et al. 2022, arXiv:2205.15745, and its official code, gmum/few-shot-hypernets-public,
-    methods/hypernets/hypermaml.py. Differs by default: labels enter one-hot, the official column of class indices is `labels:
-    index`; H counts once in all during the switch, there it counts at each step (`repeat_delta: each-step`); predictions come
-    from the universal head, there from the head of the task before (`predictions: stale`); gradients are those of MAML, there
-    with respect to the universal head (`gradient_target: universal`). p falls with every outer step, there with every epoch.
-    Validation takes p = 0, there the p of the epoch, and the best may be of any epoch. Left out: heads of several layers,
-    fine-tuning of the updated head in evaluation, a warm-up that moves the backbone.
+    Source: Przewięźlikowski et al. 2022, arXiv:2205.15745, and its official code,
+    gmum/few-shot-hypernets-public, methods/hypernets/hypermaml.py. Differs by default: labels enter
+    one-hot, the official column of class indices is `labels: index`; H counts once in all during
+    the switch, there it counts at each step (`repeat_delta: each-step`); predictions come from the
+    universal head, there from the head of the task before (`predictions: stale`); gradients are
+    those of MAML, there with respect to the universal head (`gradient_target: universal`). p falls
+    with every outer step, there with every epoch. Validation takes p = 0, there the p of the epoch,
+    and the best may be of any epoch. Left out: heads of several layers, fine-tuning of the updated
+    head in evaluation, a warm-up that moves the backbone.
     """
 
     name = "hypermaml"
@@ -151,8 +155,8 @@ class HyperMaml(fsl.Adapter):
         evaluate_with: Annotated[
             EvaluateWith,
             Field(
-                description="in evaluation: the hypernetwork alone, p = 0 (official final test), or the p that the weights "
-                "were last trained with (official validation)"
+                description="in evaluation: the hypernetwork alone, p = 0 (official final test), "
+                "or the p that the weights were last trained with (official validation)"
             ),
         ] = "hypernetwork",
         gradient_target: Annotated[
@@ -302,7 +306,7 @@ class HyperMaml(fsl.Adapter):
 
     @property
     def settled(self) -> bool:
-        """The warm-up is over, or is all there is: `warmup: 1`, whose gradient steps are the method."""
+        """The warm-up is over, or is the method: the gradient steps of `warmup: 1`."""
         return self._trained_share() == 0 or self.warmup == 1
 
     def describe(self) -> dict[str, float]:

@@ -26,9 +26,10 @@ class Hypernet(fsl.Adapter):
     small network (`KernelHead`).    `modulate`: scales and shifts (`Film`) or low-rank updates (`LowRank`) generated from
     the embedding of the plain features; the head is then generated from the features of the changed backbone.
 
-    Sources: HyperShot, Sendera et al. 2023, arXiv:2203.11378 (`head: kernel`, which with `support_loss` trains on what its
-    code trains on; see `KernelHead` for what differs). Prototypes that a network corrects: Snell et
-    al. 2017, arXiv:1703.05175, for the prototypes; encoder, correction and their sizes are this project's design.
+    Sources: HyperShot, Sendera et al. 2023, arXiv:2203.11378 (`head: kernel`, which with
+    `support_loss` trains on what its code trains on; see `KernelHead` for what differs). Prototypes
+    that a network corrects: Snell et al. 2017, arXiv:1703.05175, for the prototypes; encoder,
+    correction and their sizes are this project's design.
     """
 
     name = "hypernet"
@@ -72,21 +73,21 @@ class Hypernet(fsl.Adapter):
         ] = 64,
         kernel: Annotated[
             Kernel,
-            Field(
-                description="of head: kernel: cosine-distance, 1 - cos, as in HyperShot's code; or cosine"
-            ),
+            Field(description="of head: kernel: cosine-distance, 1 - cos (HyperShot's), or cosine"),
         ] = "cosine-distance",
         support_loss: Annotated[
             bool,
             Field(
-                description="train on support and query rows together, as HyperShot's code; else on the queries"
+                description="train on support and query rows together, as HyperShot's code; "
+                "else on the queries"
             ),
         ] = False,
         support_rows: Annotated[
             SupportRows | None,
             Field(
-                description="what support_loss counts of the support set: class-means, one row for each class, or items. "
-                "null: class-means for head: kernel, as in HyperShot's code, and items for the others"
+                description="what support_loss counts of the support set: class-means, one row for "
+                "each class, or items. null: class-means for head: kernel, as in HyperShot's code, "
+                "and items for the others"
             ),
         ] = None,
         checkpoint: Annotated[
@@ -111,7 +112,8 @@ class Hypernet(fsl.Adapter):
         )
         _require(
             support_rows != "class-means" or task.kind == "classification",
-            f"support_rows: 'class-means' of a {task.kind} task, which has no classes. null or 'items'",
+            f"support_rows: 'class-means' of a {task.kind} task, which has no classes. "
+            "null or 'items'",
         )
         for option, value in {
             "rank": rank,
@@ -146,7 +148,7 @@ class Hypernet(fsl.Adapter):
     def _fitted(
         self, backbone: nn.Module, support: fsl.LabelledSet
     ) -> tuple[fsl.Predictor, fsl.Predictor, EncodedSupport]:
-        """The predictor, its head, which takes features, and the features that the head was generated from."""
+        """The predictor, its head, which takes features, and what the head was generated from."""
         net = _Net(backbone, self.checkpoint and torch.is_grad_enabled())
         weights = dict(backbone.named_parameters())
         encoded = encode_labels(net(weights, support.x), support.y, self.task)
@@ -160,7 +162,7 @@ class Hypernet(fsl.Adapter):
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
-        """The query loss; with `support_loss` the loss over the queries and the rows of the support set."""
+        """The query loss; with `support_loss` over rows of the support set as well."""
         if not self.support_loss:
             return super().objective(backbone, episode, loss)
         predict, head, encoded = self._fitted(backbone, episode.support)

@@ -71,13 +71,15 @@ class KernelHead(nn.Module):
     K[a, b] = k(mean_a, mean_b), (n_way, n_way);   weights = H(K), all of them, from scratch
     logits  = W2 relu(W1 r + b1) + b2,   r[c] = k(feature, mean_c)
 
-    kernel: "cosine-distance", k(a, b) = 1 - cos(a, b), which is what `--hn_use_cosine_distance` of the authors' code
-            computes in every one of its commands.    "cosine": k(a, b) = cos(a, b).
-            Either can express what the other does, as K and r enter linear layers with a bias; training starts elsewhere.
+    kernel: "cosine-distance", k(a, b) = 1 - cos(a, b), as the authors' code has it under
+            `--hn_use_cosine_distance`, which every one of its HyperShot commands sets.
+            "cosine": k(a, b) = cos(a, b). Either can express what the other does, as K and r enter
+            linear layers with a bias; training starts elsewhere.
     target: width of the hidden layer of the generated network.
 
-    Source: the authors' code, gmum/few-shot-hypernets-public, methods/hypernets/hypernet_kernel.py, with class-mean
-    aggregation. Differs: one hypernetwork for all four tensors, where the code has a neck and one network for each.
+    Source: the authors' code, gmum/few-shot-hypernets-public, methods/hypernets/hypernet_kernel.py,
+    with class-mean aggregation. Differs: one hypernetwork for all four tensors, where the code has
+    a neck and one network for each.
     """
 
     def __init__(self, n_way: int, target: int, hidden: int, kernel: Kernel):

@@ -38,13 +38,15 @@ class Maml(fsl.Adapter):
     mode `test_steps`; there the predictor carries no graph. The caller's backbone is only read.
     Weights that require no gradient when the adapter is built are frozen: no step moves them.
 
-    Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted: head`), Raghu et al. 2020,
-    arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021, arXiv:2008.08882. Steps that adapt different layers: after
-    the abstract of Khabarlak 2022, arXiv:2206.05930, whose text was not available. Learned rates: see `InnerRates`.
-    MAML++, Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are not adapted (`adapt_norms: false`) or
-    have a scale and shift for each step (`norms_per_step`, see `StepNorms`). Differs from it: the loss is annealed at every
-    outer step, not every epoch; no annealing of the derivative's order; the test ensembles no checkpoints.
-    MAML's own code adapts no norm either, and its support loss is n_way times the mean that is taken here: a rate there
+    Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted:
+    head`), Raghu et al. 2020, arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021,
+    arXiv:2008.08882. Steps that adapt different layers: after the abstract of Khabarlak 2022,
+    arXiv:2206.05930, whose text was not available. Learned rates: see `InnerRates`. MAML++,
+    Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are not adapted
+    (`adapt_norms: false`) or have a scale and shift for each step (`norms_per_step`, see
+    `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
+    annealing of the derivative's order; the test ensembles no checkpoints. MAML's own code adapts
+    no norm either, and its support loss is n_way times the mean that is taken here: a rate there
     acts as n_way times that rate here.
     """
 
@@ -118,14 +120,15 @@ class Maml(fsl.Adapter):
         adapt_norms: Annotated[
             bool,
             Field(
-                description="whether `adapted` may name scales and shifts of norm layers; false: as MAML's code and MAML++"
+                description="whether `adapted` may name scales and shifts of norm layers; "
+                "false: as MAML's code and MAML++"
             ),
         ] = True,
         norms_per_step: Annotated[
             bool,
             Field(
-                description="each inner step has scales and shifts of its own, trained by the outer loop (MAML++); needs "
-                "adapt_norms: false"
+                description="each inner step has scales and shifts of its own, trained by the "
+                "outer loop (MAML++); needs adapt_norms: false"
             ),
         ] = False,
     ):
@@ -152,8 +155,8 @@ class Maml(fsl.Adapter):
         )
         _require(
             not (norms_per_step and adapt_norms),
-            "norms_per_step: true with adapt_norms: true, which would move what belongs to one step. "
-            "adapt_norms: false",
+            "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
+            "step. adapt_norms: false",
         )
         check_optimizer(inner_optimizer, options, learned_rate=learn_inner_lr != "fixed")
 
@@ -228,7 +231,8 @@ class Maml(fsl.Adapter):
     def _unroll(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
         """Predictors before the first and after each inner step.
 
-        Features of the support set are computed once for as long as the steps adapt the head alone and see one norm.
+        Features of the support set are computed once for as long as the steps adapt the head alone
+        and see one norm.
         """
         tracked = self.training and torch.is_grad_enabled()
         second = tracked and self.order == 2
