@@ -338,7 +338,7 @@ def pictures(tmp_path: Path) -> Path:
         ),
         (
             ["episodes.root=toy.yaml"],
-            ["episodes 'image-folder': root toy.yaml is no folder. A folder with"],
+            ["episodes 'image-folder': root toy.yaml is not a folder. A folder with"],
         ),
         (
             ["episodes.root=pictures/test/class0"],
@@ -354,7 +354,12 @@ def pictures(tmp_path: Path) -> Path:
                 "split 'test', class 'class0' has 4 images. n_shot: 1 and n_query: 9 need at least 10"
             ],
         ),
-        (["outer.validate_every=1"], ["has no classes in a folder validation or val, only in "]),
+        (
+            ["outer.validate_every=1"],
+            [
+                "no folder with the classes of validation, only test (3 classes), train (3 classes). "
+            ],
+        ),
         (
             ["episodes.fractions=[1, 2]"],
             ["-s episodes.fractions: episodes.fractions.2: absent. It is required"],
@@ -606,7 +611,7 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
         ),
         ([*PREDICT, "--device", "cuda:63"], "--device cuda:63: not available here. "),
         ([*PREDICT, "--support", "absent"], "absent: does not exist. A folder of pictures"),
-        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is no folder. A folder of pictures"),
+        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is not a folder. A folder of pictures"),
         (
             [*PREDICT, "--support", "empty"],
             "empty: 0 class folders. At least two folders of pictures",
@@ -668,7 +673,7 @@ def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
     shutil.copy(query / "class0" / "1.png", query / "class9")
     refused(
         call(*PREDICT),
-        "pictures/test: class folders and a folder 'class9', which is no class. Only folders of class0, ",
+        "pictures/test: class folders and a folder 'class9', which is not a class. Only folders of class0, ",
     )
     (query / "class9" / "1.png").rename(query / "1.png")
     refused(call(*PREDICT), "pictures/test: class folders and pictures outside of class folders. ")
@@ -705,8 +710,8 @@ def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(call: Call):
-    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.0}")
-    refused(ended, "outer step 1, episode 0: the loss is nan. ", code=1)
+    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.4}")
+    refused(ended, "outer step 2, episode 2: the loss is nan. ", code=1)
 
 
 def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
