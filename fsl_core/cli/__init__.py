@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 
+from fsl_core import __version__
 from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
 
 app = typer.Typer(
     name="fsl",
-    help="Few-shot meta-learning from parts: any inner loop with any outer loop, described by one YAML recipe.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,6 +25,22 @@ recipes.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fsl-core {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show the version"),
+    ] = False,
+) -> None:
+    """Few-shot meta-learning from parts: any inner loop with any outer loop, in one YAML recipe."""
 
 
 def main() -> None:

@@ -497,7 +497,23 @@ def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> s
     named = document.place((*path[:-1], "name"))
     if named.startswith("-s ") and named != document.place(path):
         owner += f" ({named})"
-    return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
+    key = str(path[-1])
+    elsewhere = _sections_with(key, model) if len(path) == 1 else []
+    if elsewhere:
+        return f"{owner} has no such option. Did you mean {' or '.join(elsewhere)}?"
+    return f"{owner} has no such option. {suggest(key, options.model_fields, label='Its options')}"
+
+
+def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:
+    """Key paths of the sections of this recipe that have such an option: `outer.steps`."""
+    found = []
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if key in section.model_fields and key != "name":
+                found.append(f"{above}{name}.{key}")
+            found += _sections_with(key, section, f"{above}{name}.")
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -171,6 +171,14 @@ def options(*overrides: str) -> list[str]:
         ),
         (["=5"], ["-s =5: not an override. key.path=value"]),
         (
+            ["steps=5", "temperature=2", "n_way=3"],
+            [
+                "-s steps: the recipe has no such option. Did you mean outer.steps?",
+                "-s temperature: the recipe has no such option. Did you mean adapter.temperature?",
+                "-s n_way: the recipe has no such option. Did you mean episodes.n_way or evaluate.n_way?",
+            ],
+        ),
+        (
             ["seed", "episodes.spread=", "adapter=[1"],
             [
                 "-s seed: not an override. ",
@@ -181,8 +189,8 @@ def options(*overrides: str) -> list[str]:
         (
             ["adaptr.temperature=1", "backbone.hiden=3"],
             [
-                "-s adaptr.temperature: adaptr: the recipe has no such option. Did you mean 'adapter'?",
                 "-s backbone.hiden: backbone 'mlp' has no such option. Did you mean 'hidden'?",
+                "-s adaptr.temperature: adaptr: the recipe has no such option. Did you mean 'adapter'?",
             ],
         ),
         (
@@ -549,9 +557,12 @@ def test_a_run_directory_in_use(call: Call, finished: Path):
     first = ["run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out"]
     refused(
         call(*first),
-        "out: holds a finished run of this recipe. `fsl resume out` continues it, or give another --out",
+        "out: holds a finished run of this recipe. `fsl resume out` shows its result, and another --out",
     )
-    refused(call(*first, "-s", "seed=1"), "out: holds a run of another recipe. Another --out")
+    refused(
+        call(*first, "-s", "seed=1"),
+        "out: holds a run of another recipe (seed: 0 → 1). Another --out",
+    )
     (finished / "result.json").unlink()
     refused(
         call(*first), "out: holds an unfinished run of this recipe. `fsl resume out` continues it"
@@ -697,8 +708,8 @@ def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(call: Call):
-    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.0}")
-    refused(ended, "outer step 1, episode 0: the loss is nan. ", code=1)
+    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.4}")
+    refused(ended, "outer step 2, episode 2: the loss is nan. ", code=1)
 
 
 def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
