@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsl_core.attention import plain_attention
 from fsl_core.norms import support_reference
 
 Predictor = Callable[[Tensor], Tensor]
@@ -223,19 +224,19 @@ class Learner(nn.Module):
 
     def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
         """`Adapter.objective` of one episode."""
-        with support_reference(episode.support.x):
+        with support_reference(episode.support.x), plain_attention():
             return self.adapter.objective(self.backbone, episode, loss)
 
     def adapt(self, episode: Episode) -> Predictor:
         """The predictor of one episode; of its query set only the unlabelled items are seen."""
-        with support_reference(episode.support.x):
+        with support_reference(episode.support.x), plain_attention():
             return _within(
                 episode.support.x, call_declared(self.adapter.adapt, self.backbone, episode)
             )
 
     def trajectory(self, episode: Episode) -> list[Predictor]:
         """The predictors before adaptation and after each inner step, the last one that of `adapt`."""
-        with support_reference(episode.support.x):
+        with support_reference(episode.support.x), plain_attention():
             predictors: Iterable[Predictor] = call_declared(
                 self.adapter.trajectory, self.backbone, episode
             )
@@ -257,7 +258,7 @@ def gradient_columns(learner: Learner) -> dict[str, slice]:
 
 def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
     def predict(x: Tensor) -> Tensor:
-        with support_reference(support_x):
+        with support_reference(support_x), plain_attention():
             return predictor(x)
 
     return predict
