@@ -7,6 +7,7 @@ import sys
 import typer
 
 from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
+from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ scaffolding.add_commands(app)
 
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
+    prepare_process()
     try:
         app()
     except TrainingError as error:
