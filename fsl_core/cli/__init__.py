@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
+from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps, tuning
 from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+tuning.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from fsl_core.cli.arguments import Json, NoPlugin, Overrides, PluginsDir, RecipeFile, load_registry
+from fsl_core.cli.arguments import (
+    Json,
+    NoPlugin,
+    Overrides,
+    PluginsDir,
+    RecipeFile,
+    choose_device,
+    load_registry,
+)
 
 KINDS = {
     "episodes": "episodes",
@@ -36,6 +44,7 @@ def check(
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
+    from fsl_core.training.execution import kept_execution
     from fsl_core.training.experiment import build_experiment, build_optimizer
 
     registry = load_registry(no_plugin, plugins_dir, recipe)
@@ -53,6 +62,8 @@ def check(
         f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
         f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
     )
+    if kept := kept_execution(experiment, choose_device("auto")):
+        typer.echo(f"execution {kept.in_full}")
 
 
 def schema(

@@ -38,7 +38,8 @@ class ProgressBar:
     def fsl_run_started(self, run: Any) -> None:
         if run.step < run.steps:
             if self._console.is_terminal:
-                self._console.print(f"execution {run.execution}", highlight=False, soft_wrap=True)
+                told = f"execution {run.execution.in_full}"
+                self._console.print(told, highlight=False, soft_wrap=True)
             self._bar.start()
             self._task = self._bar.add_task(
                 "training", total=run.steps, completed=run.step, status=""
