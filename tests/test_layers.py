@@ -12,6 +12,7 @@ LAYERS = [
     "errors",
     "private",
     "words",
+    "attention",
     "norms",
     "forward",
     "blocks",

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fsl_core import __version__
-from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps
+from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps, tuning
+from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 catalogue.add_commands(app)
 runs.add_commands(app)
 recipes.add_commands(app)
+tuning.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)
@@ -47,6 +49,7 @@ def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
     if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
+    prepare_process()
     try:
         app()
     except TrainingError as error:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.cli.arguments import Json, NoPlugin, Overrides, PluginsDir, RecipeFile, load_registry
+from fsl_core.cli.arguments import (
+    Json,
+    NoPlugin,
+    Overrides,
+    PluginsDir,
+    RecipeFile,
+    choose_device,
+    load_registry,
+)
 
 if TYPE_CHECKING:
     from fsl_core.training.experiment import Experiment
@@ -44,6 +52,7 @@ def check(
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
+    from fsl_core.training.execution import kept_execution
     from fsl_core.training.experiment import build_experiment, build_optimizer
     from fsl_core.training.preflight import preflight
 
@@ -72,6 +81,8 @@ def check(
         f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
         f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
     )
+    if kept := kept_execution(experiment, choose_device("auto")):
+        typer.echo(f"execution {kept.in_full}")
 
 
 def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:

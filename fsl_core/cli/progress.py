@@ -40,7 +40,8 @@ class ProgressBar:
             self._console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if run.step < run.steps:
             if self._console.is_terminal:
-                self._console.print(f"execution {run.execution}", highlight=False, soft_wrap=True)
+                told = f"execution {run.execution.in_full}"
+                self._console.print(told, highlight=False, soft_wrap=True)
             self._bar.start()
             self._task = self._bar.add_task(
                 "training", total=run.steps, completed=run.step, status=""
