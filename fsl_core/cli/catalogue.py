@@ -176,7 +176,8 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
     import torch
 
-    from fsl_core.data.cache import cache_dir, data_root
+    from fsl_core.data.cache import data_root
+    from fsl_core.private import cache_dir
     from fsl_core.training.run import describe_environment
 
     registry = load_registry(no_plugin, plugins_dir)

@@ -9,17 +9,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import platformdirs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fsl_core.errors import DataError
-
-
-def cache_dir() -> Path:
-    """The environment variable FSL_CACHE, else the user's cache folder for fsl-core."""
-    return Path(os.environ.get("FSL_CACHE") or platformdirs.user_cache_dir("fsl-core")).expanduser()
+from fsl_core.private import cache_dir
 
 
 def data_root(root: Path | str | None = None) -> Path:
