@@ -6,13 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
+from torch import Tensor
 
 import fsl_core as fsl
 from fsl_core.data.cache import content_key
 from fsl_core.data.folders import class_images, subfolders
-from fsl_core.data.vision import decode_image
+from fsl_core.data.levels import ValueRange, check_range
+from fsl_core.data.vision import decode_image, decode_images, joined
 
 SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -25,8 +26,13 @@ class ImageFolder(fsl.PooledEpisodes):
     """Images in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or val) and `root/test/<class>/`.
 
     Without split folders the classes are shared out: shuffled by a hash of their name and split_seed, then cut in these
-    fractions. Any file that PIL reads; its short side is resized to image_size and the centre square taken. Folders and
-    files whose name starts with a dot, and files without the ending of an image, are passed over.
+    fractions. The short side of a picture is resized to image_size and the centre square taken.
+    Folders and files whose name starts with a dot, and files without the ending of an image, are
+    passed over.
+
+    value_range [low, high]: the numbers in every picture are clipped to it and mapped to 0 .. 255.
+    Without it, 8 bits stay as they are and 16 bits keep their upper 8; float, signed and 12-bit
+    pictures are refused with the range that fits them.
     """
 
     name = "image-folder"
@@ -57,7 +63,14 @@ class ImageFolder(fsl.PooledEpisodes):
         split_seed: Annotated[
             int, Field(description="another number, other classes in each split")
         ] = 0,
+        value_range: Annotated[
+            ValueRange | None,
+            Field(
+                description="numbers that become black and white; null: pictures of 8 or 16 bits"
+            ),
+        ] = None,
     ):
+        check_range(value_range)
         if min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"fractions: {list(fractions)}. Three numbers >= 0, not all of them 0")
         super().__init__(
@@ -68,22 +81,25 @@ class ImageFolder(fsl.PooledEpisodes):
         )
         self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
         self.channels: Literal["rgb", "gray"] = channels
+        self.value_range = value_range and (float(value_range[0]), float(value_range[1]))
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
         classes = {folder.name: class_images(folder) for folder in self.class_folders(split)}
-        size = self.task.input_shape[-1]
+        files = [file for of_class in classes.values() for file in of_class]
 
-        def decode() -> fsl.LabelledPool:
-            stacks = (
-                (name, torch.stack([decode_image(f, size, self.channels) for f in files]))
-                for name, files in classes.items()
-            )
-            return fsl.LabelledPool.from_classes(stacks)
+        def read() -> fsl.LabelledPool:
+            images, faults = decode_images(files, self.decode, self.task.input_shape)
+            if faults:
+                raise joined(faults)
+            return fsl.LabelledPool(images, tuple(classes), tuple(map(len, classes.values())))
 
+        how = (self.task.input_shape[-1], self.channels, self.value_range)
         contents = [part for name, files in classes.items() for part in (name, len(files), *files)]
-        return fsl.LabelledPool.cached(
-            content_key("image-folder", size, self.channels, *contents), decode
-        )
+        key = content_key("image-folder", *how, *contents, under=self.root)
+        return fsl.LabelledPool.cached(key, read)
+
+    def decode(self, file: Path) -> Tensor:
+        return decode_image(file, self.task.input_shape[-1], self.channels, self.value_range)
 
     def class_folders(self, split: fsl.Split) -> list[Path]:
         """The folders of the classes of a split, sorted by name. Raises DataError if there is no root or no class."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
+from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, TaskShape
 
 Split = Literal["train", "validation", "test"]
@@ -42,6 +45,15 @@ class EpisodeSource(ABC):
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         """Raise DataError if the split cannot give such episodes; called for every split in use before anything is trained."""
+
+    def decode(self, file: Path) -> Tensor:
+        """A picture file of a user as an item of this source: (channels, size, size) uint8.
+
+        `fsl predict` reads pictures by it. A source whose own pictures are read by another rule
+        overrides it with that rule. Raises DataError, naming the file, where it cannot be read.
+        """
+        channels, size, _ = self.task.input_shape
+        return decode_image(file, size, "gray" if channels == 1 else "rgb")
 
     def fingerprint(self, episodes: Episode) -> bytes:
         """A digest of a batch of episodes as `batch` returned it: equal digests, equal tensors."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fsl_core.config.recipe import read_recipe
 from fsl_core.data.folders import class_images, image_files, subfolders
-from fsl_core.data.vision import decode_image
+from fsl_core.data.vision import decode_images, joined
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
@@ -293,8 +293,8 @@ def _require_folder(folder: Path) -> None:
 
 
 def _decode(files: Iterable[Path], experiment: Experiment, invert: bool) -> Tensor:
-    channels, size, _ = experiment.source.task.input_shape
-    images = torch.stack(
-        [decode_image(file, size, "gray" if channels == 1 else "rgb") for file in files]
-    )
+    source = experiment.source
+    images, faults = decode_images(list(files), source.decode, source.task.input_shape)
+    if faults:
+        raise joined(faults)
     return 255 - images if invert else images
