@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 
 import typer
 
 from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
+from fsl_core.data.work import Advance, report_to
 from fsl_core.errors import FslError, TrainingError
 
 app = typer.Typer(
@@ -26,11 +28,18 @@ scaffolding.add_commands(app)
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
     try:
-        app()
+        with report_to(_report_work):
+            app()
     except TrainingError as error:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
+
+
+def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:
+    from fsl_core.cli.progress import report_work  # rich is imported late
+
+    return report_work(what, total)
 
 
 def _fail(error: FslError, code: int) -> int:
