@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import AbstractContextManager
 
 import typer
 
-from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
+from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps
 from fsl_core.data.work import Advance, report_to
 from fsl_core.errors import FslError, TrainingError
+from fsl_core.words import printable
 
 app = typer.Typer(
     name="fsl",
@@ -20,6 +22,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+recipes.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)
@@ -27,6 +30,8 @@ scaffolding.add_commands(app)
 
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with report_to(_report_work):
             app()
@@ -34,6 +39,14 @@ def main() -> None:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
+    except OSError as error:  # of a name, any command may be the first to look for its file
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        told = (
+            f"{name[:60]}…: a name of {len(name)} characters, too long for a file. A shorter name"
+        )
+        sys.exit(_fail(told, 2))
 
 
 def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:
@@ -42,6 +55,6 @@ def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance
     return report_work(what, total)
 
 
-def _fail(error: FslError, code: int) -> int:
-    sys.stderr.write(f"{error}\n")
+def _fail(error: FslError | str, code: int) -> int:
+    sys.stderr.write(f"{printable(str(error), lines=True)}\n")
     return code

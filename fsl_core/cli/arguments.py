@@ -10,8 +10,27 @@ import typer
 if TYPE_CHECKING:
     from fsl_core.hooks.registry import Registry
 
+
+def _recipe_file(given: Path) -> Path:
+    """The file of a path, or of a shipped recipe's name; stderr says which."""
+    from fsl_core.config.shipped import find_recipe, shipped_recipes
+
+    file = find_recipe(given)
+    if file != given:
+        typer.echo(f"{given}: the recipe that comes with fsl-core, {file}", err=True)
+    elif given.as_posix() in shipped_recipes():
+        typer.echo(f"{given}: the file here, not the recipe that comes with fsl-core", err=True)
+    return file
+
+
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="recipe file (YAML), or a name that `fsl recipes` lists",
+        callback=_recipe_file,
+        show_default=False,
+    ),
 ]
 RunDirectory = Annotated[
     Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)
@@ -28,6 +47,12 @@ PluginsDir = Annotated[
     Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+RawCsv = Annotated[
+    bool,
+    typer.Option(
+        "--raw-csv", help="names as they are, even where a spreadsheet would compute them"
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
@@ -37,13 +62,27 @@ def load_registry(
     """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
     from fsl_core.hooks.registry import load, plugin_files
 
-    registry = load(no_plugin=no_plugin, files=plugin_files(recipe, plugins_dir))
+    files = plugin_files(recipe, plugins_dir)
+    if plugins_dir is not None:
+        _tell_files(plugins_dir, files)
+    registry = load(no_plugin=no_plugin, files=files)
     for plugin in registry.plugins:
         if plugin.status == "failed":
             typer.echo(f"{plugin.title} failed to load: {plugin.reason}", err=True)
         for note in plugin.notes:
             typer.echo(f"{plugin.title}: {note}", err=True)
     return registry
+
+
+def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
+    """Say on stderr which files of the folder are plugins, and which are passed over."""
+    real = {file.resolve() for file in taken}
+    here = sorted(plugins_dir.glob("*.py"))
+    used = ", ".join(file.name for file in here if file.resolve() in real) or "no plugin"
+    others = [file.name for file in here if file.resolve() not in real]
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    passed = f"; passed over: {named} (a test, or without hookimpl)" if others else ""
+    typer.echo(f"--plugins-dir {plugins_dir}: {used}{passed}", err=True)
 
 
 def choose_device(name: str):

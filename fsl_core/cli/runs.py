@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -23,8 +22,12 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
 )
+from fsl_core.cli.interrupts import Watched, interruptible
+from fsl_core.cli.outputs import check_outputs, page
+from fsl_core.words import name_of, printable
 
 if TYPE_CHECKING:
+    from fsl_core.data.source import Split
     from fsl_core.training.run import Run
 
 Out = Annotated[
@@ -55,19 +58,31 @@ def run(
 
 def resume(
     directory: RunDirectory,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="train for N outer steps in all, not the recipe's"),
+    ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     as_json: Json = False,
 ) -> None:
-    """Continue a run from its last checkpoint, exactly as if it had never stopped."""
+    """Continue a run from its last checkpoint, exactly as if it had never stopped.
+
+    With --steps, schedules and warm-ups are stretched over the new number from here on, and the
+    result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
+    """
     from fsl_core.training.run import open_run
 
-    with open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened:
+    options = {"write": True, "no_plugin": no_plugin, "steps": steps}
+    with (
+        interruptible() as watched,
+        open_run(directory, choose_device(device), **options) as opened,
+    ):
         result = opened.result()
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
-                result = _complete(opened)
+                result = _complete(opened, watched)
     _print_result(result, directory, as_json)
 
 
@@ -87,7 +102,7 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
-    from fsl_core.training.outer_loop import evaluate_run
+    from fsl_core.training.outer_loop import evaluate_run, state_of
     from fsl_core.training.run import open_run
 
     if split not in SPLITS:
@@ -96,9 +111,11 @@ def evaluate(
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
     with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
         which = opened.restore_for_evaluation(checkpoint)
+        _note_data(opened, split)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
             summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
+        summary |= state_of(opened.experiment.learner.adapter)
     _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
 
 
@@ -139,15 +156,18 @@ def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin
     """Write a finished run's report.html anew and say where it is."""
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
+    from fsl_core.training.begun import refuse_edited
     from fsl_core.training.files import RESULT, check_files
     from fsl_core.training.run import open_run
 
     if not (directory / RESULT).is_file():
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
     check_files(directory)
+    refuse_edited(directory)
     try:
         with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
             opened.restore_for_evaluation()
+            _note_data(opened, "test")
             path = write_report(directory, opened)
     except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
         typer.echo(f"without episodes: {error}", err=True)
@@ -167,26 +187,34 @@ def compare(
     """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import compare_runs, write_comparison
+    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.files import to_json
 
+    outputs = [page("--html", html)] if html is not None else []
+    check_outputs(outputs, [first, second])
     runs = [read_scores(directory) for directory in (first, second)]
     paired = compare_runs(*runs)
     metric = runs[0].metric
-    if html is not None:
-        write_comparison(html, *runs)
+    for output in outputs:
+        output.make_folder()
+        write_comparison(output.path, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        episodes = {
+        more = {
             "episode_set": runs[0].result["episode_set"],
+            "judging": {"first": asdict(runs[0].judging), "second": asdict(runs[1].judging)},
+            "notes": judging_told(*runs),
             "page": str(html) if html else None,
         }
-        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
+        found = {"metric": metric, **scores, **asdict(paired), **more}
+        typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
-        typer.echo(
-            f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        )
+        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
+        typer.echo(printable(f"{run.directory}: {score}"))
+    for line in judging_told(*runs):
+        typer.echo(printable(line))
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -194,6 +222,7 @@ def compare(
     typer.echo(
         f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
     )
+    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
 
@@ -210,22 +239,23 @@ def _run(
     from fsl_core.hooks.registry import plugin_files
     from fsl_core.training.run import new_run
 
-    registry = load_registry(no_plugin, plugins_dir, recipe_file)
-    recipe = read_recipe(recipe_file, registry, overrides)
-    directory = out or _free_directory(recipe_file.stem)
-    with new_run(
-        directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
-    ) as started:
-        return _complete(started), directory
+    with interruptible() as watched:
+        registry = load_registry(no_plugin, plugins_dir, recipe_file)
+        recipe = read_recipe(recipe_file, registry, overrides)
+        directory = out or _free_directory(name_of(recipe_file))
+        files = plugin_files(recipe_file, plugins_dir)
+        with new_run(directory, recipe, registry, choose_device(device), files) as started:
+            return _complete(started, watched), directory
 
 
-def _complete(run: Run) -> dict[str, Any]:
+def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     from fsl_core.cli.progress import ProgressBar
     from fsl_core.engine.memory import keep_freed_memory
     from fsl_core.reporting.report import ReportWriter
     from fsl_core.training.outer_loop import judge, train
 
     keep_freed_memory()
+    watched.follow(run)
     console = _console()
     bar = ProgressBar(console)
     run.registry.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -235,17 +265,20 @@ def _complete(run: Run) -> dict[str, Any]:
         train(run)
         with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
             result = judge(run, on_episode)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint",
-            err=True,
-        )
-        raise typer.Exit(130) from None
     finally:
         bar.stop()
         run.flush_metrics()
     run.registry.hook.fsl_run_finished(run=run, result=result)
     return result
+
+
+def _note_data(run: Run, split: Split) -> None:
+    """Say on stderr how the data differs from that which the run began with."""
+    from fsl_core.training.data_record import data_changes
+
+    if changes := data_changes(run.directory, run.experiment.source, split):
+        comparison = "These episodes are not those of before"
+        typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
 
 
 def _free_directory(name: str) -> Path:
@@ -275,11 +308,12 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.begun import describe_change
+    from fsl_core.training.files import to_json
 
     if as_json:
-        typer.echo(
-            json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
-        )
+        told = {**result, **({"run": str(directory)} if directory else {})}
+        typer.echo(to_json(told, "result", indent=2))
         return
     typer.echo(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
@@ -292,6 +326,12 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         typer.echo(
             f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
         )
+    if state := result.get("adapter_state"):
+        typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
+    if not result.get("settled", True):
+        typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
+    for change in result.get("steps_changed", []):
+        typer.echo(describe_change(change))
     if directory is not None:
         typer.echo(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fsl_core.data.files import open_regular, replacing
+from fsl_core.data.folders import name_bytes, shown
 from fsl_core.data.work import for_each
 from fsl_core.errors import CacheError, DataError
 from fsl_core.private import cache_dir, private_folder
@@ -51,22 +52,23 @@ def data_root(root: Path | str | None = None) -> Path:
     return folder
 
 
-def content_key(*parts: object, under: Path | None = None) -> str:
+def content_key(*parts: object, under: Path | None = None, tolerant: bool = False) -> str:
     """A digest of all parts in their order: of a Path the bytes of its file, of anything else its
     `str`.
 
     under: a folder that the files lie in. What their bytes were is then remembered, and a file
     whose size and times have not changed since is not read again; FSL_HASH_ALL=1 reads all.
-    Raises DataError where a file cannot be read.
+    tolerant, with `under`: of a file that cannot be read the reason counts. Otherwise such a file
+    raises DataError.
     """
     files = [part for part in parts if isinstance(part, Path)]
-    contents = iter(_file_digests(files, under))
+    contents = iter(_file_digests(files, under, tolerant))
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Path):
             digest.update(b"file" + next(contents))
         else:
-            text = str(part).encode("utf-8", "surrogatepass")
+            text = name_bytes(str(part))
             digest.update(b"text" + len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
 
@@ -199,20 +201,29 @@ def _keep(path: Path, write: Callable[[Path], object]) -> bool:
     return False
 
 
-def _file_digests(files: Sequence[Path], under: Path | None) -> list[bytes]:
+def _file_digests(files: Sequence[Path], under: Path | None, tolerant: bool) -> list[bytes]:
     """sha256 of each file's bytes, read only where the index of the folder does not know them."""
     if under is None:
         return [_read_digest(file) for file in files]
     top, prefix = os.path.realpath(under), os.path.join(under, "")
     path = _folder() / f"files-{content_key(top)}.json"
     names = [str(file).removeprefix(prefix) for file in files]
-    states = [_state(file) for file in files]
+    states = [_state(file, tolerant) for file in files]
     known = _load_index(path, top)
     found = [_remembered(known.get(n), state) for n, state in zip(names, states, strict=True)]
     unknown = [i for i, digest in enumerate(found) if digest is None]
 
+    failed: set[int] = set()
+
     def read(n: int) -> None:
-        found[unknown[n]] = _read_digest(files[unknown[n]])
+        i = unknown[n]
+        try:
+            found[i] = _read_digest(files[i])
+        except DataError as error:
+            if not tolerant:
+                raise
+            failed.add(i)
+            found[i] = hashlib.sha256(b"unreadable " + name_bytes(str(error))).digest()
 
     if unknown:
         started = time.time_ns()
@@ -220,7 +231,7 @@ def _file_digests(files: Sequence[Path], under: Path | None) -> list[bytes]:
         known = {name: entry for name, entry in known.items() if os.path.lexists(under / name)}
         for i in unknown:
             known.pop(names[i], None)
-            if _settled(states[i], started):
+            if i not in failed and _settled(states[i], started):
                 known[names[i]] = [*states[i], found[i].hex()]
         text = json.dumps({"folder": top, "files": known})
         _keep(path, lambda new: new.write_text(text, encoding="utf-8"))
@@ -268,11 +279,13 @@ def _load_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _state(file: Path) -> list[int]:
+def _state(file: Path, tolerant: bool = False) -> list[int]:
     """What changes when a file does: its size, and two times of which nobody can set one back."""
     try:
         found = os.stat(file)
     except OSError as error:
+        if tolerant:
+            return []
         raise DataError(f"{file}: {error.strerror}. A file that can be read") from error
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
@@ -307,7 +320,7 @@ def _tell(line: str) -> None:
     """Log a line, once in a process: a cache that cannot be used is asked for every split."""
     if line not in _told:
         _told.add(line)
-        logger.warning("%s", line)
+        logger.warning("%s", shown(line))
 
 
 def _reason(error: Exception) -> str:

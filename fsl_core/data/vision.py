@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from fsl_core.data.folders import as_unreadable, refuse_unreadable
 from fsl_core.data.formats import open_picture, refuse_size
 from fsl_core.data.levels import (
     UnscaledError,
@@ -41,9 +42,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each value of EXIF's orientation; 1 and all others leave a picture as it is."""
-
-NAMED = 20
-"""Damaged pictures that one message names; of more it says how many there are."""
 
 
 @cache
@@ -121,8 +119,9 @@ def to_pixels(
 
 def decode_images(
     files: Sequence[Path], decode: Callable[[Path], Tensor], shape: Sequence[int]
-) -> tuple[Tensor, list[DataError]]:
-    """(n, *shape) uint8, row i decoded from file i, and what was said of files that cannot be.
+) -> tuple[Tensor, dict[int, DataError]]:
+    """(n, *shape) uint8, row i decoded from file i, and what was said of files that cannot be: by
+    their place in `files`, in order.
 
     The rows of those are not filled. Decoded by as many threads as torch uses; their number and
     order change nothing.
@@ -141,21 +140,29 @@ def decode_images(
 
     with _quiet:
         for_each(fill, len(files), "decoding pictures")
-    return images, [faults[i] for i in sorted(faults)]
+    return images, dict(sorted(faults.items()))
 
 
-def joined(faults: Sequence[DataError]) -> DataError:
-    """One error for all: a line for each, or one line for those that need a range of one kind."""
+def refuse_faults(files: Sequence[Path], faults: Mapping[int, DataError], fit: str) -> None:
+    """Raise one DataError for all faults of `decode_images`: a line for each, or one line for those
+    that need a range of one kind.
+
+    fit: what would do instead of the damaged ones.
+    """
     unscaled: dict[str, list[UnscaledError]] = {}
-    for error in faults:
+    damaged = []
+    for i, error in faults.items():
         if isinstance(error, UnscaledError):
             unscaled.setdefault(error.kind, []).append(error)
+        else:
+            damaged.append(as_unreadable(files[i], error))
     lines = [str(UnscaledError.joined(errors)) for errors in unscaled.values()]
-    damaged = [str(error) for error in faults if not isinstance(error, UnscaledError)]
-    lines += damaged[:NAMED]
-    if len(damaged) > NAMED:
-        lines.append(f"and {len(damaged) - NAMED} more pictures that cannot be read")
-    return DataError("\n".join(lines))
+    try:
+        refuse_unreadable(damaged, of=len(files), fit=fit)
+    except DataError as error:
+        lines.append(str(error))
+    if lines:
+        raise DataError("\n".join(lines))
 
 
 def _eight_bits(image: Image.Image, mode: str, value_range: ValueRange | None) -> Image.Image:

@@ -15,18 +15,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fsl_core.errors import RunError
+from fsl_core.training.files import to_json
 
 
 def save(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, progress: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer | None,
+    progress: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimizer state and progress (plain JSON data) to path, all of it or nothing."""
+    """Write weights, optimizer state and progress (plain JSON data) to path, all or nothing.
+
+    optimizer: None where nothing is trained.
+    """
     tensors = {
         f"{label}.{k}": v
         for label, module in modules.items()
         for k, v in module.state_dict().items()
     }
-    packed = optimizer.state_dict()
+    packed = optimizer.state_dict() if optimizer else {"state": {}, "param_groups": []}
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in packed["state"].items():
         for key, value in state.items():
@@ -43,7 +50,7 @@ def save(
     copies = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
     }  # tied weights share memory
-    save_file(copies, partial, metadata={"fsl": json.dumps(record, sort_keys=True)})
+    save_file(copies, partial, metadata={"fsl": to_json(record, path, sort_keys=True)})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -73,27 +80,29 @@ def restore(
             raise RunError(
                 f"{path}: does not fit this recipe's {label}: {first}. A checkpoint of the same recipe"
             ) from error
-    if optimizer is not None:
+    if optimizer is not None and record["optimizer"]["groups"]:  # none: of a run of no steps
         _restore_optimizer(optimizer, tensors, record["optimizer"])
     return record["progress"]
 
 
 def progress_of(path: Path) -> dict[str, Any]:
-    """The progress stored in a checkpoint, without loading its weights elsewhere."""
-    return _read(path)[1]["progress"]
+    """The progress stored in a checkpoint; weights are not read."""
+    return _read(path, weights=False)[1]["progress"]
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, weights: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise RunError(f"{path}: no such checkpoint. A run directory that has been trained")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if weights else ()
+            tensors = {name: file.get_tensor(name) for name in names}
             return tensors, json.loads(file.metadata()["fsl"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RunError(
-            f"{path}: damaged checkpoint ({reason}). Delete it: `fsl resume` goes on from the other checkpoint, or from the start"
+            f"{path}: damaged checkpoint ({reason}). Delete it: `fsl resume` goes on from the "
+            "other checkpoint, or from the start"
         ) from error
 
 

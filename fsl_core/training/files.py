@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
 
-RECIPE, ENVIRONMENT, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
+    "begun.json",
     "environment.json",
+    "data.json",
     "execution.json",
     "metrics.jsonl",
     "episodes.csv",
@@ -33,15 +37,45 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: {reason}. A folder with room that can be written to") from error
 
 
+def refuse_name(path: Path) -> None:
+    """Raise RunError where safetensors could write to a path and not read it again: it wants UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{shown(path)}: a name that is not UTF-8. Another name") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """All of it or nothing, also when the process is killed."""
     partial = path.with_name(path.name + ".partial")
     with writing(path):
-        with partial.open("w", encoding="utf-8") as file:
+        # a name that is not UTF-8 must not end a run in which it is only mentioned
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+def to_json(data: Any, where: str | Path, **options: Any) -> str:
+    """JSON that every reader takes. RunError, naming the key, for a number that is not finite.
+
+    options: as for `json.dumps`.
+    """
+    try:
+        return json.dumps(data, allow_nan=False, **options)
+    except ValueError as error:
+        key, value = next(_not_finite(data))
+        raise RunError(f"{where}: {key} is {value}. A finite number") from error
+
+
+def _not_finite(data: Any, key: str = "it") -> Iterator[tuple[str, float]]:
+    if isinstance(data, dict | list | tuple):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for name, value in items:
+            yield from _not_finite(value, str(name) if key == "it" else f"{key}.{name}")
+    elif isinstance(data, float) and not math.isfinite(data):
+        yield key, data
 
 
 def check_files(directory: Path) -> None:
@@ -84,5 +118,5 @@ def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
     return RunError(
-        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, ENVIRONMENT) else anew}"
+        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, BEGUN, ENVIRONMENT, DATA) else anew}"
     )

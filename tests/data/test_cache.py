@@ -418,6 +418,24 @@ class TestIndex:
         assert line.startswith(f"{index}: not used (")
         assert line.endswith("). Files are read again")
 
+    def test_of_a_file_that_cannot_be_read_the_reason_counts(
+        self, folder: Path, files: list[Path], read: list[Path]
+    ):
+        whole = self.key(files)
+        files[1].unlink()
+        with pytest.raises(DataError, match=r"1\.png: No such file or directory"):
+            self.key(files)
+        torn = content_key("k", *files, under=files[0].parents[1], tolerant=True)
+        assert torn != whole
+        assert "a/1.png" not in json.loads(self.index(folder).read_text())["files"]
+        files[1].mkdir()
+        del read[:]
+        assert content_key("k", *files, under=files[0].parents[1], tolerant=True) not in (
+            whole,
+            torn,
+        )
+        assert read == [files[1]]
+
     def test_names_of_any_bytes(self, tmp_path: Path, files: list[Path], read: list[Path]):
         odd = files[0].with_name("\udcff.png")
         try:

@@ -9,6 +9,7 @@ import tarfile
 from hashlib import md5
 from http.client import IncompleteRead
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,7 +18,6 @@ from fsl_core.builtin.cifar_fs import CifarFs
 from fsl_core.builtin.mnist import Mnist
 from fsl_core.builtin.omniglot import Omniglot
 from fsl_core.data.downloads import MEGABYTE, download, extract, once
-from fsl_core.training.experiment import Experiment, check_data
 
 CONTENT = b"content" * 1000
 MD5 = md5(CONTENT).hexdigest()
@@ -200,21 +200,6 @@ def test_a_failing_download_is_tried_and_told_of_once(
     with pytest.raises(
         fsl.DataError, match=r"download failed \(network is unreachable\)"
     ) as caught:
-        check_all(episodes)
+        episodes.check_splits(dict.fromkeys(get_args(fsl.Split), episodes.task))
     assert len(str(caught.value).splitlines()) == 1
     assert len(asked) == len(set(asked)) <= 2  # MNIST has two mirrors
-
-
-def check_all(source: fsl.EpisodeSource) -> None:
-    """`check_data` of a run that validates."""
-
-    class Outer:
-        validate_every = 1
-
-    class Sections:
-        outer = Outer
-
-    class Recipe:
-        sections = Sections
-
-    check_data(Experiment(Recipe, source, None, None, source.task))

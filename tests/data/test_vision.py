@@ -16,7 +16,7 @@ from fsl_core.data.vision import (
     TURNS,
     decode_image,
     decode_images,
-    joined,
+    refuse_faults,
     to_pixels,
     torchvision,
     torchvision_dataset,
@@ -241,13 +241,12 @@ class TestDecodeImages:
             files[i].write_bytes(b"junk")
         images, faults = decode_images(files, lambda file: decode_image(file, 8, "gray"), (1, 8, 8))
         assert images[41, 0, 0, 0] == 41
-        lines = str(joined(faults)).splitlines()
+        assert list(faults) == [3, 40, 50]
+        with pytest.raises(DataError) as caught:
+            refuse_faults(files, faults, "Whole files")
+        *lines, last = str(caught.value).splitlines()
         assert [line.partition(": ")[0] for line in lines] == [str(files[i]) for i in (3, 40, 50)]
-
-    def test_of_very_many_faults_the_first_are_told(self, files: list[Path]):
-        faults = [DataError(f"{file}: damaged") for file in files]
-        lines = str(joined(faults)).splitlines()
-        assert lines[19:] == [f"{files[19]}: damaged", "and 50 more pictures that cannot be read"]
+        assert last == "3 of 70 pictures and folders cannot be read. Whole files"
 
     def test_pictures_without_a_rule_are_told_together_with_the_range_of_all(self, tmp_path: Path):
         files = [tmp_path / f"{i}.tiff" for i in range(3)]
@@ -255,7 +254,9 @@ class TestDecodeImages:
             Image.fromarray(np.float32([[i, -10.0 * i]])).save(file)
         _, faults = decode_images(files, lambda file: decode_image(file, 8), (3, 8, 8))
         assert len(faults) == 3
-        assert str(joined(faults)) == (
+        with pytest.raises(DataError) as caught:
+            refuse_faults(files, faults, "Whole files")
+        assert str(caught.value) == (
             f"{files[0]} and 2 more pictures: float numbers from -20 to 2, and nothing says which "
             "of them are black and white. The option `value_range: [-20, 2]` of image-folder, or "
             "pictures of 8 bits"
