@@ -28,7 +28,8 @@ LAYERS = [
 ]
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
-    "builtin": {"data.augment", "data.cache", "data.folders", "data.strokes", "data.vision"},
+    "builtin": {"data.augment", "data.cache", "data.folders", "data.strokes", "data.vision"}
+    | {"data.downloads", "data.formats", "data.levels", "data.work"},
     "testing": {
         "config.document",
         "config.recipe",

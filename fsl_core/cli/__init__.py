@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import sys
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 import typer
 
 from fsl_core import __version__
 from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps, tuning
+from fsl_core.data.work import Advance, report_to
 from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
@@ -51,7 +53,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     prepare_process()
     try:
-        app()
+        with report_to(_report_work):
+            app()
     except TrainingError as error:
         sys.exit(_fail(error, 1))
     except FslError as error:
@@ -64,6 +67,12 @@ def main() -> None:
             f"{name[:60]}…: a name of {len(name)} characters, too long for a file. A shorter name"
         )
         sys.exit(_fail(told, 2))
+
+
+def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:
+    from fsl_core.cli.progress import report_work  # rich is imported late
+
+    return report_work(what, total)
 
 
 def _fail(error: FslError | str, code: int) -> int:

@@ -7,18 +7,13 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
-from PIL import Image
-
+from fsl_core.data.formats import PICTURE_ENDINGS, open_picture
 from fsl_core.errors import DataError
 from fsl_core.words import printable
-
-T = TypeVar("T")
 
 HIDDEN = "hidden (the name begins with a dot)"
 SYSTEM = "made by an operating system"
@@ -171,17 +166,10 @@ def no_pictures(folder: Path, passed_over: Sequence[PassedOver] = ()) -> str:
     return f"{shown(folder)}: no images in this class folder{beside}. {fit}"
 
 
-def try_read(file: Path, read: Callable[[Path], T]) -> T | PassedOver:
-    """What `read` makes of the file; or the file passed over, with the reason it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            opened.read(1)
-        return read(file)
-    except OSError as error:
-        return PassedOver(file, UNREADABLE, _why(error))
-    except DataError as error:
-        why = str(error).removeprefix(f"{file}: ").removeprefix(f"{shown(file)}: ")
-        return PassedOver(file, UNREADABLE, why)
+def as_unreadable(file: Path, error: DataError) -> PassedOver:
+    """The file, passed over because of an error that begins with its name."""
+    why = str(error).removeprefix(f"{file}: ").removeprefix(f"{shown(file)}: ")
+    return PassedOver(file, UNREADABLE, why)
 
 
 def unreadable(items: Iterable[object]) -> list[PassedOver]:
@@ -225,9 +213,9 @@ def require_folder(folder: Path, where: str, fit: str) -> None:
 def picture_size(file: Path) -> tuple[int, int] | None:
     """Width and height in pixels, from the head of the file; None where it has none."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), open_picture(file) as image:
             return image.size
-    except Exception:  # PIL's decoders raise nearly anything on a damaged file
+    except DataError:
         return None
 
 
@@ -341,15 +329,8 @@ def _why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-@cache
-def _endings() -> frozenset[str]:
-    return frozenset(
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    )
-
-
 def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _endings()
+    return os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
 
 
 def _refuse_same_names(parent: Path, folders: Iterable[Path]) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from fsl_core.data.folders import PassedOver
+from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
 
@@ -81,6 +83,15 @@ class EpisodeSource(ABC):
         digest: False leaves it out, where it is enough to list the items without reading them.
         """
         return SplitContents()
+
+    def decode(self, file: Path) -> Tensor:
+        """A picture file of a user as an item of this source: (channels, size, size) uint8.
+
+        `fsl predict` reads pictures by it. A source whose own pictures are read by another rule
+        overrides it with that rule. Raises DataError, naming the file, where it cannot be read.
+        """
+        channels, size, _ = self.task.input_shape
+        return decode_image(file, size, "gray" if channels == 1 else "rgb")
 
     def fingerprint(self, episodes: Episode) -> bytes:
         """A digest of a batch of episodes as `batch` returned it: equal digests, equal tensors."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fsl_core.config.recipe import read_recipe
 from fsl_core.data import folders
 from fsl_core.data.folders import PassedOver, nfc, shown
-from fsl_core.data.vision import decode_image
+from fsl_core.data.vision import decode_images
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
@@ -99,7 +99,7 @@ class AdaptedPredictor:
         if not skip_unreadable or not files:
             _refuse(damaged, len(found.paths))
         return Pictures(
-            torch.stack(images),
+            images,
             [file.relative_to(folder).as_posix() for file in files],
             [class_of[file] for file in files] if class_of else None,
             [(item.path.relative_to(folder).as_posix(), item.detail) for item in damaged]
@@ -274,7 +274,7 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     return AdaptedPredictor(
         experiment,
         learner,
-        torch.stack(images),
+        images,
         tuple(classes),
         found,
         invert,
@@ -386,18 +386,14 @@ def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
 
 def _decode(
     files: Iterable[Path], experiment: Experiment, invert: bool
-) -> tuple[list[Path], list[Tensor], list[PassedOver]]:
-    """The files that can be read, (channels, size, size) uint8 of each, and the other files."""
-    channels, size, _ = experiment.source.task.input_shape
-
-    def read(file: Path) -> Tensor:
-        image = decode_image(file, size, "gray" if channels == 1 else "rgb")
-        return 255 - image if invert else image
-
-    tried = [(file, folders.try_read(file, read)) for file in files]
-    done = [(file, image) for file, image in tried if isinstance(image, Tensor)]
-    damaged = folders.unreadable(item for _, item in tried)
-    return [file for file, _ in done], [image for _, image in done], damaged
+) -> tuple[list[Path], Tensor, list[PassedOver]]:
+    """The files that can be read, (n, channels, size, size) uint8 of these, and the others."""
+    files, source = list(files), experiment.source
+    images, faults = decode_images(files, source.decode, source.task.input_shape)
+    kept = [i for i in range(len(files)) if i not in faults]
+    images = images[kept]
+    damaged = [folders.as_unreadable(files[i], error) for i, error in faults.items()]
+    return [files[i] for i in kept], 255 - images if invert else images, damaged
 
 
 def _refuse(unreadable: Sequence[PassedOver], of: int) -> None:

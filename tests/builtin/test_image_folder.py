@@ -420,3 +420,48 @@ def test_images_keep_their_colours(tmp_path: Path):
 def test_images_are_sorted_by_file_name(root: Path):
     red = dict(small(root, fractions=(1, 0, 0)).pool("train").items())["class8"][:, 0, 0, 0]
     assert red.tolist() == [10 * i for i in (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]
+
+
+def gradients(root: Path, low: float, high: float) -> None:
+    """Ten classes of three float pictures, each with numbers from low to high."""
+    for c in range(10):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(3):
+            numbers = np.linspace(low, high, 64 + c + i, dtype=np.float32)[:64].reshape(8, 8)
+            numbers[0, 0], numbers[-1, -1] = low, high
+            Image.fromarray(numbers).save(root / f"class{c}" / f"{i}.tiff")
+
+
+def test_pictures_of_other_numbers_need_a_range_and_follow_it(tmp_path: Path):
+    root = tmp_path / "data"
+    gradients(root, -80, 0)
+    everything = {"fractions": (1, 0, 0), "channels": "gray"}
+    with pytest.raises(fsl.DataError) as caught:
+        small(root, **everything).check("train")
+    assert str(caught.value) == (
+        f"{root / 'class0' / '0.tiff'} and 29 more pictures: float numbers from -80 to 0, and "
+        "nothing says which of them are black and white. The option `value_range: [-80, 0]` of "
+        "image-folder, or pictures of 8 bits"
+    )
+    source = small(root, value_range=(-80, 0), **everything)
+    file = root / "class3" / "1.tiff"
+    expected = torch.from_numpy(
+        np.rint((np.asarray(Image.open(file)).astype(float) + 80) / 80 * 255)
+    )
+    assert torch.equal(source.pool("train").images[10, 0], expected.to(torch.uint8))
+    assert torch.equal(source.decode(file)[0], expected.to(torch.uint8))
+
+
+def test_the_range_is_part_of_the_cache_key(tmp_path: Path):
+    gradients(tmp_path / "data", -80, 0)
+    digests = [
+        small(tmp_path / "data", value_range=value_range, fractions=(1, 0, 0)).pool("train").digest
+        for value_range in [(-80, 0), (-40, 0), (-80, 0), [-80.0, 0.0]]
+    ]
+    assert digests[0] == digests[2] == digests[3] != digests[1]
+    assert len([*(tmp_path / "cache" / "decoded").glob("*.safetensors")]) == 2
+
+
+def test_a_range_that_is_none(root: Path):
+    with pytest.raises(ValueError, match=r"value_range: \[5, 5\]\. Two numbers, the smaller one"):
+        small(root, value_range=(5, 5))

@@ -452,17 +452,14 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
     ]
     refused(
         call(*cifar, "-s", "episodes.root=/nonexistent"),
-        *["episodes 'cifar-fs': /nonexistent: named by option root, but no such folder. "] * 2,
+        "episodes 'cifar-fs': /nonexistent: named by option root, but no such folder. ",
     )
     grid = tmp_path / "data" / "cifarfs" / "train" / "apple.webp"
     grid.parent.mkdir(parents=True)
     rooted = [*cifar, "-s", "episodes.root=data"]
     refused(
         call(*rooted),
-        *[
-            "episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data ("
-        ]
-        * 2,
+        "episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data (",
     )
     grid.write_text("x")
     refused(

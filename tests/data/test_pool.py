@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fsl_core as fsl
+from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.errors import DataError, ShapeError
 
 SIZES = {"train": [9] * 30, "validation": [5, 8, 20, 300, 7], "test": [6] * 4}
@@ -302,6 +303,50 @@ class TestLabelledPool:
         again = fsl.LabelledPool.cached("k", lambda: pytest.fail("built again"))
         assert again.digest == pool.digest
         assert again.classes == pool.classes
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"images": None},
+            {"counts": None},
+            {"classes": None},
+            {"more": torch.zeros(1)},
+            {"images": torch.zeros(5, 1, 2, 2)},
+            {"images": torch.zeros(5, 4, dtype=torch.uint8)},
+            {"images": torch.zeros(6, 1, 2, 2, dtype=torch.uint8)},
+            {"counts": torch.tensor([2.0, 3.0])},
+            {"counts": torch.tensor([2, 3], dtype=torch.int32)},
+            {"counts": torch.tensor([-1, 6])},
+            {"counts": torch.tensor([[2, 3]])},
+            {"counts": torch.tensor([2, 2, 1])},
+            {"classes": torch.tensor([97, 0, 97, 0], dtype=torch.uint8)},
+            {"classes": torch.tensor([97, 0, 98], dtype=torch.uint8)},
+            {"classes": torch.tensor([255, 0, 98, 0], dtype=torch.uint8)},
+            {"classes": torch.tensor([97.0, 0, 98, 0])},
+        ],
+    )
+    def test_a_kept_pool_of_wrong_parts_is_built_again(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog, change: dict
+    ):
+        monkeypatch.setenv("FSL_CACHE", str(tmp_path))
+        pool = numbered([2, 3])
+        parts = {n: t for n, t in {**pool._tensors, **change}.items() if t is not None}
+        cached_tensors("k", lambda: parts)
+        assert fsl.LabelledPool.cached("k", lambda: pool).digest == pool.digest
+        (line,) = (record.getMessage() for record in caplog.records)
+        assert line.startswith(f"{tmp_path / 'decoded' / 'k.safetensors'}: not used (")
+        again = fsl.LabelledPool.cached("k", lambda: pytest.fail("built again"))
+        assert again.digest == pool.digest == tensors_digest(again._tensors)
+
+    def test_from_classes_joins_them_in_order(self):
+        items = [
+            ("a", torch.ones(2, 1, 2, 2, dtype=torch.uint8)),
+            ("b", np.zeros((1, 1, 2, 2), "u1")),
+        ]
+        pool = fsl.LabelledPool.from_classes(items)
+        assert pool.counts == (2, 1)
+        assert pool.images[:, 0, 0, 0].tolist() == [1, 1, 0]
+        assert fsl.LabelledPool.from_classes([]).classes == ()
 
     def test_wrong_parts_are_refused(self):
         pool = numbered([2, 3])
