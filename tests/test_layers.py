@@ -33,6 +33,7 @@ TOOLS = {
         "config.recipe",
         "engine.execution",
         "engine.meta_gradient",
+        "engine.soundness",
         "engine.workers",
     }
     | {"errors", "hooks.registry", "words"},
