@@ -35,6 +35,7 @@ TOOLS = {
         "config.recipe",
         "engine.execution",
         "engine.meta_gradient",
+        "engine.soundness",
         "engine.workers",
     }
     | {"errors", "hooks.registry", "words"},

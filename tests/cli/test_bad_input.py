@@ -705,7 +705,7 @@ def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(call: Call):
-    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.4}")
+    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.5}")
     refused(ended, "outer step 2, episode 2: the loss is nan. ", code=1)
 
 
