@@ -25,7 +25,7 @@ from fsl_core.reporting.statistics import (
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
 from fsl_core.training.evaluation import mean_and_interval
-from fsl_core.training.files import write_atomically, writing
+from fsl_core.training.files import write_atomically
 from fsl_core.words import CsvWriter
 
 TIMES = ("adaptation_seconds", "training_seconds")
@@ -313,8 +313,6 @@ def write_tables(result: SweepResult, directory: Path, raw: bool = False) -> Non
 
     raw: names as they are, even where a spreadsheet would compute them.
     """
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
     labels = [column(axis) for axis in result.plan.rows[0].labels]
     columns = [*labels, result.metric, *MEASURED, *FAILURES]
     write_atomically(directory / "sweep.csv", _csv(columns, table(result), raw))

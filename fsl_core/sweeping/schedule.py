@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from fsl_core.config.matrix import Cell
 from fsl_core.errors import FslError
 from fsl_core.sweeping.processes import Process, Processes
-from fsl_core.training.files import METRICS, RESULT, parse_record
+from fsl_core.training.files import METRICS, RESULT, parse_record, writing
 from fsl_core.training.run import IN_USE
 
 OUTPUT = "output.txt"
@@ -107,6 +107,15 @@ def threads_of(workers: int) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return int(told) if told.isdigit() and int(told) else max(1, cores // workers)
+
+
+@contextmanager
+def only_writer(runs: Path) -> Iterator[None]:
+    """Two sweeps that have waited for one last run write their tables one after the other."""
+    with writing(runs):
+        (runs / CLAIMS).mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / CLAIMS / "tables"):
+        yield
 
 
 def run_jobs(
