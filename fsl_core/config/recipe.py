@@ -461,9 +461,10 @@ def _validation_faults(
         if any(other[: len(path)] == path for other in expected if other != path):
             continue  # the fault is further down: a wrong item also makes its list too short
         found = json.dumps(_at(document.data, path))
-        faults.append(
-            f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}"
-        )
+        fitting = ", or ".join(dict.fromkeys(alternatives))
+        if document.place(path).startswith("-s ") and fitting == "a valid string":
+            fitting += f", such as '{json.dumps(found)}'"
+        faults.append(f"{document.where(path)}: found {found}. Expected {fitting}")
     return faults
 
 
