@@ -407,7 +407,8 @@ def unmet_requirement(text: str) -> str:
         requirement = Requirement(text)
         version = metadata.version(requirement.name)
     except InvalidRequirement:
-        return f"{text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+        fitting = "A distribution with a version range, such as fsl-maml>=0.1"
+        return f"{text!r} is not a requirement. {fitting}"
     except metadata.PackageNotFoundError:
         return f"{requirement.name} is not installed. pip install '{text}'"
     if requirement.specifier.contains(version, prereleases=True):
