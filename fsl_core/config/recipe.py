@@ -407,7 +407,8 @@ def unmet_requirement(text: str) -> str:
         requirement = Requirement(text)
         version = metadata.version(requirement.name)
     except InvalidRequirement:
-        return f"{text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+        fitting = "A distribution with a version range, such as fsl-maml>=0.1"
+        return f"{text!r} is not a requirement. {fitting}"
     except metadata.PackageNotFoundError:
         return f"{requirement.name} is not installed. pip install '{text}'"
     if requirement.specifier.contains(version, prereleases=True):
@@ -461,9 +462,10 @@ def _validation_faults(
         if any(other[: len(path)] == path for other in expected if other != path):
             continue  # the fault is further down: a wrong item also makes its list too short
         found = json.dumps(_at(document.data, path))
-        faults.append(
-            f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}"
-        )
+        fitting = ", or ".join(dict.fromkeys(alternatives))
+        if document.place(path).startswith("-s ") and fitting == "a valid string":
+            fitting += f", such as '{json.dumps(found)}'"
+        faults.append(f"{document.where(path)}: found {found}. Expected {fitting}")
     return faults
 
 

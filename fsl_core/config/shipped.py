@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Their files by name: those in the wheel, or in a checkout of the repository all of its own."""
+    """Their files by name: those in the wheel, or in a checkout all of the repository."""
     folder = PACKAGE / "recipes"
     if not folder.is_dir() and (PACKAGE.parent / "pyproject.toml").is_file():
         folder = PACKAGE.parent / "recipes"

@@ -160,7 +160,10 @@ def options(*overrides: str) -> list[str]:
             ["-s backbone: conv4: items of shape (2,). Expected pictures"],
         ),
         (["requires=fsl-maml"], ['-s requires: found "fsl-maml". Expected a valid array']),
-        (["requires=[1]"], ["-s requires: requires.0: found 1. Expected a valid string"]),
+        (
+            ["requires=[1]"],
+            ["-s requires: requires.0: found 1. Expected a valid string, such as '\"1\"'"],
+        ),
         (
             ["expect={accuracy: {value: 1}}"],
             ["-s expect: expect.accuracy.tolerance: absent. It is required"],
