@@ -147,14 +147,15 @@ class _Question:
         try:
             self.file.check_writable()
             choice = self.measure()
-            kept = self.file.keep(choice, replace=outdated).choice
+            kept = self.file.keep(choice, replace=outdated)
         except OSError as error:
             return self._without_measuring(error)
-        if kept != choice:
-            return replace(kept, when="measured by another process at the same time")
-        if damaged and not outdated:
-            return replace(kept, when=f"measured again, because {self.file.path} was damaged")
-        return replace(kept, when=f"measured today and kept for later runs; {AGAIN}")
+        when = f"measured on {kept.measured_on} and kept for later runs; {AGAIN}"
+        if kept.choice != choice:
+            when = "measured by another process at the same time"
+        elif damaged and not outdated:
+            when = f"measured again, because {self.file.path} was damaged"
+        return replace(kept.choice, when=when)
 
     def _without_measuring(self, error: OSError) -> Choice:
         """What the next run will choose as well, although nothing can be kept for it."""
