@@ -45,7 +45,7 @@ def check(
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.experiment import build_experiment, build_optimizer
-    from fsl_core.training.preflight import preflight
+    from fsl_core.training.preflight import preflight, preflight_all
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -55,6 +55,7 @@ def check(
         if data:
             _refuse_matrix(recipe)
         plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
+        preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
         typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
         return
