@@ -40,7 +40,7 @@ def check(
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
 ) -> None:
-    """Check a recipe: every option of every part, without training; its data is read with --data."""
+    """Check a recipe: every option, and its parts on a made-up episode; --data reads its data."""
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
