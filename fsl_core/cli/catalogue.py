@@ -48,13 +48,13 @@ def check(
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
 ) -> None:
-    """Check a recipe: every option of every part, without training; with --data its data, too."""
+    """Check a recipe: every option, and its parts on a made-up episode; --data reads its data."""
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.execution import kept_execution
     from fsl_core.training.experiment import build_experiment, build_optimizer
-    from fsl_core.training.preflight import preflight
+    from fsl_core.training.preflight import preflight, preflight_all
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -64,6 +64,7 @@ def check(
         if data:
             _refuse_matrix(recipe)
         plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
+        preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
         typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
         return
