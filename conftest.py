@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
@@ -13,6 +16,15 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.registry import load
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.experiment import build_experiment
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test adds to the list of plugins that the user of this machine trusts."""
+    os.environ["FSL_STATE"] = mkdtemp()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop("FSL_STATE", ""), ignore_errors=True)
 
 
 def _check_recipe(example) -> None:

@@ -11,6 +11,7 @@ PACKAGE = Path(fsl_core.__file__).parent
 LAYERS = [
     "errors",
     "words",
+    "writing",
     "norms",
     "forward",
     "blocks",

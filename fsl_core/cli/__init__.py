@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import typer
@@ -9,6 +11,17 @@ import typer
 from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
+
+OF_THE_MACHINE = {
+    errno.EACCES: "A file or folder that is yours, or permission from its owner",
+    errno.EPERM: "A file or folder that is yours, or permission from its owner",
+    errno.EROFS: "A folder that can be written to",
+    errno.ENOSPC: "Room on its disk",
+    errno.EDQUOT: "Room within your quota",
+    errno.ENAMETOOLONG: "A shorter name",
+    errno.EIO: "A disk that can be read",
+}
+"""What would fit, by the reason for which the operating system refuses a file."""
 
 app = typer.Typer(
     name="fsl",
@@ -32,6 +45,11 @@ def main() -> None:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
+    except OSError as error:  # met where nothing more is known about the file than its name
+        if error.errno not in OF_THE_MACHINE or not isinstance(error.filename, str | bytes):
+            raise
+        name = os.fsdecode(error.filename)
+        sys.exit(_fail(FslError(f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}"), 2))
 
 
 def _fail(error: FslError, code: int) -> int:

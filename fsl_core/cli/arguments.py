@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fsl_core.words import printable
 
 if TYPE_CHECKING:
     from fsl_core.hooks.registry import Registry
@@ -27,23 +29,54 @@ NoPlugin = Annotated[
 PluginsDir = Annotated[
     Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")
 ]
+NoLocalPlugin = Annotated[
+    bool,
+    typer.Option("--no-local-plugin", help="do not import fslplugin.py from beside the recipe"),
+]
+TrustPlugins = Annotated[
+    bool,
+    typer.Option("--trust-plugins", help="import one-file plugins that RUN names, known or not"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
 def load_registry(
-    no_plugin: list[str], plugins_dir: Path | None, recipe: Path | None = None
+    no_plugin: list[str],
+    plugins_dir: Path | None,
+    recipe: Path | None = None,
+    no_local_plugin: bool = False,
 ) -> Registry:
     """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
     from fsl_core.hooks.registry import load, plugin_files
 
-    registry = load(no_plugin=no_plugin, files=plugin_files(recipe, plugins_dir))
+    files = plugin_files(None if no_local_plugin else recipe, plugins_dir)
+    registry = load(no_plugin=no_plugin, files=files)
     for plugin in registry.plugins:
         if plugin.status == "failed":
-            typer.echo(f"{plugin.title} failed to load: {plugin.reason}", err=True)
+            warn(f"{plugin.title} failed to load: {plugin.reason}")
         for note in plugin.notes:
-            typer.echo(f"{plugin.title}: {note}", err=True)
+            warn(f"{plugin.title}: {note}")
     return registry
+
+
+def recorded_plugins(
+    no_plugin: list[str], plugins_dir: Path | None, trust_plugins: bool
+) -> dict[str, Any]:
+    """How `open_run` and its like treat the one-file plugins that a run names, told on stderr."""
+    from fsl_core.hooks.registry import plugin_files
+
+    return {
+        "no_plugin": no_plugin,
+        "plugins": plugin_files(None, plugins_dir),
+        "trust_plugins": trust_plugins,
+        "tell": warn,
+    }
+
+
+def warn(text: str) -> None:
+    """A line on stderr; names in it may be a stranger's."""
+    typer.echo(printable(text, lines=True), err=True)
 
 
 def choose_device(name: str):

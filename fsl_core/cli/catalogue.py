@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fsl_core.cli.arguments import Json, NoPlugin, Overrides, PluginsDir, RecipeFile, load_registry
+from fsl_core.cli.arguments import (
+    Json,
+    NoLocalPlugin,
+    NoPlugin,
+    Overrides,
+    PluginsDir,
+    RecipeFile,
+    load_registry,
+    warn,
+)
 
 KINDS = {
     "episodes": "episodes",
@@ -31,14 +40,20 @@ def check(
     overrides: Overrides = [],
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
 ) -> None:
-    """Check a recipe: every option of every part, without reading data or training."""
+    """Check a recipe: every option of every part, without reading data or training.
+
+    Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
+    """
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.experiment import build_experiment, build_optimizer
 
-    registry = load_registry(no_plugin, plugins_dir, recipe)
+    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+    if registry.files:
+        warn(f"imported {', '.join(registry.files)}")
     if has_matrix(recipe, overrides):
         plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)

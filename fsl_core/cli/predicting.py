@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.cli.arguments import Device, NoPlugin, choose_device
+from fsl_core.cli.arguments import (
+    Device,
+    NoPlugin,
+    PluginsDir,
+    TrustPlugins,
+    choose_device,
+    recorded_plugins,
+    warn,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +66,15 @@ def predict(
     ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
     from fsl_core.reporting.predictions import Predictions
     from fsl_core.training.files import write_atomically
 
-    predictor = _predictor(trained, support, invert, checkpoint, choose_device(device), no_plugin)
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    predictor = _predictor(trained, support, invert, checkpoint, choose_device(device), plugins)
     pictures = predictor.read(query)
     _note(predictor)
     predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
@@ -71,7 +82,7 @@ def predict(
         predictor.save(save)
     if export:
         difference = predictor.export(export, pictures.images)
-        typer.echo(f"{export}: probabilities of these pictures within {difference:.1e}", err=True)
+        warn(f"{export}: probabilities of these pictures within {difference:.1e}")
     if html:
         predictions.write_html(html)
     if out:
@@ -94,7 +105,7 @@ def _predictor(
     invert: bool,
     checkpoint: str | None,
     device: torch.device,
-    no_plugin: list[str],
+    plugins: dict[str, Any],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
     from fsl_core.training.prediction import adapt_to_folder, load_predictor
@@ -106,13 +117,13 @@ def _predictor(
             raise RunError(
                 "--support: absent. A folder with one folder of labelled pictures for each class"
             )
-        return adapt_to_folder(trained, support, invert, checkpoint, device, no_plugin)
+        return adapt_to_folder(trained, support, invert, checkpoint, device, **plugins)
     given = {"--support": support, "--invert": invert, "--checkpoint": checkpoint}
     if named := [name for name, value in given.items() if value]:
         raise RunError(
             f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save alone"
         )
-    return load_predictor(trained, device, no_plugin)
+    return load_predictor(trained, device, **plugins)
 
 
 def _note(predictor: AdaptedPredictor) -> None:
@@ -121,12 +132,10 @@ def _note(predictor: AdaptedPredictor) -> None:
         counts = ", ".join(
             f"{name} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
-        typer.echo(
-            f"note: unequal numbers of labelled pictures ({counts}); the first {predictor.n_shot} of each are used",
-            err=True,
+        warn(
+            f"note: unequal numbers of labelled pictures ({counts}); "
+            f"the first {predictor.n_shot} of each are used"
         )
     if predictor.together:
         how = f"norm {predictor.experiment.norm}, adapter {predictor.learner.adapter.name}"
-        typer.echo(
-            f"note: {how}: a prediction depends on which pictures are predicted together", err=True
-        )
+        warn(f"note: {how}: a prediction depends on which pictures are predicted together")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,16 +21,21 @@ import typer
 from fsl_core.cli.arguments import (
     Device,
     Json,
+    NoLocalPlugin,
     NoPlugin,
     Overrides,
     PluginsDir,
     RecipeFile,
     RunDirectory,
+    TrustPlugins,
     choose_device,
     load_registry,
+    recorded_plugins,
+    warn,
 )
 
 if TYPE_CHECKING:
+    from fsl_core.hooks.registry import Registry
     from fsl_core.training.run import Run
 
 Out = Annotated[
@@ -45,11 +56,13 @@ def run(
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate a recipe."""
     with _json_alone(as_json):
-        result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+        registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+        result, directory = _run(recipe, registry, overrides, out, device)
     _print_result(result, directory, as_json)
 
 
@@ -57,12 +70,15 @@ def resume(
     directory: RunDirectory,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Continue a run from its last checkpoint, exactly as if it had never stopped."""
     from fsl_core.training.run import open_run
 
-    with open_run(directory, choose_device(device), write=True, no_plugin=no_plugin) as opened:
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    with open_run(directory, choose_device(device), write=True, **plugins) as opened:
         result = opened.result()
         if result is None:
             opened.restore_last()
@@ -82,6 +98,8 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
@@ -94,7 +112,8 @@ def evaluate(
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
     if checkpoint not in (None, "best", "last"):
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
-    with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    with open_run(directory, choose_device(device), write=False, **plugins) as opened:
         which = opened.restore_for_evaluation(checkpoint)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
@@ -109,19 +128,19 @@ def reproduce(
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
 ) -> None:
     """Run a recipe and hold the result against its `expect:`; exit code 1 if it is outside the tolerance."""
     from fsl_core.config.recipe import read_recipe
     from fsl_core.errors import RecipeError
 
-    expected = read_recipe(
-        recipe, load_registry(no_plugin, plugins_dir, recipe), overrides
-    ).sections.expect
+    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+    expected = read_recipe(recipe, registry, overrides).sections.expect
     if not expected:
         raise RecipeError(
             f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
         )
-    result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+    result, directory = _run(recipe, registry, overrides, out, device)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -135,23 +154,40 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = []) -> None:
-    """Write a finished run's report.html anew and say where it is."""
+def report(
+    directory: RunDirectory,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="page to write (default: RUN/report.html)")
+    ] = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
+) -> None:
+    """Write a finished run's report.html again and say where it is."""
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
-    from fsl_core.training.files import RESULT, check_files
+    from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.files import check_files
     from fsl_core.training.run import open_run
 
-    if not (directory / RESULT).is_file():
-        raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
+    read_scores(directory)
     check_files(directory)
-    try:
-        with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(
+                open_run(directory, choose_device(device), write=False, **plugins)
+            )
             opened.restore_for_evaluation()
-            path = write_report(directory, opened)
-    except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
-        typer.echo(f"without episodes: {error}", err=True)
-        path = write_report(directory, why_no_episodes=str(error))
+            why = ""
+        except FslError as error:  # plugin, weights or data may be elsewhere, or are not trusted
+            warn(f"without episodes: {error}")
+            opened, why = None, str(error)
+        try:
+            path = write_report(directory, opened, why, out)
+        except RunError as error:
+            raise error if out else RunError(f"{error}: --out FILE") from error
     typer.echo(f"report: {path}")
 
 
@@ -199,23 +235,15 @@ def compare(
 
 
 def _run(
-    recipe_file: Path,
-    overrides: list[str],
-    out: Path | None,
-    device: str,
-    no_plugin: list[str],
-    plugins_dir: Path | None,
+    recipe_file: Path, registry: Registry, overrides: list[str], out: Path | None, device: str
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
-    from fsl_core.hooks.registry import plugin_files
     from fsl_core.training.run import new_run
 
-    registry = load_registry(no_plugin, plugins_dir, recipe_file)
     recipe = read_recipe(recipe_file, registry, overrides)
     directory = out or _free_directory(recipe_file.stem)
-    with new_run(
-        directory, recipe, registry, choose_device(device), plugin_files(recipe_file, plugins_dir)
-    ) as started:
+    files = map(Path, registry.files)
+    with new_run(directory, recipe, registry, choose_device(device), files) as started:
         return _complete(started), directory
 
 

@@ -14,6 +14,7 @@ import typer
 from fsl_core.cli.arguments import (
     Device,
     Json,
+    NoLocalPlugin,
     NoPlugin,
     Overrides,
     PluginsDir,
@@ -52,22 +53,24 @@ def sweep(
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
 ) -> None:
     """Run every combination of a recipe's `matrix:` and compare them. The same command goes on where it was stopped."""
     from fsl_core.config.matrix import read_matrix
-    from fsl_core.hooks.registry import plugin_files
+    from fsl_core.hooks.trust import grant
     from fsl_core.reporting.sweep import collect, table, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.schedule import make_jobs, run_jobs
 
-    registry = load_registry(no_plugin, plugins_dir, recipe)
+    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+    grant(registry.files)
     choose_device(device)
     plan = plan_sweep(read_matrix(recipe, registry, overrides))
     directory = out or Path("runs") / f"{recipe.stem}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
-    prepare = _preparer(registry, device, jobs, plugin_files(recipe, plugins_dir))
+    prepare = _preparer(registry, device, jobs)
     options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
     kept = sum(job.state == "finished" for job in queue)
     if kept:
@@ -97,7 +100,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _preparer(registry: Registry, device: str, workers: int, files: Sequence[Path]):
+def _preparer(registry: Registry, device: str, workers: int):
     from fsl_core.sweeping.schedule import threads_of
     from fsl_core.training.run import describe_environment, prepare_run
 
@@ -105,7 +108,7 @@ def _preparer(registry: Registry, device: str, workers: int, files: Sequence[Pat
         **describe_environment(registry),
         "threads": threads_of(workers),
         "device": device,
-        "plugin_files": [str(file.resolve()) for file in files],
+        "plugin_files": registry.files,
     }
 
     def prepare(job: Job) -> None:

@@ -6,22 +6,25 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import Field
 from ruamel.yaml import YAML
 
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
-from fsl_core.errors import RunError
+from fsl_core.engine.execution import Mode
+from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.training import checkpoints
 from fsl_core.training.evaluation import Evaluation
 from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
@@ -32,11 +35,45 @@ from fsl_core.training.files import (
     METRICS,
     RECIPE,
     RESULT,
+    Environment,
+    Record,
+    Whole,
+    check_record,
+    is_file,
     parse_record,
     read_json,
+    read_result,
+    reading,
     write_atomically,
     writing,
 )
+from fsl_core.writing import UNFINISHED, append_file, remove_unfinished
+
+Some = Annotated[int, Field(gt=0, le=1024)]
+
+
+class _Best(Record):
+    step: Whole
+    score: float
+
+
+class _Progress(Record):
+    """What a checkpoint of a run says of its progress."""
+
+    step: Whole
+    best: _Best | None
+
+
+class _Chosen(Record):
+    """What execution.json holds."""
+
+    mode: Mode
+    reason: str
+    workers: Some = 1
+    chunk: Annotated[int, Field(gt=0)] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    checkpoint_gradients: bool = False
+    seconds_measured: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass
@@ -72,8 +109,16 @@ class Run:
         return self.directory / "checkpoints" / f"{which}.safetensors"
 
     def save(self, which: str) -> None:
-        """Write the checkpoint `last` or `best`, and the metrics up to it."""
+        """Write the checkpoint `last` or `best`, and the metrics up to it.
+
+        Raises TrainingError, and keeps the earlier one, where a weight is not finite.
+        """
         self.flush_metrics()
+        if name := checkpoints.first_not_finite(self.modules):
+            raise TrainingError(
+                f"outer step {self.step}: {name} is not finite. "
+                f"A smaller step size or clipping may help; an earlier {which} checkpoint is kept"
+            )
         path = self.checkpoint_path(which)
         with writing(path):
             checkpoints.save(
@@ -82,11 +127,9 @@ class Run:
 
     def restore_last(self) -> None:
         """Go back to the last checkpoint, to the best where that is lost, or to the start where there is none."""
-        found = [
-            path for which in ("last", "best") if (path := self.checkpoint_path(which)).is_file()
-        ]
+        found = [path for which in ("last", "best") if is_file(path := self.checkpoint_path(which))]
         if found:
-            progress = checkpoints.restore(found[0], self.modules, self.optimizer)
+            progress = self._restore(found[0], self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
@@ -96,11 +139,22 @@ class Run:
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
         which = which or self.recipe.sections.evaluate.checkpoint
-        if which == "best" and not self.checkpoint_path("best").is_file():
+        if which == "best" and not is_file(self.checkpoint_path("best")):
             which = "last"  # never validated
-        progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
+        progress = self._restore(self.checkpoint_path(which))
         self.experiment.learner.adapter.on_progress(progress["step"] / self.steps)
         return which
+
+    def _restore(
+        self, path: Path, optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Any]:
+        try:
+            progress = check_record(checkpoints.restore(path, self.modules, optimizer), _Progress)
+            if progress["step"] > self.steps:
+                raise ValueError(f"step {progress['step']}, and the recipe has {self.steps}")
+        except ValueError as error:
+            raise RunError(f"{path}: {error}. A checkpoint of this run") from error
+        return progress
 
     def record(self, metrics: dict[str, Any]) -> None:
         self._pending.append(metrics)
@@ -108,25 +162,25 @@ class Run:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
+        """Append what is not written yet; where there is no room, nothing of it."""
         path = self.directory / METRICS
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in self._pending)
+        lines = "".join(json.dumps(record) + "\n" for record in self._pending)
+        with writing(path):
+            append_file(path, lines.encode())
         self._pending.clear()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of training, without lines that are none, as the last that a dying process left incomplete."""
         path = self.directory / METRICS
-        lines = (
-            path.read_text(encoding="utf-8", errors="replace").splitlines()
-            if path.is_file()
-            else []
-        )
-        return [record for line in lines if "step" in (record := parse_record(line))]
+        if not is_file(path):
+            return []
+        with reading(path):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for line in lines if (record := parse_record(line))]
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds, or None before the run is complete."""
-        path = self.directory / RESULT
-        return read_json(path, "metric") if path.is_file() else None
+        return read_result(self.directory) if is_file(self.directory / RESULT) else None
 
     def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
         steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
@@ -148,7 +202,8 @@ def new_run(
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
-    name, files = Path(recipe.document.source).stem, [str(file.resolve()) for file in plugins]
+    name = Path(recipe.document.source).stem
+    files = [str(Path(file).resolve()) for file in plugins]
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
     check_data(run.experiment)
@@ -156,7 +211,7 @@ def new_run(
         "recipe": name,
         **describe_environment(registry),
         "device": str(device),
-        "plugin_files": files,
+        "plugin_files": {path: registry.files.get(path, "") for path in files},
     }
     with _only_writer(directory):
         _refuse_used(directory, recipe)
@@ -170,7 +225,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
     environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
     """
     with _only_writer(directory):
-        if not (directory / RECIPE).is_file():
+        if not is_file(directory / RECIPE):
             _write_beginning(directory, recipe, environment)
 
 
@@ -183,15 +238,30 @@ def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any
 
 @contextmanager
 def open_run(
-    directory: Path, device: torch.device, *, write: bool, no_plugin: Iterable[str] = ()
+    directory: Path,
+    device: torch.device,
+    *,
+    write: bool,
+    no_plugin: Iterable[str] = (),
+    plugins: Iterable[Path] = (),
+    trust_plugins: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Run]:
-    """An existing run, with its lock held where it is to be written to."""
-    if not (directory / RECIPE).is_file():
+    """An existing run, with its lock held where it is to be written to.
+
+    One-file plugins that it names are imported where this user has run them before; else PluginError.
+    plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
+    trust_plugins: import what the run names, known or not.    tell: is told of each such import.
+    """
+    if not is_file(directory / RECIPE):
         raise RunError(
             f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made"
         )
-    environment = read_json(directory / ENVIRONMENT, "recipe", "plugin_files")
-    registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
+    environment = read_json(directory / ENVIRONMENT, Environment)
+    recorded = RecordedPlugins(
+        str(directory / ENVIRONMENT), environment["plugin_files"], trust_plugins, tell
+    )
+    registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     recipe = read_recipe(directory / RECIPE, registry)
     run = _assemble(directory, environment["recipe"], recipe, registry, device)
     run.execution = read_choice(directory)
@@ -211,7 +281,7 @@ def _assemble(
 def read_choice(directory: Path) -> Choice | None:
     """How the meta-batches of a run were computed so far, or None where nothing was trained."""
     path = directory / EXECUTION
-    return Choice.from_dict(read_json(path, "mode", "reason")) if path.is_file() else None
+    return Choice.from_dict(read_json(path, _Chosen)) if is_file(path) else None
 
 
 @contextmanager
@@ -225,14 +295,15 @@ def _only_writer(directory: Path) -> Iterator[None]:
                 f"{directory}: another process is writing to this run. Wait for it, or give another --out"
             ) from error
     with lock:
+        for folder in (directory, directory / "checkpoints"):
+            remove_unfinished(folder)
         yield
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
     found = directory.iterdir() if directory.is_dir() else ()
-    used = [
-        path for path in found if path.name != ".lock" and not path.name.startswith(ENVIRONMENT)
-    ]
+    own = (".lock", ENVIRONMENT, UNFINISHED)  # of a run that was killed as it began
+    used = [path for path in found if not path.name.startswith(own)]
     if not used:
         return
     stored = directory / RECIPE
