@@ -172,7 +172,6 @@ def call(
 
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FSL_STATE", str(tmp_path / "state"))
     monkeypatch.delenv("FSL_DATA", raising=False)
 
     def run(*arguments: object) -> Ended:

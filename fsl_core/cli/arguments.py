@@ -74,8 +74,13 @@ def recorded_plugins(
     }
 
 
+def say(text: str) -> None:
+    """A line on stdout; names in it may be a stranger's, and a terminal would obey them."""
+    typer.echo(printable(text, lines=True))
+
+
 def warn(text: str) -> None:
-    """A line on stderr; names in it may be a stranger's."""
+    """A line on stderr, likewise."""
     typer.echo(printable(text, lines=True), err=True)
 
 

@@ -31,6 +31,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_registry,
     recorded_plugins,
+    say,
     warn,
 )
 
@@ -220,9 +221,7 @@ def compare(
         typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
         return
     for run in runs:
-        typer.echo(
-            f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        )
+        say(f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}")
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -309,7 +308,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
             json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
         )
         return
-    typer.echo(
+    say(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
     )
     metric = result["metric"]
@@ -317,13 +316,11 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result
     ]
     if steps:
-        typer.echo(
-            f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
-        )
+        say(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
     if directory is not None:
-        typer.echo(
+        say(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
             f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, episode set {result['episode_set'][:12]}"
         )
-        typer.echo(f"execution {result.get('execution', 'unknown: an earlier version ran it')}")
-        typer.echo(f"report: {directory / 'report.html'}")
+        say(f"execution {result.get('execution', 'unknown: an earlier version ran it')}")
+        say(f"report: {directory / 'report.html'}")

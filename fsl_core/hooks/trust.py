@@ -25,6 +25,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from fsl_core.errors import PluginError
+from fsl_core.words import printable
 from fsl_core.writing import write_file
 
 LIST = "trusted-plugins.json"
@@ -152,7 +153,7 @@ class RecordedPlugins:
         return source
 
     def _refusal(self, path: str, reason: str, remedy: str) -> PluginError:
-        without = shlex.quote(Path(path).stem)
+        without = printable(shlex.quote(Path(path).stem))
         return PluginError(
             f"{self.where}: one-file plugin {path!r} {reason}. "
             f"{remedy}, or --no-plugin {without} to go without it"

@@ -114,7 +114,7 @@ def load_weights(module: nn.Module, tensors: Tensors) -> None:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise ValueError((lines[1:] or lines)[0].rstrip(".")) from error
+        raise ValueError((lines[1:] or lines)[0][:200].rstrip(".")) from error
     if name := first_not_finite({"": module}):
         raise ValueError(f"{name} is not finite")
 

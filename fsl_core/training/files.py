@@ -118,9 +118,12 @@ def read_result(directory: Path) -> dict[str, Any]:
     """What result.json holds. RunError if it is absent or damaged, or lacks what commands read."""
     path = directory / RESULT
     result = read_json(path, Result)
-    score = result.get(result["metric"])
-    if not isinstance(score, float | int) or isinstance(score, bool):
-        raise _damaged(path, f"no number {result['metric']!r}, which is its metric")
+    metric = result["metric"]
+    if not _is_number(result.get(metric)):
+        raise _damaged(path, f"no number {metric!r}, which is its metric")
+    for key, value in result.items():
+        if key.startswith(f"{metric}_after_") and not _is_number(value):
+            raise _damaged(path, f"{key!r} holds {_kind(value)}")
     return result
 
 
@@ -137,10 +140,10 @@ def check_record(data: Any, model: type[Record]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{_kind(data)}, not a JSON object")
     try:
-        return model.model_validate(data).model_dump()
+        return dict.fromkeys(data) | model.model_validate(data).model_dump()
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
-        key = fault["loc"][0]
+        key = ".".join(map(str, fault["loc"]))
         if fault["type"] == "missing":
             raise ValueError(f"no {key!r}") from None
         raise ValueError(f"{key!r} holds {_kind(fault['input'])}") from None
@@ -177,8 +180,11 @@ def parse_record(text: str) -> dict[str, Any]:
 
 def _is_figure(item: tuple[str, Any]) -> bool:
     key, value = item
-    if key == "split":
-        return isinstance(value, str)
+    return isinstance(value, str) if key == "split" else _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    """One that arithmetic takes: not true or false, and no whole number beyond 64 bits."""
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 

@@ -14,6 +14,11 @@ QUICK = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSL_STATE", str(tmp_path / "state"))
+
+
 @pytest.fixture
 def received(call, toy_recipe: Path, tmp_path: Path) -> Path:
     """A finished run whose plugin this user has never run, as from an archive: it leaves a mark."""
