@@ -46,6 +46,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def sweep(
+    context: typer.Context,
     recipe: RecipeFile,
     overrides: Overrides = [],
     jobs: Jobs = 1,
@@ -58,14 +59,14 @@ def sweep(
 ) -> None:
     """Run every combination of a recipe's `matrix:` and compare them. The same command goes on where it was stopped."""
     from fsl_core.config.matrix import read_matrix
-    from fsl_core.hooks.trust import grant
+    from fsl_core.hooks.trust import granting
     from fsl_core.reporting.sweep import collect, table, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.schedule import make_jobs, run_jobs
 
     registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
-    grant(registry.files)
+    context.with_resource(granting(registry.files))
     choose_device(device)
     plan = plan_sweep(read_matrix(recipe, registry, overrides))
     directory = out or Path("runs") / f"{recipe.stem}-sweep"

@@ -13,7 +13,8 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.machinery import SourceFileLoader
@@ -233,9 +234,24 @@ def granted() -> set[tuple[str, str]]:
         return set()
 
 
-def grant(files: Mapping[str, str]) -> None:
-    """Let the processes that this one starts import these files, digests by path."""
-    os.environ[GRANTED] = json.dumps(sorted({*granted(), *files.items()}))
+@contextmanager
+def granting(files: Mapping[str, str]) -> Iterator[None]:
+    """Within this context, processes that this one starts may import these files, digests by path.
+
+    They do not look for modules in the current folder, as `python -m` does: it may be a stranger's.
+    """
+    changed = {GRANTED: json.dumps(sorted({*granted(), *files.items()}))}
+    if (
+        Path(sys.path[0] or ".").resolve() != Path.cwd()
+    ):  # else that is how this process was started
+        changed["PYTHONSAFEPATH"] = "1"
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _grouped(entries: Iterable[object]) -> dict[str, list[str]]:

@@ -7,6 +7,8 @@ import json
 import os
 import py_compile
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,14 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks import trust
 from fsl_core.hooks.registry import Registry, load
-from fsl_core.hooks.trust import GRANTED, LIST, PluginSource, RecordedPlugins, TrustedPlugins
+from fsl_core.hooks.trust import (
+    GRANTED,
+    LIST,
+    PluginSource,
+    RecordedPlugins,
+    TrustedPlugins,
+    granting,
+)
 from fsl_core.training.run import open_run, prepare_run
 
 CPU = torch.device("cpu")
@@ -236,18 +245,32 @@ class TestWhatTheUserSays:
     def test_processes_of_a_sweep_may_import_what_it_was_given(
         self, strange: Path, state: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setenv(GRANTED, "[]")
         monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
-        trust.grant({str(strange): PluginSource.read(strange).sha256})
-        admit(strange)
-        assert Path("ran").exists()
-        assert not state.exists()
-        Path("ran").unlink()
-        strange.write_text(strange.read_text() + "\n")
-        assert "has changed since you ran it" in refused(strange)
+        with granting({str(strange): PluginSource.read(strange).sha256}):
+            admit(strange)
+            assert Path("ran").exists()
+            assert not state.exists()
+            Path("ran").unlink()
+            strange.write_text(strange.read_text() + "\n")
+            assert "has changed since you ran it" in refused(strange)
+        assert GRANTED not in os.environ
         monkeypatch.setenv(GRANTED, "nonsense")
         monkeypatch.delenv("FSL_LOAD_PLUGINS")
         assert "is not known to you" in refused(strange)
+
+    def test_processes_of_a_sweep_find_no_modules_in_the_current_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "platformdirs.py").write_text("print('planted')")
+        command = [sys.executable, "-m", "platformdirs"]
+        for variable in ("PYTHONSAFEPATH", "PYTHONPATH"):
+            monkeypatch.delenv(variable, raising=False)
+        for first, ran in (("/usr/bin", False), (str(tmp_path), True)):
+            monkeypatch.setattr(sys, "path", [first, *sys.path])
+            with granting({}):
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert ("planted" in said) == ran
+        assert "PYTHONSAFEPATH" not in os.environ
 
 
 class TestTheList:
