@@ -17,10 +17,15 @@ ROOT = Path(__file__).parent.parent
 MEASURED = {"interval", "seeds"}
 HEADER = """# The matrix: adapters and weightings
 
-Each table is one `fsl sweep` of a file of `recipes/matrix/`: the same backbone, budget and frozen test episodes for every cell.
-The budgets are small, so that a table takes minutes: they rank what learns quickly, not what ends highest. **Bold**: better than
-the cell marked baseline (of the same test episodes), *italic*: worse, by a paired test over episodes with Holm's correction over
-the whole table, at the level 0.05; the test speaks of the trained runs, not of other seeds. ±: 95 % over test episodes.
+Each table is one `fsl sweep` of a file of `recipes/matrix/`: the same backbone, budget and frozen
+test episodes for every cell. The budgets are small, so that a table takes minutes: they show what
+learns quickly, not what ends highest.
+
+**Bold**: better than the cell marked baseline (of the same test episodes), *italic*: worse, by a
+paired test over episodes with Holm's correction over the whole table, at the level 0.05. ±: 95 %
+over test episodes. Both tell of these trained runs on new episodes, not of other trainings. There
+are no mean ranks: their blocks are seeds on data sets, and a table has one or two of them.
+
 Adaptation: milliseconds a task, mean over the row, beside whatever else the machine ran; the
 [races](speed.md#adaptation-time) compare times.
 Written by `benchmarks/matrix.py`.
@@ -47,6 +52,7 @@ def _section(folder: Path) -> Iterator[str]:
     yield from (f"## {name}", "")
     plural = "s" if len(seeds) > 1 else ""
     yield f"`fsl sweep recipes/matrix/{name}.yaml --jobs 2`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
+    yield from _judging(rows)
     yield from (
         "",
         "| adapter | " + " | ".join(map(", ".join, columns)) + " | adaptation |",
@@ -71,6 +77,18 @@ def _section(folder: Path) -> Iterator[str]:
             + " |"
         )
     yield ""
+
+
+def _judging(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """How the cells were judged; sweeps of an earlier version did not write it down."""
+    found = {(row["norm"], row["transductive"], row["n_query"]) for row in rows if row.get("norm")}
+    told = [
+        f"norm {norm}, predictions {'depend' if together == 'True' else 'do not depend'} on the "
+        f"other queries, {n_query} queries a class"
+        for norm, together, n_query in sorted(found)
+    ]
+    if told:
+        yield f"{'Judged with' if len(told) == 1 else 'Not judged alike:'} {'; '.join(told)}."
 
 
 def _labels(row: dict[str, str], axes: Sequence[str]) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ if TYPE_CHECKING:
     from fsl_core.blocks import ConvBlock
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
-    from fsl_core.data.source import EpisodeSource, Split
+    from fsl_core.data.source import EpisodeSource, Split, SplitContents
     from fsl_core.episode import (
         Adapter,
         Episode,
         LabelledSet,
         Learner,
+        Loss,
         Outcomes,
         Predictor,
         TaskShape,
@@ -32,17 +33,23 @@ if TYPE_CHECKING:
     )
     from fsl_core.forward import call_with
     from fsl_core.hooks.specs import HOOK_API, hookimpl
-    from fsl_core.norms import Norm, NormedBackbone, NormPolicy, derivatives_of_any_order
+    from fsl_core.norms import (
+        Norm,
+        NormedBackbone,
+        NormPolicy,
+        derivatives_of_any_order,
+        replace_norms,
+    )
     from fsl_core.training.prediction import AdaptedPredictor, adapt_to_folder, load_predictor
 
 _HOME = {
     "ConvBlock": "blocks",
     "call_with": "forward",
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
-    **dict.fromkeys(("EpisodeSource", "Split"), "data.source"),
+    **dict.fromkeys(("EpisodeSource", "Split", "SplitContents"), "data.source"),
     **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
     **dict.fromkeys(
-        ("Adapter", "Episode", "LabelledSet", "Learner", "Outcomes", "Predictor"), "episode"
+        ("Adapter", "Episode", "LabelledSet", "Learner", "Loss", "Outcomes", "Predictor"), "episode"
     ),
     **dict.fromkeys(
         ("TaskShape", "TaskWeighting", "call_declared", "gradient_columns", "one_hot"), "episode"
@@ -61,6 +68,7 @@ _HOME = {
     ),
     **dict.fromkeys(("HOOK_API", "hookimpl"), "hooks.specs"),
     **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone", "derivatives_of_any_order"), "norms"),
+    "replace_norms": "norms",
     **dict.fromkeys(
         ("AdaptedPredictor", "adapt_to_folder", "load_predictor"), "training.prediction"
     ),
@@ -79,6 +87,7 @@ __all__ = [
     "LabelledPool",
     "LabelledSet",
     "Learner",
+    "Loss",
     "Norm",
     "NormPolicy",
     "NormedBackbone",
@@ -91,6 +100,7 @@ __all__ = [
     "RunError",
     "ShapeError",
     "Split",
+    "SplitContents",
     "TaskShape",
     "TaskWeighting",
     "adapt_to_folder",
@@ -102,6 +112,7 @@ __all__ = [
     "hookimpl",
     "load_predictor",
     "one_hot",
+    "replace_norms",
     "to_distinct",
     "to_uniform",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsl_core.errors import FslError
 from fsl_core.norms import support_reference
 
 Predictor = Callable[[Tensor], Tensor]
@@ -143,11 +144,34 @@ class Adapter(nn.Module):
 
         Override it for update penalties, losses on the support set or after each step, or pseudo-gradients.
         """
-        prediction = call_declared(self.adapt, backbone, episode)(episode.query.x)
+        predict = _callable(call_declared(self.adapt, backbone, episode))
+        prediction = predict(episode.query.x)
         return loss(prediction, episode.query.y), prediction
 
     def on_progress(self, progress: float) -> None:
-        """Called before each outer step, and when a checkpoint of that step is to be judged, with step / total in 0 .. 1."""
+        """Called before each outer step with the share of training done, from 0 to below 1.
+
+        Where weights are judged, in validation or from a checkpoint, the last call was that of the
+        last step that made them.
+        """
+
+    @property
+    def settled(self) -> bool:
+        """Whether the present weights may become the best checkpoint; asked at each validation.
+
+        False in a warm-up, where an evaluation would judge something else than what training is
+        for: the validation is recorded, and a run that never settles is judged by its last
+        checkpoint, which its result says.
+        """
+        return True
+
+    def describe(self) -> dict[str, float]:
+        """Finite numbers that belong beside the score, by name; `adapter_state` in result.json.
+
+        Such as a share of a warm-up that the judged weights were trained with, or a learned step
+        size.
+        """
+        return {}
 
 
 def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
@@ -208,11 +232,18 @@ class TaskWeighting(nn.Module):
 
 
 class Learner(nn.Module):
-    """A backbone and an adapter: all that the outer loop optimises."""
+    """A backbone and an adapter: all that the outer loop optimises.
+
+    Under torch.no_grad() an adapter is called without gradients. Where it raises because it wants
+    them, as torch.autograd.grad does, it is called again with gradients enabled; predictions are
+    detached.
+    takes_gradients: this was found out of its `adapt`, which is then called with them at once.
+    """
 
     def __init__(self, backbone: nn.Module, adapter: Adapter):
         super().__init__()
         self.backbone, self.adapter = backbone, adapter
+        self.takes_gradients = False
 
     def forward(self, support: LabelledSet, query_x: Tensor) -> Tensor:
         """Logits or values of the queries, (n, output_dim)."""
@@ -229,17 +260,60 @@ class Learner(nn.Module):
     def adapt(self, episode: Episode) -> Predictor:
         """The predictor of one episode; of its query set only the unlabelled items are seen."""
         with support_reference(episode.support.x):
-            return _within(
-                episode.support.x, call_declared(self.adapter.adapt, self.backbone, episode)
-            )
+            return _within(episode.support.x, self._call(self.adapter.adapt, episode))
 
     def trajectory(self, episode: Episode) -> list[Predictor]:
         """The predictors before adaptation and after each inner step, the last one that of `adapt`."""
         with support_reference(episode.support.x):
-            predictors: Iterable[Predictor] = call_declared(
-                self.adapter.trajectory, self.backbone, episode
-            )
+            predictors: list[Predictor] = self._call(self.adapter.trajectory, episode, list)
         return [_within(episode.support.x, predictor) for predictor in predictors]
+
+    def _call(
+        self, method: Callable, episode: Episode, then: Callable = lambda found: found
+    ) -> Any:
+        """What a method of the adapter returns; then: makes a list of what may be a generator."""
+
+        def call() -> Any:
+            return then(call_declared(method, self.backbone, episode))
+
+        found, again = _with_gradients_if_wanted(call, self.takes_gradients)
+        self.takes_gradients |= again
+        return found
+
+
+_WANTED = "does not require grad"
+"""What torch says, in several sentences, where gradients are asked for and there is no graph."""
+
+
+def _with_gradients_if_wanted(call: Callable[[], Any], at_once: bool = False) -> tuple[Any, bool]:
+    """call(), and whether gradients were enabled for it: it was told so, or it raised without them.
+
+    Called a second time it draws the random numbers of the first, so that a run does not depend on
+    what was found out before.
+    """
+    if torch.is_grad_enabled():
+        return call(), False
+    if not at_once:
+        state = _random_state()
+        try:
+            return call(), False
+        except RuntimeError as error:
+            if _WANTED not in str(error):
+                raise
+        _set_random_state(*state)
+    with torch.enable_grad():
+        return call(), True
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), on_gpus
+
+
+def _set_random_state(on_cpu: Tensor, on_gpus: list[Tensor]) -> None:
+    torch.set_rng_state(on_cpu)
+    if on_gpus:
+        torch.cuda.set_rng_state_all(on_gpus)
 
 
 def gradient_columns(learner: Learner) -> dict[str, slice]:
@@ -255,9 +329,20 @@ def gradient_columns(learner: Learner) -> dict[str, slice]:
     }
 
 
+def _callable(predictor: Predictor) -> Predictor:
+    if not callable(predictor):
+        raise FslError(
+            f"adapt returned a {type(predictor).__name__}. A predictor: a function of items"
+        )
+    return predictor
+
+
 def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
+    _callable(predictor)
+
     def predict(x: Tensor) -> Tensor:
         with support_reference(support_x):
-            return predictor(x)
+            prediction, graded = _with_gradients_if_wanted(lambda: predictor(x))
+        return prediction.detach() if graded else prediction
 
     return predict

@@ -32,6 +32,10 @@ class DataError(FslError):
     """Episodes cannot be made from the data found: absent, unreadable, damaged, or too small."""
 
 
+class CacheError(FslError):
+    """The cache folder is not safe to use: another user can write to it."""
+
+
 class ShapeError(FslError, ValueError):
     """A tensor has a shape that the called function cannot take."""
 

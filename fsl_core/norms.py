@@ -74,7 +74,7 @@ def derivatives_of_any_order() -> Iterator[None]:
 
 
 class Norm(nn.Module):
-    """Per-channel normalisation of (n, channels) or (n, channels, height, width), with learned scale and shift.
+    """Per-channel normalisation of (n, channels, ...) such as pictures, with learned scale and shift.
 
     policy, what mean and variance are taken over:
       transductive  the batch of this very call: a query is normalised together with the other queries (MAML's code).
@@ -87,6 +87,7 @@ class Norm(nn.Module):
     kernel normalises without scale and shift, which are applied outside of it; that is exact. For derivatives beyond the second
     see `derivatives_of_any_order`.
 
+    affine: False: scale and shift stay 1 and 0, and are no parameters.
     ShapeError where a mean would be taken over a single value, which normalises everything to zero.
     """
 
@@ -97,6 +98,7 @@ class Norm(nn.Module):
         momentum: float = 0.1,
         groups: int = 8,
         eps: float = 1e-5,
+        affine: bool = True,
     ):
         super().__init__()
         if policy not in NORM_POLICIES:
@@ -110,8 +112,11 @@ class Norm(nn.Module):
         self.groups = max(g for g in range(1, at_most + 1) if channels % g == 0)
         if policy == "none":
             return
-        self.scale = nn.Parameter(torch.ones(channels))
-        self.shift = nn.Parameter(torch.zeros(channels))
+        for name, start in (("scale", torch.ones(channels)), ("shift", torch.zeros(channels))):
+            if affine:
+                self.register_parameter(name, nn.Parameter(start))
+            else:
+                self.register_buffer(name, start, persistent=False)
         if policy == "running":
             self.register_buffer("running_mean", torch.zeros(channels))
             self.register_buffer("running_var", torch.ones(channels))
@@ -190,6 +195,86 @@ def normalise_over_batch(x: Tensor, eps: float) -> Tensor:
         return F.batch_norm(x, None, None, training=True, eps=eps)
     centred = x - x.mean((0, 2, 3), keepdim=True)
     return centred * torch.rsqrt(centred.square().mean((0, 2, 3), keepdim=True) + eps)
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def replace_norms(
+    module: nn.Module, policy: NormPolicy, momentum: float | None = None
+) -> nn.Module:
+    """The module with layers that keep statistics replaced by `Norm` of this policy, in place.
+
+    BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm: weights, eps and running averages are kept,
+    so that policy `running` gives what a pretrained layer gives in evaluation mode.
+    InstanceNorm that tracks statistics: alike under `running` and `none`; else it stops tracking and
+    normalises each item by itself, in training and in evaluation.
+    Other layers stay. LayerNorm, GroupNorm and untracked InstanceNorm keep nothing and look at one
+    item alone.
+
+    momentum: of the running averages; None: that of each layer.
+    Returns the module, or its replacement where it is such a layer itself. Policy `support` works
+    inside a `NormedBackbone` alone.
+    ValueError for a layer derived from these, which may do more than normalise.
+
+    >>> replace_norms(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "transductive")
+    Sequential(
+      (0): Linear(in_features=3, out_features=4, bias=True)
+      (1): Norm(transductive)
+    )
+    """
+    known: dict[nn.Module, nn.Module] = {}  # a layer used in two places stays one
+
+    def replaced(layer: nn.Module, name: str) -> nn.Module:
+        if layer not in known:
+            known[layer] = _replacement(layer, name, policy, momentum)
+            for key, child in layer._modules.items():
+                if child is not None:
+                    layer._modules[key] = replaced(child, f"{name}.{key}".lstrip("."))
+        return known[layer]
+
+    return replaced(module, "")
+
+
+def _replacement(
+    layer: nn.Module, name: str, policy: NormPolicy, momentum: float | None
+) -> nn.Module:
+    instance = type(layer) in _INSTANCE_NORMS
+    if type(layer) not in _BATCH_NORMS and not (instance and layer.track_running_stats):
+        _refuse_derived(layer, name)
+        return layer
+    if instance and policy not in ("running", "none"):
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        return layer
+    momentum = layer.momentum if momentum is None else momentum
+    if momentum is None and policy == "running":
+        raise ValueError(
+            f"{name or 'norm'}: momentum None, the mean of all batches. A momentum for replace_norms"
+        )
+    new = Norm(
+        policy,
+        layer.num_features,
+        0.1 if momentum is None else momentum,
+        eps=layer.eps,
+        affine=layer.affine,
+    ).train(layer.training)
+    if layer.affine and policy != "none":
+        new.scale, new.shift = layer.weight, layer.bias
+    if policy == "running" and layer.track_running_stats:
+        new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    return new
+
+
+def _refuse_derived(layer: nn.Module, name: str) -> None:
+    derived = isinstance(layer, _BATCH_NORMS + _INSTANCE_NORMS)
+    if derived and getattr(layer, "track_running_stats", False):
+        known = ", ".join(kind.__name__ for kind in _BATCH_NORMS)
+        raise ValueError(
+            f"{name or 'norm'}: a {type(layer).__name__} is derived from a layer that is replaced, and "
+            f"may do more. One of {known}, or fsl.Norm in its place"
+        )
 
 
 class NormedBackbone(nn.Module):

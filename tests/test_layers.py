@@ -10,6 +10,7 @@ import fsl_core
 PACKAGE = Path(fsl_core.__file__).parent
 LAYERS = [
     "errors",
+    "private",
     "words",
     "writing",
     "norms",

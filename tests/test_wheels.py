@@ -9,10 +9,12 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from fsl_core.config.document import read_document
 from release.dist import PACKAGES, ROOT, build, faults
 
 PLUGINS = [package.name for package in PACKAGES[1:]]
@@ -23,6 +25,8 @@ adapter: {name: nearest-centroid}
 outer: {meta_batch_size: 2, steps: 2, validate_every: 0}
 evaluate: {episodes: 4}
 """
+DRAWN = {"glyphs", "sinusoid", "threshold-comparison", "wavelet-transform"}
+"""Episodes that need no download."""
 LIBRARY_APART = {
     "fsl-learn2learn": r".*learn2learn cannot be imported \(.*\)\. To install it: python -m fsl_learn2learn\.install",
 }
@@ -139,9 +143,21 @@ def test_built_files_have_no_faults(built: list[Path]):
     assert [fault for file in built for fault in faults(file)] == []
 
 
-def test_faults_are_found(tmp_path: Path):
-    import zipfile
+def test_recipes_that_need_no_download_travel_with_core(built: list[Path]):
+    drawn = {
+        path
+        for path in (ROOT / "recipes").rglob("*.yaml")
+        if read_document(path).data["episodes"]["name"] in DRAWN
+    }
+    assert len(drawn) >= 10
+    wanted = {f"fsl_core/{path.relative_to(ROOT)}": path.read_bytes() for path in drawn}
+    (core,) = [file for file in built if file.name.startswith("fsl_core") and file.suffix == ".whl"]
+    with zipfile.ZipFile(core) as wheel:
+        names = [name for name in wheel.namelist() if name.startswith("fsl_core/recipes/")]
+        assert {name: wheel.read(name) for name in names} == wanted
 
+
+def test_faults_are_found(tmp_path: Path):
     wheel = tmp_path / "fsl_x-1-py3-none-any.whl"
     head = "Metadata-Version: 2.4\nName: fsl-x\nVersion: 1\nRequires-Dist: fsl-core>=0.1\n"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -184,9 +200,8 @@ def test_core_and_one_plugin(plugin: str, environment, tmp_path: Path):
 
 @pytest.mark.slow
 def test_programs_of_the_environment(environment, tmp_path: Path):
-    """What a user types: `fsl run` of a plugin's recipe, and the conformance kit over it."""
+    """What a user types: `fsl run` of a plugin's recipe by its name, and the conformance kit over it."""
     programs = environment("fsl-hypermaml")
-    recipe = ROOT / "recipes" / "glyphs" / "5w1s-hypermaml.yaml"
     keys = (
         "outer.steps=2",
         "outer.validate_every=0",
@@ -195,7 +210,13 @@ def test_programs_of_the_environment(environment, tmp_path: Path):
         "execution.mode=loop",
     )
     ran = run(
-        tmp_path, programs / "fsl", "run", recipe, *(f"-s{key}" for key in keys), "--out", "out"
+        tmp_path,
+        programs / "fsl",
+        "run",
+        "glyphs/5w1s-hypermaml",
+        *(f"-s{key}" for key in keys),
+        "--out",
+        "out",
     )
     assert ran.startswith("test accuracy 0.")
     checked = run(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
+from pathlib import Path
 
 import pytest
 
 from fsl_core import cli
 from fsl_core.cli.catalogue import print_table
 from fsl_core.errors import RunError
-from fsl_core.words import printable
+from fsl_core.words import LONGEST_NAME, CsvWriter, name_of, printable
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,87 @@ def test_a_table_obeys_no_name(capsys):
     assert "\x1b" not in told
     for shown in (r"name \x1b[1m", "[bold]x", r"\x1b[31mred", r"[/red] \xe9"):
         assert shown in told
+
+
+def written(cells: list, raw: bool = False) -> list[str]:
+    table = io.StringIO()
+    CsvWriter(table, raw).writerow(cells)
+    (row,) = csv.reader(io.StringIO(table.getvalue(), newline=""))
+    return row
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("-2+3+cmd", "'-2+3+cmd"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("\t=1", r"\t=1"),
+        ("\r=1", r"\r=1"),
+        ("＝1", "'＝1"),  # noqa: RUF001
+        ("-", "'-"),
+        ("-inf", "'-inf"),
+        ("cat-1=x", "cat-1=x"),
+        ("a\nb,\x1b", r"a\nb,\x1b"),
+        ("'quoted'", "'quoted'"),
+        ("-3", "-3"),
+        ("+0.5", "+0.5"),
+        ("-.5e-3", "-.5e-3"),
+        (-0.25, "-0.25"),
+        (-3, "-3"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_cell_is_no_formula_and_a_number_stays_one(cell, shown: str):
+    assert written([cell, "x"]) == [shown, "x"]
+
+
+def test_raw_cells_are_as_they_were():
+    cells = ["=1+1", "\t=1", "a\nb", "-0.5", "caf\xe9"]
+    assert written(cells, raw=True) == cells
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("recipes/glyphs/5w1s-maml.yaml", "5w1s-maml"),
+        ("a.b.YML", "a.b"),
+        ("notes.txt", "notes.txt"),
+        ("..yaml", "recipe"),
+        (".yaml", "recipe"),
+        ("-.yaml", "recipe"),
+        (" .yaml", "recipe"),
+        ("-rf.yaml", "-rf"),
+        ("two words 'quoted'.yaml", "two words 'quoted'"),
+        ('a\nb\x1b"c:.yaml', "a_b__c_"),
+        ("größe 模型.yaml", "größe 模型"),
+    ],
+)
+def test_a_name_that_a_folder_can_have(file: str, name: str):
+    assert name_of(Path(file)) == name
+
+
+def test_long_names_are_shortened_and_stay_apart():
+    names = [name_of(Path(f"{'模' * 80}{end}.yaml")) for end in "ab"]
+    assert len({*names}) == 2
+    assert all(len(name.encode()) <= LONGEST_NAME for name in names)
+    assert all(name.startswith("模" * 30) for name in names)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run NAME", "check NAME", "sweep NAME", "resume NAME", "eval NAME", "report NAME"),
+        *("compare NAME a", "schema --plugins-dir NAME", "predict NAME --query x --support x"),
+    ],
+)
+def test_a_name_too_long_for_a_file(command: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fsl", *command.replace("NAME", "a" * 300).split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert len(told.splitlines()) == 1
+    assert "too long" in told

@@ -1,32 +1,51 @@
-"""Your own pictures: one folder for each class."""
+"""Your pictures: one folder for each class."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
+import PIL
 import torch
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data.cache import content_key
-from fsl_core.data.folders import class_images, subfolders
+from fsl_core.data import folders, vision
+from fsl_core.data.cache import cached_tensors, content_key
+from fsl_core.data.folders import PassedOver
 from fsl_core.data.vision import decode_image
 
 SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("validation", "val"),
-    "test": ("test",),
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
 }
+"""Names of split folders, in small or capital letters, also after `meta`, `meta-` or `meta_`."""
+
+SHARED_OUT_BY = "fsl-core classes 16351"
+"""Hashed with the names of classes; another text would put most classes in another split, so it never changes.
+
+The number is one with which c00 .. c14, the classes of our tests, are shared out as their fractions say.
+"""
+
+SEEDS = 10_000
+"""Values of split_seed that are tried where some split has too few classes."""
 
 
 class ImageFolder(fsl.PooledEpisodes):
     """Images in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or val) and `root/test/<class>/`.
 
-    Without split folders the classes are shared out: shuffled by a hash of their name and split_seed, then cut in these
-    fractions. Any file that PIL reads; its short side is resized to image_size and the centre square taken. Folders and
-    files whose name starts with a dot, and files without the ending of an image, are passed over.
+    Without split folders each class is put in a split by a hash of its name and split_seed, so that it stays there whatever
+    other classes come or go: about these fractions of many classes, and of few classes less exactly so. Any file that PIL
+    reads, in subfolders too; its short side is resized to image_size and the centre square taken. Folders and files whose
+    name starts with a dot or that an operating system makes (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the ending
+    of an image, are passed over; `fsl check --data` counts them. Names are compared in Unicode's composed form (NFC).
     """
 
     name = "image-folder"
@@ -57,6 +76,9 @@ class ImageFolder(fsl.PooledEpisodes):
         split_seed: Annotated[
             int, Field(description="another number, other classes in each split")
         ] = 0,
+        skip_unreadable: Annotated[
+            bool, Field(description="leave out images that cannot be read, and say which")
+        ] = False,
     ):
         if min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"fractions: {list(fractions)}. Three numbers >= 0, not all of them 0")
@@ -68,9 +90,25 @@ class ImageFolder(fsl.PooledEpisodes):
         )
         self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
         self.channels: Literal["rgb", "gray"] = channels
+        self.skip_unreadable = skip_unreadable
+        self._listings: dict[fsl.Split, _Listing] = {}
+
+    # How pictures become a pool.
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
-        classes = {folder.name: class_images(folder) for folder in self.class_folders(split)}
+        listing = self._listing(split)
+        if not self.skip_unreadable:
+            folders.refuse_unreadable(folders.unreadable(listing.passed_over))
+        listing.refuse_empty()
+        try:
+            return self._decoded(listing.classes)
+        except fsl.DataError:  # it names the first; whoever mends the data wants to know of all
+            damaged = folders.unreadable(folders.try_read(f, self._decode) for f in listing.files)
+            fit = "Whole image files, or `skip_unreadable: true`, which leaves them out"
+            folders.refuse_unreadable(damaged, of=len(listing.files), fit=fit)
+            raise
+
+    def _decoded(self, classes: Mapping[str, Sequence[Path]]) -> fsl.LabelledPool:
         size = self.task.input_shape[-1]
 
         def decode() -> fsl.LabelledPool:
@@ -85,49 +123,216 @@ class ImageFolder(fsl.PooledEpisodes):
             content_key("image-folder", size, self.channels, *contents), decode
         )
 
+    def _decode(self, file: Path) -> torch.Tensor:
+        return decode_image(file, self.task.input_shape[-1], self.channels)
+
+    # Which pictures there are.
+
+    def inspect(self, split: fsl.Split, digest: bool = True) -> fsl.SplitContents:
+        pool = self.pool(split) if digest else None
+        listing = self._listing(split)
+        classes = {name: len(files) for name, files in listing.classes.items()}
+        return fsl.SplitContents(
+            classes, pool and pool.digest, listing.classes, listing.passed_over
+        )
+
+    def check_splits(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
+        self._refuse_small_shares(wanted)
+        super().check_splits(wanted)
+
+    def check(self, split: fsl.Split, task: fsl.TaskShape | None = None) -> None:
+        task = task or self.task
+        if len(self.pool(split).classes) < task.n_way:
+            self._refuse_small_shares({"train": self.task, split: task})
+        super().check(split, task)
+
     def class_folders(self, split: fsl.Split) -> list[Path]:
         """The folders of the classes of a split, sorted by name. Raises DataError if there is no root or no class."""
-        where = f"episodes {self.name!r}: root {self.root}"
-        if not self.root.is_dir():
-            state = "is no folder" if self.root.exists() else "does not exist"
-            raise fsl.DataError(
-                f"{where} {state}. A folder with one folder of images for each class"
-            )
-        folders = subfolders(self.root)
-        by_split = {
-            f.name: subfolders(f)
-            for f in folders
-            if f.name in ("train", "validation", "val", "test")
-        }
-        by_split = {name: classes for name, classes in by_split.items() if classes}
-        if by_split:
-            for name in SPLIT_FOLDERS[split]:
-                if name in by_split:
-                    return by_split[name]
-            expected = " or ".join(SPLIT_FOLDERS[split])
-            raise fsl.DataError(
-                f"{where} has no classes in a folder {expected}, only in {', '.join(by_split)}. A folder of each split"
-            )
-        if not folders:
-            raise fsl.DataError(
-                f"{where} has no class folders. One folder of images for each class"
-            )
-        return sorted(self._share(folders)[split])
+        return self._class_folders(split).paths
 
-    def _share(self, folders: list[Path]) -> dict[fsl.Split, list[Path]]:
-        shuffled = sorted(
-            folders, key=lambda f: hashlib.blake2b(f"{self.split_seed}/{f.name}".encode()).digest()
-        )
-        train, validation, _ = self.fractions
-        first, second = (
-            round(len(folders) * share / sum(self.fractions))
-            for share in (train, train + validation)
-        )
+    def _listing(self, split: fsl.Split) -> _Listing:
+        if split not in self._listings:
+            found = self._class_folders(split)
+            listing = _list(found.paths, found.passed_over)
+            self._listings[split] = self._readable(listing) if self.skip_unreadable else listing
+        return self._listings[split]
+
+    def _readable(self, listing: _Listing) -> _Listing:
+        """The listing without the files that cannot be decoded. Which these are is kept for equal files."""
+
+        def try_all() -> dict[str, torch.Tensor]:
+            tried = (folders.try_read(file, self._decode) for file in listing.files)
+            reasons = [item.detail if isinstance(item, PassedOver) else "" for item in tried]
+            return {"reasons": torch.tensor(list(json.dumps(reasons).encode()), dtype=torch.uint8)}
+
+        reader = Path(vision.__file__), PIL.__version__, self.task.input_shape
+        key = content_key("image-folder unreadable", *reader, *map(_state, listing.files))
+        kept = bytes(cached_tensors(key, try_all)["reasons"].numpy())
+        reasons = dict(zip(listing.files, json.loads(kept), strict=True))
+        return listing.without({file: why for file, why in reasons.items() if why})
+
+    def _class_folders(self, split: fsl.Split) -> folders.Found:
+        by_split = self._split_folders()
+        if by_split is None:
+            found = self._all_classes()
+            return replace(found, paths=self._share(found.paths)[split])
+        if split not in by_split:
+            kept = ", ".join(
+                f"{folders.shown(folder.name)} ({len(classes.paths)} classes)"
+                for folder, classes in by_split.values()
+            )
+            wanted = ", ".join(SPLIT_FOLDERS[split])
+            raise fsl.DataError(
+                f"{self._where}: no folder with the classes of {split}, only {kept}. "
+                f"A folder of each split in use; for this one it may have the name {wanted}"
+            )
+        _, classes = by_split[split]
+        used = {folder for folder, _ in by_split.values()}
+        top = folders.find_class_folders(self.root, once=False)
+        beside = [PassedOver(path, folders.BESIDE) for path in top.paths if path not in used]
+        return replace(classes, passed_over=[*top.passed_over, *beside, *classes.passed_over])
+
+    def _split_folders(self) -> dict[fsl.Split, tuple[Path, folders.Found]] | None:
+        """The folder of each split that has one, and its classes; None where the classes have to be shared out."""
+        fit = "A folder with one folder of images for each class"
+        folders.require_folder(self.root, self._where, fit)
+        found: dict[fsl.Split, tuple[Path, folders.Found]] = {}
+        for folder in folders.find_class_folders(self.root, once=False).paths:
+            split = split_of(folder.name)
+            classes = folders.find_class_folders(folder) if split else folders.Found()
+            if not classes.paths:
+                continue
+            if split in found:
+                names = f"{found[split][0].name!r} and {folder.name!r}"
+                raise fsl.DataError(
+                    f"{self._where}: folders {names} both mean {split}. One folder for each split"
+                )
+            found[split] = folder, classes
+        return found or None
+
+    def _all_classes(self) -> folders.Found:
+        found = folders.find_class_folders(self.root)
+        if not found.paths:
+            raise fsl.DataError(
+                f"{self._where} has no class folders. One folder of images for each class"
+            )
+        return found
+
+    def _share(self, classes: Sequence[Path]) -> dict[fsl.Split, list[Path]]:
+        names = [split_by_name(f.name, self.fractions, self.split_seed) for f in classes]
         return {
-            "train": shuffled[:first],
-            "validation": shuffled[first:second],
-            "test": shuffled[second:],
+            split: [folder for folder, own in zip(classes, names, strict=True) if own == split]
+            for split in get_args(fsl.Split)
         }
+
+    def _refuse_small_shares(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
+        """Raise DataError where classes are shared out and one of these splits has fewer than its episodes need."""
+        if self._split_folders() is not None:
+            return
+        classes = self._all_classes().paths
+        shared = {split: len(found) for split, found in self._share(classes).items()}
+        needed = {split: task.n_way for split, task in wanted.items()}
+        few = [split for split, n in needed.items() if shared[split] < n]
+        if few:
+            given = ", ".join(f"{split} {n}" for split, n in shared.items())
+            needs = ", ".join(f"{split} at least {needed[split]}" for split in few)
+            raise fsl.DataError(
+                f"{self._where}: fractions {list(self.fractions)} and split_seed {self.split_seed} share out its "
+                f"{len(classes)} classes as {given}; n_way asks for {needs}. "
+                f"{self._other_shares([f.name for f in classes], needed)}"
+            )
+
+    def _other_shares(self, names: Sequence[str], needed: Mapping[fsl.Split, int]) -> str:
+        by_hand = "a folder for each split (train, validation, test) with the classes you choose"
+        if len(names) < sum(needed.values()):
+            return f"At least {sum(needed.values())} classes, or fewer ways"
+        shares = dict(zip(get_args(fsl.Split), self.fractions, strict=True))
+        if none := [split for split in needed if not shares[split]]:
+            return f"A fraction above 0 for {' and '.join(none)}, or {by_hand}"
+        for seed in range(SEEDS):
+            own = [split_by_name(name, self.fractions, seed) for name in names]
+            if all(own.count(split) >= n for split, n in needed.items()):
+                shared = ", ".join(f"{split} {own.count(split)}" for split in get_args(fsl.Split))
+                return f"`split_seed: {seed}` gives {shared}; or {by_hand}"
+        return f"No split_seed below {SEEDS} does: other fractions, more classes, or {by_hand}"
+
+    @property
+    def _where(self) -> str:
+        return f"episodes {self.name!r}: root {folders.shown(self.root)}"
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of each class of a split, and what lies beside them.
+
+    sources: the folder of each class, by its name in composed form.
+    """
+
+    classes: dict[str, list[Path]]
+    sources: dict[str, Path]
+    passed_over: list[PassedOver]
+
+    @property
+    def files(self) -> list[Path]:
+        return list(chain(*self.classes.values()))
+
+    def without(self, unreadable: Mapping[Path, str]) -> _Listing:
+        classes = {
+            name: [file for file in files if file not in unreadable]
+            for name, files in self.classes.items()
+        }
+        left_out = [PassedOver(path, folders.UNREADABLE, why) for path, why in unreadable.items()]
+        return replace(self, classes=classes, passed_over=[*self.passed_over, *left_out])
+
+    def refuse_empty(self) -> None:
+        """Raise one DataError with every class that has no images."""
+        empty = [
+            folders.no_pictures(self.sources[name], self._of_class(name))
+            for name, files in self.classes.items()
+            if not files
+        ]
+        if empty:
+            raise fsl.DataError("\n".join(empty))
+
+    def _of_class(self, name: str) -> list[PassedOver]:
+        return [item for item in self.passed_over if item.path.is_relative_to(self.sources[name])]
+
+
+def _list(class_folders: Sequence[Path], beside: Sequence[PassedOver]) -> _Listing:
+    found = {folder: folders.find_pictures(folder) for folder in class_folders}
+    return _Listing(
+        {folders.nfc(folder.name): pictures.paths for folder, pictures in found.items()},
+        {folders.nfc(folder.name): folder for folder in found},
+        [*beside, *chain(*(pictures.passed_over for pictures in found.values()))],
+    )
+
+
+def _state(file: Path) -> str:
+    """What tells whether a file has changed, where it can be read."""
+    try:
+        return content_key(file)
+    except fsl.DataError as error:
+        return str(error)
+
+
+def split_of(name: str) -> fsl.Split | None:
+    """The split that a folder of this name holds the classes of, if any."""
+    word = re.sub(r"^meta[-_ ]?", "", folders.nfc(name).casefold())
+    return next((split for split, names in SPLIT_FOLDERS.items() if word in names), None)
+
+
+def split_by_name(name: str, fractions: Sequence[float], seed: int) -> fsl.Split:
+    """The split of a class: a function of its name, the fractions and the seed, and of no other class.
+
+    fractions: of train, validation and test, of any sum; a split of fraction 0 gets no class.
+    """
+    text = folders.name_bytes(f"{SHARED_OUT_BY}/{seed}/{folders.nfc(name)}")
+    bits = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    u = (bits >> 11) * 2.0**-53  # uniform in [0, 1)
+    train, validation, _ = fractions
+    if u < train / sum(fractions):
+        return "train"
+    return "validation" if u < (train + validation) / sum(fractions) else "test"
 
 
 @fsl.hookimpl

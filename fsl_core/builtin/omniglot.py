@@ -19,6 +19,7 @@ from pydantic import Field
 
 import fsl_core as fsl
 from fsl_core.data.cache import content_key, data_root
+from fsl_core.data.folders import image_files
 from fsl_core.data.vision import torchvision_dataset
 
 FOLDER = "omniglot-py"
@@ -124,9 +125,7 @@ class Omniglot(fsl.PooledEpisodes):
         """All classes, sorted by name, upright."""
         parts, size = self.fetch(), self.task.input_shape[-1]
         files = [
-            file
-            for part in parts
-            for file in ([part] if part.is_file() else sorted(part.rglob("*.png")))
+            file for part in parts for file in ([part] if part.is_file() else image_files(part))
         ]
         return fsl.LabelledPool.cached(
             content_key("omniglot", "lanczos", size, *files), lambda: _decode(parts, size)
@@ -214,11 +213,17 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     )
 
 
+def _drawings(part: Path) -> list[Path]:
+    """Alphabet/character01/0709_01.png and so on, in an unpacked folder, sorted."""
+    files = image_files(part)
+    return [f for f in files if f.suffix == ".png" and len(f.relative_to(part).parts) == 3]
+
+
 def _read(part: Path) -> Iterator[tuple[str, bytes]]:
     """(Alphabet/character01/0709_01.png, content), sorted, of a zip file or an unpacked folder."""
     if part.is_dir():
-        for name in sorted(file.relative_to(part).as_posix() for file in part.glob("*/*/*.png")):
-            yield name, (part / name).read_bytes()
+        for file in _drawings(part):
+            yield file.relative_to(part).as_posix(), file.read_bytes()
         return
     with zipfile.ZipFile(part) as archive:
         for name in sorted(name for name in archive.namelist() if name.endswith(".png")):

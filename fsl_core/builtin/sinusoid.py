@@ -17,10 +17,11 @@ AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
 class Sinusoid(fsl.EpisodeSource):
     """y = amplitude * sin(x - phase); amplitude in 0.1 .. 5, phase in 0 .. pi, x in -5 .. 5, all uniform. Regression.
 
-    x and y are (n, 1) float32. Every split has the same distribution and draws of its own. With `tasks`, training repeats
-    that many waves in turn, each time at fresh points; validation and test waves stay fresh.
-    Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and cbfinn/maml, data_generator.py. Differs: that code's test run
-    takes amplitudes from 5 .. 10, which the paper does not say.
+    x and y are (n, 1) float32. Every split has the same distribution and draws of its own. With
+    `tasks`, training repeats that many waves in turn, each time at fresh points; validation and
+    test waves stay fresh. Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and its code,
+    cbfinn/maml, data_generator.py, whose test run draws from these ranges too. Differs: that code
+    has as many queries as shots.
     """
 
     name = "sinusoid"

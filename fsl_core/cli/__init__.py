@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from fsl_core.cli import catalogue, predicting, runs, scaffolding, sweeps
+from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+recipes.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)
@@ -39,19 +40,23 @@ scaffolding.add_commands(app)
 
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except TrainingError as error:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
-    except OSError as error:  # met where nothing more is known about the file than its name
+    except OSError as error:  # any command may be the first to look for a file
         if error.errno not in OF_THE_MACHINE or not isinstance(error.filename, str | bytes):
             raise
         name = os.fsdecode(error.filename)
-        sys.exit(_fail(FslError(f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}"), 2))
+        if error.errno == errno.ENAMETOOLONG:
+            name = f"{name[:60]}…: a name of {len(name)} characters"
+        sys.exit(_fail(f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}", 2))
 
 
-def _fail(error: FslError, code: int) -> int:
+def _fail(error: FslError | str, code: int) -> int:
     sys.stderr.write(f"{printable(str(error), lines=True)}\n")
     return code

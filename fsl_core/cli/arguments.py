@@ -12,8 +12,27 @@ from fsl_core.words import printable
 if TYPE_CHECKING:
     from fsl_core.hooks.registry import Registry
 
+
+def _recipe_file(given: Path) -> Path:
+    """The file of a path, or of a shipped recipe's name; stderr says which."""
+    from fsl_core.config.shipped import find_recipe, shipped_recipes
+
+    file = find_recipe(given)
+    if file != given:
+        typer.echo(f"{given}: the recipe that comes with fsl-core, {file}", err=True)
+    elif given.as_posix() in shipped_recipes():
+        typer.echo(f"{given}: the file here, not the recipe that comes with fsl-core", err=True)
+    return file
+
+
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="recipe file (YAML), or a name that `fsl recipes` lists",
+        callback=_recipe_file,
+        show_default=False,
+    ),
 ]
 RunDirectory = Annotated[
     Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)
@@ -38,6 +57,12 @@ TrustPlugins = Annotated[
     typer.Option("--trust-plugins", help="import one-file plugins that RUN names, known or not"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+RawCsv = Annotated[
+    bool,
+    typer.Option(
+        "--raw-csv", help="names as they are, even where a spreadsheet would compute them"
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
@@ -51,6 +76,8 @@ def load_registry(
     from fsl_core.hooks.registry import load, plugin_files
 
     files = plugin_files(None if no_local_plugin else recipe, plugins_dir)
+    if plugins_dir is not None:
+        _tell_files(plugins_dir, files)
     registry = load(no_plugin=no_plugin, files=files)
     for plugin in registry.plugins:
         if plugin.status == "failed":
@@ -66,9 +93,12 @@ def recorded_plugins(
     """How `open_run` and its like treat the one-file plugins that a run names, told on stderr."""
     from fsl_core.hooks.registry import plugin_files
 
+    files = plugin_files(None, plugins_dir)
+    if plugins_dir is not None:
+        _tell_files(plugins_dir, files)
     return {
         "no_plugin": no_plugin,
-        "plugins": plugin_files(None, plugins_dir),
+        "plugins": files,
         "trust_plugins": trust_plugins,
         "tell": warn,
     }
@@ -82,6 +112,17 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line on stderr, likewise."""
     typer.echo(printable(text, lines=True), err=True)
+
+
+def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
+    """Say on stderr which files of the folder are plugins, and which are passed over."""
+    real = {file.resolve() for file in taken}
+    here = sorted(plugins_dir.glob("*.py"))
+    used = ", ".join(file.name for file in here if file.resolve() in real) or "no plugin"
+    others = [file.name for file in here if file.resolve() not in real]
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    passed = f"; passed over: {named} (a test, or without hookimpl)" if others else ""
+    warn(f"--plugins-dir {plugins_dir}: {used}{passed}")
 
 
 def choose_device(name: str):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from fsl_core.cli.arguments import (
     load_registry,
     warn,
 )
+
+if TYPE_CHECKING:
+    from fsl_core.training.experiment import Experiment
 
 KINDS = {
     "episodes": "episodes",
@@ -38,11 +41,16 @@ def add_commands(app: typer.Typer) -> None:
 def check(
     recipe: RecipeFile,
     overrides: Overrides = [],
+    data: Annotated[
+        bool, typer.Option("--data", help="read the data, too: classes, sizes, what is passed over")
+    ] = False,
+    whole: Annotated[bool, typer.Option("--list", help="with --data: name every file")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --data: print JSON")] = False,
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
 ) -> None:
-    """Check a recipe: every option of every part, without reading data or training.
+    """Check a recipe: every option of every part, without training; its data is read with --data.
 
     Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
     """
@@ -50,11 +58,17 @@ def check(
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.training.experiment import build_experiment, build_optimizer
+    from fsl_core.training.preflight import preflight
 
+    if (whole or as_json) and not data:
+        option = "--list" if whole else "--json"
+        raise typer.BadParameter(f"{option} says what is read. With --data", param_hint=option)
     registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
     if registry.files:
         warn(f"imported {', '.join(registry.files)}")
     if has_matrix(recipe, overrides):
+        if data:
+            _refuse_matrix(recipe)
         plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
         typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
@@ -62,11 +76,41 @@ def check(
     checked = read_recipe(recipe, registry, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    preflight(experiment)
+    if data:
+        _check_data(experiment, whole, as_json)
+    if as_json:
+        return
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
     typer.echo(
         f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
         f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
+    )
+
+
+def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
+    """Print what the data of a recipe is made of. Raises DataError where a run would be refused."""
+    from fsl_core.cli.data import print_report
+    from fsl_core.errors import DataError
+    from fsl_core.training.data_report import report_data
+    from fsl_core.training.files import to_json
+
+    report = report_data(experiment)
+    if as_json:
+        typer.echo(to_json(report.as_dict(), "data", indent=2))
+    else:
+        print_report(report, whole)
+    if report.faults:
+        raise DataError("\n".join(report.faults))
+
+
+def _refuse_matrix(recipe: Path) -> None:
+    from fsl_core.errors import RecipeError
+
+    raise RecipeError(
+        f"{recipe}: --data reads the data of one recipe, and this one has a `matrix:`. "
+        "`-s matrix=null` leaves it out"
     )
 
 
@@ -80,17 +124,19 @@ def schema(
     """Print the JSON Schema of recipes made from everything installed, for completion in editors, or a reference to read."""
     from fsl_core.config.recipe import recipe_schema
     from fsl_core.config.reference import recipe_reference
+    from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir)
-    typer.echo(
-        recipe_reference(registry) if markdown else json.dumps(recipe_schema(registry), indent=2)
-    )
+    as_json = to_json(recipe_schema(registry), "schema", indent=2)
+    typer.echo(recipe_reference(registry) if markdown else as_json)
 
 
 def plugins(
     no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False
 ) -> None:
     """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
+    from fsl_core.training.files import to_json
+
     registry = load_registry(no_plugin, plugins_dir)
     rows = [
         {
@@ -109,7 +155,7 @@ def plugins(
         for p in registry.plugins
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(to_json(rows, "rows", indent=2))
         return
     print_table(
         ["plugin", "from", "hook API", "status", "seconds", "offers and observes", "notes"],
@@ -142,13 +188,15 @@ def list_components(
     as_json: Json = False,
 ) -> None:
     """List the adapters, backbones, episodes or weightings that recipes can name."""
+    from fsl_core.training.files import to_json
+
     components = load_registry(no_plugin, plugins_dir).components(_kind(kind))
     rows = [
         {"name": c.name, "from": c.origin, "summary": (c.doc.splitlines() or [""])[0]}
         for c in components
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(to_json(rows, "rows", indent=2))
     else:
         print_table(["name", "from", "summary"], [list(row.values()) for row in rows])
 
@@ -167,6 +215,7 @@ def show(
 ) -> None:
     """Explain one component: its options with types, defaults and meaning, and its source paper."""
     from fsl_core.config.reference import option_rows
+    from fsl_core.training.files import to_json
 
     component = load_registry(no_plugin, plugins_dir).get(_kind(kind), name)
     if as_json:
@@ -176,9 +225,8 @@ def show(
             "from": component.origin,
             "doc": component.doc,
         }
-        typer.echo(
-            json.dumps({**described, "schema": component.options.model_json_schema()}, indent=2)
-        )
+        described["schema"] = component.options.model_json_schema()
+        typer.echo(to_json(described, name, indent=2))
         return
     typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
     rows = [list(row) for row in option_rows(component)]
@@ -191,7 +239,9 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
     import torch
 
-    from fsl_core.data.cache import cache_dir, data_root
+    from fsl_core.data.cache import data_root
+    from fsl_core.private import cache_dir
+    from fsl_core.training.files import to_json
     from fsl_core.training.run import describe_environment
 
     registry = load_registry(no_plugin, plugins_dir)
@@ -204,7 +254,7 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
     report["notes"] = {p.name: "; ".join(p.notes) for p in registry.plugins if p.notes}
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(to_json(report, "doctor", indent=2))
     else:
         for key, value in report.items():
             text = (

@@ -1,8 +1,9 @@
-"""The command that predicts own pictures."""
+"""The command that predicts your pictures."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +13,18 @@ from fsl_core.cli.arguments import (
     Device,
     NoPlugin,
     PluginsDir,
+    RawCsv,
     TrustPlugins,
     choose_device,
     recorded_plugins,
     warn,
 )
+from fsl_core.cli.outputs import Output, check_outputs, page, table
 
 if TYPE_CHECKING:
     import torch
 
+    from fsl_core.data.folders import PassedOver
     from fsl_core.training.prediction import AdaptedPredictor
 
 
@@ -61,6 +65,10 @@ def predict(
     invert: Annotated[
         bool, typer.Option("--invert", help="exchange light and dark in all pictures")
     ] = False,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="leave out damaged pictures and list them"),
+    ] = False,
     checkpoint: Annotated[
         str | None, typer.Option(help="best or last (default: as in the recipe)")
     ] = None,
@@ -68,16 +76,28 @@ def predict(
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     trust_plugins: TrustPlugins = False,
+    raw_csv: RawCsv = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
+    from fsl_core.data.folders import shown
     from fsl_core.reporting.predictions import Predictions
     from fsl_core.training.files import write_atomically
 
-    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
-    predictor = _predictor(trained, support, invert, checkpoint, choose_device(device), plugins)
-    pictures = predictor.read(query)
+    outputs = list(_outputs(out, html, save, export))
+    check_outputs(outputs, [path for path in (trained, support, query) if path])
+    options = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    predictor = _predictor(
+        trained, support, invert, checkpoint, choose_device(device), skip_unreadable, options
+    )
+    pictures = predictor.read(query, skip_unreadable)
     _note(predictor)
+    _note_passed_over("--support", predictor.passed_over)
+    _note_passed_over("--query", pictures.passed_over)
+    for name, why in pictures.skipped or ():
+        typer.echo(f"note: --query: left out: {shown(name)}: {shown(why)}", err=True)
     predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
+    for output in outputs:
+        output.make_folder()
     if save:
         predictor.save(save)
     if export:
@@ -86,17 +106,32 @@ def predict(
     if html:
         predictions.write_html(html)
     if out:
-        write_atomically(out, predictions.to_csv())
+        write_atomically(out, predictions.to_csv(raw_csv))
         counts = Counter(predictions.predicted)
         typer.echo(
-            f"{len(pictures.names)} pictures: {', '.join(f'{n} {name}' for name, n in counts.most_common())}"
+            f"{len(pictures.names)} pictures: "
+            + ", ".join(f"{n} {shown(name)}" for name, n in counts.most_common())
         )
     else:
-        typer.echo(predictions.to_csv(), nl=False)
+        typer.echo(predictions.to_csv(raw_csv), nl=False)
     if predictions.accuracy is not None:
         typer.echo(
             f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None
         )
+
+
+def _outputs(
+    out: Path | None, html: Path | None, save: Path | None, export: Path | None
+) -> Iterator[Output]:
+    if out:
+        yield table("--out", out)
+    if html:
+        yield page("--html", html)
+    if save:
+        yield Output("--save", save, (".safetensors", ""), "A predictor in safetensors")
+    if export:
+        onnx = " and not ONNX" if export.suffix.lower() == ".onnx" else ""
+        yield Output("--export", export, (".pt2",), f"A program of torch.export{onnx}")
 
 
 def _predictor(
@@ -105,6 +140,7 @@ def _predictor(
     invert: bool,
     checkpoint: str | None,
     device: torch.device,
+    skip_unreadable: bool,
     plugins: dict[str, Any],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
@@ -117,7 +153,15 @@ def _predictor(
             raise RunError(
                 "--support: absent. A folder with one folder of labelled pictures for each class"
             )
-        return adapt_to_folder(trained, support, invert, checkpoint, device, **plugins)
+        return adapt_to_folder(
+            trained,
+            support,
+            invert,
+            checkpoint,
+            device,
+            skip_unreadable=skip_unreadable,
+            **plugins,
+        )
     given = {"--support": support, "--invert": invert, "--checkpoint": checkpoint}
     if named := [name for name, value in given.items() if value]:
         raise RunError(
@@ -128,9 +172,11 @@ def _predictor(
 
 def _note(predictor: AdaptedPredictor) -> None:
     """Say on stderr what a user might not expect."""
+    from fsl_core.data.folders import shown
+
     if len(set(predictor.found)) > 1:
         counts = ", ".join(
-            f"{name} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
+            f"{shown(name)} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
         warn(
             f"note: unequal numbers of labelled pictures ({counts}); "
@@ -139,3 +185,13 @@ def _note(predictor: AdaptedPredictor) -> None:
     if predictor.together:
         how = f"norm {predictor.experiment.norm}, adapter {predictor.learner.adapter.name}"
         warn(f"note: {how}: a prediction depends on which pictures are predicted together")
+
+
+def _note_passed_over(option: str, passed_over: Sequence[PassedOver]) -> None:
+    """Say on stderr what of a folder is not used: the damaged by name, the others by number."""
+    from fsl_core.data.folders import counted, unreadable
+
+    for item in unreadable(passed_over):
+        typer.echo(f"note: {option}: left out: {item}", err=True)
+    if rest := [item for item in passed_over if item not in unreadable(passed_over)]:
+        typer.echo(f"note: {option}: passed over: {counted(rest)}", err=True)

@@ -36,6 +36,8 @@ class ProgressBar:
 
     @fsl.hookimpl
     def fsl_run_started(self, run: Any) -> None:
+        for note in run.notes:
+            self._console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if run.step < run.steps:
             if self._console.is_terminal:
                 self._console.print(f"execution {run.execution}", highlight=False, soft_wrap=True)
@@ -58,6 +60,8 @@ class ProgressBar:
     def fsl_evaluated(self, run: Any, split: str, result: dict[str, Any]) -> None:
         if split == "validation":
             best = "  (best so far)" if run.best and run.best["step"] == run.step else ""
+            if not run.experiment.learner.adapter.settled:
+                best = "  (inside the adapter's warm-up, so never the best)"
             self._console.print(
                 f"step {run.step}: validation {format_score(result)}{best}",
                 highlight=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import (
@@ -34,8 +33,12 @@ from fsl_core.cli.arguments import (
     say,
     warn,
 )
+from fsl_core.cli.interrupts import Watched, interruptible
+from fsl_core.cli.outputs import check_outputs, page
+from fsl_core.words import name_of
 
 if TYPE_CHECKING:
+    from fsl_core.data.source import Split
     from fsl_core.hooks.registry import Registry
     from fsl_core.training.run import Run
 
@@ -61,30 +64,41 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate a recipe."""
-    with _json_alone(as_json):
+    with _json_alone(as_json), interruptible() as watched:
         registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
-        result, directory = _run(recipe, registry, overrides, out, device)
+        result, directory = _run(recipe, registry, overrides, out, device, watched)
     _print_result(result, directory, as_json)
 
 
 def resume(
     directory: RunDirectory,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="train for N outer steps in all, not the recipe's"),
+    ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     trust_plugins: TrustPlugins = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a run from its last checkpoint, exactly as if it had never stopped."""
+    """Continue a run from its last checkpoint, exactly as if it had never stopped.
+
+    With --steps, schedules and warm-ups are stretched over the new number from here on, and the
+    result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
+    """
     from fsl_core.training.run import open_run
 
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
-    with open_run(directory, choose_device(device), write=True, **plugins) as opened:
+    with (
+        interruptible() as watched,
+        open_run(directory, choose_device(device), write=True, steps=steps, **plugins) as opened,
+    ):
         result = opened.result()
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
-                result = _complete(opened)
+                result = _complete(opened, watched)
     _print_result(result, directory, as_json)
 
 
@@ -106,7 +120,7 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
-    from fsl_core.training.outer_loop import evaluate_run
+    from fsl_core.training.outer_loop import evaluate_run, state_of
     from fsl_core.training.run import open_run
 
     if split not in SPLITS:
@@ -116,9 +130,11 @@ def evaluate(
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with open_run(directory, choose_device(device), write=False, **plugins) as opened:
         which = opened.restore_for_evaluation(checkpoint)
+        _note_data(opened, split)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
             summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
+        summary |= state_of(opened.experiment.learner.adapter)
     _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
 
 
@@ -141,7 +157,8 @@ def reproduce(
         raise RecipeError(
             f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
         )
-    result, directory = _run(recipe, registry, overrides, out, device)
+    with interruptible() as watched:
+        result, directory = _run(recipe, registry, overrides, out, device, watched)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -169,11 +186,13 @@ def report(
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
     from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.begun import refuse_edited
     from fsl_core.training.files import check_files
     from fsl_core.training.run import open_run
 
     read_scores(directory)
     check_files(directory)
+    refuse_edited(directory)
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with ExitStack() as stack:
         try:
@@ -181,6 +200,7 @@ def report(
                 open_run(directory, choose_device(device), write=False, **plugins)
             )
             opened.restore_for_evaluation()
+            _note_data(opened, "test")
             why = ""
         except FslError as error:  # plugin, weights or data may be elsewhere, or are not trusted
             warn(f"without episodes: {error}")
@@ -204,24 +224,34 @@ def compare(
     """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import compare_runs, write_comparison
+    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
+    from fsl_core.training.files import to_json
 
+    outputs = [page("--html", html)] if html is not None else []
+    check_outputs(outputs, [first, second])
     runs = [read_scores(directory) for directory in (first, second)]
     paired = compare_runs(*runs)
     metric = runs[0].metric
-    if html is not None:
-        write_comparison(html, *runs)
+    for output in outputs:
+        output.make_folder()
+        write_comparison(output.path, *runs)
     if as_json:
         scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        episodes = {
+        more = {
             "episode_set": runs[0].result["episode_set"],
+            "judging": {"first": asdict(runs[0].judging), "second": asdict(runs[1].judging)},
+            "notes": judging_told(*runs),
             "page": str(html) if html else None,
         }
-        typer.echo(json.dumps({"metric": metric, **scores, **asdict(paired), **episodes}, indent=2))
+        found = {"metric": metric, **scores, **asdict(paired), **more}
+        typer.echo(to_json(found, "compare", indent=2))
         return
     for run in runs:
-        say(f"{run.directory}: {metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}")
+        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
+        say(f"{run.directory}: {score}")
+    for line in judging_told(*runs):
+        say(line)
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -229,30 +259,37 @@ def compare(
     typer.echo(
         f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
     )
+    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
 
 
 def _run(
-    recipe_file: Path, registry: Registry, overrides: list[str], out: Path | None, device: str
+    recipe_file: Path,
+    registry: Registry,
+    overrides: list[str],
+    out: Path | None,
+    device: str,
+    watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
     from fsl_core.training.run import new_run
 
     recipe = read_recipe(recipe_file, registry, overrides)
-    directory = out or _free_directory(recipe_file.stem)
+    directory = out or _free_directory(name_of(recipe_file))
     files = map(Path, registry.files)
     with new_run(directory, recipe, registry, choose_device(device), files) as started:
-        return _complete(started), directory
+        return _complete(started, watched), directory
 
 
-def _complete(run: Run) -> dict[str, Any]:
+def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     from fsl_core.cli.progress import ProgressBar
     from fsl_core.engine.memory import keep_freed_memory
     from fsl_core.reporting.report import ReportWriter
     from fsl_core.training.outer_loop import judge, train
 
     keep_freed_memory()
+    watched.follow(run)
     console = _console()
     bar = ProgressBar(console)
     run.registry.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -262,17 +299,20 @@ def _complete(run: Run) -> dict[str, Any]:
         train(run)
         with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
             result = judge(run, on_episode)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted. `fsl resume {run.directory}` continues from the last checkpoint",
-            err=True,
-        )
-        raise typer.Exit(130) from None
     finally:
         bar.stop()
         run.flush_metrics()
     run.registry.hook.fsl_run_finished(run=run, result=result)
     return result
+
+
+def _note_data(run: Run, split: Split) -> None:
+    """Say on stderr how the data differs from that which the run began with."""
+    from fsl_core.training.data_record import data_changes
+
+    if changes := data_changes(run.directory, run.experiment.source, split):
+        comparison = "These episodes are not those of before"
+        typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
 
 
 def _free_directory(name: str) -> Path:
@@ -302,11 +342,12 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
+    from fsl_core.training.begun import describe_change
+    from fsl_core.training.files import to_json
 
     if as_json:
-        typer.echo(
-            json.dumps({**result, **({"run": str(directory)} if directory else {})}, indent=2)
-        )
+        told = {**result, **({"run": str(directory)} if directory else {})}
+        typer.echo(to_json(told, "result", indent=2))
         return
     say(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
@@ -317,6 +358,12 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     ]
     if steps:
         say(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
+    if state := result.get("adapter_state"):
+        say(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
+    if not result.get("settled", True):
+        say("not settled: the judged weights are from inside the adapter's warm-up")
+    for change in result.get("steps_changed", []):
+        say(describe_change(change))
     if directory is not None:
         say(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,12 @@ from fsl_core.cli.arguments import (
     NoPlugin,
     Overrides,
     PluginsDir,
+    RawCsv,
     RecipeFile,
     choose_device,
     load_registry,
 )
+from fsl_core.words import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.config.matrix import Cell
@@ -56,6 +58,7 @@ def sweep(
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
+    raw_csv: RawCsv = False,
 ) -> None:
     """Run every combination of a recipe's `matrix:` and compare them. The same command goes on where it was stopped."""
     from fsl_core.config.matrix import read_matrix
@@ -63,41 +66,51 @@ def sweep(
     from fsl_core.reporting.sweep import collect, table, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.sweeping.schedule import make_jobs, run_jobs
+    from fsl_core.sweeping.processes import Processes
+    from fsl_core.sweeping.schedule import OUTPUT, make_jobs, run_jobs, threads_of
+    from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
     context.with_resource(granting(registry.files))
     choose_device(device)
     plan = plan_sweep(read_matrix(recipe, registry, overrides))
-    directory = out or Path("runs") / f"{recipe.stem}-sweep"
+    directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
     prepare = _preparer(registry, device, jobs)
     options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(jobs))}
+    processes = Processes("fsl_core.cli.cells", no_plugin, environment)
     kept = sum(job.state == "finished" for job in queue)
     if kept:
         typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
     try:
         with _interruptible(), _live(queue) as show:
-            run_jobs(queue, jobs, prepare, options, show)
+            run_jobs(queue, jobs, prepare, processes, options, show)
     except KeyboardInterrupt:
         typer.echo("interrupted. The same command goes on with what is not finished", err=True)
         raise typer.Exit(130) from None
+    if processes.reason and any(job.seconds for job in queue):
+        told = f"note: no run was forked, so each imported everything again: {processes.reason}"
+        typer.echo(told, err=True)
     result = collect(plan, queue)
-    write_tables(result, directory)
+    write_tables(result, directory, raw_csv)
     page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
     if as_json:
-        typer.echo(json.dumps({"rows": table(result), "sweep": str(directory)}, indent=2))
+        told = {"notes": [*result.told_once(), result.ranks_told()], "sweep": str(directory)}
+        typer.echo(to_json({"rows": table(result), **told}, "sweep", indent=2))
     else:
+        for line in result.told_once():
+            typer.echo(printable(line))
         _print_table(result)
+        typer.echo(printable(result.ranks_told()))
         typer.echo(
             f"tables: {directory / 'sweep.csv'}, {directory / 'differences.csv'}\nreport: {page}"
         )
     if any(job.state == "failed" for job in queue):
         for job in queue:
             if job.state == "failed":
-                typer.echo(
-                    f"{job.cell.title}: {job.error} ({job.directory / 'output.txt'})", err=True
-                )
+                where = job.directory / OUTPUT
+                typer.echo(printable(f"{job.cell.title}: {job.error} ({where})"), err=True)
         raise typer.Exit(1)
 
 
@@ -119,7 +132,7 @@ def _preparer(registry: Registry, device: str, workers: int):
 
 
 def _run_name(cell: Cell) -> str:
-    return f"{Path(cell.recipe.document.source).stem}: {cell.title}"
+    return f"{name_of(Path(cell.recipe.document.source))}: {cell.title}"
 
 
 @contextmanager
@@ -148,15 +161,20 @@ def _live(queue: Sequence[Job]) -> Iterator[Any]:
 
     console = Console(stderr=True)
     told = {id(job) for job in queue if job.state == "finished"}
+    elsewhere = set()
 
     def tell() -> None:
         for job in queue:
+            if job.state == "elsewhere" and id(job) not in elsewhere:
+                elsewhere.add(id(job))
+                line = f"{job.cell.title}: in work elsewhere, and waited for"
+                console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
             if id(job) not in told and job.state in ("finished", "failed"):
                 told.add(id(job))
                 reason = f": {job.error}" if job.error else ""
                 done = f"[{sum(j.state in ('finished', 'failed') for j in queue)}/{len(queue)}]"
                 console.print(
-                    f"{done} {job.cell.title}: {job.state}{reason}",
+                    printable(f"{done} {job.cell.title}: {job.state}{reason}"),
                     highlight=False,
                     markup=False,
                     soft_wrap=True,
@@ -187,7 +205,10 @@ def _status_table(queue: Sequence[Job], height: int):
             f"{job.step} / {job.cell.recipe.sections.outer.steps}" if job.state == "running" else ""
         )
         table.add_row(
-            Text(job.cell.title), job.state, step, f"{job.seconds:.0f}" if job.seconds else ""
+            Text(printable(job.cell.title)),
+            job.state,
+            step,
+            f"{job.seconds:.0f}" if job.seconds else "",
         )
     return table
 
@@ -196,24 +217,28 @@ def _print_table(result: SweepResult) -> None:
     from fsl_core.cli.catalogue import print_table
     from fsl_core.reporting.sweep import table
 
-    axes, metric = list(result.plan.rows[0].labels), result.metric
+    axes, telling = list(result.plan.rows[0].labels), result.telling_columns()
     rows = []
-    for row in table(result):
-        labels = [row[axis] for axis in axes]
-        if row[metric] == "":
-            rows.append([*labels, "no run finished", "", "", "", "", f"{row['failed']} failed"])
+    for item, row in zip(result.rows, table(result), strict=True):
+        labels, failed = [*item.row.labels.values()], row["failed"]
+        if item.judging is None:
+            rows.append(
+                [*labels, "no run finished", *[""] * (4 + len(telling)), f"{failed} failed"]
+            )
             continue
-        figures = [
-            f"{row[metric]:.4f} ± {row['interval']:.4f}",
-            f"{row['seed_sd']:.4f}" if row["seed_sd"] != "" else "-",
-        ]
-        times = [
-            f"{row['rank']:g}",
-            f"{1000 * row['adaptation_seconds']:.1f} ms",
-            f"{row['training_seconds']:.1f} s",
-        ]
-        rows.append([*labels, *figures, *times, f"{row['failed']} failed" if row["failed"] else ""])
-    print_table(
-        [*axes, f"{metric} (95 % interval)", "sd over seeds", "rank", "adaptation", "training", ""],
-        rows,
-    )
+        judging = {"norm": item.judging.norm_in_short, "n_query": str(row["n_query"])}
+        rows.append(
+            [
+                *labels,
+                f"{row[result.metric]:.4f} ± {row['interval']:.4f}",
+                "-" if row["seed_sd"] == "" else f"{row['seed_sd']:.4f}",
+                f"{row['rank']:g}",
+                *(judging[name] for name in telling),
+                f"{1000 * row['adaptation_seconds']:.1f} ms",
+                f"{row['training_seconds']:.1f} s",
+                f"{failed} failed" if failed else "",
+            ]
+        )
+    headings = [f"{result.metric} (95 % interval)", "sd over seeds", "rank"]
+    headings += [{"norm": "norm", "n_query": "queries"}[name] for name in telling]
+    print_table([*axes, *headings, "adaptation", "training", ""], rows)

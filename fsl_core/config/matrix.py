@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fsl_core.config.document import Document, KeyPath, read_document, set_key
+from fsl_core.config.document import Document, KeyPath, by_name, read_document, set_key
 from fsl_core.config.recipe import SECTIONS, Catalogue, Recipe, check_document, in_file_order
 from fsl_core.errors import RecipeError
 from fsl_core.words import suggest
@@ -76,7 +76,8 @@ class Cell:
 
     @property
     def directory_name(self) -> str:
-        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.title).strip('-.')[:80]}-{self.digest}"
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", self.title).strip("-.")
+        return f"{words[:80] or 'run'}-{self.digest}"
 
 
 def title(axis: str, label: str) -> str:
@@ -108,12 +109,12 @@ class Matrix:
 
 
 def has_matrix(path: Path, overrides: Iterable[str] = ()) -> bool:
-    return read_document(path, overrides).data.get("matrix") is not None
+    return read_document(path, overrides, SECTIONS).data.get("matrix") is not None
 
 
 def read_matrix(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Matrix:
     """Read a recipe with a `matrix:` and check every combination. RecipeError lists every fault of every combination once."""
-    document = read_document(path, overrides)
+    document = read_document(path, overrides, SECTIONS)
     section = document.data.pop("matrix", None)
     where = document.where(("matrix",))
     if section is None:
@@ -170,7 +171,7 @@ def _axis(document: Document, name: str, value: Any, faults: list[str]) -> Axis:
     written = ("matrix", name)
     if isinstance(value, list) and value:
         path = tuple(name.split("."))
-        values = [{"name": v} if path in SECTIONS and isinstance(v, str) else v for v in value]
+        values = [by_name(v) if path in SECTIONS else v for v in value]
         labels = _unique_labels(values)
         entries = [
             Entry(label, v, ((path, v, (*written, i)),))
@@ -183,9 +184,7 @@ def _axis(document: Document, name: str, value: Any, faults: list[str]) -> Axis:
             Entry(
                 label,
                 None,
-                tuple(
-                    (tuple(key.split(".")), v, (*written, label, key)) for key, v in changes.items()
-                ),
+                tuple(_change(key, v, (*written, label, key)) for key, v in changes.items()),
             )
             for label, changes in value.items()
         ]
@@ -199,6 +198,11 @@ def _axis(document: Document, name: str, value: Any, faults: list[str]) -> Axis:
         f"{document.where(written)}: {label} is there twice. Every value once" for label in twice
     ]
     return Axis(name, tuple(entries))
+
+
+def _change(key: str, value: Any, written: KeyPath) -> tuple[KeyPath, Any, KeyPath]:
+    path = tuple(key.split("."))
+    return path, by_name(value) if path in SECTIONS else value, written
 
 
 def _unique_labels(values: list[Any]) -> list[str]:
@@ -303,7 +307,7 @@ def _combined(document: Document, entries: Iterable[Entry]) -> Document:
     for path, value, written in sorted(
         changes, key=lambda change: len(change[0])
     ):  # a section before its keys
-        set_key(combined, path, copy.deepcopy(value), document.where(written).split(": ")[0])
+        set_key(combined, path, copy.deepcopy(value), document.place(written))
         below = {
             p[len(written) :]: place
             for p, place in document.places.items()

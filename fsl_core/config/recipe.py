@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Union
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fsl_core.config.document import Document, KeyPath, read_document
 from fsl_core.config.options import Component, Kind
-from fsl_core.errors import PluginError, RecipeError
-from fsl_core.words import suggest
+from fsl_core.errors import FslError, PluginError, RecipeError
+from fsl_core.words import NO_SUPER, STRICT, forgot_super, printable, raised, suggest
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
@@ -132,7 +135,9 @@ class _Outer(_Section):
     """The outer loop; weighting, optimizer and schedule are added from what is installed."""
 
     meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
-    steps: Annotated[Count, Field(description="outer steps")]
+    steps: Annotated[
+        int, Field(ge=0, description="outer steps; 0: nothing is trained, and the run is evaluated")
+    ]
     clip_gradient_norm: Annotated[
         float | None, Field(gt=0, description="longest meta-gradient followed")
     ] = None
@@ -151,6 +156,9 @@ class _Outer(_Section):
     ] = 500
     validate_episodes: Annotated[int, Field(gt=1, description="episodes of one validation")] = 100
     checkpoint_every: Annotated[Count, Field(description="outer steps between checkpoints")] = 500
+    checkpoint_seconds: Annotated[
+        float | None, Field(gt=0, description="longest time between checkpoints; null: any")
+    ] = 60.0
 
 
 def recipe_model(
@@ -219,24 +227,95 @@ class Recipe:
         try:
             return self.chosen[path].build(section, **injected)
         except ValueError as error:
-            raise RecipeError(f"{self.document.where(path)}: {error}") from error
+            raise RecipeError(f"{self.document.where_built(path)}: {error}") from error
         except (
             RuntimeError,
             MemoryError,
         ) as error:  # torch's own, as for a layer larger than memory
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RecipeError(
-                f"{self.document.where(path)}: cannot be built: {reason}. Other or smaller options"
+                f"{self.document.where_built(path)}: cannot be built: {reason}. "
+                "Other or smaller options"
             ) from error
+        except FslError:
+            raise
+        except Exception as error:  # a mistake of the plugin's author
+            if os.environ.get("FSL_STRICT_PLUGINS"):
+                raise
+            home = self.chosen[path].factory.__module__
+            told = _of_constructor(error, home)
+            raise PluginError(f"{self.named(path)}: {told}") from error
+
+    def named(self, path: KeyPath) -> str:
+        """`<where>: <class> of <distribution or file>`, for messages about a component."""
+        component = self.chosen[path]
+        name = getattr(component.factory, "__name__", component.name)
+        return f"{self.document.where_built(path)}: {name} of {component.origin}"
 
     def resolved(self) -> dict[str, Any]:
-        """The whole recipe as plain data, defaults written out and paths absolute, so that it means the same anywhere."""
-        return _plain(self.sections.model_dump(mode="python"))
+        """The whole recipe as plain data that means the same anywhere.
+
+        Defaults are written out, paths are absolute, and `requires` lists what it needs. Keys keep
+        the order in which they were written; defaults follow in the order of the schema.
+        """
+        data = _plain(self.sections.model_dump(mode="python"))
+        data["requires"] = self._requirements()
+        return _in_written_order(data, self.document.data)
+
+    def _requirements(self) -> list[str]:
+        """What the author requires, and the distributions of the plugins that the recipe names.
+
+        One without a range gets that of the installed version: `fsl-maml` becomes `fsl-maml>=0.1`.
+        """
+        needed = {}
+        for component in self.chosen.values():
+            if distribution := _distribution(component.origin):
+                needed[canonicalize_name(distribution)] = component.origin
+        listed = []
+        for text in self.sections.requires:
+            requirement = Requirement(text)
+            origin = needed.pop(canonicalize_name(requirement.name), "")
+            bare = str(requirement) == requirement.name
+            listed.append(_range_of(origin) if origin and bare else text)
+        return [*listed, *map(_range_of, needed.values())]
+
+
+def _distribution(origin: str) -> str:
+    """The distribution in a component's origin, empty for core's own and for one-file plugins."""
+    name, _, version = origin.rpartition(" ")
+    try:
+        installed = bool(name) and metadata.version(name) == version
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+    return name if installed and name != "fsl-core" else ""
+
+
+def _range_of(origin: str) -> str:
+    """`fsl-maml>=0.1` for `fsl-maml 0.1.3`; a version before a release is named in full."""
+    name, _, text = origin.rpartition(" ")
+    version = Version(text)
+    least = version.public if version.is_prerelease else f"{version.major}.{version.minor}"
+    return f"{name}>={least}"
+
+
+def _in_written_order(data: Any, written: Any) -> Any:
+    if isinstance(data, list) and isinstance(written, list) and len(data) == len(written):
+        return [_in_written_order(*pair) for pair in zip(data, written, strict=True)]
+    if not isinstance(data, dict) or not isinstance(written, dict):
+        return data
+    keys = [*(key for key in written if key in data), *(key for key in data if key not in written)]
+    return {key: _in_written_order(data[key], written.get(key)) for key in keys}
+
+
+def _of_constructor(error: Exception, home: str) -> str:
+    if forgot_super(error):
+        return NO_SUPER
+    return f"its constructor raised {raised(error, home)}. {STRICT}"
 
 
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
     """Read and check a recipe of one run. RecipeError lists every fault with file, line and key."""
-    document = read_document(path, overrides)
+    document = read_document(path, overrides, SECTIONS)
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
         raise RecipeError(
@@ -250,6 +329,8 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     chosen, faults = _choose(document, catalogue)
     faults += _unmet_requirements(document)
     faults += _huge_numbers(document, document.data)
+    if wrong := _not_utf8(document, document.data):  # which JSON cannot carry to the model
+        raise RecipeError(in_file_order([*faults, *wrong]))
     model = recipe_model(catalogue, chosen)
     document.data = {
         key: value for key, value in document.data.items() if value is not None
@@ -313,25 +394,25 @@ def _example(catalogue: Catalogue, kind: Kind) -> str:
 
 def _unmet_requirements(document: Document) -> list[str]:
     listed = document.data.get("requires")
-    faults = []
-    for i, text in enumerate(listed if isinstance(listed, list) else []):
-        if not isinstance(text, str):
-            continue  # a fault of its type already
-        where = document.where(("requires", i))
-        try:
-            requirement = Requirement(text)
-            version = metadata.version(requirement.name)
-            if not requirement.specifier.contains(version, prereleases=True):
-                faults.append(
-                    f"{where}: {requirement.name} {version} is installed. pip install --upgrade '{text}'"
-                )
-        except InvalidRequirement:
-            faults.append(
-                f"{where}: {text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
-            )
-        except metadata.PackageNotFoundError:
-            faults.append(f"{where}: {requirement.name} is not installed. pip install '{text}'")
-    return faults
+    return [
+        f"{document.where(('requires', i))}: {unmet}"
+        for i, text in enumerate(listed if isinstance(listed, list) else [])
+        if isinstance(text, str) and (unmet := unmet_requirement(text))  # no text: its type's fault
+    ]
+
+
+def unmet_requirement(text: str) -> str:
+    """Why a distribution with a version range is not met by what is installed; empty if it is."""
+    try:
+        requirement = Requirement(text)
+        version = metadata.version(requirement.name)
+    except InvalidRequirement:
+        return f"{text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed. pip install '{text}'"
+    if requirement.specifier.contains(version, prereleases=True):
+        return ""
+    return f"{requirement.name} {version} is installed. pip install --upgrade '{text}'"
 
 
 def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
@@ -344,6 +425,23 @@ def _huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str
     return [f"{document.where(path)}: found {node}. A number that 64 bits can hold"] if huge else []
 
 
+def _not_utf8(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return [fault for key, value in items for fault in _not_utf8(document, value, (*path, key))]
+    wrong = isinstance(node, str) and not _encodes(node)
+    fit = "Text in UTF-8: another name for that file or folder"
+    return [f"{document.where(path)}: found '{printable(node)}'. {fit}"] if wrong else []
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _validation_faults(
     document: Document, error: ValidationError, model: type[BaseModel]
 ) -> list[str]:
@@ -352,7 +450,7 @@ def _validation_faults(
     for fault in error.errors(include_url=False):
         path = _written_path(document.data, fault)
         if fault["type"] == "extra_forbidden":
-            faults.append(f"{document.where(path)}: {_unknown_key(path, model)}")
+            faults.append(f"{document.where(path)}: {_unknown_key(document, path, model)}")
         elif fault["type"] == "missing":
             faults.append(f"{document.where(path)}: absent. It is required")
         else:
@@ -385,7 +483,7 @@ def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
     return path
 
 
-def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
+def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
     owner, options = "the recipe", model
     for part in path[:-1]:
         options = options.model_fields[str(part)].annotation
@@ -396,6 +494,9 @@ def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
         )
     kind, _, name = owner.partition(" ")
     owner = f"{kind} {name!r}" if kind in SECTIONS.values() else owner
+    named = document.place((*path[:-1], "name"))
+    if named.startswith("-s ") and named != document.place(path):
+        owner += f" ({named})"
     return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
 
 
@@ -404,7 +505,17 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+    return _absolute(value) if isinstance(value, Path) else value
+
+
+def _absolute(path: Path) -> str:
+    text = str(path.expanduser().absolute())
+    if not _encodes(text):
+        raise RecipeError(
+            f"recipe: path '{printable(text)}' is not UTF-8, and no recipe can name it. "
+            "Another name for that folder"
+        )
+    return text
 
 
 def _at(data: Any, path: KeyPath) -> Any:

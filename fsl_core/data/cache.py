@@ -9,17 +9,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import platformdirs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fsl_core.data.folders import name_bytes, shown
 from fsl_core.errors import DataError
-
-
-def cache_dir() -> Path:
-    """The environment variable FSL_CACHE, else the user's cache folder for fsl-core."""
-    return Path(os.environ.get("FSL_CACHE") or platformdirs.user_cache_dir("fsl-core")).expanduser()
+from fsl_core.private import cache_dir
 
 
 def data_root(root: Path | str | None = None) -> Path:
@@ -40,16 +36,26 @@ def data_root(root: Path | str | None = None) -> Path:
 
 
 def content_key(*parts: object) -> str:
-    """A digest of all parts in their order: of a Path the bytes of its file, of anything else its `str`."""
+    """A digest of all parts in their order: of a Path the bytes of its file, of anything else its `str`.
+
+    Raises DataError where a file cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Path):
-            with part.open("rb") as file:
-                digest.update(b"file" + hashlib.file_digest(file, "sha256").digest())
+            digest.update(b"file" + _file_digest(part))
         else:
-            text = str(part).encode()
+            text = name_bytes(str(part))
             digest.update(b"text" + len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise DataError(f"{shown(path)}: {error.strerror}. A file that can be read") from error
 
 
 def cached_tensors(key: str, build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

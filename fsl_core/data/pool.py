@@ -14,7 +14,8 @@ from torch import Tensor
 from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
 from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.data.draws import draw_bits, to_distinct
-from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.data.folders import name_bytes, shown
+from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import DataError, ShapeError
 
@@ -66,7 +67,7 @@ class LabelledPool:
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
         """The pool kept on disk under this `content_key`, else the one that `build` makes, which is then kept."""
         kept = cached_tensors(key, lambda: build()._tensors)
-        names = bytes(kept["classes"].numpy()).decode().split("\0")
+        names = bytes(kept["classes"].numpy()).decode("utf-8", "surrogatepass").split("\0")
         return cls(kept["images"], tuple(names[:-1]), tuple(kept["counts"].tolist()))
 
     @cached_property
@@ -93,7 +94,7 @@ class LabelledPool:
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        names = "".join(f"{name}\0" for name in self.classes).encode()
+        names = name_bytes("".join(f"{name}\0" for name in self.classes))
         return {
             "images": self.images,
             "classes": torch.tensor(list(names), dtype=torch.uint8),
@@ -131,9 +132,17 @@ class PooledEpisodes(EpisodeSource):
         """Read the images of a split; called once, when the split is first needed. Raises DataError if there are none."""
 
     def pool(self, split: Split) -> LabelledPool:
-        """The images of a split, on the device of `to`."""
+        """The images of a split, on the device of `to`. Raises DataError for files that cannot be read."""
         if split not in self._pools:
-            self._pools[split] = self.load(split).to(self._device)
+            try:
+                self._pools[split] = self.load(split).to(self._device)
+            except (
+                OSError
+            ) as error:  # no right to read, gone since it was listed, a disk that fails
+                what = f"{shown(error.filename)}: {error.strerror}" if error.filename else error
+                raise DataError(
+                    f"episodes {self.name!r}: {what}. Files and folders that can be read"
+                ) from error
         return self._pools[split]
 
     def to(self, device: torch.device | str) -> PooledEpisodes:
@@ -153,6 +162,11 @@ class PooledEpisodes(EpisodeSource):
             least = pool.classes[pool.counts.index(found)]
             need = f"n_shot: {task.n_shot} and n_query: {task.n_query} need at least {needed}"
             raise DataError(f"{where}, class {least!r} has {found} images. {need}")
+
+    def inspect(self, split: Split, digest: bool = True) -> SplitContents:
+        pool = self.pool(split)
+        classes = dict(zip(pool.classes, pool.counts, strict=True))
+        return SplitContents(classes, pool.digest if digest else None)
 
     def batch(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 
+from fsl_core.data.folders import PassedOver
 from fsl_core.episode import Episode, TaskShape
+from fsl_core.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SplitContents:
+    """What a split is made of, for `fsl check --data` and for the record that a run keeps of its data.
+
+    classes: items of each class, by its name; empty where episodes are drawn without a pool of items.
+    digest:  changes whenever an episode of the split could change; None where nothing is read, or it was not asked for.
+    files:   where each item of a class was read, if from files of the user.
+    passed_over: what lies beside these files and is not read.
+    """
+
+    classes: Mapping[str, int] = field(default_factory=dict)
+    digest: str | None = None
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    passed_over: Sequence[PassedOver] = ()
 
 
 class EpisodeSource(ABC):
@@ -42,6 +62,24 @@ class EpisodeSource(ABC):
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         """Raise DataError if the split cannot give such episodes; called for every split in use before anything is trained."""
+
+    def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
+        """Check all splits in use, each for the shape wanted of it. Raises one DataError with the faults of all."""
+        faults = []
+        for split, task in wanted.items():
+            try:
+                self.check(split, task)
+            except DataError as error:
+                faults.append(str(error))
+        if faults:
+            raise DataError("\n".join(dict.fromkeys(faults)))
+
+    def inspect(self, split: Split, digest: bool = True) -> SplitContents:
+        """What the split is made of. A source that reads data overrides this; by default nothing is known.
+
+        digest: False leaves it out, where it is enough to list the items without reading them.
+        """
+        return SplitContents()
 
     def fingerprint(self, episodes: Episode) -> bytes:
         """A digest of a batch of episodes as `batch` returned it: equal digests, equal tensors."""

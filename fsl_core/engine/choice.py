@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -35,8 +36,9 @@ class Choice:
         return f"{self.execution}: {self.reason}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as `from_dict` takes it."""
-        return {**asdict(self.execution), "reason": self.reason, "seconds_measured": self.seconds}
+        """Plain data, as `from_dict` takes it; JSON has no number for the time of what failed."""
+        seconds = {name: s for name, s in self.seconds.items() if math.isfinite(s)}
+        return {**asdict(self.execution), "reason": self.reason, "seconds_measured": seconds}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pkgutil
 import sys
@@ -10,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path, PurePath
@@ -404,7 +406,11 @@ def load(
 
 
 def plugin_files(recipe: Path | None, plugins_dir: Path | None) -> list[Path]:
-    """One-file plugins: `fslplugin.py` beside the recipe, and every .py file of plugins_dir."""
+    """One-file plugins: `fslplugin.py` beside the recipe, and the plugins among plugins_dir's .py.
+
+    A plugin is a file whose code names `hookimpl`; nothing is executed to find out. Tests and what
+    tools look for by name (`test_*.py`, `*_test.py`, `conftest.py`, `setup.py`) are none.
+    """
     files = []
     if recipe is not None and (beside := recipe.parent / "fslplugin.py").is_file():
         files.append(beside)
@@ -413,8 +419,29 @@ def plugin_files(recipe: Path | None, plugins_dir: Path | None) -> list[Path]:
             raise PluginError(
                 f"--plugins-dir {plugins_dir}: no such folder. A folder of .py files with hooks"
             )
-        files += sorted(f for f in plugins_dir.glob("*.py") if f not in files)
+        taken = {file.resolve() for file in files}
+        found = (file for file in plugins_dir.glob("*.py") if file.resolve() not in taken)
+        files += sorted(file for file in found if _names_hook(file))
     return files
+
+
+_NO_PLUGINS = ("test_*.py", "*_test.py", "conftest.py", "setup.py")
+
+
+def _names_hook(file: Path) -> bool:
+    if not file.is_file() or any(fnmatch(file.name, pattern) for pattern in _NO_PLUGINS):
+        return False
+    try:
+        source = file.read_bytes()
+    except OSError:
+        return True  # loading it says why it cannot be read
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return b"hookimpl" in source  # loading it says where it is wrong
+    named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    named |= {node.name for node in nodes if isinstance(node, ast.alias)}
+    return "hookimpl" in named
 
 
 def _listed(variable: str) -> set[str]:

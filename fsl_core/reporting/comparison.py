@@ -9,7 +9,7 @@ from fsl_core.config.document import read_document
 from fsl_core.errors import RunError
 from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
-from fsl_core.reporting.scores import RunScores
+from fsl_core.reporting.scores import RunScores, judged_unlike
 from fsl_core.reporting.statistics import PairedDifference, paired_difference
 from fsl_core.training.files import RECIPE
 
@@ -25,10 +25,37 @@ def compare_runs(first: RunScores, second: RunScores) -> PairedDifference:
     return paired_difference(first.scores, second.scores, first.higher_is_better)
 
 
+def run_names(first: RunScores, second: RunScores) -> tuple[str, str]:
+    """Short names of two runs: their directories' own, where these differ."""
+    names = [run.directory.name or str(run.directory) for run in (first, second)]
+    if names[0] == names[1]:
+        names = [str(run.directory) for run in (first, second)]
+    return names[0], names[1]
+
+
+def judging_told(first: RunScores, second: RunScores) -> list[str]:
+    """How two runs were judged: a line for what they share, and one for each way in which they differ."""
+    one, other = first.judging, second.judging
+    shared = [
+        text
+        for text, differs in (
+            (one.norm_in_full, one.norm_in_full != other.norm_in_full),
+            (one.queries_in_full, one.n_query != other.n_query),
+        )
+        if not differs
+    ]
+    names = run_names(first, second)
+    if names[0] == names[1]:  # a run held against itself
+        return ["; ".join(shared)]
+    unlike = judged_unlike(dict(zip(names, (one, other), strict=True)))
+    return [*(["; ".join(shared)] if shared else []), *unlike]
+
+
 def _differing(first: Path, second: Path) -> Iterator[str]:
     recipes = [read_document(directory / RECIPE).data for directory in (first, second)]
     for section in ("episodes", "evaluate"):
-        one, other = (recipe.get(section) or {} for recipe in recipes)
+        found = [recipe.get(section) for recipe in recipes]
+        one, other = (part if isinstance(part, dict) else {} for part in found)
         for key in dict.fromkeys([*one, *other]):
             if one.get(key) != other.get(key) and key != "checkpoint":
                 yield f"{section}.{key} ({other.get(key)}, {one.get(key)})"
@@ -36,8 +63,7 @@ def _differing(first: Path, second: Path) -> Iterator[str]:
 
 def write_comparison(path: Path, first: RunScores, second: RunScores) -> Path:
     """Write the comparison with its scatter of episodes as one HTML file; returns its path."""
-    names = [run.directory.name or str(run.directory) for run in (first, second)]
-    names = names if names[0] != names[1] else [str(run.directory) for run in (first, second)]
+    names = run_names(first, second)
     return write_page(
         path,
         "comparison.html",
@@ -45,6 +71,7 @@ def write_comparison(path: Path, first: RunScores, second: RunScores) -> Path:
         metric=first.metric,
         paired=compare_runs(first, second),
         episode_set=first.result["episode_set"],
-        scatter=figures.scatter(first.scores, second.scores, (names[0], names[1])),
+        told=judging_told(first, second),
+        scatter=figures.scatter(first.scores, second.scores, names),
         results=[(str(run.directory), run.result) for run in (first, second)],
     )

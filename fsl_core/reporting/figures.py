@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from fsl_core.words import printable
 
 GREY = "#888888"
 LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"
+GAP = "\u00a0\u00a0"  # a browser leaves out plain spaces at the end of a text
+LABEL = 32  # characters of a name in a figure; tables beside it have it in full
+
+_as_named = rc_context({"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none"})
+"""Names are drawn as they are: no dollar begins a formula, and the page's reader finds a font.
+
+It holds while a figure is made and while it is drawn: labels of ticks are made late.
+"""
 
 
 def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.1)) -> tuple[Figure, Any]:
@@ -28,11 +40,26 @@ def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.1)) -> tu
 
 def svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():  # of letters to measure; the page draws them with its own font
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
+def label(name: str) -> str:
+    """A name as a figure shows it: harmless, and short enough to leave room for what is drawn.
+
+    >>> label("a" * 30 + "b" * 30)
+    'aaaaaaaaaaaaaaaaaaaa…bbbbbbbbbbb'
+    """
+    name = printable(name)
+    return name if len(name) <= LABEL else f"{name[: LABEL - 12]}…{name[-11:]}"
+
+
+@_as_named
 def curve(
     training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
 ) -> str:
@@ -65,12 +92,14 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
+@_as_named
 def histogram(scores: Sequence[float], metric: str) -> str:
     figure, drawn = axes(metric, "episodes")
     drawn.hist(scores, bins=min(30, max(5, len(set(scores)))), color=LIGHT_BLUE)
     return svg(figure)
 
 
+@_as_named
 def inner_steps(scores: Sequence[float], metric: str) -> str:
     figure, drawn = axes("inner steps", metric)
     drawn.plot(range(len(scores)), scores, "o-", color=BLUE)
@@ -78,9 +107,10 @@ def inner_steps(scores: Sequence[float], metric: str) -> str:
     return svg(figure)
 
 
+@_as_named
 def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> str:
     """A point per episode, larger where several have the same pair of scores; the diagonal is equality."""
-    figure, drawn = axes(*labels, size=(4.6, 4.4))
+    figure, drawn = axes(*map(label, labels), size=(4.6, 4.4))
     pairs, counts = np.unique(np.stack([first, second], axis=1), axis=0, return_counts=True)
     ends = [min(first.min(), second.min()), max(first.max(), second.max())]
     drawn.plot(ends, ends, "--", color=GREY, linewidth=1)
@@ -89,6 +119,7 @@ def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> s
     return svg(figure)
 
 
+@_as_named
 def heat_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], higher_is_better: bool
 ) -> str:
@@ -96,8 +127,8 @@ def heat_map(
     figure, drawn = axes("", "", size=(2.0 + 0.95 * len(columns), 1.3 + 0.42 * len(rows)))
     shown = np.ma.masked_invalid(values if higher_is_better else -values)
     image = drawn.imshow(shown, cmap="viridis", aspect="auto")
-    drawn.set_xticks(range(len(columns)), columns, rotation=25, ha="right")
-    drawn.set_yticks(range(len(rows)), rows)
+    drawn.set_xticks(range(len(columns)), [*map(label, columns)], rotation=25, ha="right")
+    drawn.set_yticks(range(len(rows)), [*map(label, rows)])
     for (i, j), value in np.ndenumerate(values):
         missing = not np.isfinite(value)
         colour = GREY if missing else ("black" if image.norm(shown[i, j]) > 0.6 else "white")
@@ -113,6 +144,7 @@ def heat_map(
     return svg(figure)
 
 
+@_as_named
 def critical_difference(
     labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float
 ) -> str:
@@ -133,7 +165,7 @@ def critical_difference(
     drawn.text(
         low + length,
         -0.95,
-        f"  critical difference {length:.2f}",
+        f"{GAP}critical difference {length:.2f}",
         va="center",
         color=GREY,
         fontsize=8,
@@ -143,7 +175,8 @@ def critical_difference(
         y = depth + 0.55 * (position if left else k - 1 - position)
         edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
         drawn.plot([ranks[i], ranks[i], edge], [0, y, y], color=GREY, linewidth=0.8)
-        text = f"{labels[i]}  {ranks[i]:.2f} " if left else f" {ranks[i]:.2f}  {labels[i]}"
+        name = label(labels[i])
+        text = f"{name}{GAP}{ranks[i]:.2f}{GAP}" if left else f"{GAP}{ranks[i]:.2f}{GAP}{name}"
         drawn.text(
             edge, y, text, ha="right" if left else "left", va="center", color=GREY, fontsize=9
         )

@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 
 from fsl_core.training.files import write_atomically
+from fsl_core.words import printable
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Fill a template of this package and write it; returns the path."""
     environment = Environment(
-        loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape(), trim_blocks=True
+        loader=PackageLoader("fsl_core.reporting"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        finalize=_shown,
     )
     write_atomically(path, environment.get_template(template).render(**values))
     return path
+
+
+def _shown(value: Any) -> Any:
+    """A text with nothing hidden in it; figures are ours."""
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value, lines=True) if plain else value

@@ -1,21 +1,20 @@
-"""Predictions of own pictures: a table for machines, a sheet to look at."""
+"""Predictions of your pictures: a table for machines, a sheet to look at."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.training.files import write_atomically
+from fsl_core.reporting.pages import write_page
 from fsl_core.training.prediction import AdaptedPredictor, Pictures
+from fsl_core.words import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5
@@ -43,34 +42,42 @@ class Predictions:
         labels = self.pictures.labels
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
-    def to_csv(self) -> str:
-        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class."""
-        labels = self.pictures.labels
+    def to_csv(self, raw: bool = False) -> str:
+        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class.
+
+        Where unreadable pictures are skipped, a column `note` follows, and after the others a row for each of them, with
+        the reason there and no prediction.
+
+        raw: names as they are, even where a spreadsheet would compute them.
+        """
+        pictures, classes = self.pictures, self.predictor.classes
+        known = [[label] for label in pictures.labels or ()]
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        right = ["class"] if labels else []
-        writer.writerow(
-            ["file", "predicted", *right, *(f"p_{name}" for name in self.predictor.classes)]
-        )
+        writer = CsvWriter(table, raw)
+        note = [] if pictures.skipped is None else ["note"]
+        right = ["class"] if known else []
+        writer.writerow(["file", "predicted", *right, *(f"p_{name}" for name in classes), *note])
         for i, (name, predicted, row) in enumerate(
-            zip(self.pictures.names, self.predicted, self.probabilities, strict=True)
+            zip(pictures.names, self.predicted, self.probabilities, strict=True)
         ):
-            known = [labels[i]] if labels else []
-            writer.writerow([name, predicted, *known, *(f"{p:.6f}" for p in row.tolist())])
+            label, figures = known[i] if known else [], [f"{p:.6f}" for p in row.tolist()]
+            writer.writerow([name, predicted, *label, *figures, *("" for _ in note)])
+        for name, why in pictures.skipped or ():
+            empty = [""] * (1 + len(right) + len(classes))
+            writer.writerow([name, *empty, why])
         return table.getvalue()
 
     def write_html(self, path: Path) -> None:
         """A page that fetches nothing: every picture as the model sees it, with its likeliest classes."""
-        environment = Environment(
-            loader=PackageLoader("fsl_core.reporting"), autoescape=select_autoescape()
-        )
-        html = environment.get_template("predictions.html").render(
+        write_page(
+            path,
+            "predictions.html",
             predictor=self.predictor,
             accuracy=self.accuracy,
             support=self._support(),
             rows=[self._row(i) for i in range(len(self.predicted))],
+            skipped=[*(self.pictures.skipped or ())],
         )
-        write_atomically(path, html)
 
     def _support(self) -> list[tuple[str, list[str]]]:
         shots = self.predictor.images.split(self.predictor.n_shot)

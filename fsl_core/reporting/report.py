@@ -11,6 +11,7 @@ from fsl_core.hooks.specs import hookimpl
 from fsl_core.reporting.figures import curve, histogram, inner_steps
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.pages import write_page
+from fsl_core.reporting.scores import judging_of
 from fsl_core.training.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
 from fsl_core.training.run import Run
 
@@ -52,6 +53,7 @@ def write_report(
         page or directory / "report.html",
         "run.html",
         result=result,
+        judging=judging_of(directory, result),
         plots=_plots(result, records, scores),
         shown=shown,
         why_not_shown=why,
@@ -67,7 +69,7 @@ def _plots(
     metric = result["metric"]
     training = [r for r in records if "split" not in r]
     validation = [r for r in records if r.get("split") == "validation"]
-    figures = [
+    curves = [
         (
             "Loss of the training episodes, a point per outer step and its running mean",
             curve(training, [], "loss"),
@@ -77,6 +79,9 @@ def _plots(
             + (" and of validation (points, 95 % interval)" if validation else ""),
             curve(training, validation, metric),
         ),
+    ]
+    figures = [
+        *(curves if training else ()),
         (f"{metric} of each test episode", histogram(scores, metric)),
     ]
     steps = [

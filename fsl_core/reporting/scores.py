@@ -4,14 +4,96 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fsl_core.errors import RunError
-from fsl_core.training.files import EPISODES, RESULT, is_file, read_result, reading
+from fsl_core.config.document import read_document
+from fsl_core.errors import FslError, RunError
+from fsl_core.training.files import EPISODES, RECIPE, RESULT, is_file, read_result, reading
+
+THESE_RUNS = "intervals are over test episodes of these trained runs, not over trainings"
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a score depends on beside the method. Scores that differ in it are not of one kind.
+
+    norm:         the normalisation policy.
+    transductive: predictions depend on the other queries.
+    n_query:      of each class, or of a task without classes; None where it is not known.
+    classes:      whether tasks have classes.
+    """
+
+    norm: str
+    transductive: bool
+    n_query: int | None
+    classes: bool = True
+
+    @property
+    def norm_in_short(self) -> str:
+        told = self.norm == "transductive" or not self.transductive
+        return self.norm if told else f"{self.norm}, transductive adapter"
+
+    @property
+    def norm_in_full(self) -> str:
+        verb = "depend" if self.transductive else "do not depend"
+        return f"norm {self.norm}: predictions {verb} on the other queries"
+
+    @property
+    def queries_in_full(self) -> str:
+        if self.n_query is None:
+            return "an unknown number of queries"
+        unit = "query" if self.n_query == 1 else "queries"
+        return f"{self.n_query} {unit} a {'class' if self.classes else 'task'}"
+
+
+def judging_of(directory: Path, result: Mapping[str, Any]) -> Judging:
+    """How a finished run was judged. Earlier versions left the queries to its recipe."""
+    norm = str(result.get("norm", "unknown"))
+    together = result.get("transductive", norm == "transductive")
+    n_query = result.get("n_query") or _recipe_queries(directory)
+    return Judging(norm, bool(together), n_query, result["metric"] == "accuracy")
+
+
+def _recipe_queries(directory: Path) -> int | None:
+    try:
+        recipe = read_document(directory / RECIPE).data
+    except FslError:
+        return None
+    sections = [recipe.get(name) for name in ("evaluate", "episodes")]
+    found = [part.get("n_query") for part in sections if isinstance(part, dict)]
+    return next((n for n in found if isinstance(n, int)), None)
+
+
+def judged_unlike(judgings: Mapping[str, Judging]) -> list[str]:
+    """A line for each way in which figures, by name, are not of one kind; none is the usual case."""
+    ways = {
+        "norm": (lambda judging: judging.transductive, lambda judging: judging.norm_in_full),
+        "queries": (lambda judging: judging.n_query, lambda judging: judging.queries_in_full),
+    }
+    return [line for way in ways.values() if (line := _unlike(judgings, *way))]
+
+
+def _unlike(judgings: Mapping[str, Judging], key: Any, text: Any) -> str:
+    groups: dict[Hashable, list[str]] = {}
+    for name, judging in judgings.items():
+        groups.setdefault(key(judging), []).append(name)
+    if len(groups) < 2:
+        return ""
+    told = [
+        f"{_names(names)} ({', '.join(sorted({text(judgings[name]) for name in names}))})"
+        for names in groups.values()
+    ]
+    return f"not judged alike: {'; '.join(told)}. Differences between them are due to this, too"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{len(names)} rows"
 
 
 @dataclass(frozen=True)
@@ -25,6 +107,10 @@ class RunScores:
     @property
     def metric(self) -> str:
         return self.result["metric"]
+
+    @cached_property
+    def judging(self) -> Judging:
+        return judging_of(self.directory, self.result)
 
     @property
     def higher_is_better(self) -> bool:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-MIN_METHODS, MIN_BLOCKS = (
-    3,
-    11,
-)  # below, chi-square is no approximation of Friedman's statistic (Demsar 2006, section 3.2.2)
+MIN_METHODS, MIN_BLOCKS = 3, 11
+"""Below, chi-square does not approximate Friedman's statistic (Demsar 2006, section 3.2.2)."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,18 @@ class MeanRanks:
 
 
 def mean_ranks(scores: np.ndarray, higher_is_better: bool = True) -> MeanRanks:
-    """Friedman and Nemenyi over blocks, (n_blocks, k). ValueError says why where they are not valid."""
+    """Friedman and Nemenyi over blocks, (n_blocks, k). ValueError says why where they are not valid.
+
+    A block is a data set, or a seed on a data set: what shows how methods would rank elsewhere.
+    Test episodes of one trained run are not blocks.
+    """
     blocks, k = scores.shape
     if k < MIN_METHODS:
-        raise ValueError(f"{k} methods to be ranked, and Friedman's test needs {MIN_METHODS}")
+        raise ValueError(f"{k} methods to rank, and Friedman's test needs {MIN_METHODS}")
     if blocks < MIN_BLOCKS:
-        raise ValueError(f"{blocks} episodes, and Friedman's test needs {MIN_BLOCKS}")
+        raise ValueError(f"{blocks} blocks, and Friedman's test needs {MIN_BLOCKS}")
     if (scores == scores[:, :1]).all():
-        raise ValueError("all methods have equal scores on every episode")
+        raise ValueError("all methods have equal scores in every block")
     p = float(stats.friedmanchisquare(*scores.T).pvalue)
     critical = (
         float(stats.studentized_range.ppf(0.95, k, np.inf))

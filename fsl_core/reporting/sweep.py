@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fsl_core.errors import RunError
-from fsl_core.reporting.scores import RunScores, read_scores
+from fsl_core.reporting.scores import THESE_RUNS, Judging, RunScores, judged_unlike, read_scores
 from fsl_core.reporting.statistics import (
+    MIN_BLOCKS,
     MeanRanks,
     PairedDifference,
     holm,
@@ -25,9 +25,15 @@ from fsl_core.reporting.statistics import (
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
 from fsl_core.training.evaluation import mean_and_interval
-from fsl_core.training.files import write_atomically
+from fsl_core.training.files import write_atomically, writing
+from fsl_core.words import CsvWriter
 
 TIMES = ("adaptation_seconds", "training_seconds")
+JUDGING = ("norm", "transductive", "n_query")
+MEASURED = ("interval", "seed_sd", "seeds", "rank", *JUDGING, *TIMES, "episode_set")
+FAILURES = ("failed", "error")
+DIFFERENCE = ("minus", "difference", "interval", "p", "p_holm", "wins", "ties", "losses")
+DIFFERENCE += ("episodes", "seeds")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class RowResult:
     @property
     def score(self) -> float:
         return float(self.scores().mean())
+
+    @property
+    def judging(self) -> Judging | None:
+        """How its runs were judged; None where none has finished."""
+        return next((run.judging for run in self.runs.values()), None)
 
 
 @dataclass(frozen=True)
@@ -77,16 +88,97 @@ class SweepResult:
     def of_setting(self, setting: int) -> list[RowResult]:
         return [result for result in self.rows if result.row.setting == setting]
 
-    def ranking(self, setting: int) -> tuple[list[RowResult], MeanRanks]:
-        """Mean ranks over the test episodes of a setting. ValueError says why where Friedman's test is not valid."""
-        rows = self.of_setting(setting)
-        if incomplete := [result for result in rows if result.failed]:
-            raise ValueError(
-                f"{len(incomplete)} of {len(rows)} rows have a run that did not finish"
+    def judgings(self) -> dict[str, Judging]:
+        """How each row with a finished run was judged, by its title."""
+        return {
+            self.title(item): judging for item in self.rows if (judging := item.judging) is not None
+        }
+
+    def title(self, item: RowResult) -> str:
+        setting = self.plan.setting_title(item.row.setting)
+        return ", ".join(filter(None, (setting, self.plan.row_title(item.row))))
+
+    def ranking(self) -> tuple[list[str], MeanRanks]:
+        """Titles and mean ranks of the rows. ValueError says why where Friedman's test is not valid.
+
+        A block is a seed on a data set. Its score of a row is the mean over the settings of that
+        data set: several numbers of shots, for example, make no further blocks.
+        """
+        if incomplete := [item for item in self.rows if item.failed]:
+            told = f"{len(incomplete)} of {len(self.rows)} rows"
+            raise ValueError(f"{told} have a run that did not finish")
+        titles = list(dict.fromkeys(self.plan.row_title(item.row) for item in self.rows))
+        sets = dict.fromkeys(item.row.data for item in self.rows)
+        seeds = dict.fromkeys(seed for item in self.rows for seed in item.runs)
+        blocks = [self._block(data, seed) for data in sets for seed in seeds]
+        if any(len(block) != len(titles) for block in blocks):
+            raise ValueError("not every row was run with every seed on every data set")
+        if len(blocks) < MIN_BLOCKS:
+            made_of = f"{_counted(seeds, 'seed')} on {_counted(sets, 'data set')}"
+            told = f"{_counted(blocks, 'block')} ({made_of})"
+            raise ValueError(f"{told}, and Friedman's test needs {MIN_BLOCKS}")
+        scores = [[block[title] for title in titles] for block in blocks]
+        return titles, mean_ranks(np.array(scores), self.higher_is_better)
+
+    def _block(self, data: str, seed: str) -> dict[str, float]:
+        """The score of each row that has this seed in every setting of this data set."""
+        runs: dict[str, list[RunScores | None]] = {}
+        for item in self.rows:
+            if item.row.data == data:
+                title = self.plan.row_title(item.row)
+                runs.setdefault(title, []).append(item.runs.get(seed))
+        settings = max(map(len, runs.values()))
+        return {
+            title: fmean(float(run.scores.mean()) for run in found)
+            for title, found in runs.items()
+            if None not in found and len(found) == settings
+        }
+
+    def told_once(self) -> list[str]:
+        """Lines to read before the table: what holds for all rows, and what keeps some apart."""
+        judgings = list(self.judgings().values())
+        shared = [
+            text
+            for text in (
+                _only({judging.norm_in_full for judging in judgings}),
+                _only({judging.queries_in_full for judging in judgings}),
             )
-        return rows, mean_ranks(
-            np.stack([result.scores() for result in rows], axis=1), self.higher_is_better
+            if text
+        ]
+        more = "; sd over seeds shows what other trainings give"
+        seeds = max((len(item.runs) for item in self.rows), default=0)
+        interval = f"one seed: {THESE_RUNS}" if seeds == 1 else f"{THESE_RUNS}{more}"
+        return ["; ".join(shared), interval, *judged_unlike(self.judgings())][not shared :]
+
+    def telling_columns(self) -> list[str]:
+        """Columns about judging in which rows differ."""
+        judgings = list(self.judgings().values())
+        norms, queries = (
+            {getattr(j, key) for j in judgings} for key in ("norm_in_full", "n_query")
         )
+        return [name for name, found in (("norm", norms), ("n_query", queries)) if len(found) > 1]
+
+    def ranks_told(self) -> str:
+        """The mean ranks in one line, or why there are none."""
+        try:
+            titles, found = self.ranking()
+        except ValueError as error:
+            return f"mean ranks left out: {error}"
+        each = (
+            f"{title} {rank:.2f}" for rank, title in sorted(zip(found.ranks, titles, strict=True))
+        )
+        return (
+            f"mean ranks over {found.blocks} blocks (Friedman: p = {found.p:.2g}; critical "
+            f"difference {found.critical_difference:.2f}): {', '.join(each)}"
+        )
+
+
+def _only(values: set[str]) -> str:
+    return next(iter(values)) if len(values) == 1 else ""
+
+
+def _counted(things: Sequence[Any] | Mapping[Any, Any], word: str) -> str:
+    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
 
 
 def collect(plan: Plan, jobs: Sequence[Job]) -> SweepResult:
@@ -114,10 +206,13 @@ def _row_result(row: Row, jobs: list[Job]) -> RowResult:
     runs, failed = {}, []
     for job in jobs:
         seed = str(job.cell.recipe.sections.seed)
-        if job.state == "finished":
+        try:
+            if job.state != "finished":
+                raise RunError(job.error or "not finished")
             runs[seed] = read_scores(job.directory)
-        else:
-            failed.append((job.cell.title, job.error or "not finished"))
+        except RunError as error:  # one that is damaged or deleted leaves the others
+            job.state, job.error = "failed", str(error)
+            failed.append((job.cell.title, job.error))
     return RowResult(row, runs, tuple(failed))
 
 
@@ -154,19 +249,27 @@ def _differences(results: Sequence[RowResult], higher_is_better: bool) -> list[D
     ]
 
 
+def column(axis: str) -> str:
+    """The column of an axis; one with the name of another column is told apart."""
+    taken = ("accuracy", "mse", *MEASURED, *FAILURES, *DIFFERENCE)
+    return f"matrix.{axis}" if axis in taken else axis
+
+
+def _labels(row: Row) -> dict[str, str]:
+    return {column(axis): label for axis, label in row.labels.items()}
+
+
 def table(result: SweepResult) -> list[dict[str, Any]]:
-    """One mapping for each row: its labels, the score over seeds, rank, times, and how many runs failed and why."""
+    """One mapping for each row: labels, the score over seeds, how it was judged, rank, times, failures."""
     return [
-        {**item.row.labels, **_measured(item, result.metric), **_failures(item)}
+        {**_labels(item.row), **_measured(item, result.metric), **_failures(item)}
         for item in result.rows
     ]
 
 
 def _measured(item: RowResult, metric: str) -> dict[str, Any]:
     if not item.runs:
-        return dict.fromkeys(
-            [metric, "interval", "seed_sd", "seeds", "rank", *TIMES, "episode_set"], ""
-        )
+        return dict.fromkeys([metric, *MEASURED], "")
     mean, interval = mean_and_interval(item.scores().tolist())
     each = [float(run.scores.mean()) for run in item.runs.values()]
     return {
@@ -175,6 +278,7 @@ def _measured(item: RowResult, metric: str) -> dict[str, Any]:
         "seed_sd": round(float(np.std(each, ddof=1)), 6) if len(each) > 1 else "",
         "seeds": " ".join(item.runs),
         "rank": item.rank,
+        **{key: getattr(item.judging, key) for key in JUDGING},
         **{key: round(fmean(run.result[key] for run in item.runs.values()), 6) for key in TIMES},
         "episode_set": next(iter(item.runs.values())).result["episode_set"],
     }
@@ -188,7 +292,7 @@ def difference_table(result: SweepResult) -> list[dict[str, Any]]:
     """One mapping for each difference; `p_holm` is adjusted for all of them."""
     return [
         {
-            **difference.row.labels,
+            **_labels(difference.row),
             "minus": result.plan.row_title(difference.baseline),
             "difference": round(difference.paired.difference, 6),
             "interval": round(difference.paired.interval, 6),
@@ -204,41 +308,20 @@ def difference_table(result: SweepResult) -> list[dict[str, Any]]:
     ]
 
 
-def write_tables(result: SweepResult, directory: Path) -> None:
-    """Write sweep.csv and differences.csv."""
-    labels = [*result.plan.rows[0].labels]
-    columns = [
-        *labels,
-        result.metric,
-        "interval",
-        "seed_sd",
-        "seeds",
-        "rank",
-        *TIMES,
-        "episode_set",
-        "failed",
-        "error",
-    ]
-    write_atomically(directory / "sweep.csv", _csv(columns, table(result)))
-    columns = [
-        *labels,
-        "minus",
-        "difference",
-        "interval",
-        "p",
-        "p_holm",
-        "wins",
-        "ties",
-        "losses",
-        "episodes",
-        "seeds",
-    ]
-    write_atomically(directory / "differences.csv", _csv(columns, difference_table(result)))
+def write_tables(result: SweepResult, directory: Path, raw: bool = False) -> None:
+    """Write sweep.csv and differences.csv. raw: with names as they are, even such as a spreadsheet would compute."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
+    labels = [column(axis) for axis in result.plan.rows[0].labels]
+    columns = [*labels, result.metric, *MEASURED, *FAILURES]
+    write_atomically(directory / "sweep.csv", _csv(columns, table(result), raw))
+    columns = [*labels, *DIFFERENCE]
+    write_atomically(directory / "differences.csv", _csv(columns, difference_table(result), raw))
 
 
-def _csv(columns: list[str], rows: list[dict[str, Any]]) -> str:
+def _csv(columns: list[str], rows: list[dict[str, Any]], raw: bool) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = CsvWriter(text, raw)
+    writer.writerow(columns)
+    writer.writerows([row[name] for name in columns] for row in rows)
     return text.getvalue()

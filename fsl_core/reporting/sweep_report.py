@@ -10,8 +10,9 @@ import numpy as np
 
 from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
-from fsl_core.reporting.sweep import RowResult, SweepResult, difference_table, table
+from fsl_core.reporting.sweep import RowResult, SweepResult, column, difference_table, table
 from fsl_core.sweeping.schedule import Job
+from fsl_core.words import name_of
 
 
 def write_sweep_report(
@@ -36,7 +37,7 @@ def write_sweep_report(
         sections.append(
             {
                 "title": plan.setting_title(setting),
-                "rows": [{**rows[i], "links": _links(result.rows[i], links)} for i in own],
+                "rows": [_shown(rows[i], result.rows[i], links) for i in own],
                 "differences": [
                     d
                     for d, of in zip(differences, result.differences, strict=True)
@@ -44,16 +45,18 @@ def write_sweep_report(
                 ],
                 "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
                 "maps": _heat_maps(result, setting),
-                "ranking": _ranking(result, setting),
             }
         )
     return write_page(
         path,
         "sweep.html",
-        name=recipe.stem,
+        name=name_of(recipe),
         metric=result.metric,
-        axes=plan.varying,
+        axes=[column(axis) for axis in plan.varying],
+        told_once=result.told_once(),
+        telling=result.telling_columns(),
         sections=sections,
+        ranking=_ranking(result),
         failed=[
             (job.cell.title, job.error or job.state) for job in jobs if job.state != "finished"
         ],
@@ -65,6 +68,11 @@ def write_sweep_report(
             ]
         ),
     )
+
+
+def _shown(row: dict[str, Any], item: RowResult, links: dict[str, str]) -> dict[str, Any]:
+    norm = item.judging.norm_in_short if item.judging else ""
+    return {**row, "norm": norm, "links": _links(item, links)}
 
 
 def _links(item: RowResult, links: dict[str, str]) -> list[tuple[str, str]]:
@@ -105,19 +113,14 @@ def _heat_map(result: SweepResult, items: list[RowResult], axes: list[str]) -> s
     return figures.heat_map(values, rows, columns, result.higher_is_better)
 
 
-def _ranking(result: SweepResult, setting: int) -> dict[str, Any]:
+def _ranking(result: SweepResult) -> dict[str, Any]:
+    """The line about mean ranks, and their figure where Friedman's test finds a difference."""
+    ranking: dict[str, Any] = {"told": result.ranks_told()}
     try:
-        rows, found = result.ranking(setting)
-    except ValueError as error:
-        return {"reason": str(error)}
-    labels = [result.plan.row_title(item.row) for item in rows]
-    ranking = {"p": found.p, "blocks": found.blocks, "critical": found.critical_difference}
-    if found.p >= 0.05:
-        return {
-            **ranking,
-            "reason": f"Friedman's test finds no difference among the rows (p = {found.p:.3g})",
-        }
-    drawn = figures.critical_difference(
-        labels, found.ranks, found.groups(), found.critical_difference
-    )
-    return {**ranking, "figure": drawn}
+        titles, found = result.ranking()
+    except ValueError:
+        return ranking
+    if found.p < 0.05:
+        drawn = (titles, found.ranks, found.groups(), found.critical_difference)
+        ranking["figure"] = figures.critical_difference(*drawn)
+    return ranking

@@ -10,18 +10,22 @@ from fsl_core.config.matrix import SEED, Cell, FaultsOfCells, Matrix, title
 from fsl_core.errors import DataError, RecipeError
 from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
 
+LOCATIONS = ("root", "path", "file")
+
 
 @dataclass(frozen=True)
 class Row:
     """A line of the table: one combination over its seeds.
 
     setting:  rows of one setting are judged on the same test episodes.
+    data:     the data set of these episodes; several settings may share it.
     baseline: position in the plan of the row that this one is compared with.
     """
 
     labels: dict[str, str]
     cells: tuple[Cell, ...]
     setting: int
+    data: str
     baseline: int
 
 
@@ -68,7 +72,7 @@ def plan_sweep(matrix: Matrix, with_data: bool = True) -> Plan:
     ]
     baselines = _baselines(matrix, labels, [setting for _, setting in members])
     rows = [
-        Row(own, cells, setting, baselines[setting])
+        Row(own, cells, setting, _data_set(cells[0]), baselines[setting])
         for own, (cells, setting) in zip(labels, members, strict=True)
     ]
     varying, telling = _axes_that_tell(matrix, rows)
@@ -115,6 +119,15 @@ def _setting(cell: Cell, experiment: Experiment) -> Hashable:
     }
     judged = cell.recipe.sections.evaluate
     return json.dumps(pool, sort_keys=True), experiment.test_task, judged.seed, judged.episodes
+
+
+def _data_set(cell: Cell) -> str:
+    """Which data the episodes are of: their source, and the folder or file that it reads.
+
+    Its other options, such as a size of pictures, make no other data set of them.
+    """
+    episodes = cell.recipe.resolved()["episodes"]
+    return " ".join(str(episodes[key]) for key in ("name", *LOCATIONS) if episodes.get(key))
 
 
 def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]) -> dict[int, int]:

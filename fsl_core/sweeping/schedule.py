@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from fsl_core.config.matrix import Cell
 from fsl_core.errors import FslError
+from fsl_core.sweeping.processes import Process, Processes
 from fsl_core.training.files import METRICS, RESULT, parse_record
+from fsl_core.training.run import IN_USE
 
 OUTPUT = "output.txt"
-POLLED_EVERY = 0.2
-PATIENCE = 20.0
+CLAIMS = ".claims"
+POLLED_EVERY = 0.05
 
 
 @dataclass
 class Job:
     """One cell and its run directory.
 
-    state: `elsewhere`: another process is writing to this run, and is waited for.    error: the last line a failed run wrote.
+    state: `elsewhere`: another process works on this run, and is waited for.
+    error: why a run failed, in the last line that it wrote.
     seconds: that this process has spent on it.
     """
 
@@ -36,14 +38,43 @@ class Job:
     state: Literal["waiting", "running", "elsewhere", "finished", "failed"] = "waiting"
     error: str = ""
     seconds: float = 0.0
-    _process: subprocess.Popen | None = None
-    _output: IO[bytes] | None = None
+    _process: Process | None = None
+    _claim: FileLock | None = None
     _started: float = field(default=0.0, repr=False)
 
     @property
     def step(self) -> int:
         """Outer steps done, as far as they have been written."""
         return last_step(self.directory / METRICS)
+
+    @property
+    def has_result(self) -> bool:
+        """A result counts, whoever wrote it."""
+        return (self.directory / RESULT).is_file()
+
+    def claim(self) -> bool:
+        """Whether this sweep alone may work on the run: no other one does, nor does `fsl resume`.
+
+        The lock of the run itself is taken by the process that trains. Sweeps look at this one
+        instead, because to try that one for a moment could keep such a process out.
+        """
+        lock = FileLock(self.directory.parent / CLAIMS / self.cell.digest, timeout=0)
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        self._claim = lock
+        if _locked(self.directory):
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        if self._claim is not None:
+            with suppress(OSError):  # its folder may be gone
+                self._claim.release()
+            self._claim = None
 
 
 def last_step(metrics: Path) -> int:
@@ -63,10 +94,9 @@ def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
     jobs = []
     for cell in cells:
         existing = sorted(runs.glob(f"*-{cell.digest}"))
-        directory = existing[0] if existing else runs / cell.directory_name
-        jobs.append(
-            Job(cell, directory, "finished" if (directory / RESULT).is_file() else "waiting")
-        )
+        job = Job(cell, existing[0] if existing else runs / cell.directory_name)
+        job.state = "finished" if job.has_result else "waiting"
+        jobs.append(job)
     return jobs
 
 
@@ -83,58 +113,64 @@ def run_jobs(
     jobs: Sequence[Job],
     workers: int,
     prepare: Callable[[Job], None],
+    processes: Processes,
     options: Sequence[str] = (),
     on_change: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run what is not finished, `workers` at a time, and keep going past a failed one. Interrupted, it stops its processes.
+    """Run what is not finished, `workers` at a time, and keep going past a failed one.
 
-    prepare: makes the run directory of a cell that has none, so that `fsl resume` begins or continues it.
+    What another sweep works on is waited for. Interrupted, it stops the processes it has started.
+
+    prepare: makes the run directory of a cell that has none, so that `fsl resume` begins it.
+    processes: starts them. It is closed at the end.
     options: further arguments of `fsl resume`.
-    on_change: called a few times a second.
+    on_change: called several times a second.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(workers))}
     try:
-        while any(job.state in ("waiting", "running", "elsewhere") for job in jobs):
-            for job in jobs:
+        while unfinished := [job for job in jobs if job.state not in ("finished", "failed")]:
+            for job in unfinished:
                 if job.state == "running":
                     _look_after(job)
-                elif (
-                    job.state in ("waiting", "elsewhere")
-                    and sum(j.state == "running" for j in jobs) < workers
-                ):
-                    _begin(job, prepare, options, environment)
+                elif job.has_result:
+                    job.state = "finished"
+                elif sum(other.state == "running" for other in jobs) < workers:
+                    _begin(job, prepare, processes, options)
             on_change()
             time.sleep(POLLED_EVERY)
     finally:
-        _stop(jobs)
+        processes.close()
+        for job in jobs:
+            job.release()
+            if job.state == "running":
+                job.state = "waiting"
         on_change()
 
 
 def _begin(
-    job: Job, prepare: Callable[[Job], None], options: Sequence[str], environment: dict[str, str]
+    job: Job, prepare: Callable[[Job], None], processes: Processes, options: Sequence[str]
 ) -> None:
-    if _locked(job.directory):
-        job.state = "elsewhere"
-        return
-    if (job.directory / RESULT).is_file():
-        job.state = "finished"
-        return
+    with _failing(job):
+        if not job.claim():
+            job.state = "elsewhere"
+            return
+        if job.has_result:  # written between the look and the claim
+            job.state = "finished"
+        else:
+            prepare(job)
+            arguments = ["resume", str(job.directory), *options]
+            job._process = processes.start(arguments, job.directory / OUTPUT)
+            job.state, job._started = "running", time.monotonic()
+    if job.state != "running":
+        job.release()
+
+
+@contextmanager
+def _failing(job: Job) -> Iterator[None]:
+    """An error in here is the job's, and the sweep goes on."""
     try:
-        prepare(job)
-        job._output = (job.directory / OUTPUT).open("wb")
+        yield
     except (FslError, OSError) as error:
         job.state, job.error = "failed", " ".join(str(error).split())
-        return
-    command = [sys.executable, "-m", "fsl_core", "resume", str(job.directory), *options]
-    job._process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=job._output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others
-    )
-    job.state, job._started = "running", time.monotonic()
 
 
 def _look_after(job: Job) -> None:
@@ -142,47 +178,39 @@ def _look_after(job: Job) -> None:
     code = job._process.poll()
     if code is None:
         return
-    job._output.close()
-    if code == 0 and (job.directory / RESULT).is_file():
-        job.state = "finished"
-    elif _locked(job.directory):  # somebody else was quicker
+    said = "" if code == 0 else _last_words(job, code)
+    if job.has_result:
+        job.state, job.error = "finished", said
+    elif IN_USE in said:  # `fsl resume`, called by somebody, was quicker
         job.state = "elsewhere"
     else:
-        job.state, job.error = "failed", _last_words(job.directory / OUTPUT, code)
+        job.state, job.error = "failed", said or f"no {RESULT}. {_gone(job)}"
+    job.release()
 
 
-def _last_words(output: Path, code: int) -> str:
+def _last_words(job: Job, code: int) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}. More memory or fewer --jobs, if nobody stopped it"
-    lines = [
-        line.strip()
-        for line in output.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
+    try:
+        text = (job.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return _gone(job)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit status {code}"
 
 
+def _gone(job: Job) -> str:
+    if job.directory.is_dir():
+        return f"{job.directory}: files of the run were deleted. The same command runs it again"
+    return f"{job.directory}: deleted while it ran. The same command runs it again"
+
+
 def _locked(directory: Path) -> bool:
-    if not directory.is_dir():
+    """Whether a process holds the lock of a run."""
+    if not (directory / ".lock").is_file():
         return False
     try:
         with FileLock(directory / ".lock", timeout=0):
             return False
     except Timeout:
         return True
-
-
-def _stop(jobs: Iterable[Job]) -> None:
-    """End what still runs; a run continues exactly from its last checkpoint, whenever it is ended."""
-    running = [job for job in jobs if job.state == "running"]
-    for job in running:
-        job._process.terminate()
-    deadline = time.monotonic() + PATIENCE
-    for job in running:
-        try:
-            job._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            job._process.kill()
-            job._process.wait()
-        job._output.close()
-        job.state = "waiting"

@@ -181,6 +181,17 @@ class EpisodesContract:
             "fingerprint: one for two episodes. A digest of all of them"
         )
 
+    def test_what_a_split_is_made_of(self, split: fsl.Split) -> None:
+        first, again = (self.make().inspect(split) for _ in range(2))
+        assert first.digest == again.digest, (
+            f"inspect: {split} has the digests {first.digest} and {again.digest} in two equal sources. "
+            "A hash of its items, by which a run knows whether its data is still the same"
+        )
+        empty = [name for name, count in first.classes.items() if count < 1]
+        assert not empty, (
+            f"inspect: {split}, classes without items: {', '.join(empty[:3])}. The number of items of each class"
+        )
+
     def test_device(self, device: str) -> None:
         if device == "meta":
             pytest.skip("not run on the meta device: episodes have values")

@@ -87,7 +87,9 @@ class TinyBackbone(fsl.NormedBackbone):
 
 
 class GradientSteps(fsl.Adapter):
-    """Plain gradient steps on the backbone and a linear head, 0.1 long, differentiated through: MAML at its barest.
+    """Plain gradient steps on the backbone and a linear head, 0.1 long, differentiated through.
+
+    MAML at its barest. Weights that require no gradient when it is built are left alone.
 
     Holds a backbone or an execution to what an inner loop asks of it: second derivatives, other weights than its own.
     """
@@ -98,10 +100,15 @@ class GradientSteps(fsl.Adapter):
         super().__init__()
         self.loss, self.inner_steps = task.loss, inner_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        self.names = [name for name, w in self._weights(backbone).items() if w.requires_grad]
+
+    def _weights(self, backbone: nn.Module) -> dict[str, Tensor]:
+        weights = {f"backbone.{name}": w for name, w in backbone.named_parameters()}
+        return weights | {f"head.{name}": w for name, w in self.head.named_parameters()}
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        weights = {f"backbone.{name}": w for name, w in backbone.named_parameters()}
-        weights |= {f"head.{name}": w for name, w in self.head.named_parameters()}
+        weights = self._weights(backbone)
+        fast = {name: weights[name] for name in self.names}
         buffers = {name: b.clone() for name, b in backbone.named_buffers()}
 
         def predict(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -117,10 +124,10 @@ class GradientSteps(fsl.Adapter):
 
         for _ in range(self.inner_steps):
             slope = torch.func.grad(
-                lambda weights: self.loss(predict(weights, support.x), support.y)
-            )(weights)
-            weights = {name: w - 0.1 * slope[name] for name, w in weights.items()}
-        return lambda x: predict(weights, x)
+                lambda fast: self.loss(predict(weights | fast, support.x), support.y)
+            )(fast)
+            fast = {name: w - 0.1 * slope[name] for name, w in fast.items()}
+        return lambda x: predict(weights | fast, x)
 
 
 class Uneven(fsl.TaskWeighting):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fsl_core.errors import RunError
-from fsl_core.training.files import Record, check_record, is_file, load_json, reading
+from fsl_core.training.files import Record, check_record, is_file, load_json, reading, to_json
 from fsl_core.writing import replacing
 
 Tensors = dict[str, Tensor]
@@ -33,15 +32,21 @@ class _Checkpoint(Record):
 
 
 def save(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, progress: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer | None,
+    progress: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimizer state and progress (plain JSON data) to path, all of it or nothing."""
+    """Write weights, optimizer state and progress (plain JSON data) to path, all or nothing.
+
+    optimizer: None where nothing is trained.
+    """
     tensors = {
         f"{label}.{k}": v
         for label, module in modules.items()
         for k, v in module.state_dict().items()
     }
-    packed = optimizer.state_dict()
+    packed = optimizer.state_dict() if optimizer else {"state": {}, "param_groups": []}
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in packed["state"].items():
         for key, value in state.items():
@@ -54,7 +59,7 @@ def save(
         "optimizer": {"scalars": scalars, "groups": packed["param_groups"]},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, {"fsl": json.dumps(record, sort_keys=True)})
+    save_tensors(path, tensors, {"fsl": to_json(record, path, sort_keys=True)})
 
 
 def save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
@@ -91,7 +96,8 @@ def restore(
             raise RunError(
                 f"{path}: does not fit this recipe's {label}: {error}. {_SAME_RECIPE}"
             ) from error
-    if optimizer is not None:
+    untrained = not record["optimizer"]["groups"] and record["progress"].get("step") == 0
+    if optimizer is not None and not untrained:
         try:
             _restore_optimizer(optimizer, tensors, record["optimizer"])
         except ValueError as error:
@@ -120,15 +126,15 @@ def load_weights(module: nn.Module, tensors: Tensors) -> None:
 
 
 def progress_of(path: Path) -> dict[str, Any]:
-    """The progress stored in a checkpoint, without loading its weights elsewhere."""
-    return _read(path)[1]["progress"]
+    """The progress stored in a checkpoint; weights are not read."""
+    return _read(path, weights=False)[1]["progress"]
 
 
-def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+def _read(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, Any]]:
     if not is_file(path):
         raise RunError(f"{path}: no such checkpoint. A run directory that has been trained")
     try:
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_tensors(path, weights)
         return tensors, check_record(load_json(metadata["fsl"]), _Checkpoint)
     except KeyError as error:
         raise _damaged(path, f"no metadata {error}") from error
@@ -136,13 +142,17 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise _damaged(path, str(error)) from error
 
 
-def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a safetensors file. ValueError where it is not a whole one."""
+def read_tensors(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a safetensors file, without the former where no weights are wanted.
+
+    ValueError where it is not a whole one.
+    """
     try:
         with reading(path):
             path.open("rb").close()  # safetensors does not tell which error it was
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if weights else ()
+            tensors = {name: file.get_tensor(name) for name in names}
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

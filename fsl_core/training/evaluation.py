@@ -82,7 +82,7 @@ def evaluate(
     on_episode: called after each episode, for progress bars.
     each_step: score the queries after each inner step too, which takes as many passes over them.
     workers: episodes at a time, on a core each; one where adapting draws random numbers, and on a GPU.
-    RunError at the first episode whose loss is not a number: no mean over it would mean anything.
+    RunError at the first episode whose loss or score is not finite: no mean over it means anything.
     """
     learner.eval()
     task = task or source.task
@@ -110,10 +110,7 @@ def evaluate(
                 times = [_adaptation_time(learner, episode) for episode in adapted[:TIMED_EPISODES]]
                 shared = _shared(learner, adapted[0], workers)
             for episode, (row, value) in zip(adapted, shared.map(judge_one, adapted), strict=True):
-                if math.isnan(value):
-                    raise RunError(
-                        f"evaluation, {split} episode {int(episode.id)}: the loss is nan. Finite items and weights"
-                    )
+                _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
                 rows.append(row)
                 losses.append(value)
                 on_episode()
@@ -126,6 +123,16 @@ def evaluate(
         episode_set=digest.hexdigest(),
         adaptation_seconds=median(times),
     )
+
+
+def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
+    found = {"loss": loss} | {f"score after {k} inner steps": s for k, s in enumerate(scores)}
+    bad = next((name for name, value in found.items() if not math.isfinite(value)), None)
+    if bad:
+        raise RunError(
+            f"{where}: the {bad} is {found[bad]}. Finite items and weights; smaller steps of the "
+            "outer or the inner loop may help"
+        )
 
 
 def _shared(learner: Learner, episode: Episode, workers: int) -> Workers:

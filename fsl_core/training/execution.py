@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from fsl_core.engine.choice import Choice, choose, settle
 from fsl_core.engine.execution import Execution
-from fsl_core.training.files import EXECUTION, write_atomically
+from fsl_core.training.files import EXECUTION, to_json, write_atomically
 from fsl_core.training.seeding import seed_torch
 
 if TYPE_CHECKING:
@@ -18,14 +17,19 @@ def choose_execution(run: Run) -> Choice:
     """What the run has used so far, else what its recipe names or a measurement finds."""
     if run.step > 0 and run.execution is not None:
         return run.execution
-    choice = _named(run) or _measured(run)
-    write_atomically(run.directory / EXECUTION, json.dumps(choice.as_dict(), indent=2) + "\n")
+    choice = _of_no_steps(run) or _named(run) or _measured(run)
+    path = run.directory / EXECUTION
+    write_atomically(path, to_json(choice.as_dict(), EXECUTION, indent=2) + "\n")
     return choice
 
 
 def workers_of(run: Run) -> int:
     """Tasks that an evaluation may compute at once, as training did."""
     return run.execution.execution.workers if run.execution else 1
+
+
+def _of_no_steps(run: Run) -> Choice | None:
+    return None if run.steps else Choice(_options(run, "loop"), "nothing is trained", {})
 
 
 def _named(run: Run) -> Choice | None:
@@ -39,7 +43,7 @@ def _measured(run: Run) -> Choice:
     experiment, outer = run.experiment, run.recipe.sections.outer
     seed = run.recipe.sections.seed
     experiment.learner.train()
-    experiment.learner.adapter.on_progress(run.step / run.steps)
+    experiment.learner.adapter.on_progress(run.progress(run.step))
     episodes = experiment.source.batch("train", range(outer.meta_batch_size), seed)
     seed_torch(seed, "measurement")
     free = run.recipe.sections.execution.workers is None

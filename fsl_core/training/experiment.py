@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import nn
 
+from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
-from fsl_core.data.source import EpisodeSource
+from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
-from fsl_core.errors import DataError, RecipeError, ShapeError
+from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.training.seeding import seed_torch
+
+FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What a recipe describes.
 
-    test_task: shape of the evaluation episodes.
+    test_task: shape of the evaluation episodes.    device: where all of it computes.
     """
 
     recipe: Recipe
@@ -27,6 +33,7 @@ class Experiment:
     learner: Learner
     weighting: TaskWeighting
     test_task: TaskShape
+    device: torch.device
 
     def test_learner(self) -> Learner:
         """The learner for test episodes."""
@@ -41,46 +48,89 @@ class Experiment:
         if (n_way, n_shot) == (trained.n_way, trained.n_shot):
             return self.learner
         output_dim = n_way if trained.kind == "classification" else trained.output_dim
-        twin = _build_learner(
-            self.recipe, replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim)
-        )
+        return self.twin(replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim))
+
+    def twin(self, task: TaskShape) -> Learner:
+        """Another learner with the same weights, built for this task. ShapeError as above."""
+        twin = _build_learner(self.recipe, task)
         if name := _misfit(self.learner, twin):
-            raise ShapeError(_fixed(name, self.learner, trained))
-        twin.to(next(self.learner.parameters()).device).load_state_dict(self.learner.state_dict())
+            raise ShapeError(_fixed(name, self.learner, self.source.task))
+        twin.to(self.device).load_state_dict(self.learner.state_dict())
         return twin
 
     @property
     def norm(self) -> str:
-        """The normalisation of the backbone, for result rows."""
-        policy = getattr(self.learner.backbone, "norm", None)
-        foreign = sorted(
-            {
-                type(m).__name__
-                for m in self.learner.backbone.modules()
-                if "Norm" in type(m).__name__
-            }
-        )
-        return policy if isinstance(policy, str) else ", ".join(foreign) or "none"
+        """The normalisation of the backbone, for result rows: its word for it, or what its layers say.
+
+        A policy of `Norm` as a word does not hide layers of another kind.
+        """
+        word = getattr(self.learner.backbone, "norm", None)
+        if isinstance(word, str) and word not in NORM_POLICIES:
+            return word
+        layers = [m for m in self.learner.backbone.modules() if not list(m.children())]
+        found = {m.policy for m in layers if isinstance(m, Norm)}
+        found |= {type(m).__name__ for m in layers if "Norm" in type(m).__name__} - {"Norm"}
+        found |= {word} if isinstance(word, str) else set()
+        return ", ".join(sorted(found - {"none"})) or "none"
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction may depend on which queries are predicted with it."""
+        layers = self.norm.split(", ")
+        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM) for layer in layers)
+        return self.learner.adapter.transductive or not alone
 
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
     """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
-    source: EpisodeSource = recipe.build(("episodes",)).to(device)
+    source: EpisodeSource = recipe.build(("episodes",))
+    _require_source(recipe, source)
+    source = source.to(device)
     learner = _build_learner(recipe, source.task)
     weighting: TaskWeighting = recipe.build(
         ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
     )
+    _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
     _check_ways(recipe, learner, source.task, test_task)
     _check_expectations(recipe, test_task)
-    return Experiment(recipe, source, learner.to(device), weighting.to(device), test_task)
+    learner, weighting = learner.to(device), weighting.to(device)
+    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
 
 
 def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = recipe.build(("backbone",), task=task)
+    _require_module(recipe, ("backbone",), backbone, nn.Module)
+    _require_feature_dim(recipe, backbone)
     adapter: Adapter = recipe.build(("adapter",), task=task, backbone=backbone)
+    _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
+
+
+def _require_module(recipe: Recipe, path: KeyPath, module: object, kind: type[nn.Module]) -> None:
+    if wrong := wrong_module(module, kind):
+        raise PluginError(f"{recipe.named(path)}: {wrong}")
+
+
+def _require_feature_dim(recipe: Recipe, backbone: nn.Module) -> None:
+    size = getattr(backbone, "feature_dim", None)
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        found = "no attribute feature_dim" if size is None else f"feature_dim is {size!r}"
+        raise PluginError(
+            f"{recipe.named(('backbone',))}: {found}. self.feature_dim = the length of an item's "
+            "feature vector, which sizes the heads of adapters"
+        )
+
+
+def _require_source(recipe: Recipe, source: object) -> None:
+    wrong = ""
+    if not isinstance(source, EpisodeSource):
+        wrong = "not an EpisodeSource of fsl_core. A class derived from it"
+    elif not isinstance(getattr(source, "task", None), TaskShape):
+        wrong = "no attribute task. self.task = fsl_core.TaskShape(...) in its constructor"
+    if wrong:
+        raise PluginError(f"{recipe.named(('episodes',))}: {wrong}")
 
 
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
@@ -139,27 +189,41 @@ def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
             )
 
 
-def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer:
-    """The outer loop's optimizer over all that is learned. RecipeError where it refuses its options."""
-    parameters = [
-        p
-        for p in (*experiment.learner.parameters(), *experiment.weighting.parameters())
-        if p.requires_grad
-    ]
-    return recipe.build(("outer", "optimizer"), parameters=parameters)
+def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer | None:
+    """The outer loop's optimizer over all that is learned; None where nothing is and no step is made.
+
+    RecipeError where there are steps and nothing to train, or where it refuses its options.
+    """
+    learned = [p for p in experiment.learner.parameters() if p.requires_grad]
+    if not learned:
+        _require_no_steps(recipe)
+        return None
+    learned += [p for p in experiment.weighting.parameters() if p.requires_grad]
+    return recipe.build(("outer", "optimizer"), parameters=learned)
+
+
+def _require_no_steps(recipe: Recipe) -> None:
+    steps = recipe.sections.outer.steps
+    if steps:
+        parts = [f"{part} {recipe.chosen[part,].name!r}" for part in ("adapter", "backbone")]
+        raise RecipeError(
+            f"{recipe.document.where(('outer', 'steps'))}: {steps} steps with nothing to train: "
+            f"{' and '.join(parts)} have no parameter that requires a gradient. "
+            "A backbone that is trained, or outer.steps: 0 to evaluate this one as it is"
+        )
+
+
+def splits_in_use(experiment: Experiment) -> dict[Split, TaskShape]:
+    """The splits that a run draws from, with the shape of their episodes."""
+    outer = experiment.recipe.sections.outer
+    wanted: dict[Split, TaskShape] = {"test": experiment.test_task}
+    if outer.steps:
+        wanted = {"train": experiment.source.task, **wanted}
+    if outer.steps and outer.validate_every:
+        wanted["validation"] = experiment.test_task
+    return wanted
 
 
 def check_data(experiment: Experiment) -> None:
     """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
-    outer = experiment.recipe.sections.outer
-    wanted = {"train": experiment.source.task, "test": experiment.test_task}
-    if outer.validate_every:
-        wanted["validation"] = experiment.test_task
-    faults = []
-    for split, task in wanted.items():
-        try:
-            experiment.source.check(split, task)
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        raise DataError("\n".join(dict.fromkeys(faults)))
+    experiment.source.check_splits(splits_in_use(experiment))

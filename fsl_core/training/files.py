@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,30 +12,34 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
+from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
 from fsl_core.writing import write_file
 
-RECIPE, ENVIRONMENT, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
+    "begun.json",
     "environment.json",
+    "data.json",
     "execution.json",
     "metrics.jsonl",
     "episodes.csv",
     "result.json",
 )
-LARGEST, DEEPEST = 16 * 2**20, 32
+LARGEST, DEEPEST = 16 * 2**20, 64
 """Bytes of a JSON file, and objects within objects in it; ours have some thousand, and four."""
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Figure = Annotated[float, Field(strict=True)]
 
 
-def _by_path(files: Any) -> Any:
-    """Earlier versions kept a list of paths, without digests."""
+def by_path(files: Any) -> Any:
+    """The digests of one-file plugins by path. Earlier versions kept a list of paths alone."""
     plain = isinstance(files, list) and all(isinstance(file, str) for file in files)
     return dict.fromkeys(files, "") if plain else files
 
 
-PluginFiles = Annotated[dict[str, str], BeforeValidator(_by_path)]
+PluginFiles = Annotated[dict[str, str], BeforeValidator(by_path)]
 
 
 class Record(BaseModel):
@@ -50,8 +55,20 @@ class Environment(Record):
     plugin_files: PluginFiles
 
 
+class StepsChange(Record):
+    """When the number of a run's steps changed, and from what to what."""
+
+    at: Whole
+    before: Annotated[Whole, Field(alias="from")]
+    to: Whole
+    differs: list[str]
+
+
 class Result(Record):
-    """What commands and reports read of a result; the score itself is under the metric's name."""
+    """What commands and reports read of a result; the score itself is under the metric's name.
+
+    Earlier versions did not write what has a default.
+    """
 
     recipe: str
     metric: str
@@ -64,6 +81,12 @@ class Result(Record):
     checkpoint_step: Whole
     adaptation_seconds: float
     training_seconds: float
+    transductive: bool = False
+    n_query: Whole | None = None
+    execution: str = ""
+    settled: bool = True
+    adapter_state: dict[str, Figure] = Field(default_factory=dict)
+    steps_changed: list[StepsChange] = Field(default_factory=list)
 
 
 @contextmanager
@@ -88,10 +111,19 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_name(path: Path) -> None:
+    """Raise RunError where safetensors could write to a path and not read it again: it wants UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{shown(path)}: a name that is not UTF-8. Another name") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """All of it or nothing, also when the process is killed."""
     with writing(path):
-        write_file(path, text.encode())
+        # a name that is not UTF-8 must not end a run in which it is only mentioned
+        write_file(path, text.encode(errors="backslashreplace"))
 
 
 def is_file(path: Path) -> bool:
@@ -102,6 +134,27 @@ def is_file(path: Path) -> bool:
     except OSError:
         return False
     return path.is_file()
+
+
+def to_json(data: Any, where: str | Path, **options: Any) -> str:
+    """JSON that every reader takes. RunError, naming the key, for a number that is not finite.
+
+    options: as for `json.dumps`.
+    """
+    try:
+        return json.dumps(data, allow_nan=False, **options)
+    except ValueError as error:
+        key, value = next(_not_finite(data))
+        raise RunError(f"{where}: {key} is {value}. A finite number") from error
+
+
+def _not_finite(data: Any, key: str = "it") -> Iterator[tuple[str, float]]:
+    if isinstance(data, dict | list | tuple):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for name, value in items:
+            yield from _not_finite(value, str(name) if key == "it" else f"{key}.{name}")
+    elif isinstance(data, float) and not math.isfinite(data):
+        yield key, data
 
 
 def check_files(directory: Path) -> None:
@@ -136,17 +189,18 @@ def read_json(path: Path, model: type[Record]) -> dict[str, Any]:
 
 
 def check_record(data: Any, model: type[Record]) -> dict[str, Any]:
-    """The data as plain data. ValueError says what is wrong with it, by the first thing that is."""
+    """The data itself. ValueError says what is wrong with it, by the first thing that is."""
     if not isinstance(data, dict):
         raise ValueError(f"{_kind(data)}, not a JSON object")
     try:
-        return dict.fromkeys(data) | model.model_validate(data).model_dump()
+        model.model_validate(data)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, fault["loc"]))
         if fault["type"] == "missing":
             raise ValueError(f"no {key!r}") from None
         raise ValueError(f"{key!r} holds {_kind(fault['input'])}") from None
+    return data
 
 
 def load_json(text: str | bytes) -> Any:
@@ -226,9 +280,9 @@ def _read(path: Path) -> str:
 
 def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
+    as_it_was = "The file as it was, or a new run"
     remedies = {
-        RECIPE: "The file as it was, or a new run",
-        ENVIRONMENT: "The file as it was, or a new run",
+        **dict.fromkeys((RECIPE, BEGUN, ENVIRONMENT, DATA), as_it_was),
         EXECUTION: f"The file as it was; without it, `fsl resume {directory}` chooses again",
     }
     again = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results again"

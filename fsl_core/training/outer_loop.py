@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,42 +10,81 @@ from typing import Any
 import torch
 
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
-from fsl_core.episode import Episode, Learner
-from fsl_core.errors import RunError, TrainingError
+from fsl_core.episode import Adapter, Episode, Learner
+from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
 from fsl_core.training.conflict import gradient_conflict
+from fsl_core.training.data_record import keep_data_record
 from fsl_core.training.evaluation import Evaluation, evaluate
 from fsl_core.training.execution import choose_execution, workers_of
-from fsl_core.training.experiment import check_data
+from fsl_core.training.experiment import check_data, splits_in_use
 from fsl_core.training.memory import enough_memory
 from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
+from fsl_core.training.stopping import Interrupted
 
 
 def train(run: Run) -> None:
     """Train from `run.step` to the recipe's last step, continuing exactly where a checkpoint left off.
 
     Every random number is a function of (seed, step), so a resumed run ends bit-identical to an uninterrupted one (CPU).
-    Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint stays.
+    Raises DataError where the data is not that which training began with.
+    Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
+    stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
     check_data(run.experiment)
-    outer, hook = run.recipe.sections.outer, run.registry.hook
+    run.try_parts()
+    state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
+    splits = splits_in_use(run.experiment)
+    run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
+    if run.steps == 0:
+        _keep_untrained(run)
+        return
+    hook = run.registry.hook
     factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)
     compute = _prepare(run)
     hook.fsl_run_started(run=run)
-    while run.step < run.steps:
-        for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor(run.step, run.steps)
-        metrics = _outer_step(run, compute)
-        run.step += 1
-        run.record({"step": run.step, **metrics})
-        hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
-        if outer.validate_every and (run.step % outer.validate_every == 0 or run.step == run.steps):
+    with run.stop.heeding():
+        saved = time.monotonic()
+        if run.unvalidated:
+            run.experiment.learner.adapter.on_progress(run.progress(run.step - 1))
             _validate(run)
-        if run.step % outer.checkpoint_every == 0 or run.step == run.steps:
             run.save("last")
+        while run.step < run.steps:
+            for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor(run.step, run.steps)
+            metrics = _outer_step(run, compute)
+            run.step += 1
+            run.record({"step": run.step, **metrics})
+            hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
+            if _due(run, run.recipe.sections.outer.validate_every):
+                _validate(run)
+            stopping = run.stop.requested  # read once: what raises below has saved above
+            if stopping or _checkpoint_due(run, time.monotonic() - saved):
+                run.save("last")
+                saved = time.monotonic()
+            if stopping:
+                raise Interrupted
+
+
+def _due(run: Run, every: int) -> bool:
+    return bool(every) and (run.step % every == 0 or run.step == run.steps)
+
+
+def _checkpoint_due(run: Run, seconds: float) -> bool:
+    """By steps, and by the seconds since the last one."""
+    outer = run.recipe.sections.outer
+    late = outer.checkpoint_seconds is not None and seconds >= outer.checkpoint_seconds
+    return late or _due(run, outer.checkpoint_every)
+
+
+def _keep_untrained(run: Run) -> None:
+    """Of a run of no steps: what it begins with is what is judged."""
+    run.execution = choose_execution(run)
+    run.registry.hook.fsl_run_started(run=run)
+    run.save("last")
 
 
 def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -59,6 +99,8 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "episodes_name": chosen["episodes",].name,
         "backbone": chosen["backbone",].name,
         "norm": run.experiment.norm,
+        "transductive": run.experiment.transductive,
+        "n_query": run.experiment.test_task.n_query,
         "adapter": chosen["adapter",].name,
         "weighting": chosen["outer", "weighting"].name,
         "seed": run.recipe.sections.seed,
@@ -70,10 +112,31 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "training_seconds": sum(r["seconds"] for r in run.read_metrics() if "seconds" in r),
         "device": str(run.device),
         "execution": str(run.execution),
+        **state_of(run.experiment.learner.adapter),
+        **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.write_result(result, evaluation)
     run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
     return result
+
+
+def state_of(adapter: Adapter) -> dict[str, Any]:
+    """What an adapter says of its weights: `settled`, if it is not, and any `adapter_state`.
+
+    Raises PluginError if that is anything but a flag and finite numbers by name.
+    """
+    settled, state = adapter.settled, adapter.describe()
+    where = f"adapter {adapter.name!r}"
+    if not isinstance(settled, bool):
+        raise PluginError(f"{where}: settled: {settled!r}. True or False")
+    if not isinstance(state, dict):
+        raise PluginError(f"{where}: describe() gave {state!r}. Finite numbers by name")
+    for name, value in state.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not (number and isinstance(name, str)):
+            raise PluginError(f"{where}: describe() gave {name!r}: {value!r}. A finite number")
+    kept = {} if settled else {"settled": False}
+    return {**kept, "adapter_state": dict(state)} if state else kept
 
 
 def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluation:
@@ -103,7 +166,7 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.adapter.on_progress(run.step / run.steps)
+    learner.adapter.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
     episodes = experiment.source.batch(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
@@ -176,7 +239,19 @@ def move_running_statistics(learner: Learner, episodes: Episode) -> None:
 
 def _validate(run: Run) -> None:
     outer = run.recipe.sections.outer
-    evaluation = evaluate_run(run, "validation", outer.validate_episodes, each_step=False)
+    try:
+        evaluation = evaluate_run(
+            run,
+            "validation",
+            outer.validate_episodes,
+            each_step=False,
+            on_episode=run.stop.check,
+        )
+    except Interrupted:  # the step is kept, and a resume begins with this validation
+        run.unvalidated = True
+        run.save("last")
+        raise
+    run.unvalidated = False
     summary = evaluation.summary()
     score = summary[evaluation.metric]
     run.record(
@@ -187,7 +262,8 @@ def _validate(run: Run) -> None:
             "interval": summary["interval"],
         }
     )
-    if evaluation.better_than(run.best["score"] if run.best else None):
+    settled = run.experiment.learner.adapter.settled
+    if settled and evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}
         run.save("best")
     run.registry.hook.fsl_evaluated(run=run, split="validation", result=summary)

@@ -1,10 +1,10 @@
-"""Own pictures: a trained run adapted to class folders, and what it says about other pictures."""
+"""Your pictures: a trained run adapted to class folders, and what it says about other pictures."""
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from fsl_core.config.document import parse_document
 from fsl_core.config.recipe import check_document
-from fsl_core.data.folders import class_images, image_files, subfolders
+from fsl_core.data import folders
+from fsl_core.data.folders import PassedOver, nfc, shown
 from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
 from fsl_core.hooks.trust import RecordedPlugins
-from fsl_core.norms import ITEM_BY_ITEM
 from fsl_core.training.checkpoints import load_weights, read_tensors, save_tensors
 from fsl_core.training.experiment import Experiment, build_experiment
 from fsl_core.training.files import (
@@ -29,8 +29,11 @@ from fsl_core.training.files import (
     PluginFiles,
     Record,
     Whole,
+    by_path,
     check_record,
     load_json,
+    refuse_name,
+    to_json,
     writing,
 )
 from fsl_core.training.run import Run, open_run
@@ -47,11 +50,15 @@ class Pictures:
 
     images: (n, channels, size, size) uint8.    names: of their files, relative to their folder.
     labels: the right class of each, where they lie in class folders, else None.
+    skipped: names and reasons of those that could not be read; None where one such is an error.
+    passed_over: what else lies in the folder.
     """
 
     images: Tensor
     names: list[str]
     labels: list[str] | None
+    skipped: list[tuple[str, str]] | None = None
+    passed_over: Sequence[PassedOver] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class AdaptedPredictor:
     found:  labelled pictures in each class folder; of each the first n_shot are used.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
+    passed_over: what else lies in the class folders, and labelled pictures that were left out as unreadable.
     """
 
     experiment: Experiment
@@ -71,6 +79,7 @@ class AdaptedPredictor:
     found: tuple[int, ...]
     invert: bool
     origin: dict[str, Any]
+    passed_over: Sequence[PassedOver] = ()
 
     @property
     def n_shot(self) -> int:
@@ -79,48 +88,65 @@ class AdaptedPredictor:
     @property
     def together(self) -> bool:
         """Whether a prediction depends on which pictures are predicted with it."""
-        return self.learner.adapter.transductive or self.experiment.norm not in ITEM_BY_ITEM
+        return self.experiment.transductive
 
-    def read(self, folder: Path) -> Pictures:
-        """The pictures of a folder, in subfolders too; of class folders, with labels, where they are called as the classes.
+    def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
+        """The pictures of a folder, in subfolders too; with labels where its folders have the names of the classes.
 
-        Raises DataError if there are none, one is unreadable, or only some folders are called as classes.
+        skip_unreadable: leave out pictures that cannot be read; they are in `skipped`.
+        Raises DataError if there are none, some are unreadable, or only some folders have the name of a class.
         """
-        _require_folder(folder)
-        files = image_files(folder)
-        if not files:
-            raise DataError(f"{folder}: no pictures. At least one file such as .jpg or .png")
-        places = [file.relative_to(folder) for file in files]
-        tops = sorted({place.parts[0] if len(place.parts) > 1 else "" for place in places})
-        known = [name for name in tops if name in self.classes]
-        if known and known != tops:
-            other = next(name for name in tops if name not in known)
+        found = _find(folder, skip_unreadable)
+        if not found.paths:
+            raise DataError(f"{shown(folder)}: no pictures. At least one file such as .jpg or .png")
+        class_of = self._class_of(found.paths, folder)
+        files, images, damaged = _decode(found.paths, self.experiment, self.invert)
+        if not skip_unreadable or not files:
+            _refuse(damaged, len(found.paths))
+        return Pictures(
+            torch.stack(images),
+            [file.relative_to(folder).as_posix() for file in files],
+            [class_of[file] for file in files] if class_of else None,
+            [(item.path.relative_to(folder).as_posix(), item.detail) for item in damaged]
+            if skip_unreadable
+            else None,
+            found.passed_over,
+        )
+
+    def _class_of(self, files: Sequence[Path], folder: Path) -> dict[Path, str]:
+        """The class of each file by the name of its folder; empty where no folder has the name of a class."""
+        classes = {nfc(name): name for name in self.classes}
+        tops = {file: file.relative_to(folder).parts[:-1][:1] for file in files}
+        known = {
+            file: classes[nfc(top[0])]
+            for file, top in tops.items()
+            if top and nfc(top[0]) in classes
+        }
+        if known and len(known) < len(files):
+            other = next(top for file, top in tops.items() if file not in known)
             what = (
-                f"a folder {other!r}, which is no class"
+                f"a folder {other[0]!r}, which is not a class"
                 if other
                 else "pictures outside of class folders"
             )
-            raise DataError(
-                f"{folder}: class folders and {what}. Only folders of {', '.join(self.classes)}, or pictures alone"
-            )
-        labels = [place.parts[0] for place in places] if known else None
-        return Pictures(
-            _decode(files, self.experiment, self.invert),
-            [place.as_posix() for place in places],
-            labels,
-        )
+            fit = f"Only folders of {shown(', '.join(self.classes))}, or pictures alone"
+            raise DataError(f"{shown(folder)}: class folders and {what}. {fit}")
+        return known
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, n_way) probabilities of the classes, on the CPU."""
         x = self._scaled(images)
         with torch.no_grad():
             predict = self.predictor(x)
-            return torch.cat(
-                [
-                    predict(part).softmax(-1)
-                    for part in x.split(len(x) if self.together else TOGETHER)
-                ]
-            ).cpu()
+            parts = x.split(len(x) if self.together else TOGETHER)
+            found = torch.cat([predict(part).softmax(-1) for part in parts]).cpu()
+        wrong = (~found.isfinite()).any(-1).sum().item()
+        if wrong:
+            raise RunError(
+                f"predict: probabilities of {wrong} of {len(found)} pictures are not finite. "
+                "Other labelled pictures, or a run with smaller steps"
+            )
+        return found
 
     def predictor(self, x: Tensor) -> Predictor:
         """Adapt, always in the same way; x is what a transductive adapter sees of the pictures, values 0 .. 1."""
@@ -135,11 +161,12 @@ class AdaptedPredictor:
         )
 
     def _scaled(self, images: Tensor) -> Tensor:
-        device = next(self.learner.parameters()).device
+        device = self.experiment.device
         return images.to(device).float() / torch.tensor(255.0, device=device)
 
     def save(self, path: Path) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
+        refuse_name(path)
         tensors = {f"learner.{name}": t for name, t in self.learner.state_dict().items()}
         record = {
             "classes": self.classes,
@@ -151,7 +178,7 @@ class AdaptedPredictor:
             save_tensors(
                 path,
                 {**tensors, "support": self.images},
-                {"fsl-predictor": json.dumps(record)},
+                {"fsl-predictor": to_json(record, path)},
             )
 
     def export(self, path: Path, images: Tensor) -> float:
@@ -160,14 +187,19 @@ class AdaptedPredictor:
         images: uint8, to compare on. Returns the largest difference of the file's probabilities from those here; RunError
         where the predictor cannot be exported or it exceeds 1e-4.
         """
+        if path.suffix != ".pt2":
+            raise RunError(f"{path}: ends in {path.suffix or 'nothing'}. torch.export writes .pt2")
         x = self._scaled(
             images.repeat(2, 1, 1, 1)
         )  # torch.export takes one row to mean one row always
+        refuse_name(path)
         where = f"{path}: adapter {self.learner.adapter.name!r}"
         if self.learner.adapter.transductive:
             raise RunError(f"{where} adapts to the pictures it predicts. --save, which adapts anew")
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
             module = _Exportable(self.learner, self.predictor(x)).eval()
+            if self.learner.takes_gradients:  # torch.export warns that it detaches what has a graph
+                warnings.simplefilter("ignore")
             try:
                 program = torch.export.export(
                     module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), strict=False
@@ -207,6 +239,7 @@ def adapt_to_folder(
     checkpoint: str | None = None,
     device: torch.device | str = "cpu",
     no_plugin: Iterable[str] = (),
+    skip_unreadable: bool = False,
     plugins: Iterable[Path] = (),
     trust_plugins: bool = False,
     tell: Callable[[str], None] = lambda text: None,
@@ -215,6 +248,7 @@ def adapt_to_folder(
 
     Where classes have unequal numbers of pictures, the first of each are used, as many as the smallest class has.
     checkpoint: best or last; default: as in the recipe.    invert: exchange light and dark in all pictures.
+    skip_unreadable: take the next picture in place of one that cannot be read; such are in `passed_over`.
     One-file plugins that the run names are imported where you have run them before; else PluginError.
     plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
     trust_plugins: import what the run names, known or not.    tell: is told of each such import.
@@ -230,30 +264,36 @@ def adapt_to_folder(
         tell=tell,
     ) as run:
         run.restore_for_evaluation(checkpoint)
-        return _adapt_run(run, support, invert)
+        return _adapt_run(run, support, invert, skip_unreadable)
 
 
-def _adapt_run(run: Run, support: Path, invert: bool) -> AdaptedPredictor:
+def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> AdaptedPredictor:
     experiment = run.experiment
     _require_pictures(run.directory, experiment.source.task)
-    _require_folder(support)
-    folders = subfolders(support)
-    if len(folders) < 2:
-        raise DataError(
-            f"{support}: {len(folders)} class folders. At least two folders of pictures, named as their classes"
-        )
-    files = [class_images(folder) for folder in folders]
-    n_shot = min(map(len, files))
-    images = _decode((file for of_class in files for file in of_class[:n_shot]), experiment, invert)
+    classes, passed_over = _labelled(support, skip_unreadable)
+    if skip_unreadable:  # only then every picture is decoded, to know how many of a class can be
+        classes, damaged = _readable(classes, experiment)
+        passed_over += damaged
+    n_shot = min(map(len, classes.values()))
+    used = [file for files in classes.values() for file in files[:n_shot]]
+    _, images, damaged = _decode(used, experiment, invert)
+    _refuse(damaged, len(used))
     try:
-        learner = experiment.learner_for(len(folders), n_shot)
+        learner = experiment.learner_for(len(classes), n_shot)
     except ShapeError as error:
-        raise DataError(f"{support}: {len(folders)} classes of {n_shot}: {error}") from error
+        raise DataError(f"{support}: {len(classes)} classes of {n_shot}: {error}") from error
     recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
     origin = {"recipe": recipe, "plugin_files": run.registry.files}
-    classes = tuple(folder.name for folder in folders)
+    found = tuple(map(len, classes.values()))
     return AdaptedPredictor(
-        experiment, learner, images, classes, tuple(map(len, files)), invert, origin
+        experiment,
+        learner,
+        torch.stack(images),
+        tuple(classes),
+        found,
+        invert,
+        origin,
+        passed_over,
     )
 
 
@@ -280,8 +320,9 @@ def load_predictor(
     One-file plugins that it names are imported where you have run them before; else PluginError.
     plugins, trust_plugins, tell: as for `adapt_to_folder`.
     """
+    refuse_name(path)
     tensors, record = _read_saved(path)
-    recorded = RecordedPlugins(str(path), record["plugin_files"], trust_plugins, tell)
+    recorded = RecordedPlugins(str(path), by_path(record["plugin_files"]), trust_plugins, tell)
     registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     document = parse_document(record["recipe"], f"{path}: recipe")
     try:
@@ -341,15 +382,72 @@ def _require_pictures(where: Path, task: TaskShape) -> None:
         )
 
 
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        state = "is no folder" if folder.exists() else "does not exist"
-        raise DataError(f"{folder}: {state}. A folder of pictures")
+def _labelled(
+    support: Path, skip_unreadable: bool
+) -> tuple[dict[str, list[Path]], list[PassedOver]]:
+    """The pictures of each class folder, and what lies beside them."""
+    folders.require_folder(support, f"{shown(support)}:", "A folder of pictures")
+    found = folders.find_class_folders(support)
+    if len(found.paths) < 2:
+        raise DataError(
+            f"{shown(support)}: {len(found.paths)} class folders. "
+            "At least two folders of pictures, with the names of their classes"
+        )
+    of_class = {folder: folders.find_pictures(folder) for folder in found.paths}
+    passed_over = [
+        *found.passed_over,
+        *(item for pictures in of_class.values() for item in pictures.passed_over),
+    ]
+    if not skip_unreadable:
+        _refuse(folders.unreadable(passed_over), 0)
+    empty = [
+        folders.no_pictures(folder, pictures.passed_over)
+        for folder, pictures in of_class.items()
+        if not pictures.paths
+    ]
+    if empty:
+        raise DataError("\n".join(empty))
+    return {folder.name: pictures.paths for folder, pictures in of_class.items()}, passed_over
 
 
-def _decode(files: Iterable[Path], experiment: Experiment, invert: bool) -> Tensor:
+def _readable(
+    classes: dict[str, list[Path]], experiment: Experiment
+) -> tuple[dict[str, list[Path]], list[PassedOver]]:
+    """The pictures of each class that can be read, and the others. Raises DataError where a class has none."""
+    readable, unreadable = {}, []
+    for name, files in classes.items():
+        readable[name], _, damaged = _decode(files, experiment, invert=False)
+        if not readable[name]:
+            _refuse(damaged, len(files))
+        unreadable += damaged
+    return readable, unreadable
+
+
+def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
+    folders.require_folder(folder, f"{shown(folder)}:", "A folder of pictures")
+    found = folders.find_pictures(folder)
+    unreadable = folders.unreadable(found.passed_over)
+    if not skip_unreadable or any(item.path == folder for item in unreadable):
+        _refuse(unreadable, 0)
+    return found
+
+
+def _decode(
+    files: Iterable[Path], experiment: Experiment, invert: bool
+) -> tuple[list[Path], list[Tensor], list[PassedOver]]:
+    """The files that can be read, (channels, size, size) uint8 of each, and the files that cannot be read."""
     channels, size, _ = experiment.source.task.input_shape
-    images = torch.stack(
-        [decode_image(file, size, "gray" if channels == 1 else "rgb") for file in files]
-    )
-    return 255 - images if invert else images
+
+    def read(file: Path) -> Tensor:
+        image = decode_image(file, size, "gray" if channels == 1 else "rgb")
+        return 255 - image if invert else image
+
+    tried = [(file, folders.try_read(file, read)) for file in files]
+    done = [(file, image) for file, image in tried if isinstance(image, Tensor)]
+    damaged = folders.unreadable(item for _, item in tried)
+    return [file for file, _ in done], [image for _, image in done], damaged
+
+
+def _refuse(unreadable: Sequence[PassedOver], of: int) -> None:
+    fit = "Whole image files, or --skip-unreadable, which leaves them out"
+    folders.refuse_unreadable(unreadable, of, fit)

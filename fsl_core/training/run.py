@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,19 +15,27 @@ from typing import Annotated, Any, Literal
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
-from ruamel.yaml import YAML
 
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.execution import Mode
+from fsl_core.episode import Adapter
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.registry import Registry, load
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.training import checkpoints
+from fsl_core.training.begun import (
+    change_steps,
+    changes_of_steps,
+    differences,
+    refuse_edited,
+    write_recipe,
+)
 from fsl_core.training.evaluation import Evaluation
 from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
 from fsl_core.training.files import (
+    BEGUN,
     ENVIRONMENT,
     EPISODES,
     EXECUTION,
@@ -38,16 +45,24 @@ from fsl_core.training.files import (
     Environment,
     Record,
     Whole,
+    by_path,
     check_record,
     is_file,
     parse_record,
     read_json,
     read_result,
     reading,
+    refuse_name,
+    to_json,
     write_atomically,
     writing,
 )
+from fsl_core.training.preflight import preflight
+from fsl_core.training.stopping import Stop
+from fsl_core.words import name_of
 from fsl_core.writing import UNFINISHED, append_file, remove_unfinished
+
+IN_USE = "another process is writing to this run"
 
 Some = Annotated[int, Field(gt=0, le=1024)]
 
@@ -62,6 +77,7 @@ class _Progress(Record):
 
     step: Whole
     best: _Best | None
+    unvalidated: bool = False
 
 
 class _Chosen(Record):
@@ -81,8 +97,13 @@ class Run:
     """A recipe being trained, or trained, in a directory. Observers receive it; they read and do not steer.
 
     name: of the recipe's file, without `.yaml`.
+    optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
+    unvalidated: the validation of this step was interrupted and is still to be done.
+    stop: asks its training to stop.
+    notes: what a user should know, such as what was passed over in the data.
+    steps_changed: when the number of its steps changed, and from what to what.
     """
 
     directory: Path
@@ -90,16 +111,31 @@ class Run:
     recipe: Recipe
     registry: Registry
     experiment: Experiment
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     device: torch.device
     step: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
-    _pending: list[dict[str, Any]] = field(default_factory=list)
+    unvalidated: bool = False
+    stop: Stop = field(default_factory=Stop)
+    notes: list[str] = field(default_factory=list)
+    steps_changed: list[dict[str, Any]] = field(default_factory=list)
+    _pending: list[str] = field(default_factory=list)
+    _tried: bool = False
 
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def try_parts(self) -> None:
+        """Try the recipe's parts on a made-up episode, once, before the first step."""
+        if self.step == 0 and not self._tried:
+            preflight(self.experiment)
+            self._tried = True
+
+    def progress(self, step: int) -> float:
+        """The share of training that is done after this step; all of it where there are no steps."""
+        return step / self.steps if self.steps else 1.0
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -120,29 +156,46 @@ class Run:
                 f"A smaller step size or clipping may help; an earlier {which} checkpoint is kept"
             )
         path = self.checkpoint_path(which)
+        progress = {"step": self.step, "best": self.best}
+        if self.unvalidated:
+            progress["unvalidated"] = True
         with writing(path):
-            checkpoints.save(
-                path, self.modules, self.optimizer, {"step": self.step, "best": self.best}
-            )
+            checkpoints.save(path, self.modules, self.optimizer, progress)
 
     def restore_last(self) -> None:
-        """Go back to the last checkpoint, to the best where that is lost, or to the start where there is none."""
-        found = [path for which in ("last", "best") if is_file(path := self.checkpoint_path(which))]
-        if found:
-            progress = self._restore(found[0], self.optimizer)
+        """Go back to the last checkpoint, to the best where that is lost, or to the start."""
+        if path := self._kept():
+            progress = self._restore(path, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
+            self.unvalidated = progress.get("unvalidated", False)
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
-            self.directory / METRICS, "".join(json.dumps(record) + "\n" for record in kept)
+            self.directory / METRICS, "".join(to_json(record, METRICS) + "\n" for record in kept)
         )
+
+    def kept_step(self) -> int:
+        """The step that a resume goes on from: 0 where there is no checkpoint."""
+        path = self._kept()
+        return checkpoints.progress_of(path)["step"] if path else 0
+
+    def _kept(self) -> Path | None:
+        paths = [self.checkpoint_path(which) for which in ("last", "best")]
+        return next((path for path in paths if is_file(path)), None)
+
+    def change_steps(self) -> None:
+        """Take the steps of its recipe, whatever the run began with; a note says what follows."""
+        follows = type(self.experiment.learner.adapter).on_progress is not Adapter.on_progress
+        if told := change_steps(self.directory, self.recipe, self.kept_step(), follows):
+            self.notes.append(told)
 
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
         which = which or self.recipe.sections.evaluate.checkpoint
         if which == "best" and not is_file(self.checkpoint_path("best")):
-            which = "last"  # never validated
+            which = "last"  # never validated, or never settled
         progress = self._restore(self.checkpoint_path(which))
-        self.experiment.learner.adapter.on_progress(progress["step"] / self.steps)
+        told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
+        self.experiment.learner.adapter.on_progress(self.progress(told))
         return which
 
     def _restore(
@@ -157,16 +210,15 @@ class Run:
         return progress
 
     def record(self, metrics: dict[str, Any]) -> None:
-        self._pending.append(metrics)
+        self._pending.append(to_json(metrics, f"step {metrics['step']}") + "\n")
         if len(self._pending) >= 100:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
         """Append what is not written yet; where there is no room, nothing of it."""
         path = self.directory / METRICS
-        lines = "".join(json.dumps(record) + "\n" for record in self._pending)
         with writing(path):
-            append_file(path, lines.encode())
+            append_file(path, "".join(self._pending).encode())
         self._pending.clear()
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -190,7 +242,7 @@ class Run:
         columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
         writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
         write_atomically(self.directory / EPISODES, table.getvalue())
-        write_atomically(self.directory / RESULT, json.dumps(result, indent=2) + "\n")
+        write_atomically(self.directory / RESULT, to_json(result, RESULT, indent=2) + "\n")
 
 
 @contextmanager
@@ -202,10 +254,13 @@ def new_run(
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
-    name = Path(recipe.document.source).stem
+    name = name_of(Path(recipe.document.source))
     files = [str(Path(file).resolve()) for file in plugins]
+    for path in files:
+        refuse_name(Path(path))
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
+    run.try_parts()
     check_data(run.experiment)
     environment = {
         "recipe": name,
@@ -224,16 +279,15 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
 
     environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
     """
+    refuse_name(directory)
     with _only_writer(directory):
         if not is_file(directory / RECIPE):
             _write_beginning(directory, recipe, environment)
 
 
 def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    stream = io.StringIO()
-    YAML(typ="safe", pure=True).dump(recipe.resolved(), stream)
-    write_atomically(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-    write_atomically(directory / RECIPE, stream.getvalue())
+    write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
+    write_recipe(directory, recipe, [])
 
 
 @contextmanager
@@ -246,32 +300,41 @@ def open_run(
     plugins: Iterable[Path] = (),
     trust_plugins: bool = False,
     tell: Callable[[str], None] = lambda text: None,
+    steps: int | None = None,
 ) -> Iterator[Run]:
     """An existing run, with its lock held where it is to be written to.
 
     One-file plugins that it names are imported where this user has run them before; else PluginError.
     plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
     trust_plugins: import what the run names, known or not.    tell: is told of each such import.
+    steps: gives a run that is to be written to another number of outer steps.
+    Raises RunError where its recipe was edited since training began.
     """
     if not is_file(directory / RECIPE):
         raise RunError(
             f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made"
         )
     environment = read_json(directory / ENVIRONMENT, Environment)
+    refuse_edited(directory, but_steps=steps is not None)
     recorded = RecordedPlugins(
-        str(directory / ENVIRONMENT), environment["plugin_files"], trust_plugins, tell
+        str(directory / ENVIRONMENT), by_path(environment["plugin_files"]), trust_plugins, tell
     )
     registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
-    recipe = read_recipe(directory / RECIPE, registry)
+    overrides = [] if steps is None else [f"outer.steps={steps}"]
+    recipe = read_recipe(directory / RECIPE, registry, overrides)
     run = _assemble(directory, environment["recipe"], recipe, registry, device)
     run.execution = read_choice(directory)
     with _only_writer(directory) if write else nullcontext():
+        if write and steps is not None:
+            run.change_steps()
+        run.steps_changed = changes_of_steps(directory)
         yield run
 
 
 def _assemble(
     directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device
 ) -> Run:
+    refuse_name(directory)
     experiment = build_experiment(recipe, device)
     return Run(
         directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device
@@ -291,9 +354,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
         try:
             lock = FileLock(directory / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise RunError(
-                f"{directory}: another process is writing to this run. Wait for it, or give another --out"
-            ) from error
+            raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
     with lock:
         for folder in (directory, directory / "checkpoints"):
             remove_unfinished(folder)
@@ -301,15 +362,16 @@ def _only_writer(directory: Path) -> Iterator[None]:
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
+    wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
-    own = (".lock", ENVIRONMENT, UNFINISHED)  # of a run that was killed as it began
-    used = [path for path in found if not path.name.startswith(own)]
+    beginning = (".lock", ENVIRONMENT, BEGUN, UNFINISHED)  # of a process that died at once
+    used = [path for path in found if not path.name.startswith(beginning)]
     if not used:
         return
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if read_document(stored).data != recipe.resolved():
+    if any(differences(read_document(stored).data, wanted)):
         raise RunError(f"{directory}: holds a run of another recipe. Another --out")
     state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
     raise RunError(

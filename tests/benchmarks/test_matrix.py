@@ -35,6 +35,27 @@ def test_better_worse_and_failed_cells_are_told(tmp_path: Path):
         "## glyphs\n\n`fsl sweep recipes/matrix/glyphs.yaml --jobs 2`, seeds 0, 1. Columns: outer.weighting."
         in text
     )
+    assert "Judged with" not in text  # tables of an earlier version
     assert "| maml | 0.800 ± 0.020 (baseline) | *0.700 ± 0.020* | 20.0 |" in text
     assert "| ridge | **0.900 ± 0.010** | 0.810 ± 0.010 | 2.0 |" in text
     assert "| picky | failed: the loss is nan | 0.790 ± 0.010 | 2.0 |" in text
+
+
+def test_how_cells_were_judged_is_told(tmp_path: Path):
+    sweep = tmp_path / "glyphs-sweep"
+    sweep.mkdir()
+    heading, *rows = SWEEP.splitlines()
+    judged = [f"{heading},norm,transductive,n_query"]
+    judged += [f"{row},{'transductive,True,15' if ',0 1,' in row else ',,'}" for row in rows]
+    (sweep / "differences.csv").write_text(DIFFERENCES)
+    (sweep / "sweep.csv").write_text("\n".join(judged))
+    main([str(sweep), "--out", str(tmp_path)])
+    told = "norm transductive, predictions depend on the other queries, 15 queries a class"
+    assert f"\nJudged with {told}.\n\n| adapter |" in (tmp_path / "matrix.md").read_text()
+    judged[1] = judged[1].replace("transductive,True,15", "support,False,15")
+    (sweep / "sweep.csv").write_text("\n".join(judged))
+    main([str(sweep), "--out", str(tmp_path)])
+    assert (
+        "\nNot judged alike: norm support, predictions do not"
+        in (tmp_path / "matrix.md").read_text()
+    )

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import unicodedata
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +15,8 @@ from PIL import Image
 
 import fsl_core as fsl
 from fsl_core.builtin import image_folder
-from fsl_core.builtin.image_folder import ImageFolder
+from fsl_core.builtin.image_folder import ImageFolder, split_by_name, split_of
+from fsl_core.data import folders
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +28,7 @@ def paint(folder: Path, n: int, size: tuple[int, int] = (12, 10), mode: str = "R
     """n images of one colour, which is different for every class and image."""
     folder.mkdir(parents=True)
     for i in range(n):
-        colour = (10 * i, sum(folder.name.encode()) % 256, 7)
+        colour = (10 * i, sum(os.fsencode(folder.name)) % 256, 7)
         Image.new("RGB", size, colour).convert(mode).save(folder / f"{i}.png")
 
 
@@ -38,18 +44,61 @@ def small(root: Path, **options: object) -> ImageFolder:
     return ImageFolder(root, **{"n_way": 2, "n_shot": 1, "n_query": 2, "image_size": 8, **options})
 
 
+SPLITS = ("train", "validation", "test")
+
+
+def shares(root: Path, **options: object) -> dict[str, list[str]]:
+    source = small(root, **options)
+    return {split: [f.name for f in source.class_folders(split)] for split in SPLITS}
+
+
 def test_classes_are_shared_out_by_fractions(root: Path):
-    source = small(root)
-    splits = {
-        split: [f.name for f in source.class_folders(split)]
-        for split in ("train", "validation", "test")
-    }
+    splits = shares(root)
     assert [len(names) for names in splits.values()] == [6, 2, 2]
     assert sorted(chain(*splits.values())) == [f"class{i}" for i in range(10)]
     assert all(names == sorted(names) for names in splits.values())
-    assert small(root).class_folders("train") == source.class_folders("train")
-    assert small(root, split_seed=1).class_folders("train") != source.class_folders("train")
-    assert [len(small(root, fractions=(1, 0, 1)).class_folders(s)) for s in splits] == [5, 0, 5]
+    assert shares(root) == splits
+    assert shares(root, split_seed=1) != splits
+    halves = shares(root, fractions=(1, 0, 1))
+    assert [len(names) for names in halves.values()] == [5, 0, 5]
+
+
+def test_many_classes_come_near_to_the_fractions():
+    names = [f"species {i}" for i in range(4000)]
+    found = [split_by_name(name, (0.5, 0.3, 0.2), seed=3) for name in names]
+    for split, share in zip(SPLITS, (0.5, 0.3, 0.2), strict=True):
+        error = 5 * (share * (1 - share) / len(names)) ** 0.5
+        assert found.count(split) / len(names) == pytest.approx(share, abs=error)
+
+
+@pytest.mark.parametrize("none", [0, 1, 2])
+def test_a_fraction_of_nothing_gets_no_class(none: int):
+    fractions = [0.7, 0.7, 0.7]
+    fractions[none] = 0
+    found = {split_by_name(str(i), fractions, seed=0) for i in range(2000)}
+    assert found == set(SPLITS) - {SPLITS[none]}
+
+
+def test_a_class_stays_in_its_split_when_others_come_and_go(root: Path):
+    before = shares(root)
+    shutil.rmtree(root / before["train"][0])
+    shutil.rmtree(root / before["test"][0])
+    for name in ("another", "zebra", "class10"):
+        paint(root / name, 3)
+    after = shares(root)
+    for split in SPLITS:
+        assert set(after[split]) & set(chain(*before.values())) <= set(before[split])
+
+
+def test_the_split_of_a_class_never_changes():
+    """A different answer here would put trained classes of everybody's runs into their test split."""
+    names = ["c00", "otter", "café", "cafe\u0301", "中", os.fsdecode(b"\xff")]
+    found = {
+        seed: " ".join(split_by_name(name, (0.4, 0.3, 0.3), seed)[:2] for name in names)
+        for seed in range(3)
+    }
+    assert found == {0: "tr tr tr tr tr va", 1: "tr va tr tr tr te", 2: "va te tr tr va tr"}
+    assert split_by_name("café", (1, 1, 1), 5) == split_by_name("cafe\u0301", (1, 1, 1), 5)
 
 
 def test_episodes(root: Path):
@@ -67,24 +116,66 @@ def test_gray(root: Path):
     assert small(root, channels="gray").batch("train", [0], 0).query.x.shape == (1, 4, 1, 8, 8)
 
 
-@pytest.mark.parametrize("validation", ["validation", "val"])
-def test_a_folder_for_each_split(tmp_path: Path, validation: str):
-    for split in ("train", validation, "test"):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "validation", "test"),
+        ("train", "val", "test"),
+        ("Training", "VALID", "Testing"),
+        ("meta-train", "meta-val", "meta-test"),
+        ("metatrain", "metavalidation", "metatest"),
+        ("meta_train", "dev", "TEST"),
+    ],
+)
+def test_a_folder_for_each_split(tmp_path: Path, names: tuple[str, str, str]):
+    for name in names:
         for c in "ab":
-            paint(tmp_path / split / f"{split}-{c}", 3)
+            paint(tmp_path / name / f"{name}-{c}", 3)
     source = small(tmp_path)
-    assert source.pool("train").classes == ("train-a", "train-b")
-    assert source.pool("validation").classes == (f"{validation}-a", f"{validation}-b")
-    assert source.pool("test").classes == ("test-a", "test-b")
+    for split, name in zip(SPLITS, names, strict=True):
+        assert source.pool(split).classes == (f"{name}-a", f"{name}-b")
+
+
+@pytest.mark.parametrize("name", ["metal", "trains", "tests", "meta", "evaluation", "trainer"])
+def test_other_names_are_classes(name: str):
+    assert split_of(name) is None
 
 
 def test_a_split_without_its_folder(tmp_path: Path):
-    paint(tmp_path / "train" / "a", 3)
+    paint(tmp_path / "Train" / "a", 3)
+    paint(tmp_path / "Train" / "b", 3)
     paint(tmp_path / "test" / "a", 3)
-    with pytest.raises(
-        fsl.DataError, match="has no classes in a folder validation or val, only in test, train"
-    ):
+    paint(tmp_path / "val", 3)
+    message = (
+        r"no folder with the classes of validation, only Train \(2 classes\), test \(1 classes\)\. "
+        r"A folder of each split in use; for this one it may have the name validation, valid, val, dev"
+    )
+    with pytest.raises(fsl.DataError, match=message):
         small(tmp_path).check("validation")
+
+
+def test_two_folders_of_one_split(tmp_path: Path):
+    for name in ("train", "Training", "test"):
+        paint(tmp_path / name / "a", 3)
+    with pytest.raises(
+        fsl.DataError, match=r"folders 'Training' and 'train' both mean train\. One folder for each"
+    ):
+        small(tmp_path).class_folders("test")
+
+
+def test_one_folder_may_serve_two_splits(tmp_path: Path):
+    for name in ("train", "test"):
+        paint(tmp_path / name / f"{name}-a", 3)
+    (tmp_path / "val").symlink_to("test")
+    assert [f.name for f in small(tmp_path).class_folders("validation")] == ["test-a"]
+
+
+def test_what_lies_beside_the_folders_of_splits_is_not_forgotten(tmp_path: Path):
+    for name in ("train", "test"):
+        paint(tmp_path / name / f"{name}-a", 3)
+    paint(tmp_path / "otter", 3)
+    found = small(tmp_path).inspect("train").passed_over
+    assert [(item.path.name, item.reason) for item in found] == [("otter", folders.BESIDE)]
 
 
 def test_sizes_modes_subfolders_and_other_files(tmp_path: Path):
@@ -136,7 +227,8 @@ def test_a_class_without_images(root: Path):
     (root / "empty").mkdir()
     (root / "empty" / "readme.txt").write_text("")
     with pytest.raises(
-        fsl.DataError, match=r"empty: no images in this class folder\. At least one file"
+        fsl.DataError,
+        match=r"empty: no images in this class folder \(passed over: 1 not a picture by its ending\)\. At",
     ):
         small(root, fractions=(1, 0, 0)).check("train")
 
@@ -156,17 +248,157 @@ def test_a_truncated_image(root: Path):
         small(root, fractions=(1, 0, 0)).check("train")
 
 
-def test_too_few_classes_and_too_few_images(root: Path):
+def test_damaged_images_are_told_together(root: Path):
+    for i in (1, 2):
+        (root / f"class{i}" / "1.png").write_text("junk")
+    with pytest.raises(fsl.DataError) as caught:
+        small(root, fractions=(1, 0, 0)).check("train")
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": not a readable image (")[0] for line in lines[:2]] == [
+        str(root / f"class{i}" / "1.png") for i in (1, 2)
+    ]
+    assert lines[2:] == [
+        "2 of 75 pictures and folders cannot be read. "
+        "Whole image files, or `skip_unreadable: true`, which leaves them out"
+    ]
+
+
+def test_damaged_images_may_be_left_out(root: Path, monkeypatch: pytest.MonkeyPatch):
+    sound = small(root, fractions=(1, 0, 0)).inspect("train")
+    damaged = [root / "class3" / "1.png", root / "class9" / "0.png"]
+    for file in damaged:
+        file.write_text("junk")
+    found = small(root, fractions=(1, 0, 0), skip_unreadable=True).inspect("train")
+    assert {
+        name: n - found.classes[name]
+        for name, n in sound.classes.items()
+        if n != found.classes[name]
+    } == {
+        "class3": 1,
+        "class9": 1,
+    }
+    assert [item.path for item in found.passed_over] == damaged
+    assert {item.reason for item in found.passed_over} == {folders.UNREADABLE}
+    assert found.digest != sound.digest
+    for file in damaged:
+        file.unlink()
+    assert small(root, fractions=(1, 0, 0)).inspect("train").digest == found.digest
+
+
+def test_which_images_are_damaged_is_found_out_once(root: Path, monkeypatch: pytest.MonkeyPatch):
+    (root / "class3" / "1.png").write_text("junk")
+    first = small(root, fractions=(1, 0, 0), skip_unreadable=True).inspect("train")
+    monkeypatch.setattr(image_folder, "decode_image", lambda *_: pytest.fail("decoded again"))
+    again = small(root, fractions=(1, 0, 0), skip_unreadable=True).inspect("train")
+    assert again == first
+
+
+def test_a_class_of_damaged_images_alone_is_refused(root: Path):
+    for file in (root / "class0").iterdir():
+        file.write_text("junk")
+    message = r"class0: no images in this class folder \(passed over: 3 unreadable\)\."
+    with pytest.raises(fsl.DataError, match=message):
+        small(root, fractions=(1, 0, 0), skip_unreadable=True).check("train")
+
+
+def test_a_file_that_vanishes_between_listing_and_reading(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    find = folders.find_pictures
+
+    def find_one_too_many(folder: Path) -> folders.Found:
+        found = find(folder)
+        return folders.Found([*found.paths, folder / "gone.png"], found.passed_over)
+
+    monkeypatch.setattr(folders, "find_pictures", find_one_too_many)
     with pytest.raises(
-        fsl.DataError,
-        match=r"^episodes 'image-folder': split 'test' has 2 classes\. n_way: 3 needs at least 3$",
-    ):
-        small(root, n_way=3).check("test")
+        fsl.DataError, match=r"class0.gone\.png: No such file or directory"
+    ) as caught:
+        small(root, fractions=(1, 0, 0)).check("train")
+    assert "10 of 85 pictures and folders cannot be read" in str(caught.value)
+
+
+def test_an_unreadable_folder_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name in ("class2", "class5"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = (
+        r"class2: Permission denied\n\S+class5: Permission denied\n2 pictures and folders cannot"
+    )
+    with pytest.raises(fsl.DataError, match=message):
+        small(root, fractions=(1, 0, 0)).check("train")
+
+
+def test_names_in_any_bytes(tmp_path: Path):
+    names = ["plain", "cafe\u0301", os.fsdecode(b"caf\xe9"), "tab\there", "中"]
+    for name in names:
+        paint(tmp_path / name, 3)
+    for _ in range(2):  # decoded, then from the cache
+        pool = small(tmp_path, fractions=(1, 0, 0)).pool("train")
+        assert set(pool.classes) == {unicodedata.normalize("NFC", name) for name in names}
+    assert len(pool.digest) == 32
+
+
+def test_too_few_images(root: Path):
     with pytest.raises(
         fsl.DataError,
         match=r"split 'train', class 'class0' has 3 images\. n_shot: 2 and n_query: 2 need at least 4$",
     ):
         small(root, n_shot=2, fractions=(1, 0, 0)).check("train")
+
+
+def test_too_few_classes_in_a_split(root: Path):
+    """The message names the least split_seed that does; with it, the same is not refused."""
+    with pytest.raises(fsl.DataError) as caught:
+        small(root, n_way=3).check("test")
+    message = str(caught.value)
+    assert message.startswith(
+        f"episodes 'image-folder': root {root}: fractions [0.6, 0.2, 0.2] and split_seed 0 share out its 10 "
+        "classes as train 6, validation 2, test 2; n_way asks for test at least 3. `split_seed: "
+    )
+    assert message.endswith(
+        "; or a folder for each split (train, validation, test) with the classes you choose"
+    )
+    seed = int(re.search(r"split_seed: (\d+)", message)[1])
+    small(root, n_way=3, split_seed=seed).check("test")
+    for less in range(seed):
+        counts = {split: len(names) for split, names in shares(root, split_seed=less).items()}
+        assert counts["train"] < 3 or counts["test"] < 3
+
+
+def test_all_splits_in_use_are_looked_at_together(root: Path):
+    source = small(root, n_way=3)
+    task = source.task
+    few = replace(task, n_way=2, output_dim=2)
+    source.check_splits({"train": task, "test": few})
+    with pytest.raises(
+        fsl.DataError, match=r"n_way asks for validation at least 3, test at least 3"
+    ) as caught:
+        source.check_splits({"train": task, "validation": task, "test": task})
+    seed = int(re.search(r"`split_seed: (\d+)", str(caught.value))[1])
+    small(root, n_way=3, split_seed=seed).check_splits(dict.fromkeys(SPLITS, task))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_way": 6}, r"At least 12 classes, or fewer ways$"),
+        ({"fractions": (1, 1, 0)}, r"A fraction above 0 for test, or a folder for each split"),
+        (
+            {"fractions": (1, 0, 1e-9)},
+            r"No split_seed below 10000 does: other fractions, more classes, or",
+        ),
+    ],
+)
+def test_classes_that_no_split_seed_can_share_out(root: Path, options: dict, message: str):
+    source = small(root, **options)
+    with pytest.raises(fsl.DataError, match=message):
+        source.check_splits({"train": source.task, "test": source.task})
 
 
 @pytest.mark.parametrize("fractions", [(0, 0, 0), (1.5, -0.5, 0)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -73,7 +72,7 @@ def options(*overrides: str) -> list[str]:
     [
         (
             ["adapterr={name: x}"],
-            ["-s: adapterr: the recipe has no such option. Did you mean 'adapter'?"],
+            ["-s adapterr: the recipe has no such option. Did you mean 'adapter'?"],
         ),
         (
             ["adapter.temprature=1"],
@@ -81,62 +80,70 @@ def options(*overrides: str) -> list[str]:
         ),
         (
             ["episodes.name=blub"],
-            ["-s: episodes.name: episodes 'blub': no installed plugin offers it. "],
+            ["-s episodes.name: episodes 'blub': no installed plugin offers it. "],
         ),
-        (["episodes.spread=wide"], ['-s: episodes.spread: found "wide". Expected a valid number']),
+        (["episodes.spread=wide"], ['-s episodes.spread: found "wide". Expected a valid number']),
         (
             ["episodes.n_wya=1", "backbone.hiden=3"],
             ["Did you mean 'n_way'?", "Did you mean 'hidden'?"],
         ),
-        (["adapter=[1, 2]"], ["-s: adapter: no `name`. A mapping such as {name: "]),
-        (["backbone=conv4"], ["-s: backbone: no `name`. A mapping such as {name: conv4}"]),
-        (["adapter=null"], ["-s: adapter: absent. It is required"]),
+        (["adapter=[1, 2]"], ["-s adapter: no `name`. A mapping such as {name: "]),
+        (["backbone=conv4"], ["-s backbone: conv4: items of shape (2,). Expected pictures"]),
+        (["adapter=null"], ["-s adapter: absent. It is required"]),
         (
             ["adapter.temperature=null"],
-            ["-s: adapter.temperature: found null. Expected a valid number"],
+            ["-s adapter.temperature: found null. Expected a valid number"],
         ),
-        (["outer.optimizer=null"], ["-s: outer.optimizer: found null. Expected an object"]),
-        (["adapter.temperature=.nan"], ["-s: adapter.temperature: found NaN. Expected "]),
+        (["outer.optimizer=null"], ["-s outer.optimizer: found null. Expected an object"]),
+        (["adapter.temperature=.nan"], ["-s adapter.temperature: found NaN. Expected "]),
         (
             ["adapter.temperature=.inf"],
-            ["-s: adapter.temperature: found Infinity. Expected a finite number"],
+            ["-s adapter.temperature: found Infinity. Expected a finite number"],
         ),
         (
             ["outer.optimizer.lr=1e400"],
-            ["-s: outer.optimizer.lr: found Infinity. Expected a finite number"],
+            ["-s outer.optimizer.lr: found Infinity. Expected a finite number"],
         ),
         (
             ["expect={accuracy: {value: .nan, tolerance: 0}}"],
             ["expect.accuracy.value: found NaN. Expected a finite number"],
         ),
-        (["seed=1.5"], ["-s: seed: found 1.5. Expected a valid integer"]),
-        ([f"seed={2**63}"], [f"-s: seed: found {2**63}. A number that 64 bits can hold"]),
+        (["seed=1.5"], ["-s seed: found 1.5. Expected a valid integer"]),
+        ([f"seed={2**63}"], [f"-s seed: found {2**63}. A number that 64 bits can hold"]),
         (
             [f"outer.steps={10**30}"],
-            [f"-s: outer.steps: found {10**30}. A number that 64 bits can hold"],
+            [f"-s outer.steps: found {10**30}. A number that 64 bits can hold"],
         ),
         (
             ["backbone.hidden=[9000000000000000000]"],
-            ["toy.yaml:3: backbone: cannot be built: Storage size"],
+            ["toy.yaml:3: backbone (with -s backbone.hidden): cannot be built: "],
         ),
         (
             ["outer.meta_batch_size=0"],
-            ["-s: outer.meta_batch_size: found 0. Expected greater than 0"],
+            ["-s outer.meta_batch_size: found 0. Expected greater than 0"],
         ),
-        (["backbone.hidden=[0]"], ["-s: backbone.hidden.0: found 0. Expected greater than 0"]),
-        (["backbone.hidden=[]"], ["-s: backbone.hidden: found []. Expected at least 1 item"]),
-        (["outer.optimizer.betas=[0.9]"], ["-s: outer.optimizer.betas.1: absent. It is required"]),
+        (
+            ["backbone.hidden=[0]"],
+            ["-s backbone.hidden: backbone.hidden.0: found 0. Expected greater than 0"],
+        ),
+        (["backbone.hidden=[]"], ["-s backbone.hidden: found []. Expected at least 1 item"]),
+        (
+            ["outer.optimizer.betas=[0.9]"],
+            ["-s outer.optimizer.betas: outer.optimizer.betas.1: absent. It is required"],
+        ),
         (
             ["outer.optimizer.betas=[0.9, 2]"],
-            ["toy.yaml:6: outer.optimizer: Invalid beta parameter at index 1: 2.0"],
+            [
+                "toy.yaml:6: outer.optimizer (with -s outer.optimizer.betas): Invalid beta parameter at index 1: 2.0"
+            ],
         ),
         (
             ["evaluate.n_way=1"],
-            ["-s: evaluate.n_way: found 1. Expected greater than or equal to 2"],
+            ["-s evaluate.n_way: found 1. Expected greater than or equal to 2"],
         ),
         (
             ["adapter={name: explodes}", "evaluate.n_way=4"],
-            ["-s: evaluate.n_way: adapter.head.weight of adapter 'explodes'"],
+            ["-s evaluate.n_way: adapter.head.weight of adapter 'explodes'"],
         ),
         (
             ["episodes={name: sinusoid}"],
@@ -144,28 +151,55 @@ def options(*overrides: str) -> list[str]:
         ),
         (
             ["backbone.name=conv4"],
-            ["toy.yaml:3: backbone.hidden: backbone 'conv4' has no such option. "],
+            [
+                "toy.yaml:3: backbone.hidden: backbone 'conv4' (-s backbone.name) has no such option. "
+            ],
         ),
         (
             ["backbone={name: conv4}"],
-            ["-s: backbone: conv4: items of shape (2,). Expected pictures"],
+            ["-s backbone: conv4: items of shape (2,). Expected pictures"],
         ),
-        (["requires=fsl-maml"], ['-s: requires: found "fsl-maml". Expected a valid array']),
-        (["requires=[1]"], ["-s: requires.0: found 1. Expected a valid string"]),
+        (["requires=fsl-maml"], ['-s requires: found "fsl-maml". Expected a valid array']),
+        (["requires=[1]"], ["-s requires: requires.0: found 1. Expected a valid string"]),
         (
             ["expect={accuracy: {value: 1}}"],
-            ["-s: expect.accuracy.tolerance: absent. It is required"],
+            ["-s expect: expect.accuracy.tolerance: absent. It is required"],
         ),
         (
             ["expect={acuracy: {value: 1, tolerance: 0}}"],
-            ["-s: expect.acuracy: no such result. Expected accuracy"],
+            ["-s expect: expect.acuracy: no such result. Expected accuracy"],
         ),
         (["=5"], ["-s =5: not an override. key.path=value"]),
-        (["seed=[1"], ["-s seed:1: YAML syntax: expected ',' or ']'"]),
-        (["seed=*x"], ["-s seed:1: YAML syntax: found undefined alias 'x'"]),
+        (
+            ["seed", "episodes.spread=", "adapter=[1"],
+            [
+                "-s seed: not an override. ",
+                "-s episodes.spread: no value. null for none",
+                "-s adapter: YAML syntax: ",
+            ],
+        ),
+        (
+            ["adaptr.temperature=1", "backbone.hiden=3"],
+            [
+                "-s adaptr.temperature: adaptr: the recipe has no such option. Did you mean 'adapter'?",
+                "-s backbone.hiden: backbone 'mlp' has no such option. Did you mean 'hidden'?",
+            ],
+        ),
+        (
+            ["outer.schedule.gamma=1"],
+            ["-s outer.schedule.gamma: outer.schedule: no `name`. A mapping such as {name: "],
+        ),
+        (
+            ["episodes={name: blobs # 2}"],
+            [
+                "-s episodes: '# 2}' would be left out: to YAML it is a comment, anchor or tag. Quotes"
+            ],
+        ),
+        (["seed=[1"], ["-s seed: YAML syntax: expected ',' or ']'"]),
+        (["seed=*x"], ['-s seed: found "*x". Expected a valid integer']),
         (
             ["outer.schedule={name: multistep}"],
-            ["-s: outer.schedule.milestones: absent. It is required"],
+            ["-s outer.schedule: outer.schedule.milestones: absent. It is required"],
         ),
     ],
 )
@@ -256,13 +290,15 @@ PLUGINS = {
 @pytest.mark.parametrize("reason", PLUGINS)
 def test_a_broken_plugin(call: Call, tmp_path: Path, reason: str):
     (tmp_path / "extra").mkdir()
-    (tmp_path / "extra" / "shaky.py").write_text(PLUGINS[reason])
+    (tmp_path / "extra" / "shaky.py").write_text(
+        f"from fsl_core import hookimpl\n{PLUGINS[reason]}"
+    )
     unneeded = call("check", "toy.yaml", "--plugins-dir", "extra")
     assert unneeded.out.startswith("toy.yaml: ok. ")
     needed = call("run", "toy.yaml", "--plugins-dir", "extra", "-s", "adapter.name=shaky")
     for line in (unneeded.err, needed.err):
         assert f"plugin shaky (extra/shaky.py) failed to load: {reason}" in line
-    refused(needed, "failed to load", f"shaky ({reason}")
+    refused(needed, "--plugins-dir extra: shaky.py", "failed to load", f"shaky ({reason}")
     assert not (tmp_path / "runs").exists()
 
 
@@ -311,14 +347,17 @@ def pictures(tmp_path: Path) -> Path:
             ],
         ),
         (["outer.validate_every=1"], ["has no classes in a folder validation or val, only in "]),
-        (["episodes.fractions=[1, 2]"], ["-s: episodes.fractions.2: absent. It is required"]),
+        (
+            ["episodes.fractions=[1, 2]"],
+            ["-s episodes.fractions: episodes.fractions.2: absent. It is required"],
+        ),
         (
             ["episodes.image_size=8"],
-            ["-s: backbone: conv4: pictures of 8x8, which 4 poolings leave without a pixel. "],
+            ["-s backbone: conv4: pictures of 8x8, which 4 poolings leave without a pixel. "],
         ),
         (
             ["episodes.image_size=1000000"],
-            ["-s: episodes.image_size: found 1000000. Expected less than or equal to 2048"],
+            ["-s episodes.image_size: found 1000000. Expected less than or equal to 2048"],
         ),
     ],
 )
@@ -422,7 +461,7 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
     )
     refused(
         call(*rooted, "-s", "episodes.augment=crop"),
-        "-s: episodes.augment: found \"crop\". Expected 'none', 'flip' or 'crop-flip'",
+        "-s episodes.augment: found \"crop\". Expected 'none', 'flip' or 'crop-flip'",
     )
     assert not (tmp_path / "runs").exists()
 
@@ -570,15 +609,17 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
             [*PREDICT, "--query", "empty"],
             "empty: no pictures. At least one file such as .jpg or .png",
         ),
+        ([*PREDICT, "--out", "toy.yaml/x.csv"], "toy.yaml is not a folder. A file in a folder"),
+        ([*PREDICT, "--out", "x.html"], "--out x.html: ends in .html. A table in CSV, in a file"),
         (
-            [*PREDICT, "--out", "absent/x.csv"],
-            "absent/x.csv: No such file or directory. A folder with room",
+            [*PREDICT, "--export", "m.onnx"],
+            "--export m.onnx: ends in .onnx. A program of torch.export and not ONNX, in a file such",
         ),
         (
-            [*PREDICT, "--html", "absent/x.html"],
-            "absent/x.html: No such file or directory. A folder with room",
+            [*PREDICT, "--out", "trained/episodes.csv"],
+            "--out trained/episodes.csv: a file of the run trained. Another name",
         ),
-        ([*PREDICT, "--save", "empty"], "empty: "),
+        ([*PREDICT, "--save", "empty"], "--save empty: a folder. A file, such as "),
     ],
 )
 def test_predictions(call: Call, trained: Path, arguments: list[str], message: str):
@@ -588,6 +629,26 @@ def test_predictions(call: Call, trained: Path, arguments: list[str], message: s
     assert not ended.out
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_files_are_refused_before_the_work(
+    call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fsl_core.training.prediction.adapt_to_folder", None)
+    before = (trained / "trained" / "episodes.csv").read_text()
+    ended = call(*PREDICT, "--out", "trained/episodes.csv", "--html", "x.csv")
+    refused(ended, "--out trained/episodes.csv: ", "--html x.csv: ends in .csv. ")
+    assert (trained / "trained" / "episodes.csv").read_text() == before
+
+
+def test_a_page_of_a_comparison_is_refused_before_the_work(call: Call):
+    refused(call("compare", "a", "b", "--html", "x.csv"), "--html x.csv: ends in .csv. ")
+
+
+def test_folders_of_outputs_are_made(call: Call, trained: Path):
+    assert call(*PREDICT, "--out", "deep/er/x.csv", "--html", "deep/x.html").code == 0
+    assert (trained / "deep" / "er" / "x.csv").is_file()
+    assert (trained / "deep" / "x.html").is_file()
 
 
 def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
@@ -641,38 +702,6 @@ def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "FSL_LOAD_PLUGINS": "none"}
     command = [sys.executable, "-m", "fsl_core", *arguments]
     return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, **options)
-
-
-def test_an_interrupted_run_says_how_to_go_on(call: Call, tmp_path: Path):
-    started = process(
-        "run",
-        "toy.yaml",
-        *options("outer.steps=40", "outer.validate_every=0"),
-        "--out",
-        "out",
-        cwd=slow(tmp_path),
-    )
-    last = tmp_path / "out" / "checkpoints" / "last.safetensors"
-    while not last.exists():
-        assert started.poll() is None
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
-    assert (started.returncode, err) == (
-        130,
-        "interrupted. `fsl resume out` continues from the last checkpoint\n",
-    )
-    assert call("resume", "out").code == 0
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["checkpoint_step"] == 40
-
-
-def slow(folder: Path) -> Path:
-    """Steps of the toy recipe take 20 ms and more, so that a signal arrives before the end."""
-    plugin = folder / "fslplugin.py"
-    observer = (
-        "\n\n@fsl.hookimpl\ndef fsl_step_finished(step):\n    import time\n    time.sleep(0.02)\n"
-    )
-    plugin.write_text(plugin.read_text() + observer)
-    return folder
 
 
 def test_a_reader_that_leaves_early(toy_recipe: Path, tmp_path: Path):

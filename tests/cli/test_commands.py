@@ -90,7 +90,7 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
         (
             ["check", "toy.yaml", "-s", "adapter.name=mamal"],
             2,
-            "-s: adapter.name: adapter 'mamal': no installed plugin offers it. ",
+            "-s adapter.name: adapter 'mamal': no installed plugin offers it. ",
         ),
         (
             ["check", "toy.yaml", "-s", "backbone.name=resnet12"],
@@ -172,7 +172,9 @@ def test_listing_and_showing(fsl, toy_recipe: Path):
 
 def test_plugins_and_doctor_name_a_broken_plugin(fsl, tmp_path: Path):
     (tmp_path / "extra").mkdir()
-    (tmp_path / "extra" / "shaky.py").write_text("raise RuntimeError('not today')")
+    (tmp_path / "extra" / "shaky.py").write_text(
+        "from fsl_core import hookimpl\nraise RuntimeError('not today')"
+    )
     rows = json.loads(fsl("plugins", "--plugins-dir", "extra", "--json").stdout)
     shaky = next(row for row in rows if row["name"] == "shaky")
     assert (shaky["status"], shaky["reason"]) == ("failed", "RuntimeError: not today")

@@ -79,7 +79,7 @@ def test_the_user_may_name_a_file_of_his_own(call, received: Path, toy_recipe: P
     (mine / "fslplugin.py").write_text(text)
     for command in ("eval", "resume"):
         ended = call(command, "run", "--plugins-dir", "mine")
-        assert (ended.code, ended.err) == (0, "")
+        assert (ended.code, ended.err) == (0, "--plugins-dir mine: fslplugin.py\n")
     assert not Path("ran").exists()
 
 

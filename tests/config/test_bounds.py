@@ -59,7 +59,7 @@ def test_what_has_no_end_is_refused(text: str, message: str):
 
 
 def test_overrides_are_bounded_too():
-    with pytest.raises(RecipeError, match=r"-s a:1: more than 50 lists and mappings"):
+    with pytest.raises(RecipeError, match=r"-s a: more than 50 lists and mappings"):
         read_value("[" * 60, "-s a")
 
 

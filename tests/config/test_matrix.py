@@ -209,7 +209,10 @@ AXES = ("adapter: [nearest-centroid, explodes]", "seed: [0, 1]")
                 "toy.yaml:15: outer.stepps: section 'outer' has no such option. Did you mean 'steps'?"
             ],
         ),
-        (("seed.x: [1, 2]",), ["toy.yaml:15: seed.x: seed is a int. A key path through mappings"]),
+        (
+            ("seed.x: [1, 2]",),
+            ["toy.yaml:15: seed.x: seed is a number. A key path through mappings"],
+        ),
         (
             ("seed: [0, 1]", "outer.weighting: [uniform, {name: uniform, reduction: mean}]"),
             [
@@ -228,7 +231,7 @@ def test_what_is_refused(read, lines: tuple[str, ...], faults: list[str]):
 
 def test_a_matrix_has_no_expected_figures(read):
     with pytest.raises(
-        RecipeError, match="-s: expect: figures of one run, and a matrix is of many. One of the two"
+        RecipeError, match="-s expect: figures of one run, and a matrix is of many. One of the two"
     ):
         read("seed: [0]", overrides=("expect={accuracy: {value: 1, tolerance: 0}}",))
 

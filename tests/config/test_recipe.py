@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from fsl_core.config.document import to_yaml
 from fsl_core.config.recipe import read_recipe, recipe_schema
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.registry import Registry
@@ -135,7 +139,7 @@ def test_two_faults_come_together_in_file_order(toy_recipe: Path, toy_registry: 
     ("text", "fault"),
     [
         ("", "toy.yaml:1: empty. "),
-        ("- a", "toy.yaml:1: a seq. "),
+        ("- a", "toy.yaml:1: a list. "),
         ("a: 1\na: 2", "toy.yaml:2: YAML syntax: found duplicate key"),
     ],
 )
@@ -168,16 +172,16 @@ def test_overrides_are_typed_by_the_same_schema(toy_recipe: Path, toy_registry: 
     assert recipe.sections.outer.optimizer.lr == 0.001
     assert list(recipe.sections.backbone.hidden) == [4, 4]
     assert faults(toy_recipe, toy_registry, "outer.steps=2.5") == [
-        "-s: outer.steps: found 2.5. Expected a valid integer"
+        "-s outer.steps: found 2.5. Expected a valid integer"
     ]
     assert faults(toy_recipe, toy_registry, "outer.stps=2") == [
-        "-s: outer.stps: section 'outer' has no such option. Did you mean 'steps'?"
+        "-s outer.stps: section 'outer' has no such option. Did you mean 'steps'?"
     ]
     assert faults(toy_recipe, toy_registry, "seed") == [
         "-s seed: not an override. key.path=value, such as adapter.inner_lr=0.1"
     ]
     assert faults(toy_recipe, toy_registry, "seed.x=1") == [
-        "-s seed.x=1: seed is a int. A key path through mappings"
+        "-s seed.x=1: seed is a number. A key path through mappings"
     ]
 
 
@@ -199,7 +203,7 @@ def test_a_constructor_that_refuses_is_named_with_its_line(
     toy_recipe: Path, toy_registry: Registry
 ):
     recipe = read_recipe(toy_recipe, toy_registry, ["adapter={name: picky, even: 3}"])
-    with pytest.raises(RecipeError, match="-s: adapter: even: 3. A multiple of two"):
+    with pytest.raises(RecipeError, match="-s adapter: even: 3. A multiple of two"):
         recipe.build(("adapter",))
 
 
@@ -211,3 +215,62 @@ def test_the_schema_accepts_what_the_reader_accepts(toy_registry: Registry):
     assert "blobs" in str(schema["properties"]["episodes"])
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert {"exclude", "baseline"} == set(schema["properties"]["matrix"]["properties"])
+
+
+def required(path: Path, registry: Registry, listed: str, origin: str) -> list[str]:
+    """`requires` of the resolved recipe, whose adapter comes from a plugin of this origin."""
+    recipe = read_recipe(path, registry, [f"requires={listed}"])
+    adapter = replace(recipe.chosen["adapter",], origin=origin)
+    return replace(recipe, chosen={**recipe.chosen, ("adapter",): adapter}).resolved()["requires"]
+
+
+def test_a_resolved_recipe_requires_what_it_uses(toy_recipe: Path, toy_registry: Registry):
+    origin = f"pluggy {metadata.version('pluggy')}"
+    major, minor, *_ = metadata.version("pluggy").split(".")
+    needed = f"pluggy>={major}.{minor}"
+    assert required(toy_recipe, toy_registry, "[]", origin) == [needed]
+    assert required(toy_recipe, toy_registry, "[torch, pluggy]", origin) == ["torch", needed]
+    assert required(toy_recipe, toy_registry, "['pluggy>1']", origin) == ["pluggy>1"]
+    assert required(toy_recipe, toy_registry, "[]", "fsl-core 0.1.0") == []
+    assert required(toy_recipe, toy_registry, "[]", "/some folder/fslplugin.py") == []
+    assert required(toy_recipe, toy_registry, "[]", "fsl-absent 0.1.0") == []
+
+
+@pytest.mark.parametrize(
+    ("version", "least"),
+    [("0.1.3", "0.1"), ("1.20", "1.20"), ("0.2.0.dev1", "0.2.0.dev1"), ("0.2rc1+x", "0.2rc1")],
+)
+def test_the_range_holds_the_installed_version(
+    toy_recipe: Path,
+    toy_registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    least: str,
+):
+    monkeypatch.setattr("fsl_core.config.recipe.metadata.version", lambda name: version)
+    (text,) = required(toy_recipe, toy_registry, "[]", f"fsl-x {version}")
+    assert text == f"fsl-x>={least}"
+    assert Requirement(text).specifier.contains(version, prereleases=True)
+
+
+def test_a_resolved_recipe_keeps_the_written_order(toy_recipe: Path, toy_registry: Registry):
+    toy_recipe.write_text("""\
+evaluate: {n_query: 2, episodes: 10}
+adapter: {temperature: 2.0, name: nearest-centroid}
+outer: {steps: 3, optimizer: {lr: 0.01, name: adam}}
+requires: ['torch>1, != 1.2']
+backbone: {name: mlp}
+episodes: {name: blobs}
+""")
+    recipe = read_recipe(toy_recipe, toy_registry)
+    resolved = recipe.resolved()
+    sections = ["evaluate", "adapter", "outer", "requires", "backbone", "episodes"]
+    assert list(resolved) == [*sections, "seed", "execution", "expect"]
+    assert list(resolved["adapter"])[:2] == ["temperature", "name"]
+    assert list(resolved["outer"])[:2] == ["steps", "optimizer"]
+    assert list(resolved["outer"]["optimizer"])[:3] == ["lr", "name", "betas"]
+    assert list(resolved["evaluate"])[:3] == ["n_query", "episodes", "seed"]
+    toy_recipe.write_text(to_yaml(resolved))
+    again = read_recipe(toy_recipe, toy_registry).resolved()
+    assert again == resolved
+    assert to_yaml(again) == toy_recipe.read_text()

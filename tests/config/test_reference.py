@@ -42,7 +42,8 @@ def test_every_section_is_there():
             "expect",
         )
     ]
-    assert ["`steps`", "integer > 0", "required", "outer steps"] in table("outer")
+    meaning = "outer steps; 0: nothing is trained, and the run is evaluated"
+    assert ["`steps`", "integer >= 0", "required", meaning] in table("outer")
     assert [
         "`weighting`",
         "one of the [weightings](#weightings)",

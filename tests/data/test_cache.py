@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsl_core.data.cache import cache_dir, cached_tensors, content_key, data_root, tensors_digest
+from fsl_core.data.cache import cached_tensors, content_key, data_root, tensors_digest
 from fsl_core.errors import DataError
+from fsl_core.private import cache_dir
 
 TENSORS = {"a": torch.arange(6, dtype=torch.uint8).reshape(2, 3), "b": torch.zeros(0, 4)}
 

@@ -245,9 +245,11 @@ def zoo(tmp_path: Path) -> Path:
     folder = tmp_path / "zoo"
     folder.mkdir()
     (folder / "loud.py").write_text("print('{')" + WEIGHTING)
-    (folder / "broken.py").write_text("import nowhere_to_be_found")
-    (folder / "leaving.py").write_text("import os; os._exit(1)")
-    (folder / "seeding.py").write_text("import torch; torch.manual_seed(0)")
+    hook = "from fsl_core import hookimpl\n"
+    (folder / "broken.py").write_text(f"{hook}import nowhere_to_be_found")
+    (folder / "leaving.py").write_text(f"{hook}import os; os._exit(1)")
+    (folder / "seeding.py").write_text(f"{hook}import torch; torch.manual_seed(0)")
+    (folder / "test_loud.py").write_text(f"{hook}raise SystemExit('executed')")
     return folder
 
 
@@ -256,6 +258,8 @@ def test_commands_tell_and_their_json_stays_json(zoo: Path, monkeypatch: pytest.
     listed = CliRunner().invoke(app, ["list", "weightings", "--plugins-dir", str(zoo), "--json"])
     assert [row["name"] for row in json.loads(listed.stdout)] == ["even", "uniform"]
     for line in [
+        f"--plugins-dir {zoo}: broken.py, leaving.py, loud.py, seeding.py; "
+        "passed over: test_loud.py (a test, or without hookimpl)",
         f"plugin loud ({zoo / 'loud.py'}): printed while it loaded: {{",
         f"plugin broken ({zoo / 'broken.py'}) failed to load: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
         f"plugin leaving ({zoo / 'leaving.py'}) failed to load: called os._exit(1) while it loaded. ",

@@ -195,7 +195,9 @@ def fsl_register_weightings(register):
 """
     (tmp_path / "fslplugin.py").write_text(text)
     (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "more" / "broken.py").write_text(
+        "from fsl_core import hookimpl\nimport nowhere_to_be_found"
+    )
     files = plugin_files(tmp_path / "recipe.yaml", tmp_path / "more")
     registry = load(entry_points=False, files=files)
     assert "w" in registry.names("weighting")
@@ -203,6 +205,40 @@ def fsl_register_weightings(register):
     assert broken.reason == "ModuleNotFoundError: No module named 'nowhere_to_be_found'"
     with pytest.raises(PluginError, match="no such folder"):
         plugin_files(None, tmp_path / "absent")
+
+
+def test_a_plugin_beside_the_recipe_is_taken_once(tmp_path: Path):
+    (tmp_path / "fslplugin.py").write_text("from fsl_core import hookimpl")
+    assert plugin_files(tmp_path / "recipe.yaml", Path()) == [tmp_path / "fslplugin.py"]
+
+
+def test_only_files_with_hooks_are_plugins_and_none_is_executed(tmp_path: Path):
+    hook = "@fsl.hookimpl\ndef fsl_step_finished(step): ..."
+    texts = {
+        "a_plugin.py": f"import fsl_core as fsl\n{hook}",
+        "b_renamed.py": "from fsl_core import hookimpl as h",
+        "c_broken.py": "from fsl_core import hookimpl\nclass Broken(:",
+        "script.py": "# hookimpl\nraise SystemExit('executed')",
+        "words.py": "'hookimpl'",
+        "torn.py": "class Broken(:",
+        "binary.py": b"\x00\xff",
+        "test_plugin.py": f"import fsl_core as fsl\n{hook}",
+        "plugin_test.py": f"import fsl_core as fsl\n{hook}",
+        "conftest.py": f"import fsl_core as fsl\n{hook}",
+        "setup.py": "from fsl_core import hookimpl",
+        "notes.txt": "hookimpl",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
+    found = [file.name for file in plugin_files(None, tmp_path)]
+    assert found == ["a_plugin.py", "b_renamed.py", "c_broken.py"]
+    plugins = {
+        p.name: p for p in load(entry_points=False, files=plugin_files(None, tmp_path)).plugins
+    }
+    assert plugins["a_plugin"].status == "ok"
+    assert plugins["c_broken"].reason.startswith("SyntaxError: invalid syntax (")
 
 
 def test_strict_mode_raises(monkeypatch: pytest.MonkeyPatch):

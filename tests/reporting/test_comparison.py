@@ -89,6 +89,57 @@ def test_compare(compare, runs: Path):
     )
 
 
+def test_how_runs_were_judged_is_told(compare, runs: Path):
+    alike = compare("a", "b", "--html", "page.html").out
+    shared = "norm none: predictions do not depend on the other queries; 4 queries a class"
+    trained = "this tells of these trained runs on new episodes, not of new trainings"
+    assert f"{shared}\n" in alike
+    assert f"{trained}\n" in alike
+    assert f"N{shared[1:]}." in (runs / "page.html").read_text()
+    assert "It tells of these trained runs on new episodes" in (runs / "page.html").read_text()
+
+    path = runs / "b" / "result.json"
+    result = {**json.loads(path.read_text()), "norm": "transductive", "transductive": True}
+    path.write_text(json.dumps({**result, "n_query": 9}))
+    unlike = [line for line in compare("a", "b").out.splitlines() if line.startswith("not judged")]
+    assert unlike == [
+        "not judged alike: a (norm none: predictions do not depend on the other queries); "
+        "b (norm transductive: predictions depend on the other queries). "
+        "Differences between them are due to this, too",
+        "not judged alike: a (4 queries a class); b (9 queries a class). "
+        "Differences between them are due to this, too",
+    ]
+    found = json.loads(compare("a", "b", "--json", "--html", "page.html").out)
+    assert found["notes"] == unlike
+    judging = {"norm": "transductive", "transductive": True, "n_query": 9, "classes": True}
+    assert found["judging"]["second"] == judging
+    assert all(f"N{line[1:]}." in (runs / "page.html").read_text() for line in unlike)
+
+
+def test_a_run_of_an_earlier_version_has_its_queries_in_its_recipe(compare, runs: Path):
+    for name in "ab":
+        path = runs / name / "result.json"
+        result = json.loads(path.read_text())
+        del result["n_query"], result["transductive"]
+        path.write_text(json.dumps(result))
+    assert "; 4 queries a class\n" in compare("a", "b").out
+    (runs / "a" / "recipe.yaml").unlink()
+    assert "a (an unknown number of queries); b (4 queries a class)" in compare("a", "b").out
+
+
+def test_directories_with_odd_names(compare, runs: Path):
+    before = "b"
+    for name in (r"$\frac{$", "\x1b[2J <b>", "b" * 250):
+        (runs / before).rename(runs / name)
+        before = name
+        ended = compare("a", name, "--html", "page.html")
+        assert ended.code == 0
+        page = (runs / "page.html").read_text()
+        assert not [
+            found for found in ("\x1b", "<b>") if found in ended.out.replace(" <b>", "") + page
+        ]
+
+
 def test_other_episodes_are_refused(compare, runs: Path):
     ended = compare("a", "c")
     assert ended.code == 2

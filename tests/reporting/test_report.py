@@ -111,7 +111,11 @@ def test_conflict_of_meta_gradients_is_drawn_where_it_was_recorded(
     toy_recipe: Path, tmp_path: Path
 ):
     out = trained(toy_recipe, tmp_path / "out")
-    assert "between the meta-gradients" not in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "between the meta-gradients" not in page
+    assert "Norm none: predictions do not depend on the other queries; 4 queries a class." in page
+    assert "interval over 12 test episodes of this trained run)" in page
+    assert "tells of this trained run on new episodes, not of other trainings." in page
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     changed = [{**r, "gradient_cosine": 0.3} if "split" not in r else r for r in records]
     (out / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in changed))

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from fsl_core.reporting.statistics import holm, mean_ranks, paired_difference, ranks
 
@@ -75,6 +75,42 @@ def test_friedman_by_hand():
     assert found.ranks == pytest.approx(order.mean(axis=0))
 
 
+@pytest.mark.parametrize(("blocks", "methods"), [(11, 3), (14, 4), (40, 10)])
+def test_friedman_is_that_of_scipy(blocks: int, methods: int):
+    """With ties, and in both directions; scipy ranks the lowest first, which changes no statistic."""
+    scores = RANDOM.integers(0, 5, (blocks, methods)) / 4 + 0.3 * np.arange(methods)
+    for sign in (1, -1):
+        found = mean_ranks(sign * scores, higher_is_better=sign > 0)
+        assert found.p == pytest.approx(stats.friedmanchisquare(*scores.T).pvalue, rel=1e-12)
+        assert found.blocks == blocks
+        ranked = [stats.rankdata(-row) for row in scores]
+        assert found.ranks == pytest.approx(np.mean(ranked, axis=0), rel=1e-12)
+
+
+def range_beyond(q: float, k: int) -> float:
+    """The chance that the range of k standard normal numbers exceeds q: its definition, integrated."""
+
+    def density(x: float) -> float:
+        return k * stats.norm.pdf(x) * (stats.norm.cdf(x) - stats.norm.cdf(x - q)) ** (k - 1)
+
+    return 1 - integrate.quad(density, -9, 9 + q)[0]
+
+
+@pytest.mark.parametrize(
+    ("k", "q"),  # Demsar 2006, table 5a: the studentized range at 0.05, divided by sqrt(2)
+    [(3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (7, 2.949), (8, 3.031), (9, 3.102)],
+)
+def test_nemenyi_is_that_of_the_range_of_normal_numbers(k: int, q: float):
+    """From the table, from the definition by integration, and from scipy with many degrees of freedom."""
+    blocks = 20
+    unit = (k * (k + 1) / (6 * blocks)) ** 0.5
+    found = mean_ranks(RANDOM.random((blocks, k))).critical_difference / unit
+    assert found == pytest.approx(q, abs=2e-3)
+    assert range_beyond(found * 2**0.5, k) == pytest.approx(0.05, abs=1e-5)
+    scipys = stats.studentized_range.isf(0.05, k, 1e5) / 2**0.5
+    assert found == pytest.approx(scipys, rel=1e-3)
+
+
 def test_groups_are_the_largest_sets_within_the_critical_difference():
     found = mean_ranks(RANDOM.random((40, 5)))
     found.ranks[:] = [4.0, 1.0, 1.4, 1.8, 3.9]
@@ -85,9 +121,9 @@ def test_groups_are_the_largest_sets_within_the_critical_difference():
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [
-        (RANDOM.random((40, 2)), "2 methods to be ranked, and Friedman's test needs 3"),
-        (RANDOM.random((8, 4)), "8 episodes, and Friedman's test needs 11"),
-        (np.ones((40, 4)), "all methods have equal scores on every episode"),
+        (RANDOM.random((40, 2)), "2 methods to rank, and Friedman's test needs 3"),
+        (RANDOM.random((8, 4)), "8 blocks, and Friedman's test needs 11"),
+        (np.ones((40, 4)), "all methods have equal scores in every block"),
     ],
 )
 def test_where_ranks_are_not_valid(scores: np.ndarray, reason: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,18 @@ from scipy import stats
 from fsl_core.config.matrix import read_matrix
 from fsl_core.errors import RunError
 from fsl_core.hooks.registry import Registry
-from fsl_core.reporting.sweep import SweepResult, collect, write_tables
+from fsl_core.reporting.scores import RunScores
+from fsl_core.reporting.sweep import (
+    Row,
+    RowResult,
+    SweepResult,
+    collect,
+    column,
+    table,
+    write_tables,
+)
 from fsl_core.reporting.sweep_report import write_sweep_report
-from fsl_core.sweeping.plan import plan_sweep
+from fsl_core.sweeping.plan import Plan, plan_sweep
 from fsl_core.sweeping.schedule import make_jobs
 from fsl_core.training.outer_loop import judge, train
 from fsl_core.training.run import new_run
@@ -107,9 +117,11 @@ def test_the_tables_are_those_of_the_runs(recipe: Path, toy_registry: Registry, 
     stepped = np.maximum.accumulate([min(1, (5 - k) * p[i]) for k, i in enumerate(ordered)])
     assert [float(differences[i]["p_holm"]) for i in ordered] == pytest.approx(stepped, rel=1e-5)
 
-    _, ranking = result.ranking(0)
-    assert ranking.p == pytest.approx(stats.friedmanchisquare(*over_seeds).pvalue)
-    assert ranking.ranks == pytest.approx(stats.rankdata(-over_seeds, axis=0).mean(axis=1))
+    judged = {(row["norm"], row["transductive"], row["n_query"]) for row in table}
+    assert judged == {("none", "False", "4")}
+    blocks = r"2 blocks \(2 seeds on 1 data set\), and Friedman's test needs 11"
+    with pytest.raises(ValueError, match=blocks):
+        result.ranking()  # 40 test episodes are not 40 blocks
 
 
 def test_a_failed_run_is_in_the_table_and_leaves_the_rest(
@@ -127,11 +139,20 @@ def test_a_failed_run_is_in_the_table_and_leaves_the_rest(
         read(tmp_path / "differences.csv")[1]["seeds"] == "0"
     )  # compared over the seeds that both have
     with pytest.raises(ValueError, match="1 of 6 rows have a run that did not finish"):
-        result.ranking(0)
+        result.ranking()
     page = write_sweep_report(tmp_path / "page.html", result, jobs, recipe).read_text()
     assert "11 of 12 runs finished" in page
     assert "outer step 2: the loss is nan" in page
-    assert "Not drawn: 1 of 6 rows have a run that did not finish." in page
+    assert "Mean ranks left out: 1 of 6 rows have a run that did not finish." in page
+
+
+def test_a_run_deleted_before_the_end_fails_alone(recipe: Path, toy_registry: Registry):
+    result, jobs = swept(recipe, toy_registry)
+    shutil.rmtree(jobs[4].directory)
+    again = collect(result.plan, jobs)
+    assert [job.state for job in jobs].count("failed") == 1
+    assert "no result.json here. A finished run" in table(again)[2]["error"]
+    assert [len(item.runs) for item in again.rows] == [2, 2, 1, 2, 2, 2]
 
 
 def test_runs_on_other_data_are_not_compared(recipe: Path, toy_registry: Registry):
@@ -153,11 +174,132 @@ def test_the_page_holds_its_tables_and_pictures(
         tmp_path / "page.html", result, jobs, recipe, ["outer.steps=3"]
     ).read_text()
     assert "# -s outer.steps=3\n" in page.replace("</pre>", "\n")
-    assert page.count("<svg") == 2  # a heat map and the mean ranks
+    assert page.count("<svg") == 1  # a heat map; the mean ranks are left out
+    left_out = (
+        "Mean ranks left out: 2 blocks (2 seeds on 1 data set), and Friedman&#39;s test needs 11"
+    )
+    assert left_out in page
+    assert "Norm none: predictions do not depend on the other queries; 4 queries a class." in page
+    assert "ntervals are over test episodes of these trained runs, not over trainings" in page
     for item in result.rows:
         assert f"{item.score:.4f}" in page
     assert f'href="runs/{jobs[0].directory.name}/report.html"' in page
     assert not re.search(r"(src|href)=\"?http|url\(http|@import|<script", page)
+
+
+def judged(scores: np.ndarray, norm: str = "none", **more: object) -> RunScores:
+    result = {"metric": "accuracy", "norm": norm, "transductive": norm == "transductive"}
+    result |= {"n_query": 15, "episode_set": "0", "adaptation_seconds": 1, "training_seconds": 1}
+    return RunScores(Path("run"), {**result, **more}, scores)
+
+
+def made_up(scores: np.ndarray, runs: list[dict] | None = None) -> SweepResult:
+    """Scores (settings, rows, seeds, episodes); the first two settings are of one data set."""
+    rows = []
+    for setting, of_setting in enumerate(scores):
+        for n, of_row in enumerate(of_setting):
+            labels = {"adapter": "abcdef"[n], "data": str(setting)}
+            row = Row(labels, (), setting, str(max(1, setting)), 0)
+            more = runs[n] if runs else {}
+            seeds = {str(seed): judged(each, **more) for seed, each in enumerate(of_row)}
+            rows.append(RowResult(row, seeds, (), 1.0))
+    plan = Plan(None, tuple(row.row for row in rows), ("adapter",), ("data",))
+    return SweepResult(plan, "accuracy", tuple(rows), ())
+
+
+def test_ranks_are_over_seeds_and_data_sets():
+    """Two settings of one data set count once, with their mean; episodes do not count."""
+    random = np.random.default_rng(0)
+    scores = random.random((4, 3, 5, 30)) + np.array([0, 0.1, 0.3])[:, None, None]
+    titles, found = made_up(scores).ranking()
+    by_run = scores.mean(axis=-1)
+    blocks = np.concatenate([by_run[:2].mean(axis=0).T, by_run[2].T, by_run[3].T])
+    assert titles == ["a", "b", "c"]
+    assert found.blocks == len(blocks) == 15
+    assert found.p == pytest.approx(stats.friedmanchisquare(*blocks.T).pvalue)
+    assert found.ranks == pytest.approx(stats.rankdata(-blocks, axis=1).mean(axis=0))
+    told = made_up(scores).ranks_told()
+    assert told.startswith("mean ranks over 15 blocks (Friedman: p = ")
+    assert told.endswith(
+        f": c {found.ranks[2]:.2f}, b {found.ranks[1]:.2f}, a {found.ranks[0]:.2f}"
+    )
+
+
+def test_ranks_need_every_row_in_every_block():
+    result = made_up(np.random.default_rng(0).random((4, 3, 5, 30)))
+    few = made_up(np.random.default_rng(0).random((3, 3, 5, 30)))
+    with pytest.raises(ValueError, match=r"10 blocks \(5 seeds on 2 data sets\), and Friedman"):
+        few.ranking()
+    lacking = SweepResult(result.plan, "accuracy", result.rows[1:], ())
+    with pytest.raises(ValueError, match="not every row was run with every seed on every data"):
+        lacking.ranking()
+
+
+def test_what_keeps_rows_apart_is_a_column_and_a_line():
+    scores = np.random.default_rng(0).random((1, 4, 1, 30))
+    alike = made_up(scores)
+    assert alike.telling_columns() == []
+    assert alike.told_once() == [
+        "norm none: predictions do not depend on the other queries; 15 queries a class",
+        "one seed: intervals are over test episodes of these trained runs, not over trainings",
+    ]
+    norms = [{"norm": "transductive"}, {}, {}, {}]
+    unlike = made_up(scores, [{**more, "n_query": 5 * (n + 1)} for n, more in enumerate(norms)])
+    assert unlike.telling_columns() == ["norm", "n_query"]
+    first, norm, queries = unlike.told_once()
+    assert first.startswith("one seed: ")
+    assert norm == (
+        "not judged alike: data 0, a (norm transductive: predictions depend on the other queries); 3 rows "
+        "(norm none: predictions do not depend on the other queries). Differences between them are due to this, too"
+    )
+    assert queries.startswith("not judged alike: data 0, a (5 queries a class); data 0, b (10 ")
+
+
+def test_an_axis_with_the_name_of_a_column():
+    assert [column(axis) for axis in ("norm", "rank", "p", "adapter")] == [
+        "matrix.norm",
+        "matrix.rank",
+        "matrix.p",
+        "adapter",
+    ]
+
+
+def test_names_in_tables_are_no_formulas(recipe: Path, toy_registry: Registry, tmp_path: Path):
+    hostile = '"\\e[2J$\\\\frac{$"'
+    budgets = f"budget: {{=1+1: {{outer.steps: 2}}, -3: {{outer.steps: 3}}, {hostile}: {{outer.steps: 4}}}}"
+    recipe.write_text(recipe.read_text().split("matrix:")[0] + f"matrix:\n  {budgets}\n")
+    plan = plan_sweep(read_matrix(recipe, toy_registry))
+    runs = {"0": judged(np.linspace(0, 1, 9))}
+    result = SweepResult(
+        plan, "accuracy", tuple(RowResult(r, runs, (), 1.0) for r in plan.rows), ()
+    )
+    write_tables(result, tmp_path)
+    shown = ["'=1+1", "-3", r"\x1b[2J$\frac{$"]
+    assert [row["budget"] for row in read(tmp_path / "sweep.csv")] == shown
+    write_tables(result, tmp_path, raw=True)
+    assert [row["budget"] for row in read(tmp_path / "sweep.csv")] == [
+        "=1+1",
+        "-3",
+        "\x1b[2J$\\frac{$",
+    ]
+
+
+@pytest.mark.slow
+def test_a_page_of_odd_names_in_a_narrow_window(look, tmp_path: Path):
+    """Its mean ranks are drawn, what keeps rows apart has columns, and no name leaves its place."""
+    scores = np.random.default_rng(0).random((4, 3, 5, 30)) + np.arange(3)[:, None, None]
+    runs = [{"norm": "transductive"}, {"n_query": 5}, {}]
+    result = made_up(scores, runs)
+    names = dict(zip("abc", [r"$\frac{$", "long" * 75, "\x1b[2J <b>模型"], strict=True))
+    for item in result.rows:
+        item.row.labels["adapter"] = names[item.row.labels["adapter"]]
+    (tmp_path / "r.yaml").write_text("matrix: {}")
+    page = write_sweep_report(tmp_path / "page.html", result, [], tmp_path / "r.yaml")
+    assert "\x1b" not in page.read_text()
+    seen = look(page, tmp_path / "profile", 420)
+    assert (seen.svgs, seen.figures, seen.unseen) == (1, 1, 0)
+    assert not seen.fetched
+    assert seen.overflow <= 0
 
 
 @pytest.mark.slow
@@ -172,7 +314,7 @@ def test_the_page_in_a_browser(
         width,
         dark,
     )
-    assert (seen.svgs, seen.figures, seen.unseen) == (2, 2, 0)
+    assert (seen.svgs, seen.figures, seen.unseen) == (1, 1, 0)
     assert seen.rows == (1 + ROWS) + (1 + ROWS - 1)
     assert not seen.fetched
     assert seen.overflow <= 0

@@ -14,11 +14,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from fsl_core.config.matrix import read_matrix
-from fsl_core.hooks.registry import Registry
-from fsl_core.sweeping import schedule
-from fsl_core.sweeping.schedule import last_step, threads_of
-
 MATRIX = "matrix: {adapter: [nearest-centroid, {name: explodes, at_progress: 2}], seed: [0, 1]}\n"
 SLOW = "\n\n@fsl.hookimpl\ndef fsl_step_finished(step):\n    import time\n    time.sleep(0.1)\n"
 TIMES = ("adaptation_seconds", "training_seconds")
@@ -56,6 +51,22 @@ def in_use(directory: Path) -> bool:
         return True
 
 
+def test_a_run_is_the_same_to_the_bit_in_a_process_of_its_own(fsl, recipe: Path, tmp_path: Path):
+    """Two runs are forked one after the other; the second is done again by `fsl resume`."""
+    matrix = "matrix={adapter: [nearest-centroid, {name: explodes, at_progress: 2}], seed: [0]}"
+    swept = fsl("sweep", recipe, "-s", "outer.steps=6", "-s", matrix, "--out", "out")
+    assert swept.returncode == 0, swept.stderr
+    forked = next((tmp_path / "out" / "runs").glob("explodes-*"))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("recipe.yaml", "environment.json"):
+        (alone / name).write_bytes((forked / name).read_bytes())
+    assert fsl("resume", alone).returncode == 0
+    for name in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "episodes.csv"):
+        assert (forked / name).read_bytes() == (alone / name).read_bytes(), name
+    assert "test accuracy" in (forked / "output.txt").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_sweep_killed_in_the_middle_goes_on(
@@ -88,12 +99,13 @@ def test_a_sweep_killed_in_the_middle_goes_on(
         time.sleep(0.02)
     started.send_signal(ended_by)
     _, told = started.communicate(timeout=60)
+    while any(in_use(path) for path in (out / "runs").glob("*-*")):
+        time.sleep(0.02)  # a killed sweep takes its processes along
     kept = results(out)
     assert 1 <= len(kept) < 4
     if ended_by is not signal.SIGKILL:
         assert started.returncode == 130
         assert "interrupted. The same command goes on with what is not finished" in told
-        assert not any(in_use(path) for path in (out / "runs").iterdir())
         assert not (out / "sweep.csv").exists()
         return  # going on is the same as after SIGKILL
 
@@ -105,7 +117,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(
     assert table(out) == table(plain)
     assert (out / "differences.csv").read_bytes() == (plain / "differences.csv").read_bytes()
     records = [
-        len((run / "metrics.jsonl").read_text().splitlines()) for run in (out / "runs").iterdir()
+        len((run / "metrics.jsonl").read_text().splitlines()) for run in (out / "runs").glob("*-*")
     ]
     assert len(set(records)) == 1  # no step is there twice
 
@@ -158,41 +170,3 @@ def test_other_commands_know_the_matrix(fsl, recipe: Path):
         f"toy.yaml:14: matrix: a matrix of many runs. `fsl sweep {recipe}` runs them all, "
         in ended.stderr
     )
-
-
-def test_threads_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(schedule.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert [threads_of(workers) for workers in (1, 3, 20)] == [8, 2, 1]
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert threads_of(2) == 5
-
-
-def test_the_last_step_is_found_in_a_table_cut_short(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_step(path) == 0
-    path.write_text(
-        "".join(f'{{"step": {i}, "loss": 0.1}}\n' for i in range(500)) + '{"step": 500, "lo'
-    )
-    assert last_step(path) == 499
-
-
-def test_a_run_that_another_process_writes_is_waited_for(
-    recipe: Path, toy_registry: Registry, tmp_path: Path
-):
-    cell = read_matrix(recipe, toy_registry).cells[0]
-    (job,) = schedule.make_jobs([cell], tmp_path)
-    job.directory.mkdir()
-    lock = FileLock(job.directory / ".lock")
-    lock.acquire()
-    states = []
-
-    def look() -> None:
-        states.append(job.state)
-        if len(states) == 2:  # the other process finishes
-            (job.directory / "result.json").write_text("{}")
-            lock.release()
-
-    schedule.run_jobs([job], 1, lambda _: pytest.fail("it was begun a second time"), on_change=look)
-    assert states[:2] == ["elsewhere", "elsewhere"]
-    assert job.state == "finished"

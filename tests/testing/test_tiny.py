@@ -4,7 +4,14 @@ import sys
 import pytest
 import torch
 
-from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
+import fsl_core as fsl
+from fsl_core.testing import (
+    GradientSteps,
+    TinyBackbone,
+    double_precision,
+    tiny_episodes,
+    tiny_task,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +49,20 @@ def test_the_core_itself_needs_no_pytest():
         ).stdout.strip()
         == "False"
     )
+
+
+def test_gradient_steps_leave_frozen_weights_alone():
+    task = tiny_task()
+    with double_precision():
+        backbone = TinyBackbone()
+        backbone.conv.requires_grad_(False)
+        learner = fsl.Learner(backbone, GradientSteps(task, backbone))
+        (episode,) = tiny_episodes(task, 1).unbatch()
+        seen = []
+        backbone.conv.register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
+        predict = learner.adapt(episode)
+        seen.clear()
+        predict(episode.query.x)
+    assert torch.equal(seen[0], backbone.conv.weight)
+    left_out = set(learner.adapter._weights(backbone)) - set(learner.adapter.names)
+    assert left_out == {"backbone.conv.weight", "backbone.conv.bias"}

@@ -37,7 +37,7 @@ NOT_JSON = {
     "zeros": bytes(300),
     "twice": b'{"recipe": "a", "recipe": "b"}',
     "deep": b"[" * 100_000,
-    "nested": b'{"a": ' * 40 + b"1" + b"}" * 40,
+    "nested": b'{"a": ' * 80 + b"1" + b"}" * 80,
     "digits": b'{"recipe": ' + b"9" * 5000 + b"}",
     "surrogate": b'{"recipe": "\\ud800"}',
     "long": b'{"a": "' + b"x" * 17 * 2**20 + b'"}',

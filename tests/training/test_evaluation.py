@@ -99,8 +99,39 @@ class Lost(Steps):
         return [lambda x: torch.full((len(x), self.n_way), torch.nan)]
 
 
+class Overflows(Steps):
+    """Its first and its last predictions are as large as `first` and `last`."""
+
+    def __init__(self, n_way: int, first: float = 0.0, last: float = 0.0):
+        super().__init__(n_way)
+        self.sizes = (first, last)
+
+    def trajectory(self, backbone, support):
+        return [lambda x, size=size: torch.full((len(x), 1), size) for size in self.sizes]
+
+
 def test_a_loss_that_is_not_a_number_is_refused(toy_registry: Registry):
     source = toy_registry.get("episodes", "blobs").factory(n_way=3)
     message = r"evaluation, test episode 0: the loss is nan\. Finite items and weights"
     with pytest.raises(fsl.RunError, match=message):
         evaluate(fsl.Learner(nn.Identity(), Lost(3)), source, "test", 5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [((0.0, 1e30), "the loss is inf"), ((1e30, 0.0), "the score after 0 inner steps is inf")],
+)
+def test_what_overflows_is_refused(toy_registry: Registry, sizes: tuple, found: str):
+    """Squares of 1e30 are beyond float32; means and JSON of infinity would be of no use."""
+
+    class Values(type(toy_registry.get("episodes", "blobs").factory(n_way=3))):
+        def _episode(self, split, index, seed, task):
+            (x, _), (query_x, _), index = super()._episode(split, index, seed, self.task)
+            values = fsl.LabelledSet(x, x[:, :1]), fsl.LabelledSet(query_x, query_x[:, :1])
+            return fsl.Episode(*values, index)
+
+    source = Values(n_way=3)
+    task = fsl.TaskShape("regression", 1, 6, 12, (2,), 1)
+    message = rf"^evaluation, test episode 0: {found}\. Finite items and weights; smaller steps"
+    with pytest.raises(fsl.RunError, match=message):
+        evaluate(fsl.Learner(nn.Identity(), Overflows(3, *sizes)), source, "test", 3, task=task)

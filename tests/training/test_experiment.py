@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import fsl_core as fsl_public
 from fsl_core.config.recipe import read_recipe
@@ -64,3 +65,36 @@ def test_what_a_weighting_refuses_is_a_fault_of_the_recipe(toy_recipe: Path, reg
         match=r"outer\.weighting: told: part: 'head\.': no such parameter\. One of backbone\.",
     ):
         build_experiment(recipe)
+
+
+class Named(nn.Module):
+    """A backbone with these layers, and perhaps a word for its normalisation."""
+
+    def __init__(self, *layers: nn.Module, norm: object = None):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        if norm is not None:
+            self.norm = norm
+
+
+@pytest.mark.parametrize(
+    ("backbone", "norm"),
+    [
+        (Named(), "none"),
+        (Named(nn.BatchNorm1d(4)), "BatchNorm1d"),
+        (Named(fsl_public.replace_norms(nn.BatchNorm1d(4), "running")), "running"),
+        (Named(fsl_public.Norm("group", 8), nn.LayerNorm(3)), "LayerNorm, group"),
+        (Named(fsl_public.Norm("group", 8), norm="group"), "group"),
+        (Named(nn.BatchNorm2d(4), norm="group"), "BatchNorm2d, group"),
+        (Named(nn.BatchNorm2d(4), norm="none"), "BatchNorm2d"),
+        (Named(nn.BatchNorm2d(4), norm="batchnorm"), "batchnorm"),
+        (Named(fsl_public.Norm("none", 4), norm="none"), "none"),
+        (Named(fsl_public.Norm("transductive", 4), norm=nn.Identity()), "transductive"),
+    ],
+)
+def test_results_name_the_norm_of_the_layers(
+    toy_recipe: Path, toy_registry: Registry, backbone: nn.Module, norm: str
+):
+    experiment = build_experiment(read_recipe(toy_recipe, toy_registry))
+    experiment.learner.backbone = backbone
+    assert experiment.norm == norm

@@ -50,10 +50,28 @@ class Leaning(fsl.Adapter):
         return lambda x: (backbone(x) - mean) @ means.T
 
 
+class Steps(fsl.Adapter):
+    """A gradient step on a linear head, as plain torch takes it."""
+
+    name, vectorizable = "steps", False
+
+    def __init__(self, task: fsl.TaskShape, backbone: torch.nn.Module):
+        super().__init__()
+        self.head, self.loss = torch.nn.Linear(backbone.feature_dim, task.output_dim), task.loss
+
+    def adapt(self, backbone, support):
+        weight = self.head.weight
+        loss = self.loss(backbone(support.x) @ weight.T, support.y)
+        (slope,) = torch.autograd.grad(loss, [weight], create_graph=True)
+        fast = weight - 0.5 * slope
+        return lambda x: backbone(x) @ fast.T
+
+
 @fsl.hookimpl
 def fsl_register_adapters(register):
     register(Linear)
     register(Leaning)
+    register(Steps)
 '''
 
 
@@ -232,6 +250,8 @@ def test_what_cannot_be_exported(make, pictures: Path):
     ):
         predictor.export(pictures / "p.pt2", predictor.read(pictures / "query").images)
     assert not (pictures / "p.pt2").exists()
+    with pytest.raises(fsl.RunError, match=r"m\.onnx: ends in \.onnx\. torch\.export writes \.pt2"):
+        predictor.export(pictures / "m.onnx", predictor.read(pictures / "query").images)
 
 
 def test_ways_that_an_adapter_cannot_have(make, pictures: Path):
@@ -269,3 +289,29 @@ def test_every_kind_of_picture(make, pictures: Path):
     assert pictures_read.labels is None
     for image in pictures_read.images:
         assert (image.int() - pictures_read.images[0].int()).abs().max() <= 1
+
+
+def test_an_adapter_that_takes_gradients_predicts_is_saved_and_exported(
+    make, pictures: Path, tmp_path: Path
+):
+    shutil.rmtree(pictures / "support" / "west")  # its head has three rows
+    predictor = fsl.adapt_to_folder(make("steps"), pictures / "support")
+    shutil.rmtree(pictures / "query" / "west")
+    found = predictor.read(pictures / "query")
+    probabilities = predictor.probabilities(found.images)
+    assert not probabilities.requires_grad
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(found.images)))
+    assert predictor.export(tmp_path / "steps.pt2", found.images) < 1e-4
+    predictor.save(tmp_path / "steps.safetensors")
+    loaded = fsl.load_predictor(tmp_path / "steps.safetensors")
+    assert torch.equal(loaded.probabilities(found.images), probabilities)
+
+
+def test_probabilities_that_are_not_finite_are_refused(make, pictures: Path):
+    predictor = fsl.adapt_to_folder(make(), pictures / "support")
+    with torch.no_grad():
+        next(predictor.learner.backbone.parameters()).fill_(float("nan"))
+    images = predictor.read(pictures / "query").images
+    message = r"^predict: probabilities of 8 of 8 pictures are not finite\. Other labelled pictures"
+    with pytest.raises(fsl.RunError, match=message):
+        predictor.probabilities(images)

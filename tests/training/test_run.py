@@ -55,6 +55,8 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
     }
     assert written - {".lock"} == {
         "recipe.yaml",
+        "begun.json",
+        "data.json",
         "environment.json",
         "execution.json",
         "metrics.jsonl",
@@ -359,7 +361,7 @@ def test_gradients_are_clipped(toy_recipe: Path, toy_registry: Registry, tmp_pat
     assert len(before) == len(gradients)
 
 
-def test_a_restored_adapter_is_told_the_checkpoints_progress(
+def test_a_restored_adapter_is_told_what_the_last_step_of_its_weights_was_told(
     toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run_recipe(toy_recipe, toy_registry, tmp_path / "run", "evaluate.checkpoint=last")
@@ -370,4 +372,4 @@ def test_a_restored_adapter_is_told_the_checkpoints_progress(
     )
     with open_run(tmp_path / "run", torch.device("cpu"), write=False) as opened:
         opened.restore_for_evaluation("last")
-    assert told == [1.0]
+    assert told == [11 / 12]

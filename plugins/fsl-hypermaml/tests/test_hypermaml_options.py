@@ -10,7 +10,11 @@ from typer.testing import CliRunner
 import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
 from fsl_core.cli import app
+from fsl_core.config.recipe import read_recipe
+from fsl_core.hooks.registry import load
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
+from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.run import new_run
 from fsl_hypermaml import HyperMaml
 from fsl_hypermaml.warmup import gradient_share
 
@@ -131,6 +135,91 @@ def test_evaluation_with_the_hypernetwork_alone(episodes):
         assert not torch.allclose(predict(alone, episodes[0]), in_training)
 
 
+def test_evaluation_takes_the_hypernetwork_alone_by_default(episodes):
+    """In a warm-up too, where `current` would judge gradient steps under the same name."""
+    by_default, alone = make(0.1), make(0.1, evaluate_with="hypernetwork")
+    assert make().adapter.evaluate_with == "hypernetwork"
+    for learner in (by_default, alone):
+        learner.eval()
+    assert torch.equal(predict(by_default, episodes[0]), predict(alone, episodes[0]))
+    by_default.adapter.hypernetwork.forward = None  # a call would fail
+    with pytest.raises(TypeError):
+        predict(by_default, episodes[0])
+
+
+@pytest.mark.parametrize("evaluate_with", ["hypernetwork", "current"])
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.0, 1.0), (0.19, 1.0), (0.3, 0.5), (0.399, 0.005), (0.4, 0.0), (1, 0)]
+)
+def test_it_settles_when_the_hypernetwork_alone_is_trained(progress, share, evaluate_with):
+    """Whatever evaluation takes; results hold both shares."""
+    adapter = make(progress, evaluate_with=evaluate_with).adapter
+    assert adapter.settled is (share == 0)
+    evaluated = share if evaluate_with == "current" else 0
+    expected = {"gradient_share": evaluated, "gradient_share_trained": share}
+    for mode in (True, False):
+        assert adapter.train(mode).describe() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gradient_steps_all_along_are_settled(episodes):
+    """`warmup: 1` with `evaluate_with: current` is ANIL, to the last step and in its evaluation."""
+    anil = make(599 / 600, warmup=1.0, switch=0.0, evaluate_with="current")
+    assert anil.adapter.settled
+    assert anil.adapter.describe() == {"gradient_share": 1.0, "gradient_share_trained": 1.0}
+    in_training = predict(anil, episodes[0])
+    assert torch.equal(predict(anil.eval(), episodes[0]), in_training)
+
+
+RECIPE = """\
+seed: 0
+episodes: {name: glyphs, n_way: 2, n_shot: 1, n_query: 1}
+backbone: {name: conv4, channels: 4, norm: transductive}
+adapter: {name: hypermaml, hidden_size: 8, warmup: 0.25, switch: 0.25}
+outer:
+  optimizer: {name: adam, lr: 0.001}
+  meta_batch_size: 1
+  steps: 8
+  validate_every: 2
+  validate_episodes: 2
+execution: {mode: loop}
+evaluate: {episodes: 2}
+"""
+
+
+def finished(path, text, *overrides):
+    """The result of a run and the steps that were validated."""
+    path.mkdir()
+    (path / "tiny.yaml").write_text(text)
+    registry = load()
+    recipe = read_recipe(path / "tiny.yaml", registry, overrides)
+    with new_run(path / "run", recipe, registry, torch.device("cpu"), []) as run:
+        train(run)
+        judge(run)
+        records = [r for r in run.read_metrics() if r.get("split") == "validation"]
+        return run.result(), [record["step"] for record in records]
+
+
+def test_a_run_is_never_judged_by_its_warm_up(tmp_path):
+    """Only the validations at steps 6 and 8 may be the best: steps 5 and on have p = 0."""
+    torch.set_default_dtype(torch.float32)
+    result, validated = finished(tmp_path / "whole", RECIPE)
+    assert validated == [2, 4, 6, 8]
+    assert result["checkpoint"] == "best"
+    assert result["checkpoint_step"] in (6, 8)
+    assert result["adapter_state"] == {"gradient_share": 0.0, "gradient_share_trained": 0.0}
+
+
+def test_a_run_that_ends_inside_its_warm_up_says_so(tmp_path):
+    """The last of two steps has a share of a half; H alone is judged all the same."""
+    torch.set_default_dtype(torch.float32)
+    result, _ = finished(
+        tmp_path / "cut", RECIPE.replace("0.25, switch: 0.25", "0.4, switch: 0.2"), "outer.steps=2"
+    )
+    assert (result["checkpoint"], result["settled"]) == ("last", False)
+    assert result["adapter_state"]["gradient_share"] == 0.0
+    assert result["adapter_state"]["gradient_share_trained"] == pytest.approx(0.5)
+
+
 def test_a_checkpoint_keeps_its_progress(episodes):
     trained, fresh = make(progress=0.3), make(progress=0.0)
     assert not torch.allclose(predict(trained, episodes[0]), predict(fresh, episodes[0]))
@@ -155,8 +244,9 @@ def test_objective(progress, episodes):
         norm = _squared_update(plain, episode)
         expected = (6 * support + 9 * query) / 15 + 0.5 * norm
         assert value.item() == pytest.approx(expected.item(), abs=1e-12)
-    rich.eval()
-    assert rich.objective(episode, TASK.loss)[0].item() == pytest.approx(query.item(), abs=1e-12)
+    judged = TASK.loss(predict(plain.eval(), episode), episode.query.y)
+    value, _ = rich.eval().objective(episode, TASK.loss)
+    assert value.item() == pytest.approx(judged.item(), abs=1e-12)
 
 
 def _squared_update(learner, episode):
@@ -290,6 +380,15 @@ def test_number_of_parameters(hidden_size, parameters):
         ({"update_penalty": -1.0}, r"update_penalty: -1\.0\. A number from 0"),
         ({"warmup": -0.1}, r"warmup, switch: -0\.1, 0\.2\. Shares of training from 0"),
         ({"warmup": 0.9}, r"warmup \+ switch: 0\.9 \+ 0\.2\. At most 1, all of training"),
+        (
+            {"warmup": 0.4, "switch": 0.6},
+            r"warmup \+ switch: 0\.4 \+ 0\.6, so training ends inside the warm-up, while "
+            r"evaluation takes the hypernetwork alone\. Below 1, or evaluate_with: current",
+        ),
+        (
+            {"warmup": 1.0, "switch": 0.0},
+            r"warmup \+ switch: 1\.0 \+ 0\.0, so training ends inside",
+        ),
         ({"network": "shared"}, r"network: 'shared'\. One of class-shared, flat"),
         ({"labels": "onehot"}, r"labels: 'onehot'\. One of one-hot, index"),
         ({"operator": "times"}, r"operator: 'times'\. One of minus, plus, multiply"),
@@ -318,3 +417,16 @@ def test_show_explains_every_option():
     assert len(options) == 19
     unexplained = [name for name, spec in options.items() if "official" not in spec["description"]]
     assert not unexplained
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_no_weight_of_the_backbone_is_a_fast_weight(episodes, progress):
+    learner, seen = make(progress).eval(), []
+    learner.backbone.requires_grad_(False)
+    own = {name: w.clone() for name, w in learner.backbone.named_parameters()}
+    learner.backbone.register_forward_pre_hook(
+        lambda net, _: seen.append({name: w.clone() for name, w in net.named_parameters()})
+    )
+    predict(learner, episodes[0])
+    assert len(seen) == 2
+    assert all(torch.equal(now[name], w) for now in seen for name, w in own.items())

@@ -231,7 +231,8 @@ def anil_loss(learner, steps, order):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_warm_up_alone_is_anil(steps, order, episode):
-    learner = make(progress=0.9, warmup=1.0, switch=0.0, inner_steps=steps, order=order)
+    anil = {"warmup": 1.0, "switch": 0.0, "evaluate_with": "current"}
+    learner = make(progress=0.9, **anil, inner_steps=steps, order=order)
     reference = grad(anil_loss(learner, steps, order))(dict(learner.named_parameters()), episode)
     for name, gradient in meta_gradient(learner, episode).items():
         torch.testing.assert_close(

@@ -54,6 +54,21 @@ class TestKernel(AdapterContract):
         return Hypernet(task, backbone, head="kernel", **SIZES)
 
 
+class TestCosineKernel(AdapterContract):
+    label_equivariant = False
+
+    def make(self, task, backbone):
+        return Hypernet(
+            task,
+            backbone,
+            head="kernel",
+            kernel="cosine",
+            support_rows="items",
+            support_loss=True,
+            **SIZES,
+        )
+
+
 class TestKernelAndLowRank(AdapterContract):
     label_equivariant = False
 

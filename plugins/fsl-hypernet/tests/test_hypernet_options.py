@@ -77,6 +77,15 @@ def make(task=TASK, backbone=None, **options):
         ({"embedding": -1}, r"embedding: -1\. A whole number above 0"),
         ({"hidden": 0}, r"hidden: 0\. A whole number above 0"),
         ({"target": 0}, r"target: 0\. A whole number above 0"),
+        ({"kernel": "rbf"}, r"kernel: 'rbf'\. One of cosine-distance, cosine"),
+        (
+            {"support_rows": "rows"},
+            r"support_rows: 'rows'\. One of class-means, items, or null",
+        ),
+        (
+            {"task": REGRESSION, "head": "task", "support_rows": "class-means"},
+            r"support_rows: 'class-means' of a regression task, which has no classes\. null or",
+        ),
         (
             {"head": "kernel", "base": "prototype"},
             r"base: 'prototype' for head: 'kernel', which has no class means to start from\. null or 'none'",
@@ -208,6 +217,8 @@ def test_a_frozen_backbone_is_modulated_all_the_same(generator):
 
 def test_support_loss_counts_every_row_of_both_sets(generator):
     learner = make(support_loss=True)
+    assert learner.adapter.support_rows == "items"
+    assert make(head="kernel").adapter.support_rows == "class-means"
     support, query = labelled(TASK, 2, generator), labelled(TASK, 3, generator)
     loss, prediction = learner.objective(fsl.Episode(support, query, torch.tensor(0)), TASK.loss)
     on_support, on_query = (

@@ -23,6 +23,7 @@ FORMS = {
     "scratch": {"base": "none", "support_loss": True},
     "task": {"head": "task"},
     "kernel": {"head": "kernel"},
+    "cosine kernel": {"head": "kernel", "kernel": "cosine"},
     "film": {"modulate": "film"},
     "low-rank": {"modulate": "low-rank", "rank": 2},
     "task and film": {"head": "task", "modulate": "film"},
@@ -123,25 +124,31 @@ def dense_task(weights, z, y, query):
     )
 
 
-def dense_kernel(weights, z, y, query):
-    def cosine(a, b):
-        return a @ b / np.sqrt((a @ a) * (b @ b))
+def cosine(a, b):
+    return a @ b / np.sqrt((a @ a) * (b @ b))
 
+
+def cosine_distance(a, b):
+    """As the authors' code has it: minus the product of the directions, plus one."""
+    return -(a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)) + 1
+
+
+def dense_kernel(weights, z, y, query, kernel):
     means = [z[y == c].mean(0) for c in range(3)]
     generated = perceptron(
-        weights, "head.hypernetwork", np.array([cosine(a, b) for a in means for b in means])
+        weights, "head.hypernetwork", np.array([kernel(a, b) for a in means for b in means])
     )
     w1, b1, w2, b2 = np.split(generated, [15, 20, 35])
     logits = []
     for q in query:
         hidden = np.maximum(
-            w1.reshape(5, 3) @ np.array([cosine(q, mean) for mean in means]) + b1, 0
+            w1.reshape(5, 3) @ np.array([kernel(q, mean) for mean in means]) + b1, 0
         )
         logits.append(w2.reshape(3, 5) @ hidden + b2)
     return np.array(logits)
 
 
-@pytest.mark.parametrize("form", ["class", "scratch", "task", "kernel"])
+@pytest.mark.parametrize("form", ["class", "scratch", "task", "kernel", "cosine kernel"])
 def test_head_is_that_of_a_dense_computation(form):
     learner, episode = make(form), one_episode()
     z, query = (
@@ -152,12 +159,64 @@ def test_head_is_that_of_a_dense_computation(form):
         "class": lambda: dense_class(weights, z, y, query, base=True),
         "scratch": lambda: dense_class(weights, z, y, query, base=False),
         "task": lambda: dense_task(weights, z, y, query),
-        "kernel": lambda: dense_kernel(weights, z, y, query),
+        "kernel": lambda: dense_kernel(weights, z, y, query, cosine_distance),
+        "cosine kernel": lambda: dense_kernel(weights, z, y, query, cosine),
     }[form]()
     found = learner(episode.support, episode.query.x).detach().numpy()
-    if form in ("scratch", "kernel"):
+    if form in ("scratch", "kernel", "cosine kernel"):
         np.testing.assert_allclose(found, dense, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(log_softmax(found), log_softmax(dense), rtol=1e-9, atol=1e-9)
+
+
+def test_either_kernel_expresses_the_other():
+    """1 - K and 1 - r enter linear layers: minus their weights, whose sum goes into the bias."""
+    distance, episode = make("kernel"), one_episode()
+    similarity = make("cosine kernel", distance.backbone)
+    similarity.load_state_dict(distance.state_dict())
+    first, _, last = similarity.adapter.head.hypernetwork
+    with torch.no_grad():
+        first.bias += first.weight.sum(1)
+        first.weight.neg_()
+        for values in (last.weight, last.bias):  # of W1 (5, 3), b1 (5), W2, b2
+            w1 = values[:15].unflatten(0, (5, 3))
+            values[15:20] += w1.sum(1)
+            values[:15] *= -1
+    expected = distance(episode.support, episode.query.x)
+    torch.testing.assert_close(
+        similarity(episode.support, episode.query.x), expected, rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "n_rows"),
+    [
+        ({"head": "kernel"}, 3),
+        ({"head": "kernel", "support_rows": "items"}, 6),
+        ({}, 6),
+        ({"support_rows": "class-means", "modulate": "film"}, 3),
+    ],
+    ids=str,
+)
+def test_support_loss_counts_class_means_or_items(options, n_rows):
+    """By hand on fixed features. HyperShot's code has one support row for each class mean."""
+    episode, backbone = one_episode(), TinyBackbone()
+    adapter = Hypernet(tiny_task(), backbone, support_loss=True, **SIZES, **options)
+    learner = fsl.Learner(backbone, adapter)
+    loss, prediction = learner.objective(episode, F.cross_entropy)
+    z = backbone(episode.support.x)
+
+    class Features(nn.Identity):
+        feature_dim = backbone.feature_dim
+
+    rows = z if n_rows == 6 else torch.stack([z[episode.support.y == c].mean(0) for c in range(3)])
+    labels = episode.support.y if n_rows == 6 else torch.arange(3)
+    on_features = copy.deepcopy(adapter)
+    on_features.modulation = None  # a fresh one changes nothing
+    head = on_features.adapt(Features(), fsl.LabelledSet(z, episode.support.y))
+    value = -log_softmax(head(rows).detach().numpy())[np.arange(n_rows), labels]
+    of_queries = -log_softmax(prediction.detach().numpy())[np.arange(9), episode.query.y]
+    expected = (value.sum() + of_queries.sum()) / (n_rows + 9)
+    assert loss.item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_regression_head_is_that_of_a_dense_computation():

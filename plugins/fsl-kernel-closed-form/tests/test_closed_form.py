@@ -13,6 +13,8 @@ from fsl_kernel_closed_form import KernelClosedForm, MetaRkhsI, MetaRkhsII, Ridg
 from fsl_kernel_closed_form.tangent import named_weights, network
 
 KINDS = ("classification", "regression")
+UNSCALED = {"scale": 1.0, "learn_scale": False}
+"""Options of meta-rkhs-ii that give the equations as published."""
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +133,7 @@ def dense_flow(learner, episode, outputs, weights_of):
 @pytest.mark.parametrize("norm", ["none", "transductive"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_meta_rkhs_ii_is_the_dense_gradient_flow(kind, norm, outputs):
-    learner, episode = make(MetaRkhsII, kind, norm, time=0.5, outputs=outputs)
+    learner, episode = make(MetaRkhsII, kind, norm, time=0.5, outputs=outputs, **UNSCALED)
 
     def flow(gram, missing):
         values, vectors = np.linalg.eigh(gram)
@@ -152,7 +154,7 @@ def test_sourced_limit_of_the_kernel_closed_form(kind, outputs):
         "learn_scale": False,
     }
     ours, episode = make(KernelClosedForm, kind, outputs=outputs, jitter=1e-8, **options)
-    theirs, _ = make(MetaRkhsII, kind, time="infinite", outputs=outputs, jitter=1e-8)
+    theirs, _ = make(MetaRkhsII, kind, time="infinite", outputs=outputs, jitter=1e-8, **UNSCALED)
     theirs.load_state_dict(ours.state_dict())
 
     def limit(gram, missing):
@@ -160,7 +162,7 @@ def test_sourced_limit_of_the_kernel_closed_form(kind, outputs):
 
     same(predict(ours, episode), predict(theirs, episode), 1e-12)
     same(predict(ours, episode), dense_flow(ours, episode, outputs, limit))
-    late, _ = make(MetaRkhsII, kind, time=1e5, outputs=outputs)
+    late, _ = make(MetaRkhsII, kind, time=1e5, outputs=outputs, **UNSCALED)
     late.load_state_dict(ours.state_dict())
     same(
         predict(late, episode), predict(theirs, episode), 1e-4

@@ -36,6 +36,69 @@ def make(adapter, **options):
     return fsl.Learner(backbone, adapter(task, backbone, **options))
 
 
+FROZEN = {"backbone.linear.weight", "backbone.linear.bias"}
+
+
+def frozen_in_part(adapter, **options):
+    """A learner whose last layer of the backbone requires no gradient."""
+    task, backbone = tiny_task(), TinyBackbone()
+    backbone.linear.requires_grad_(False)
+    return fsl.Learner(backbone, adapter(task, backbone, **options))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options"),
+    [(KernelClosedForm, {"kernel": "ntk"}), (MetaRkhsI, {}), (MetaRkhsII, {})],
+)
+def test_frozen_weights_are_no_part_of_what_adapts(adapter, options):
+    free, kept, moved = (
+        set(learner.adapter.names)
+        for learner in (
+            make(adapter, **options),
+            frozen_in_part(adapter, **options),
+            frozen_in_part(adapter, **options, adapt_frozen=True),
+        )
+    )
+    assert free - kept == FROZEN
+    assert moved == free
+
+
+def test_fine_tuning_leaves_frozen_weights_alone():
+    learner = frozen_in_part(MetaRkhsI, inner_steps=2, inner_lr=0.5).eval()
+    episode, own, seen = (
+        tiny_episodes(tiny_task(), 1).unbatch()[0],
+        learner.backbone.linear.weight,
+        [],
+    )
+    learner.backbone.linear.register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
+    predict = learner.adapt(episode)
+    seen.clear()
+    predict(episode.query.x)
+    assert torch.equal(seen[0], own)
+    before, after = learner.trajectory(episode)[0], predict
+    assert not torch.equal(before(episode.query.x), after(episode.query.x))  # the others moved
+
+
+def test_the_norm_of_the_gradient_leaves_frozen_weights_out():
+    learner = frozen_in_part(MetaRkhsI, alpha=0.5)
+    episode, task = tiny_episodes(tiny_task(), 1).unbatch()[0], tiny_task()
+    value, prediction = learner.objective(episode, task.loss)
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    plain = task.loss(prediction, episode.query.y)
+    gradients = torch.autograd.grad(plain, trained)
+    expected = plain - 0.5 * sum(g.square().sum() for g in gradients)
+    torch.testing.assert_close(value, expected)
+
+
+def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
+    message = (
+        r"parameters: 'backbone\.linear\.\*' matches frozen parameters alone, "
+        r"backbone\.linear\.weight, backbone\.linear\.bias\. adapt_frozen: true, or patterns"
+    )
+    with pytest.raises(ValueError, match=message):
+        frozen_in_part(MetaRkhsII, parameters="backbone.linear.*")
+
+
 @pytest.mark.parametrize(
     ("adapter", "options", "message"),
     [
@@ -109,7 +172,7 @@ def make(adapter, **options):
         ),
         (MetaRkhsII, {"outputs": "one"}, r"meta-rkhs-ii: outputs: 'one'\. One of shared, full"),
         (MetaRkhsII, {"targets": "hot"}, r"meta-rkhs-ii: targets: 'hot'\. One of "),
-        (MetaRkhsII, {"scale": 0.0}, r"meta-rkhs-ii: scale: 0\.0\. A number above 0"),
+        (MetaRkhsII, {"scale": 0.0}, r"meta-rkhs-ii: scale: 0\.0\. A number above 0, or null"),
         (MetaRkhsII, {"jitter": -1.0}, r"meta-rkhs-ii: jitter: -1\.0\. A number from 0"),
     ],
 )
@@ -169,7 +232,7 @@ def test_learned_numbers_are_parameters_and_start_where_they_are_told():
 
 
 def test_scale_starts_at_ten_for_logits_and_at_one_for_values():
-    for adapter in (KernelClosedForm, Ridge):
+    for adapter in (KernelClosedForm, Ridge, MetaRkhsII):
         assert adapter(tiny_task(), TinyBackbone()).scale.start == 10.0
         assert adapter(tiny_task("regression"), TinyBackbone()).scale.start == 1.0
 

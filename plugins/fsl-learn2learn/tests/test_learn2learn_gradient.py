@@ -312,3 +312,33 @@ def project(a: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         above = torch.minimum(a + middle, upper).sum(1, keepdim=True) > 0
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return torch.minimum(a + (low + high) / 2, upper)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [L2lMaml, L2lAnil, L2lMetaSgd, L2lGbml, L2lMetaCurvature])
+def test_frozen_weights_stay(kind, training):
+    backbone = TinyBackbone("transductive")
+    backbone.conv.requires_grad_(False)
+    learner = fsl.Learner(backbone, kind(TASK, backbone, inner_steps=2)).train(training)
+    episode, own, seen = tiny_episodes(TASK, 1).unbatch()[0], backbone.conv.weight.clone(), []
+    backbone.conv.register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
+    predict = learner.adapt(episode)
+    seen.clear()
+    found = predict(episode.query.x)
+    assert torch.equal(seen[0], own)
+    first = learner.trajectory(episode)[0]
+    assert not torch.equal(first(episode.query.x), found)
+    if training:
+        found.sum().backward()
+        reached = {n for n, p in learner.named_parameters() if p.grad is not None}
+        assert "adapter.head.weight" in reached
+        assert "backbone.linear.weight" in reached
+        assert not any(name.startswith("backbone.conv.") for name in reached)
+
+
+def test_a_frozen_weight_has_no_learned_rate():
+    backbone = TinyBackbone("transductive")
+    backbone.conv.requires_grad_(False)
+    rates = L2lMetaSgd(TASK, backbone).rates
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert [r.shape for r in rates[:-2]] == [p.shape for p in trained]

@@ -49,6 +49,13 @@ class TestMamlPlusPlus(MamlContract):
         )
 
 
+class TestNormsOfEachStep(MamlContract):
+    without_gradient = ("backbone.*norm*", "backbone.*.scale", "backbone.*.shift")
+
+    def make(self, task, backbone):
+        return Maml(task, backbone, inner_steps=2, adapt_norms=False, norms_per_step=True)
+
+
 class TestAdam(MamlContract):
     def make(self, task, backbone):
         options = {

@@ -81,8 +81,13 @@ def reference(
     momentum=0.0,
     clip=None,
     shares=None,
+    norms=lambda meta, step: {},
 ):
-    """The meta-gradient by torch.func alone. rate(meta, name, step) and adapts(name, step) say what a step does to a tensor."""
+    """The meta-gradient by torch.func alone. rate(meta, name, step) and adapts(name, step) say what
+    a step does to a tensor.
+
+    norms(meta, step): weights that take the place of others from this step on.
+    """
     rate = rate or (lambda meta, name, step: 0.3)
     shares = shares or [0.0] * (steps - 1) + [1.0]
 
@@ -102,10 +107,13 @@ def reference(
 
     def total(meta):
         fast = {
-            name.removeprefix("adapter."): w for name, w in meta.items() if "inner_lr" not in name
+            name.removeprefix("adapter."): w
+            for name, w in meta.items()
+            if "inner_lr" not in name and "step_norms" not in name
         }
         velocity, value = {}, 0.0
         for step in range(steps):
+            fast = fast | norms(meta, step)
             chosen = {name for name in fast if adapts(name, step)}
             gradients = {name: g for name, g in grad(support_loss)(fast).items() if name in chosen}
             if order == 1:
@@ -177,6 +185,47 @@ def test_selected_parameters(episode, selection, order):
     assert_same(
         meta_gradient(learner, episode), reference(learner, episode, 3, adapts, order=order)
     )
+
+
+NORMS = [f"backbone.norms.{i}.{name}" for i in (0, 1) for name in ("scale", "shift")]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("engine", ["functional", "higher"])
+def test_norms_that_are_not_adapted(episode, engine, order):
+    """`adapt_norms: false` is every weight but scales and shifts, as patterns can say it too."""
+    learner = make(adapt_norms=False, order=order, engine=engine)
+    expected = reference(learner, episode, 3, lambda name, step: name not in NORMS, order=order)
+    assert_same(meta_gradient(learner, episode), expected)
+    spelled_out = make(adapted=["head.*", "backbone.convs.*"], order=order, engine=engine)
+    assert_same(meta_gradient(spelled_out, episode), expected)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("adapted", ["all", "head"])
+def test_norms_of_each_step(episode, adapted, order):
+    """Step k and the queries after it see the scales and shifts of row k; the backbone's own get no
+    gradient."""
+    options = {"adapt_norms": False, "norms_per_step": True, "multi_step_loss": 1.0}
+    learner = make(adapted=adapted, order=order, **options)
+
+    def norms(meta, step):
+        return {name: meta[f"adapter.step_norms.values.{i}"][step] for i, name in enumerate(NORMS)}
+
+    def adapts(name, step):
+        return name not in NORMS and (adapted == "all" or name.startswith("head."))
+
+    expected = reference(learner, episode, 3, adapts, order=order, norms=norms, shares=[1 / 3] * 3)
+    value, _ = learner.objective(episode, TASK.loss)
+    parameters = dict(learner.named_parameters())
+    gradients = torch.autograd.grad(
+        value, list(parameters.values()), allow_unused=True, materialize_grads=True
+    )
+    found = dict(zip(parameters, gradients, strict=True))
+    assert_same((value, found), expected)
+    assert all(not found[name].any() for name in NORMS)
+    rows = [found[f"adapter.step_norms.values.{i}"] for i in range(4)]
+    assert all(row.any() for of_layer in rows for row in of_layer)
 
 
 @pytest.mark.parametrize("order", [1, 2])

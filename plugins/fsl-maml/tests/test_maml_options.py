@@ -98,6 +98,11 @@ def make(**options):
             r"adapted: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.0\.weight, .*head\.bias",
         ),
         (
+            {"norms_per_step": True},
+            r"norms_per_step: true with adapt_norms: true, which would move what belongs to one "
+            r"step\. adapt_norms: false",
+        ),
+        (
             {"adapted": []},
             r"adapted: an empty list\. all, head, body, or patterns over backbone\.0\.weight",
         ),
@@ -171,8 +176,50 @@ def test_episodes_do_not_depend_on_earlier_ones(support, query, learn_inner_lr):
     assert torch.equal(learner(support, query.x), first)
 
 
+def frozen_in_part(**options):
+    """A learner whose first layer requires no gradient."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        backbone = SmallNet()
+        backbone[0].requires_grad_(False)
+        backbone[1] = nn.BatchNorm2d(2, track_running_stats=False)  # which both engines take
+        return fsl.Learner(backbone, Maml(TASK, backbone, **options))
+
+
+@pytest.mark.parametrize("engine", ["functional", "higher"])
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_layers_are_not_fast_weights(support, query, engine, training):
+    learner = frozen_in_part(engine=engine, learn_inner_lr="per-parameter").train(training)
+    fast, left = learner.adapter.fast_names, [f"backbone.0.{n}" for n in ("weight", "bias")]
+    assert set(fast) == set(learner.adapter._weights(learner.backbone)) - set(left)
+    assert len(learner.adapter.inner_lr.rate) == len(fast)
+    seen = []
+    learner.backbone[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
+    own = learner.backbone[0].weight
+    predict = learner.adapt(fsl.Episode(support, query, torch.tensor(0)))
+    seen.clear()
+    predict(query.x)
+    assert torch.equal(seen[0], own)
+
+
+def test_frozen_layers_are_adapted_where_an_option_says_so(support, query):
+    kept = frozen_in_part()(support, query.x)
+    moved = frozen_in_part(adapt_frozen=True)
+    assert moved.adapter.fast_names == list(moved.adapter._weights(moved.backbone))
+    assert not torch.equal(moved(support, query.x), kept)
+
+
+def test_patterns_of_frozen_layers_alone_are_refused():
+    message = (
+        r"adapted: 'backbone\.0\.\*' matches frozen parameters alone, backbone\.0\.weight, "
+        r"backbone\.0\.bias\. adapt_frozen: true, or patterns of others$"
+    )
+    with pytest.raises(ValueError, match=message):
+        frozen_in_part(adapted="backbone.0.*")
+
+
 def test_a_frozen_backbone_is_adapted_alike_in_training_and_evaluation(support, query):
-    learner = make()
+    learner = make(adapt_frozen=True)
     learner.backbone.requires_grad_(False).eval()
     in_training = learner(support, query.x)
     learner.adapter.eval()
@@ -305,3 +352,34 @@ def test_survives_copies_and_state_dicts(support, query):
     other = make(learn_inner_lr="elementwise", inner_optimizer="adam", inner_lr=0.7)
     other.load_state_dict(learner.state_dict())
     assert torch.equal(other(support, query.x), expected)
+
+
+def test_norms_are_found_in_any_backbone():
+    """SmallNet has a torch BatchNorm2d as its second layer."""
+    of_net = ["backbone.0.weight", "backbone.0.bias", "head.weight", "head.bias"]
+    assert make(adapt_norms=False).adapter.fast_names == of_net
+    with pytest.raises(ValueError, match=r"adapted: 'backbone\.1\.\*' matches no parameter"):
+        make(adapted="backbone.1.*", adapt_norms=False)
+    assert make(adapted="backbone.1.*").adapter.fast_names == [
+        "backbone.1.weight",
+        "backbone.1.bias",
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equal_norms_of_all_steps_are_one_norm(support, query, training):
+    """Fresh ones are copies of the backbone's, and evaluation steps beyond those of training use
+    the last."""
+    options = {"adapt_norms": False, "inner_steps": 2, "test_steps": 4}
+    shared = make(**options).train(training)
+    per_step = make(**options, norms_per_step=True).train(training)
+    assert [tuple(values.shape) for values in per_step.adapter.step_norms.values] == [(2, 2)] * 2
+    expected = shared(support, query.x)
+    torch.testing.assert_close(per_step(support, query.x), expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        per_step.adapter.step_norms.values[0][0] *= 2
+    before_last = per_step(support, query.x)
+    assert not torch.allclose(before_last, expected)
+    with torch.no_grad():
+        per_step.adapter.step_norms.values[0][1] *= 2
+    assert not torch.allclose(per_step(support, query.x), before_last)

@@ -211,9 +211,27 @@ def test_nothing_of_the_module_changes(support, query):
     assert learner.adapter.head.weight.grad is not None
 
 
-def test_frozen_weights_are_adapted_and_get_no_gradient(support, query):
-    learner = make()
-    learner.backbone.requires_grad_(False)
+def frozen(**options):
+    """A learner whose backbone requires no gradient."""
+    return make(lambda: SmallNet().requires_grad_(False), **options)
+
+
+@pytest.mark.parametrize("multiplies", ["output", "layers", "all"])
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_weights_are_not_adapted(support, query, multiplies, training):
+    learner = frozen(multiplies=multiplies, initial=2.0).train(training)
+    assert not any(name.startswith("backbone.") for name in learner.adapter.adapted)
+    layer = next(m for m in learner.backbone.modules() if list(m.parameters(recurse=False)))
+    own, seen = layer.weight, []
+    layer.register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
+    predict = learner.adapt(fsl.Episode(support, query, torch.tensor(0)))
+    seen.clear()
+    predict(query.x)
+    assert torch.equal(seen[0], own)
+
+
+def test_frozen_weights_are_adapted_where_an_option_says_so(support, query):
+    learner = frozen(adapt_frozen=True)
     predictions = learner(support, query.x)
     torch.testing.assert_close(predictions, make()(support, query.x))
     predictions.sum().backward()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 from fsl_hypermaml.hypernetwork import ClassShared, Flat, Head
-from fsl_hypermaml.warmup import gradient_share, gradient_steps
+from fsl_hypermaml.warmup import ROUNDING, gradient_share, gradient_steps
 
 Network = Literal["class-shared", "flat"]
 Labels = Literal["one-hot", "index"]
@@ -36,23 +36,30 @@ WORDS = {
 
 
 class HyperMaml(fsl.Adapter):
-    """head' = head - H(support embeddings, predictions of head, labels); the backbone is not adapted, no gradient is taken.
+    """head' = head - H(support embeddings, predictions of head, labels), in one forward pass.
 
-    The head is linear, (n, feature_dim) -> (n, n_way). In the first part of training, head' comes from gradient steps on the
-    support loss, then from a mixture whose share p of gradient steps falls to 0:
+    The backbone is not adapted. The head is linear, (n, feature_dim) -> (n, n_way). In the first
+    part of training, head' comes from gradient steps on the support loss, then from a mixture whose
+    share p of gradient steps falls to 0:
 
         warm-up, p = 1      head <- head - inner_lr * g,                              inner_steps times
         switch,  0 < p < 1  head <- head - p * inner_lr * g - (1 - p) * H(...) / inner_steps,   inner_steps times
-        then,    p = 0      head <- head - H(...),                                    once
+        then,    p = 0      head <- head - H(...), no gradient of the support loss,    once
 
-    g: gradient of the support loss with respect to the head, at its present weights. With p = 1 all along this is ANIL.
+    g: gradient of the support loss with respect to the head, at its present weights. Evaluation
+    takes p = 0 whatever was trained, and only weights that were trained with p = 0 may be the best
+    checkpoint; with `evaluate_with: current`, evaluation takes the p that the weights were last
+    trained with. `warmup: 1` with it is ANIL.
 
-    Source: Przewięźlikowski et al. 2022, arXiv:2205.15745, and its official code, gmum/few-shot-hypernets-public,
-    methods/hypernets/hypermaml.py. Differs by default: labels enter one-hot, the official column of class indices is `labels:
-    index`; H counts once in all during the switch, there it counts at each step (`repeat_delta: each-step`); predictions come
-    from the universal head, there from the head of the task before (`predictions: stale`); gradients are those of MAML, there
-    with respect to the universal head (`gradient_target: universal`). p falls with every outer step, there with every epoch.
-    Left out: heads of several layers, fine-tuning of the updated head in evaluation, a warm-up that moves the backbone.
+    Source: Przewięźlikowski et al. 2022, arXiv:2205.15745, and its official code,
+    gmum/few-shot-hypernets-public, methods/hypernets/hypermaml.py. Differs by default: labels enter
+    one-hot, the official column of class indices is `labels: index`; H counts once in all during
+    the switch, there it counts at each step (`repeat_delta: each-step`); predictions come from the
+    universal head, there from the head of the task before (`predictions: stale`); gradients are
+    those of MAML, there with respect to the universal head (`gradient_target: universal`). p falls
+    with every outer step, there with every epoch. Validation takes p = 0, there the p of the epoch,
+    and the best may be of any epoch. Left out: heads of several layers, fine-tuning of the updated
+    head in evaluation, a warm-up that moves the backbone.
     """
 
     name = "hypermaml"
@@ -105,7 +112,7 @@ class HyperMaml(fsl.Adapter):
                 le=1,
                 description="share of training with gradient steps alone (official: 0.024 Omniglot, 0.025 CUB)",
             ),
-        ] = 0.025,
+        ] = 0.1,
         switch: Annotated[
             float,
             Field(
@@ -113,7 +120,7 @@ class HyperMaml(fsl.Adapter):
                 le=1,
                 description="share after it in which H takes over (official: 0.244 Omniglot, 0.25 CUB)",
             ),
-        ] = 0.25,
+        ] = 0.6,
         inner_steps: Annotated[
             int,
             Field(ge=1, description="gradient steps while they last (official: 1 Omniglot, 5 CUB)"),
@@ -148,10 +155,10 @@ class HyperMaml(fsl.Adapter):
         evaluate_with: Annotated[
             EvaluateWith,
             Field(
-                description="in evaluation: the p that the weights were last trained with (official validation), or p = 0 "
-                "whatever the progress (official final test)"
+                description="in evaluation: the hypernetwork alone, p = 0 (official final test), "
+                "or the p that the weights were last trained with (official validation)"
             ),
-        ] = "current",
+        ] = "hypernetwork",
         gradient_target: Annotated[
             GradientTarget,
             Field(
@@ -192,6 +199,11 @@ class HyperMaml(fsl.Adapter):
         _require(
             warmup + switch <= 1,
             f"warmup + switch: {warmup} + {switch}. At most 1, all of training",
+        )
+        _require(
+            evaluate_with == "current" or warmup + switch < 1 - ROUNDING,
+            f"warmup + switch: {warmup} + {switch}, so training ends inside the warm-up, while "
+            "evaluation takes the hypernetwork alone. Below 1, or evaluate_with: current",
         )
         words = (
             network,
@@ -292,6 +304,18 @@ class HyperMaml(fsl.Adapter):
     def on_progress(self, progress: float) -> None:
         self._progress = progress
 
+    @property
+    def settled(self) -> bool:
+        """The warm-up is over, or is the method: the gradient steps of `warmup: 1`."""
+        return self._trained_share() == 0 or self.warmup == 1
+
+    def describe(self) -> dict[str, float]:
+        """The share p of gradient steps in evaluation, and in the last training step."""
+        return {
+            "gradient_share": self._evaluated_share(),
+            "gradient_share_trained": self._trained_share(),
+        }
+
     def get_extra_state(self) -> Tensor:
         """The progress, so that a checkpoint is evaluated with the p that it was trained with."""
         return torch.tensor(self._progress, dtype=torch.float64)
@@ -302,14 +326,16 @@ class HyperMaml(fsl.Adapter):
     def extra_repr(self) -> str:
         return f"labels={self.labels}, operator={self.operator}, warmup={self.warmup:g}, switch={self.switch:g}"
 
-    def _gradient_share(self) -> float:
-        if self.evaluate_with == "hypernetwork" and not self.training:
-            return 0.0
+    def _trained_share(self) -> float:
         return gradient_share(self._progress, self.warmup, self.switch)
+
+    def _evaluated_share(self) -> float:
+        return 0.0 if self.evaluate_with == "hypernetwork" else self._trained_share()
 
     def _adapted(self, features: Tensor, y: Tensor) -> tuple[list[Head], Head | None]:
         """The head before, between and after its steps, and H's output; None where gradient steps alone make the update."""
-        head, p = Head(self.head.weight, self.head.bias), self._gradient_share()
+        head = Head(self.head.weight, self.head.bias)
+        p = self._trained_share() if self.training else self._evaluated_share()
         update = None if p == 1 else self.hypernetwork(self._rows(head, features, y))
         displacement = None if update is None else self._displacement(head, update)
         if p == 0:

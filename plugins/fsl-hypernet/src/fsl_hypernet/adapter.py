@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -12,11 +11,12 @@ from torch.func import functional_call
 
 import fsl_core as fsl
 from fsl_hypernet.checkpointing import Checkpointed, check_recomputable
-from fsl_hypernet.encoder import SupportEncoder, encode_labels
-from fsl_hypernet.heads import Base, KernelHead, LinearHead
+from fsl_hypernet.encoder import EncodedSupport, SupportEncoder, encode_labels
+from fsl_hypernet.heads import Base, Kernel, KernelHead, LinearHead
 from fsl_hypernet.modulation import Film, LowRank, Modulate, Weights
 
 Head = Literal["class", "task", "kernel"]
+SupportRows = Literal["class-means", "items"]
 
 
 class Hypernet(fsl.Adapter):
@@ -26,8 +26,10 @@ class Hypernet(fsl.Adapter):
     small network (`KernelHead`).    `modulate`: scales and shifts (`Film`) or low-rank updates (`LowRank`) generated from
     the embedding of the plain features; the head is then generated from the features of the changed backbone.
 
-    Sources: HyperShot, Sendera et al. 2023, arXiv:2203.11378 (`head: kernel`). Prototypes that a network corrects: Snell et
-    al. 2017, arXiv:1703.05175, for the prototypes; encoder, correction and their sizes are this project's design.
+    Sources: HyperShot, Sendera et al. 2023, arXiv:2203.11378 (`head: kernel`, which with
+    `support_loss` trains on what its code trains on; see `KernelHead` for what differs). Prototypes
+    that a network corrects: Snell et al. 2017, arXiv:1703.05175, for the prototypes; encoder,
+    correction and their sizes are this project's design.
     """
 
     name = "hypernet"
@@ -41,7 +43,7 @@ class Hypernet(fsl.Adapter):
             Field(
                 description="class: each class's row from its own support embedding and that of the task, one network for all, "
                 "for any number of ways. task: the whole head from an embedding that knows the labels; for regression too. "
-                "kernel: a small network from the matrix of cosines between class means (HyperShot)"
+                "kernel: a small network from the kernel matrix of the class means (HyperShot)"
             ),
         ] = "class",
         base: Annotated[
@@ -55,7 +57,8 @@ class Hypernet(fsl.Adapter):
             Modulate,
             Field(
                 description="generated changes of the backbone: film (scale and shift of each norm layer's channels, or of "
-                "each convolution's and linear layer's where there is no norm), low-rank (updates of their weights), or none"
+                "each convolution's and linear layer's where there is no norm), low-rank (updates of their weights), or none; "
+                "layers that the outer loop does not train are changed too"
             ),
         ] = "none",
         rank: Annotated[int, Field(gt=0, description="of the low-rank updates")] = 1,
@@ -68,12 +71,25 @@ class Hypernet(fsl.Adapter):
         target: Annotated[
             int, Field(gt=0, description="width of the network that head: kernel generates")
         ] = 64,
+        kernel: Annotated[
+            Kernel,
+            Field(description="of head: kernel: cosine-distance, 1 - cos (HyperShot's), or cosine"),
+        ] = "cosine-distance",
         support_loss: Annotated[
             bool,
             Field(
-                description="train on support and query rows together, as HyperShot does; else on the queries"
+                description="train on support and query rows together, as HyperShot's code; "
+                "else on the queries"
             ),
         ] = False,
+        support_rows: Annotated[
+            SupportRows | None,
+            Field(
+                description="what support_loss counts of the support set: class-means, one row for "
+                "each class, or items. null: class-means for head: kernel, as in HyperShot's code, "
+                "and items for the others"
+            ),
+        ] = None,
         checkpoint: Annotated[
             bool,
             Field(
@@ -87,6 +103,18 @@ class Hypernet(fsl.Adapter):
             modulate in get_args(Modulate),
             f"modulate: {modulate!r}. One of {', '.join(get_args(Modulate))}",
         )
+        _require(
+            kernel in get_args(Kernel), f"kernel: {kernel!r}. One of {', '.join(get_args(Kernel))}"
+        )
+        _require(
+            support_rows is None or support_rows in get_args(SupportRows),
+            f"support_rows: {support_rows!r}. One of {', '.join(get_args(SupportRows))}, or null",
+        )
+        _require(
+            support_rows != "class-means" or task.kind == "classification",
+            f"support_rows: 'class-means' of a {task.kind} task, which has no classes. "
+            "null or 'items'",
+        )
         for option, value in {
             "rank": rank,
             "embedding": embedding,
@@ -97,6 +125,7 @@ class Hypernet(fsl.Adapter):
         if checkpoint:
             check_recomputable(backbone)
         self.task, self.support_loss, self.checkpoint = task, support_loss, checkpoint
+        self.support_rows = support_rows or ("class-means" if head == "kernel" else "items")
         base = _base_of(head, base, task)
         labels = task.output_dim if head == "task" else 0
         encoded = head != "kernel" or modulate != "none"
@@ -105,7 +134,7 @@ class Hypernet(fsl.Adapter):
         )
         sizes = (backbone.feature_dim, task.output_dim)
         self.head = (
-            KernelHead(task.n_way, target, hidden)
+            KernelHead(task.n_way, target, hidden, kernel)
             if head == "kernel"
             else LinearHead(head, base, sizes, embedding, hidden)
         )
@@ -114,6 +143,12 @@ class Hypernet(fsl.Adapter):
         )()
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
+        return self._fitted(backbone, support)[0]
+
+    def _fitted(
+        self, backbone: nn.Module, support: fsl.LabelledSet
+    ) -> tuple[fsl.Predictor, fsl.Predictor, EncodedSupport]:
+        """The predictor, its head, which takes features, and what the head was generated from."""
         net = _Net(backbone, self.checkpoint and torch.is_grad_enabled())
         weights = dict(backbone.named_parameters())
         encoded = encode_labels(net(weights, support.x), support.y, self.task)
@@ -122,20 +157,21 @@ class Hypernet(fsl.Adapter):
             weights |= self.modulation(embedding, weights)
             encoded = encoded._replace(features=net(weights, support.x))
         head = self.head(encoded, self.encoder)
-        return lambda x: head(net(weights, x))
+        return lambda x: head(net(weights, x)), head, encoded
 
     def objective(
-        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+        self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
-        """The query loss; with `support_loss` the loss over the rows of both sets."""
+        """The query loss; with `support_loss` over rows of the support set as well."""
         if not self.support_loss:
             return super().objective(backbone, episode, loss)
-        (support_x, support_y), (query_x, query_y), _ = episode
-        predict = self.adapt(backbone, episode.support)
-        prediction = predict(query_x)
-        return loss(
-            torch.cat([predict(support_x), prediction]), torch.cat([support_y, query_y])
-        ), prediction
+        predict, head, encoded = self._fitted(backbone, episode.support)
+        prediction = predict(episode.query.x)
+        rows, labels = encoded.features, episode.support.y
+        if self.support_rows == "class-means":
+            rows, labels = encoded.means, torch.arange(self.task.n_way, device=labels.device)
+        value = loss(torch.cat([head(rows), prediction]), torch.cat([labels, episode.query.y]))
+        return value, prediction
 
 
 class _Net:

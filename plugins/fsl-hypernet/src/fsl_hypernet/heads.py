@@ -13,6 +13,7 @@ import fsl_core as fsl
 from fsl_hypernet.encoder import EncodedSupport, SupportEncoder, perceptron
 
 Base = Literal["prototype", "none"]
+Kernel = Literal["cosine-distance", "cosine"]
 
 
 class LinearHead(nn.Module):
@@ -67,21 +68,35 @@ class LinearHead(nn.Module):
 class KernelHead(nn.Module):
     """A target network generated from the support kernel, after HyperShot (Sendera et al. 2023, arXiv:2203.11378).
 
-    K[a, b] = cos(mean_a, mean_b), (n_way, n_way);   weights = H(K), all of them, from scratch
-    logits  = W2 relu(W1 k + b1) + b2,   k[c] = cos(feature, mean_c)
+    K[a, b] = k(mean_a, mean_b), (n_way, n_way);   weights = H(K), all of them, from scratch
+    logits  = W2 relu(W1 r + b1) + b2,   r[c] = k(feature, mean_c)
 
-    target: width of its hidden layer. Source: the authors' code with cosine kernel and class-mean aggregation. Differs: one
-    hypernetwork for all four tensors, where the code has a neck and one network for each.
+    kernel: "cosine-distance", k(a, b) = 1 - cos(a, b), as the authors' code has it under
+            `--hn_use_cosine_distance`, which every one of its HyperShot commands sets.
+            "cosine": k(a, b) = cos(a, b). Either can express what the other does, as K and r enter
+            linear layers with a bias; training starts elsewhere.
+    target: width of the hidden layer of the generated network.
+
+    Source: the authors' code, gmum/few-shot-hypernets-public, methods/hypernets/hypernet_kernel.py,
+    with class-mean aggregation. Differs: one hypernetwork for all four tensors, where the code has
+    a neck and one network for each.
     """
 
-    def __init__(self, n_way: int, target: int, hidden: int):
+    def __init__(self, n_way: int, target: int, hidden: int, kernel: Kernel):
         super().__init__()
+        self.kernel = kernel
         self.shapes = [(target, n_way), (target,), (n_way, target), (n_way,)]
         self.hypernetwork = perceptron(n_way**2, hidden, sum(map(prod, self.shapes)))
 
     def forward(self, support: EncodedSupport, encoder: SupportEncoder | None) -> fsl.Predictor:
         directions = F.normalize(support.means, dim=1)
-        generated = self.hypernetwork((directions @ directions.T).flatten()).split(
+
+        def compare(features: Tensor) -> Tensor:
+            """Kernel values with the class means, (n, n_way)."""
+            cosines = F.normalize(features, dim=1) @ directions.T
+            return 1 - cosines if self.kernel == "cosine-distance" else cosines
+
+        generated = self.hypernetwork(compare(support.means).flatten()).split(
             [prod(shape) for shape in self.shapes]
         )
         w1, b1, w2, b2 = (
@@ -89,8 +104,7 @@ class KernelHead(nn.Module):
         )
 
         def predict(features: Tensor) -> Tensor:
-            kernel = F.normalize(features, dim=1) @ directions.T  # (n, n_way)
-            return F.linear(F.relu(F.linear(kernel, w1, b1)), w2, b2)
+            return F.linear(F.relu(F.linear(compare(features), w1, b1)), w2, b2)
 
         return predict
 

@@ -27,6 +27,10 @@ Parameters = Annotated[
         description="weights the tangent kernel is taken over: all, head, body, or shell patterns over their names"
     ),
 ]
+AdaptFrozen = Annotated[
+    bool,
+    Field(description="whether a tangent kernel is also over weights that require no gradient"),
+]
 
 
 class KernelClosedForm(fsl.Adapter):
@@ -96,6 +100,7 @@ class KernelClosedForm(fsl.Adapter):
             ),
         ] = "shared",
         parameters: Parameters = "all",
+        adapt_frozen: AdaptFrozen = False,
     ):
         super().__init__()
         self.threadable = kernel != "ntk"  # that one takes Jacobian-vector products
@@ -121,7 +126,8 @@ class KernelClosedForm(fsl.Adapter):
         self.targets, self.jitter, self.outputs = targets, jitter, outputs
         needs_head = residual or kernel == "ntk"
         self.head = nn.Linear(backbone.feature_dim, task.output_dim) if needs_head else None
-        self.names = tangent_names(backbone, self.head, parameters) if kernel == "ntk" else []
+        weights = (backbone, self.head, parameters, adapt_frozen)
+        self.names = tangent_names(*weights) if kernel == "ntk" else []
         self.rbf = Rbf(width, learn_width) if kernel == "rbf" else None
         self.regularisation = Positive(regularisation, learn_regularisation)
         self.scale = Positive(scale or default_scale(task), learn_scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,7 +26,8 @@ class MetaRkhsI(fsl.Adapter):
 
     Source: equation 4 and Theorem 2 of Zhou et al. 2021, arXiv:2102.03909 (the objective, and that it is the norm of the
     functional gradient), main body; fine-tuning by gradient steps at test follows its evaluation of Reptile. Interpretation
-    (no source available): the value of alpha, inner_lr, and that L is taken on the query set.
+    (no source available): the value of alpha, inner_lr, and that L is taken on the query set. theta
+    leaves out weights that require no gradient when the adapter is built.
     """
 
     name = "meta-rkhs-i"
@@ -50,6 +51,9 @@ class MetaRkhsI(fsl.Adapter):
         ] = "squared-norm",
         inner_lr: Annotated[float, Field(gt=0, description="step size of fine-tuning")] = 0.1,
         inner_steps: Annotated[int, Field(ge=0, description="steps of fine-tuning")] = 10,
+        adapt_frozen: Annotated[
+            bool, Field(description="whether theta has weights that require no gradient, too")
+        ] = False,
     ):
         super().__init__()
         require(alpha >= 0, f"meta-rkhs-i: alpha: {alpha}. A number from 0")
@@ -59,6 +63,8 @@ class MetaRkhsI(fsl.Adapter):
         self.task, self.alpha, self.estimator = task, alpha, estimator
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        weights = named_weights(backbone, self.head)
+        self.names = [name for name, w in weights.items() if w.requires_grad or adapt_frozen]
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return deque(self._descend(backbone, support), maxlen=1).pop()
@@ -67,40 +73,44 @@ class MetaRkhsI(fsl.Adapter):
         return list(self._descend(backbone, support))
 
     def objective(
-        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+        self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
         """In training mode the regularised loss and unadapted predictions; in evaluation mode those after fine-tuning."""
         if not self.training:
             return super().objective(backbone, episode, loss)
-        weights = named_weights(backbone, self.head)
+        weights, theta = self._weights(backbone)
 
-        def of(weights: Weights, items: fsl.LabelledSet) -> tuple[Tensor, Tensor]:
-            prediction = network(backbone, self.head, weights, items.x)
+        def of(theta: Weights, items: fsl.LabelledSet) -> tuple[Tensor, Tensor]:
+            prediction = network(backbone, self.head, weights | theta, items.x)
             return loss(prediction, items.y), prediction
 
-        gradient, (value, prediction) = grad_and_value(of, has_aux=True)(weights, episode.query)
+        gradient, (value, prediction) = grad_and_value(of, has_aux=True)(theta, episode.query)
         other = (
             gradient
             if self.estimator == "squared-norm"
-            else grad(of, has_aux=True)(weights, episode.support)[0]
+            else grad(of, has_aux=True)(theta, episode.support)[0]
         )
-        reward = sum((gradient[name] * other[name]).sum() for name in weights)
+        reward = sum((gradient[name] * other[name]).sum() for name in theta)
         return value - self.alpha * reward, prediction
 
     def _descend(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
         """Predictors before the first and after each step of fine-tuning."""
 
-        def loss(weights: Weights) -> Tensor:
-            return self.task.loss(network(backbone, self.head, weights, support.x), support.y)
+        def loss(theta: Weights) -> Tensor:
+            prediction = network(backbone, self.head, weights | theta, support.x)
+            return self.task.loss(prediction, support.y)
 
-        weights = named_weights(backbone, self.head)
+        weights, theta = self._weights(backbone)
         yield _fixed(backbone, self.head, weights)
         for _ in range(self.inner_steps):
-            gradient = grad(loss)(weights)
-            weights = {
-                name: weight - self.inner_lr * gradient[name] for name, weight in weights.items()
-            }
-            yield _fixed(backbone, self.head, weights)
+            gradient = grad(loss)(theta)
+            theta = {name: w - self.inner_lr * gradient[name] for name, w in theta.items()}
+            yield _fixed(backbone, self.head, weights | theta)
+
+    def _weights(self, backbone: nn.Module) -> tuple[Weights, Weights]:
+        """All weights, and theta: those that are adapted."""
+        weights = named_weights(backbone, self.head)
+        return weights, {name: weights[name] for name in self.names}
 
 
 def _fixed(backbone: nn.Module, head: nn.Module, weights: Weights) -> fsl.Predictor:

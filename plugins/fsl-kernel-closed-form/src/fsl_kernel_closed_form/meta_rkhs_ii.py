@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 from fsl_kernel_closed_form.checks import require, require_choice
-from fsl_kernel_closed_form.closed_form import Jitter, Parameters, scaled
+from fsl_kernel_closed_form.closed_form import (
+    AdaptFrozen,
+    Jitter,
+    Parameters,
+    default_scale,
+    scaled,
+)
 from fsl_kernel_closed_form.exponential import Exponential, finite_time
 from fsl_kernel_closed_form.labels import Targets, label_vectors
 from fsl_kernel_closed_form.positive import Positive
@@ -18,10 +24,11 @@ from fsl_kernel_closed_form.tangent import Outputs, tangent_dual, tangent_names
 
 
 class MetaRkhsII(fsl.Adapter):
-    """f_t(x) = f(x) + H(x, S) H(S, S)^-1 (exp(-t H(S, S)) - I) (f(S) - Y), f = head(backbone(x)); no inner steps.
+    """scale * f_t(x), f_t(x) = f(x) + H(x, S) H(S, S)^-1 (exp(-t H(S, S)) - I) (f(S) - Y).
 
-    H(x, x') = J(x) J(x')^T, the empirical tangent kernel at the meta-parameters. At time `infinite` it is
-    f(x) + H(x, S) (H(S, S) + jitter * mean diagonal * I)^-1 (Y - f(S)).
+    f = head(backbone(x)); there are no inner steps. H(x, x') = J(x) J(x')^T, the empirical tangent
+    kernel at the meta-parameters. At time `infinite` it is f(x) + H(x, S) (H(S, S) + jitter * mean
+    diagonal * I)^-1 (Y - f(S)).
 
     Source: equations (A) and (C) and the Padé approximants of Zhou et al. 2021, "Meta-Learning with Neural Tangent Kernels",
     arXiv:2102.03909, main body; its appendices were not available. Interpretation (no source available): labels as one-hot
@@ -37,7 +44,7 @@ class MetaRkhsII(fsl.Adapter):
         time: Annotated[
             Annotated[float, Field(gt=0)] | Literal["infinite"],
             Field(description="of the gradient flow, in units of 1 / kernel"),
-        ] = 10.0,
+        ] = 1.0,
         exponential: Annotated[
             Exponential,
             Field(description="at a finite time: exact, or a Padé approximant of order 1 or 2"),
@@ -47,16 +54,21 @@ class MetaRkhsII(fsl.Adapter):
             Field(description="one (n, n) kernel for all outputs, or one between outputs too"),
         ] = "shared",
         parameters: Parameters = "all",
+        adapt_frozen: AdaptFrozen = False,
         targets: Annotated[
             Targets, Field(description="labels of a class as numbers; values are taken as they are")
         ] = "centred",
         scale: Annotated[
-            float,
-            Field(gt=0, description="factor of the predictions, or where a learned one starts"),
-        ] = 1.0,
+            float | None,
+            Field(
+                gt=0,
+                description="factor of the predictions, or its start; null: 10 for logits, "
+                "1 for values",
+            ),
+        ] = None,
         learn_scale: Annotated[
             bool, Field(description="trained by the outer loop, as its logarithm")
-        ] = False,
+        ] = True,
         jitter: Jitter = 1e-6,
     ):
         super().__init__()
@@ -65,7 +77,9 @@ class MetaRkhsII(fsl.Adapter):
             time == "infinite" or float(time) > 0,
             f"meta-rkhs-ii: time: {time}. A number above 0, or infinite",
         )
-        require(scale > 0, f"meta-rkhs-ii: scale: {scale}. A number above 0")
+        require(
+            scale is None or scale > 0, f"meta-rkhs-ii: scale: {scale}. A number above 0, or null"
+        )
         require(jitter >= 0, f"meta-rkhs-ii: jitter: {jitter}. A number from 0")
         for option, value, choices in (
             ("exponential", exponential, Exponential),
@@ -76,8 +90,8 @@ class MetaRkhsII(fsl.Adapter):
         self.task, self.time, self.exponential = task, time, exponential
         self.outputs, self.targets, self.jitter = outputs, targets, jitter
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
-        self.names = tangent_names(backbone, self.head, parameters)
-        self.scale = Positive(scale, learn_scale)
+        self.names = tangent_names(backbone, self.head, parameters, adapt_frozen)
+        self.scale = Positive(scale or default_scale(task), learn_scale)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         dual = tangent_dual(backbone, self.head, support.x, self.names, self.outputs)

@@ -24,9 +24,11 @@ class Ridge(fsl.Adapter):
     Z: features of the n support items. By Woodbury W = X^T (X X^T + regularisation * I)^-1 Y, which solves n equations instead
     of feature_dim + 1. There is no head to learn: it takes any number of ways.
 
-    Source: R2-D2, Bertinetto et al. 2019, arXiv:1805.08136, and its code. Differs: a learned scale is trained as its logarithm;
-    the learned shift of all logits is left out, because cross-entropy does not see it; the backbone is the recipe's choice;
-    regression tasks are fitted alike, with scale 1.
+    Source: R2-D2, Bertinetto et al. 2019, arXiv:1805.08136, and its code. Differs: regularisation
+    1, there 50, for other features; a learned scale is trained as its logarithm and starts at 10,
+    as there for CIFAR-FS and Omniglot; the learned shift of all logits is left out, because
+    cross-entropy does not see it; the backbone is the recipe's choice; regression tasks are fitted
+    alike, with scale 1.
     """
 
     name = "ridge"
@@ -38,7 +40,7 @@ class Ridge(fsl.Adapter):
         regularisation: Annotated[
             float,
             Field(gt=0, description="in units of squared features, or where a learned one starts"),
-        ] = 50.0,
+        ] = 1.0,
         learn_regularisation: Annotated[
             bool, Field(description="trained by the outer loop, as its logarithm")
         ] = False,

@@ -29,14 +29,25 @@ def prepare_forward_mode() -> None:
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
-def tangent_names(backbone: nn.Module, head: nn.Module, parameters: str | list[str]) -> list[str]:
+def tangent_names(
+    backbone: nn.Module, head: nn.Module, parameters: str | list[str], adapt_frozen: bool = False
+) -> list[str]:
     """The weights that a tangent kernel is taken over; called once, before any kernel is computed.
 
-    ValueError for a pattern that matches no parameter, and for torch's own batch normalisation in a backbone that is part of
-    it: torch differentiates its Jacobian wrongly (beyond second derivatives it takes mean and variance for constants).
+    adapt_frozen: those that require no gradient as well.
+    ValueError for a pattern that matches no parameter, for frozen ones alone, and for torch's own
+    batch normalisation in a backbone that is part of it: torch differentiates its Jacobian wrongly
+    (beyond second derivatives it takes mean and variance for constants).
     """
     prepare_forward_mode()
-    names = chosen_names(parameters, list(named_weights(backbone, head)))
+    weights = named_weights(backbone, head)
+    matching = chosen_names(parameters, list(weights))
+    names = [name for name in matching if weights[name].requires_grad or adapt_frozen]
+    if not names:
+        raise ValueError(
+            f"parameters: {parameters!r} matches frozen parameters alone, {', '.join(matching)}. "
+            "adapt_frozen: true, or patterns of others"
+        )
     inexact = {
         type(module).__name__ for module in backbone.modules() if isinstance(module, _NormBase)
     }

@@ -46,7 +46,10 @@ class L2lBackbone(fsl.NormedBackbone):
                 f"{self.name}: pictures of shape {tuple(task.input_shape)} do not pass through it. {fits}"
             ) from error
         self.net = make()
-        _replace_norms(self.net, norm)
+        if norm == "batchnorm":
+            _stop_tracking(self.net)
+        else:
+            fsl.replace_norms(self.net, norm, momentum=0.1)
 
     def features(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -139,17 +142,9 @@ class Wrn28(L2lBackbone):
         )
 
 
-def _replace_norms(net: nn.Module, norm: str) -> None:
-    """In place of every BatchNorm layer one of this policy with its scale and shift."""
-    for parent in list(net.modules()):
-        for name, layer in list(parent.named_children()):
-            if not isinstance(layer, nn.BatchNorm2d):
-                continue
-            if norm == "batchnorm":
-                layer.track_running_stats = False
-                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-                continue
-            new = fsl.Norm(norm, layer.num_features, eps=layer.eps)
-            if norm != "none":
-                new.scale, new.shift = layer.weight, layer.bias
-            setattr(parent, name, new)
+def _stop_tracking(net: nn.Module) -> None:
+    """Let every BatchNorm layer use the statistics of its batch, in evaluation too."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None

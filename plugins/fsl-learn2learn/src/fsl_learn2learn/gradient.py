@@ -30,6 +30,7 @@ class GradientAdapter(fsl.Adapter):
 
     A subclass says which object of learn2learn is cloned. Its clones share the buffers of the module they are taken from;
     here they get copies, so that no episode leaves a trace. In evaluation mode `test_steps` steps are made, and no graph is kept.
+    Weights that require no gradient stay as they are.
 
     learn2learn replaces the tensors of a module in place, which torch.func.vmap cannot follow: one task at a time.
     """
@@ -88,7 +89,7 @@ class GradientAdapter(fsl.Adapter):
         fixed, net = self.net(backbone)
         x = fixed(support.x)
         with torch.enable_grad():
-            learner = _with_own_buffers(self.learner(net).clone())
+            learner = _with_own_buffers(_without_frozen(self.learner(net).clone()))
         if not tracked:
             x = x.detach()
             _detach(learner)
@@ -165,7 +166,7 @@ class L2lMetaSgd(GradientAdapter):
         order: Order = 2,
     ):
         super().__init__(task, backbone, inner_steps, test_steps, order)
-        weights = [*backbone.parameters(), *self.head.parameters()]
+        weights = _trained(backbone, self.head)
         self.rates = nn.ParameterList(
             [torch.full_like(weight, _positive(inner_lr)) for weight in weights]
         )
@@ -214,7 +215,7 @@ class L2lGbml(GradientAdapter):
             "adapt_transform: true with order: 1, which learn2learn cannot. order: 2",
         )
         self.inner_lr, self.adapt_transform = _positive(inner_lr), adapt_transform
-        weights = [*backbone.parameters(), *self.head.parameters()]
+        weights = _trained(backbone, self.head)
         for weight in weights:
             _require(
                 weight.dim() in (1, 2, 4),
@@ -295,6 +296,22 @@ def _predictor(fixed: nn.Module, learner: nn.Module) -> fsl.Predictor:
 def _copy(learner: nn.Module) -> nn.Module:
     """The same weights in modules of their own, which later steps do not change."""
     return _with_own_buffers(learn2learn().clone_module(learner))
+
+
+def _trained(*modules: nn.Module) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def _without_frozen(learner: nn.Module) -> nn.Module:
+    """With frozen weights as buffers: learn2learn's algorithms adapt all that `parameters()` lists."""
+    for module in learner.modules():
+        frozen = {
+            n: p for n, p in module._parameters.items() if p is not None and not p.requires_grad
+        }
+        for name, weight in frozen.items():
+            del module._parameters[name]
+            module._buffers[name] = weight
+    return learner
 
 
 def _with_own_buffers(learner: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fsl_core as fsl
+from fsl_maml.norms import StepNorms, norm_names
 from fsl_maml.optimizers import (
     InnerOptimizer,
     OptimizerName,
@@ -35,11 +36,18 @@ class Maml(fsl.Adapter):
 
     The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in evaluation
     mode `test_steps`; there the predictor carries no graph. The caller's backbone is only read.
+    Weights that require no gradient when the adapter is built are frozen: no step moves them.
 
-    Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted: head`), Raghu et al. 2020,
-    arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021, arXiv:2008.08882. Steps that adapt different layers: after
-    the abstract of Khabarlak 2022, arXiv:2206.05930, whose text was not available. Learned rates: see `InnerRates`.
-    Multi-step loss: Antoniou et al. 2019, arXiv:1810.09502. Differs from it: annealed at every outer step, not every epoch.
+    Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted:
+    head`), Raghu et al. 2020, arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021,
+    arXiv:2008.08882. Steps that adapt different layers: after the abstract of Khabarlak 2022,
+    arXiv:2206.05930, whose text was not available. Learned rates: see `InnerRates`. MAML++,
+    Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are not adapted
+    (`adapt_norms: false`) or have a scale and shift for each step (`norms_per_step`, see
+    `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
+    annealing of the derivative's order; the test ensembles no checkpoints. MAML's own code adapts
+    no norm either, and its support loss is n_way times the mean that is taken here: a rate there
+    acts as n_way times that rate here.
     """
 
     name = "maml"
@@ -68,6 +76,9 @@ class Maml(fsl.Adapter):
                 "a list of lists gives each step its own, steps beyond it use the last"
             ),
         ] = "all",
+        adapt_frozen: Annotated[
+            bool, Field(description="whether steps also move weights that require no gradient")
+        ] = False,
         learn_inner_lr: Annotated[
             RateKind,
             Field(
@@ -76,7 +87,8 @@ class Maml(fsl.Adapter):
             ),
         ] = "fixed",
         inner_optimizer: Annotated[
-            OptimizerName, Field(description="optimizer of the inner loop, through higher")
+            OptimizerName,
+            Field(description="optimizer of the inner loop; all but sgd without options by higher"),
         ] = "sgd",
         inner_optimizer_options: Annotated[
             dict[str, Any] | None,
@@ -105,6 +117,20 @@ class Maml(fsl.Adapter):
                 description="share of training in which the query loss counts after every step (MSL of MAML++)",
             ),
         ] = None,
+        adapt_norms: Annotated[
+            bool,
+            Field(
+                description="whether `adapted` may name scales and shifts of norm layers; "
+                "false: as MAML's code and MAML++"
+            ),
+        ] = True,
+        norms_per_step: Annotated[
+            bool,
+            Field(
+                description="each inner step has scales and shifts of its own, trained by the "
+                "outer loop (MAML++); needs adapt_norms: false"
+            ),
+        ] = False,
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
@@ -127,6 +153,11 @@ class Maml(fsl.Adapter):
             learn_inner_lr in get_args(RateKind),
             f"learn_inner_lr: {learn_inner_lr!r}. One of {', '.join(get_args(RateKind))}",
         )
+        _require(
+            not (norms_per_step and adapt_norms),
+            "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
+            "step. adapt_norms: false",
+        )
         check_optimizer(inner_optimizer, options, learned_rate=learn_inner_lr != "fixed")
 
         self.task, self.order = task, order
@@ -134,12 +165,20 @@ class Maml(fsl.Adapter):
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
         weights = self._weights(backbone)
-        self.schedule = adapted_names(adapted, list(weights), max(inner_steps, test_steps))
+        frozen = {name for name, w in weights.items() if not (w.requires_grad or adapt_frozen)}
+        norms = list(norm_names(backbone))
+        named = [name for name in weights if adapt_norms or name not in norms]
+        self.schedule = adapted_names(adapted, named, max(inner_steps, test_steps), frozen)
         self.fast_names = [
             name for name in weights if any(name in names for names in self.schedule)
         ]
         self.inner_lr = InnerRates(
             learn_inner_lr, inner_lr, [weights[name] for name in self.fast_names], inner_steps
+        )
+        self.step_norms = (
+            StepNorms({name: weights[name] for name in norms}, inner_steps)
+            if norms_per_step
+            else None
         )
         groups = 1 if self.inner_lr.one_for_all else len(self.fast_names)
         self.vectorizable = uses_functional(engine, inner_optimizer, options, backbone)
@@ -157,7 +196,7 @@ class Maml(fsl.Adapter):
         return list(self._unroll(backbone, support))
 
     def objective(
-        self, backbone: nn.Module, episode: fsl.Episode, loss: Callable[[Tensor, Tensor], Tensor]
+        self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
         """The query loss after the last step; with `multi_step_loss`, while it lasts, a mean over all steps."""
         shares = self._loss_shares()
@@ -192,17 +231,19 @@ class Maml(fsl.Adapter):
     def _unroll(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
         """Predictors before the first and after each inner step.
 
-        Features of the support set are computed once for as long as the steps adapt the head alone.
+        Features of the support set are computed once for as long as the steps adapt the head alone
+        and see one norm.
         """
         tracked = self.training and torch.is_grad_enabled()
         second = tracked and self.order == 2
         net, optimizer = _Net(backbone), self.optimizer.start(tracked)
-        weights = self._initial(backbone, tracked)
+        weights = self._initial(backbone, tracked) | self._norms_of(0, tracked)
         features = None
         yield net.predictor(weights)
         for step in range(self.inner_steps if self.training else self.test_steps):
             names = self.schedule[min(step, len(self.schedule) - 1)]
             moves_body = names[0].startswith("backbone.")  # those of the backbone come first
+            weights = weights | self._norms_of(step, tracked)
             source = weights if second else _cut(weights)
             if not moves_body and features is None:
                 features = net.features(source, support.x, keep=second)
@@ -216,11 +257,17 @@ class Maml(fsl.Adapter):
             gradients = self._gradients(support_loss, source, names, create_graph=second)
             with torch.set_grad_enabled(tracked):
                 weights = self._update(optimizer, weights, gradients, step)
-            features = None if moves_body else features
+            features = None if moves_body or self.step_norms is not None else features
             yield net.predictor(weights)
 
+    def _norms_of(self, step: int, tracked: bool) -> Weights:
+        """Scales and shifts that belong to one step; none where all steps share them."""
+        if self.step_norms is None:
+            return {}
+        return self.step_norms.at(step) if tracked else _cut(self.step_norms.at(step))
+
     def _initial(self, backbone: nn.Module, tracked: bool) -> Weights:
-        """The meta-parameters as the first fast weights; a frozen one is adapted all the same if `adapted` names it."""
+        """The meta-parameters as the first fast weights; frozen ones that are moved become leaves."""
         weights = self._weights(backbone)
         if not tracked:
             return _cut(weights)

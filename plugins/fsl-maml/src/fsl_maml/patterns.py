@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 WORDS = {"all": "*", "head": "head.*", "body": "backbone.*"}
@@ -11,18 +11,22 @@ Adapted = str | list[str] | list[list[str]]
 """A pattern, several, or a list of several for each step; `all`, `head` and `body` are patterns too."""
 
 
-def adapted_names(adapted: Adapted, names: Sequence[str], steps: int) -> list[tuple[str, ...]]:
-    """For each listed step the matching names, in the order of `names`; one entry where all steps are alike.
+def adapted_names(
+    adapted: Adapted, names: Sequence[str], steps: int, frozen: Collection[str] = ()
+) -> list[tuple[str, ...]]:
+    """For each listed step the matching names, in the order of `names`; one entry if steps are alike.
 
-    names: of all parameters, such as `backbone.blocks.0.weight` and `head.bias`.    steps: the most that will be made.
-    Raises ValueError if a pattern matches nothing, a list is empty, or more steps are listed than made.
+    names: of all parameters, such as `backbone.blocks.0.weight` and `head.bias`.
+    steps: the most that will be made.    frozen: names that are left out.
+    Raises ValueError if a pattern matches nothing, a list is empty or names frozen parameters alone,
+    or more steps are listed than made.
     """
     schedule = _as_schedule(adapted)
     if len(schedule) > max(steps, 1):
         raise ValueError(
             f"adapted: lists for {len(schedule)} steps. At most {steps}, as many as there are inner steps"
         )
-    return [_matching(patterns, names) for patterns in schedule]
+    return [_matching(patterns, names, frozen) for patterns in schedule]
 
 
 def _as_schedule(adapted: Adapted) -> list[list[str]]:
@@ -33,7 +37,9 @@ def _as_schedule(adapted: Adapted) -> list[list[str]]:
     return [[entry] if isinstance(entry, str) else list(entry) for entry in adapted]
 
 
-def _matching(patterns: list[str], names: Sequence[str]) -> tuple[str, ...]:
+def _matching(
+    patterns: list[str], names: Sequence[str], frozen: Collection[str]
+) -> tuple[str, ...]:
     patterns = [WORDS.get(pattern, pattern) for pattern in patterns]
     idle = [
         pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)
@@ -43,4 +49,11 @@ def _matching(patterns: list[str], names: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(
             f"adapted: {found}. {', '.join(WORDS)}, or patterns over {', '.join(names)}"
         )
-    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+    matching = [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+    moved = tuple(name for name in matching if name not in frozen)
+    if not moved:
+        raise ValueError(
+            f"adapted: {', '.join(map(repr, patterns))} matches frozen parameters alone, "
+            f"{', '.join(matching)}. adapt_frozen: true, or patterns of others"
+        )
+    return moved

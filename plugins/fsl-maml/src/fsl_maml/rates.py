@@ -21,7 +21,9 @@ class InnerRates(nn.Module):
                             Antoniou et al. 2019, arXiv:1810.09502. Later steps use the last row.
     elementwise             one for each weight: Meta-SGD, Li et al. 2017, arXiv:1707.09835.
 
-    Learned rates are unconstrained, as in the papers: training may make them negative.
+    Learned rates are unconstrained, as in the code of MAML++ and in learn2learn's Meta-SGD:
+    training may make them negative. All start alike, as there; MAML++'s code keeps one row more
+    than there are steps, which no step uses.
     """
 
     def __init__(self, kind: RateKind, initial: float, tensors: Sequence[Tensor], steps: int):

@@ -33,8 +33,9 @@ class Wormhole(fsl.Adapter):
     arXiv:1703.03400), with order 1 its first-order form.
 
     The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in evaluation
-    mode `test_steps`; there the predictor carries no graph. Every weight is adapted, also one that the outer loop does not
-    train. Nothing keeps a learned multiplier_lr above zero.
+    mode `test_steps`; there the predictor carries no graph. Weights that require no gradient when
+    the adapter is built are frozen: they are neither adapted nor multiplied as layers. Nothing keeps
+    a learned multiplier_lr above zero.
     """
 
     name = "wormhole"
@@ -74,6 +75,12 @@ class Wormhole(fsl.Adapter):
         adapt_weights: Annotated[
             bool, Field(description="whether the weights are adapted too, or the factors alone")
         ] = True,
+        adapt_frozen: Annotated[
+            bool,
+            Field(
+                description="whether weights that require no gradient are adapted and multiplied"
+            ),
+        ] = False,
         inner_lr: Annotated[
             float, Field(gt=0, description="inner learning rate of the weights")
         ] = 0.1,
@@ -120,15 +127,16 @@ class Wormhole(fsl.Adapter):
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
         weights = self._weights(backbone)
+        moving = {name: w for name, w in weights.items() if w.requires_grad or adapt_frozen}
         self.multipliers = Multipliers(
-            multiplies, multipliers, initial, learn_initial, weights, task.output_dim
+            multiplies, multipliers, initial, learn_initial, moving, task.output_dim
         )
         like = next(iter(weights.values()))
         self.multiplier_lr = (
             nn.Parameter(like.new_tensor(multiplier_lr)) if learn_multiplier_lr else multiplier_lr
         )
         self.adapted = (
-            *(weights if adapt_weights else ()),
+            *(moving if adapt_weights else ()),
             *(self.multipliers.shapes if moved else ()),
         )
 

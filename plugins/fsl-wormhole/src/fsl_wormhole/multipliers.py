@@ -21,6 +21,7 @@ class Multipliers(nn.Module):
     all     all weights together: one factor.
 
     learned: the values before adaptation are parameters, trained by the outer loop.
+    weights: those that may be multiplied; others stay as they are.
     Raises ValueError for factors that no gradient could move, and for layers without rows in common.
 
     After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the
@@ -66,6 +67,8 @@ class Multipliers(nn.Module):
             return weights
         return {
             name: _by_rows(factors[self.factor_of[name]], weight) * weight
+            if name in self.factor_of
+            else weight
             for name, weight in weights.items()
         }
 

@@ -1,0 +1,148 @@
+"""What a run was trained on: the classes of each split and a digest of their items, kept in its directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fsl_core.data.folders import PassedOver, counted, nfc, shown
+from fsl_core.data.source import EpisodeSource, Split, SplitContents
+from fsl_core.errors import DataError
+from fsl_core.training.files import (
+    DATA,
+    Record,
+    Whole,
+    is_file,
+    read_json,
+    write_atomically,
+)
+
+
+class _Split(Record):
+    digest: str | None
+    classes: dict[str, Whole]
+
+
+class _Data(Record):
+    """What data.json holds."""
+
+    splits: dict[str, _Split]
+
+
+NAMED = 10
+"""Classes that a message names; of more it says how many there are."""
+
+AS_IT_WAS = "The data as it was, or a new run"
+
+
+def keep_data_record(
+    directory: Path, source: EpisodeSource, splits: Iterable[Split], begun: bool
+) -> list[str]:
+    """Write what the splits in use are made of where training begins; where it goes on, hold them against that.
+
+    begun: steps have been done. Returns what a user should know of the data.
+    Raises DataError where the data is not that which training began with.
+    """
+    contents = {split: source.inspect(split) for split in splits}
+    told = counted(passed_over(contents.values()))
+    notes = [f"data: passed over: {told}. `fsl check --data` lists them"] if told else []
+    recorded = _read(directory)
+    if recorded is not None:
+        _refuse_trained_on(directory, source, recorded, contents)
+        if changes := _changes(recorded, contents):
+            what = f"its data changed since training began: {changes}"
+            raise DataError(f"{directory}: {what}. {AS_IT_WAS}")
+    elif begun:
+        notes.append(f"data: no {DATA}, so its data may have changed since training began")
+    else:
+        write_atomically(directory / DATA, json.dumps(_record(contents), indent=1) + "\n")
+    return notes
+
+
+def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
+    """How a split differs from that which the run began with; empty where it does not, or nobody knows.
+
+    Raises DataError where it now holds classes that the run was trained on.
+    """
+    recorded = _read(directory)
+    if recorded is None:
+        return ""
+    contents = {split: source.inspect(split)}
+    _refuse_trained_on(directory, source, recorded, contents)
+    return _changes(recorded, contents)
+
+
+def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:
+    """What is passed over in some splits, each file and folder once, though several splits lie beside it."""
+    return list({item.path: item for found in contents for item in found.passed_over}.values())
+
+
+def _record(contents: Mapping[Split, SplitContents]) -> dict[str, Any]:
+    splits = {
+        split: {"digest": found.digest, "classes": _by_nfc(found)}
+        for split, found in contents.items()
+    }
+    return {"splits": splits, "passed_over": len(passed_over(contents.values()))}
+
+
+def _read(directory: Path) -> dict[Split, dict[str, Any]] | None:
+    """What each split was made of; None for a run that does not know."""
+    path = directory / DATA
+    return read_json(path, _Data)["splits"] if is_file(path) else None
+
+
+def _refuse_trained_on(
+    directory: Path,
+    source: EpisodeSource,
+    recorded: Mapping[Split, Any],
+    contents: Mapping[Split, SplitContents],
+) -> None:
+    """Raise DataError where a class of the training split has come into another one since.
+
+    One that was in both from the start is meant to be: some sources divide the items of a class among the splits.
+    """
+    trained = set(recorded["train"]["classes"]) if "train" in recorded else set()
+    for split, found in contents.items():
+        shared = trained & set(_by_nfc(found)) if split != "train" else set()
+        if shared and split in recorded:
+            shared -= set(recorded[split]["classes"])
+        elif (
+            shared
+        ):  # the run did not use this split; classes that both splits have now are meant to be
+            shared -= set(_by_nfc(source.inspect("train", digest=False)))
+        if shared:
+            what = f"split {split!r} now holds {_listed(shared)}, which the run was trained on"
+            raise DataError(f"{directory}: {what}. {AS_IT_WAS}")
+
+
+def _changes(recorded: Mapping[Split, Any], contents: Mapping[Split, SplitContents]) -> str:
+    changed = {
+        split: _difference(recorded[split]["classes"], _by_nfc(now))
+        for split, now in contents.items()
+        if split in recorded and recorded[split]["digest"] != now.digest
+    }
+    return "; ".join(f"{split} {difference}" for split, difference in changed.items())
+
+
+def _difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    names = {
+        "lost": set(before) - set(now),
+        "gained": set(now) - set(before),
+        "has another number of items in": {
+            name for name in set(before) & set(now) if before[name] != now[name]
+        },
+    }
+    parts = [f"{what} {_listed(which)}" for what, which in names.items() if which]
+    return ", ".join(parts) or "has other items in the same classes"
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = [shown(name) for name in sorted(names)]
+    more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
+    return f"class{'es' if len(ordered) > 1 else ''} {', '.join(ordered[:NAMED])}{more}"
+
+
+def _by_nfc(contents: SplitContents) -> dict[str, int]:
+    return {nfc(name): count for name, count in contents.classes.items()}

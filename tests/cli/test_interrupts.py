@@ -1,0 +1,185 @@
+"""Ctrl-C, SIGTERM and SIGHUP in every phase of a run: the code, the message, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fsl_core.cli import main
+from fsl_core.cli.interrupts import SIGNALS, interruptible
+
+RUN = ["run", "toy.yaml", "-s", "outer.validate_every=0", "--out", "out"]
+OBSERVER = """
+
+import os, signal
+
+def send(*names):
+    for name in names:
+        os.kill(os.getpid(), getattr(signal, name))
+
+@fsl.hookimpl
+def {hook}:
+    {then}
+"""
+
+
+def watch(folder: Path, hook: str, then: str) -> None:
+    """The toy plugin with an observer."""
+    plugin = folder / "fslplugin.py"
+    plugin.write_text(plugin.read_text() + OBSERVER.format(hook=hook, then=then))
+
+
+@pytest.fixture
+def call(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`fsl` in this process; returns its code and what it said on stderr."""
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["fsl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return run
+
+
+AT_STEP_3 = "fsl_step_finished(step)", "if step == 3: send({})"
+
+
+@pytest.mark.parametrize(
+    ("observed", "signals", "overrides", "message"),
+    [
+        (AT_STEP_3, ["SIGINT"], (), "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"),
+        (AT_STEP_3, ["SIGTERM"], (), "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"),
+        (AT_STEP_3, ["SIGHUP"], (), "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"),
+        (
+            AT_STEP_3,
+            ["SIGTERM", "SIGINT"],
+            ("outer.checkpoint_every=2",),
+            "at step 3 of 12. `fsl resume out` goes on from step 2, that of the last checkpoint",
+        ),
+        (
+            AT_STEP_3,
+            ["SIGINT", "SIGINT"],
+            (),
+            "at step 3 of 12, before the first checkpoint. `fsl resume out` starts from the beginning",
+        ),
+        (
+            ("fsl_run_started()", "send({})"),
+            ["SIGTERM"],
+            (),
+            "before the first of 12 steps. `fsl resume out` begins with it",
+        ),
+        (
+            ("fsl_step_finished(step)", "if step == 12: send({})"),
+            ["SIGTERM"],
+            (),
+            "after training; nothing of it is lost. `fsl resume out` evaluates it",
+        ),
+        (
+            ("fsl_evaluated(split)", "send({})"),
+            ["SIGINT"],
+            (),
+            "after the result was written. `fsl report out` writes the report",
+        ),
+        (
+            ("fsl_run_finished()", "send({})"),
+            ["SIGTERM"],
+            (),
+            "after the result was written. `fsl report out` writes the report",
+        ),
+    ],
+)  # fmt: skip
+def test_every_phase(
+    call, tmp_path: Path, observed: tuple[str, str], signals: list[str], overrides, message: str
+):
+    hook, then = observed
+    watch(tmp_path, hook, then.format(", ".join(f"'{name}'" for name in signals)))
+    before = [signal.getsignal(number) for number in SIGNALS]
+    options = [word for key in ("outer.checkpoint_every=100", *overrides) for word in ("-s", key)]
+    code, told = call(*RUN, *options)
+    assert told == f"interrupted {message}\n"
+    assert code == 128 + getattr(signal, signals[0])
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    watch(tmp_path, hook, "pass")
+    command = "report" if "`fsl report out`" in message else "resume"
+    assert call(command, "out", "--trust-plugins")[0] == 0  # the plugin has changed
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["checkpoint_step"] == 12
+
+
+def test_an_evaluation(call, tmp_path: Path):
+    plugin = tmp_path / "fslplugin.py"
+    text = plugin.read_text()
+    sent = "import os, signal\n        if split == 'test': os.kill(os.getpid(), signal.SIGTERM)\n"
+    plugin.write_text(text.replace("task = task or self.task\n", f"{sent}        task = task or self.task\n"))  # fmt: skip
+    message = "after training; nothing of it is lost. `fsl resume out` evaluates it"
+    assert call(*RUN) == (143, f"interrupted {message}\n")
+    assert not (tmp_path / "out" / "result.json").exists()
+    plugin.write_text(text)
+    assert call("resume", "out", "--trust-plugins")[0] == 0
+
+
+def test_loading_plugins(call, tmp_path: Path):
+    with (tmp_path / "fslplugin.py").open("a") as file:
+        file.write("\nimport os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    assert call(*RUN) == (130, "interrupted before the run began\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ignored_signal_stays_ignored(call, tmp_path: Path):
+    """As nohup and background jobs of a script set it."""
+    watch(tmp_path, "fsl_step_finished(step)", "send('SIGHUP')")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert call(*RUN)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_sets_no_handlers():
+    seen = []
+
+    def work() -> None:
+        with interruptible() as watched:
+            seen.append((watched.stop.requested, signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def test_a_process_that_is_terminated(call, tmp_path: Path):
+    """A signal from outside, amid training: the resumed run has the bits of one left alone."""
+    assert call(*RUN[:-1], "whole")[0] == 0
+    watch(
+        tmp_path,
+        "fsl_step_finished(step)",
+        "import time; print(step, flush=True); time.sleep(0.05)",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fsl_core", *RUN, "-s", "outer.checkpoint_every=100"],
+        env={**os.environ, "FSL_LOAD_PLUGINS": "none"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "1\n"
+    process.terminate()
+    printed, told = process.communicate(timeout=120)
+    step = int(printed.split()[-1]) if printed else 1
+    resume = f"`fsl resume out` goes on from step {step}"
+    assert told == f"interrupted at step {step} of 12; nothing is lost. {resume}\n"
+    assert process.returncode == 143
+    watch(tmp_path, "fsl_step_finished(step)", "pass")
+    assert call("resume", "out", "--trust-plugins")[0] == 0
+    for name in ("checkpoints/last.safetensors", "episodes.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
