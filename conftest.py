@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
@@ -26,6 +27,15 @@ from fsl_core.training.experiment import build_experiment
 prepare_process()
 os.environ["FSL_CACHE"] = mkdtemp(prefix="fsl-tests-")
 atexit.register(shutil.rmtree, os.environ["FSL_CACHE"], ignore_errors=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test adds to the list of plugins that the user of this machine trusts."""
+    os.environ["FSL_STATE"] = mkdtemp()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop("FSL_STATE", ""), ignore_errors=True)
 
 
 def _check_recipe(example) -> None:

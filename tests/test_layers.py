@@ -12,6 +12,7 @@ LAYERS = [
     "errors",
     "private",
     "words",
+    "writing",
     "attention",
     "norms",
     "forward",

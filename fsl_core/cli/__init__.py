@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from contextlib import AbstractContextManager
 from typing import Annotated
@@ -15,6 +16,17 @@ from fsl_core.data.work import Advance, report_to
 from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
+
+OF_THE_MACHINE = {
+    errno.EACCES: "A file or folder that is yours, or permission from its owner",
+    errno.EPERM: "A file or folder that is yours, or permission from its owner",
+    errno.EROFS: "A folder that can be written to",
+    errno.ENOSPC: "Room on its disk",
+    errno.EDQUOT: "Room within your quota",
+    errno.ENAMETOOLONG: "A shorter name",
+    errno.EIO: "A disk that can be read",
+}
+"""What would fit, by the reason for which the operating system refuses a file."""
 
 app = typer.Typer(
     name="fsl",
@@ -59,14 +71,13 @@ def main() -> None:
         sys.exit(_fail(error, 1))
     except FslError as error:
         sys.exit(_fail(error, 2))
-    except OSError as error:  # of a name, any command may be the first to look for its file
-        if error.errno != errno.ENAMETOOLONG:
+    except OSError as error:  # any command may be the first to look for a file
+        if error.errno not in OF_THE_MACHINE or not isinstance(error.filename, str | bytes):
             raise
-        name = str(error.filename)
-        told = (
-            f"{name[:60]}…: a name of {len(name)} characters, too long for a file. A shorter name"
-        )
-        sys.exit(_fail(told, 2))
+        name = os.fsdecode(error.filename)
+        if error.errno == errno.ENAMETOOLONG:
+            name = f"{name[:60]}…: a name of {len(name)} characters"
+        sys.exit(_fail(f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}", 2))
 
 
 def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:

@@ -9,12 +9,14 @@ import typer
 
 from fsl_core.cli.arguments import (
     Json,
+    NoLocalPlugin,
     NoPlugin,
     Overrides,
     PluginsDir,
     RecipeFile,
     choose_device,
     load_registry,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -47,8 +49,12 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="with --data: print JSON")] = False,
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
 ) -> None:
-    """Check a recipe: every option, and its parts on a made-up episode; --data reads its data."""
+    """Check a recipe: every option, and its parts on a made-up episode; --data reads its data.
+
+    Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
+    """
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
@@ -59,7 +65,9 @@ def check(
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
         raise typer.BadParameter(f"{option} says what is read. With --data", param_hint=option)
-    registry = load_registry(no_plugin, plugins_dir, recipe)
+    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+    if registry.files:
+        warn(f"imported {', '.join(registry.files)}")
     if has_matrix(recipe, overrides):
         if data:
             _refuse_matrix(recipe)

@@ -9,8 +9,27 @@ from typing import Any
 
 from fsl_core.data.folders import PassedOver, counted, nfc, shown
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
-from fsl_core.errors import DataError, RunError
-from fsl_core.training.files import DATA, read_json, write_atomically
+from fsl_core.errors import DataError
+from fsl_core.training.files import (
+    DATA,
+    Record,
+    Whole,
+    is_file,
+    read_json,
+    write_atomically,
+)
+
+
+class _Split(Record):
+    digest: str | None
+    classes: dict[str, Whole]
+
+
+class _Data(Record):
+    """What data.json holds."""
+
+    splits: dict[str, _Split]
+
 
 NAMED = 10
 """Classes that a message names; of more it says how many there are."""
@@ -76,16 +95,7 @@ def _record(contents: Mapping[Split, SplitContents]) -> dict[str, Any]:
 def _read(directory: Path) -> dict[Split, dict[str, Any]] | None:
     """What each split was made of; None for a run that does not know."""
     path = directory / DATA
-    if not path.is_file():
-        return None
-    splits = read_json(path, "splits")["splits"]
-    whole = isinstance(splits, dict) and all(
-        isinstance(split, dict) and isinstance(split.get("classes"), dict) and "digest" in split
-        for split in splits.values()
-    )
-    if not whole:
-        raise RunError(f"{path}: not a record of data. The file as it was, or a new run")
-    return splits
+    return read_json(path, _Data)["splits"] if is_file(path) else None
 
 
 def _refuse_trained_on(

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import Tensor, nn
 
-from fsl_core.config.recipe import read_recipe
+from fsl_core.config.document import parse_document
+from fsl_core.config.recipe import check_document
 from fsl_core.data import folders
 from fsl_core.data.folders import PassedOver, nfc, shown
 from fsl_core.data.vision import decode_images
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
+from fsl_core.hooks.trust import RecordedPlugins
+from fsl_core.training.checkpoints import load_weights, read_tensors, save_tensors
 from fsl_core.training.experiment import Experiment, build_experiment
 from fsl_core.training.files import (
-    ENVIRONMENT,
     RECIPE,
-    read_json,
+    PluginFiles,
+    Record,
+    Whole,
+    by_path,
+    check_record,
+    load_json,
     refuse_name,
     to_json,
     writing,
 )
 from fsl_core.training.run import Run, open_run
 from fsl_core.training.seeding import seed_torch
+from fsl_core.writing import write_file
 
 TOGETHER = 256
 """Normalisations under which a picture's prediction does not depend on the other pictures."""
@@ -162,10 +168,7 @@ class AdaptedPredictor:
     def save(self, path: Path) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
         refuse_name(path)
-        tensors = {
-            f"learner.{name}": t.detach().cpu().clone().contiguous()
-            for name, t in self.learner.state_dict().items()
-        }
+        tensors = {f"learner.{name}": t for name, t in self.learner.state_dict().items()}
         record = {
             "classes": self.classes,
             "found": self.found,
@@ -173,10 +176,10 @@ class AdaptedPredictor:
             **self.origin,
         }
         with writing(path):
-            save_file(
-                {**tensors, "support": self.images.contiguous()},
+            save_tensors(
                 path,
-                metadata={"fsl-predictor": to_json(record, path)},
+                {**tensors, "support": self.images},
+                {"fsl-predictor": to_json(record, path)},
             )
 
     def export(self, path: Path, images: Tensor) -> float:
@@ -214,8 +217,10 @@ class AdaptedPredictor:
             raise RunError(
                 f"{where}: the exported probabilities differ by {difference:.1e}. --save, which adapts anew"
             )
+        content = io.BytesIO()  # torch.export names no reason where there is no room on a disk
+        torch.export.save(program, content)
         with writing(path):
-            torch.export.save(program, path)
+            write_file(path, content.getvalue())
         return difference
 
 
@@ -236,6 +241,9 @@ def adapt_to_folder(
     device: torch.device | str = "cpu",
     no_plugin: Iterable[str] = (),
     skip_unreadable: bool = False,
+    plugins: Iterable[Path] = (),
+    trust_plugins: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> AdaptedPredictor:
     """A trained run with the labelled pictures of `support`: one folder for each class, sorted by name.
 
@@ -243,9 +251,21 @@ def adapt_to_folder(
     checkpoint: best or last; default: as in the recipe.    invert: exchange light and dark in all pictures.
     skip_unreadable: take the next picture in place of one that cannot be read, and name it in
         `passed_over`.
+    One-file plugins that the run names are imported where you have run them before; else
+    PluginError.
+    plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
+    trust_plugins: import what the run names, known or not.    tell: is told of each such import.
     Raises DataError if the folders do not fit, RunError if there is no trained run or it does not take pictures.
     """
-    with open_run(directory, torch.device(device), write=False, no_plugin=no_plugin) as run:
+    with open_run(
+        directory,
+        torch.device(device),
+        write=False,
+        no_plugin=no_plugin,
+        plugins=plugins,
+        trust_plugins=trust_plugins,
+        tell=tell,
+    ) as run:
         run.restore_for_evaluation(checkpoint)
         return _adapt_run(run, support, invert, skip_unreadable)
 
@@ -266,10 +286,7 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     except ShapeError as error:
         raise DataError(f"{support}: {len(classes)} classes of {n_shot}: {error}") from error
     recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
-    origin = {
-        "recipe": recipe,
-        "plugin_files": read_json(run.directory / ENVIRONMENT, "plugin_files")["plugin_files"],
-    }
+    origin = {"recipe": recipe, "plugin_files": run.registry.files}
     found = tuple(map(len, classes.values()))
     return AdaptedPredictor(
         experiment,
@@ -283,42 +300,76 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     )
 
 
+class _Saved(Record):
+    """What `AdaptedPredictor.save` writes beside the tensors."""
+
+    classes: Annotated[list[str], Field(min_length=2)]
+    found: list[Whole]
+    invert: bool
+    recipe: str
+    plugin_files: PluginFiles
+
+
 def load_predictor(
-    path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()
+    path: Path,
+    device: torch.device | str = "cpu",
+    no_plugin: Iterable[str] = (),
+    plugins: Iterable[Path] = (),
+    trust_plugins: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> AdaptedPredictor:
-    """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent."""
+    """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent.
+
+    One-file plugins that it names are imported where you have run them before; else PluginError.
+    plugins, trust_plugins, tell: as for `adapt_to_folder`.
+    """
     refuse_name(path)
+    tensors, record = _read_saved(path)
+    recorded = RecordedPlugins(str(path), by_path(record["plugin_files"]), trust_plugins, tell)
+    registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
+    document = parse_document(record["recipe"], f"{path}: recipe")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-            record = json.loads(file.metadata()["fsl-predictor"])
-        images = tensors.pop("support")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        experiment = build_experiment(check_document(document, registry), device)
+    except FslError as error:
+        raise RunError(str(error)) from error
+    images, classes = tensors.pop("support"), tuple(record["classes"])
+    task = experiment.source.task
+    _require_pictures(path, task)
+    shots, rest = divmod(len(images), len(classes))
+    if images.dtype != torch.uint8 or images.shape[1:] != tuple(task.input_shape) or rest:
         raise RunError(
-            f"{path}: not a whole file of `fsl predict --save`. Such a file, or a run directory"
-        ) from error
-    registry = load(files=[Path(f) for f in record["plugin_files"]], no_plugin=no_plugin)
-    with TemporaryDirectory() as folder:
-        recipe = Path(folder) / RECIPE
-        recipe.write_text(record["recipe"], encoding="utf-8")
-        try:
-            experiment = build_experiment(read_recipe(recipe, registry), device)
-        except FslError as error:
-            raise RunError(str(error).replace(str(recipe), f"{path}: recipe")) from error
-    classes = tuple(record["classes"])
-    learner = experiment.learner_for(len(classes), len(images) // len(classes))
-    try:
-        learner.load_state_dict(
-            {name.removeprefix("learner."): tensor for name, tensor in tensors.items()}
+            f"{path}: labelled pictures of {images.dtype}, shape {tuple(images.shape)}, which are "
+            f"not {len(classes)} times as many of its recipe. A file of `fsl predict --save`"
         )
-    except RuntimeError as error:
+    learner = experiment.learner_for(len(classes), shots)
+    try:
+        load_weights(learner, {n.removeprefix("learner."): t for n, t in tensors.items()})
+    except ValueError as error:
         raise RunError(
-            f"{path}: its weights do not fit the plugins installed. Their versions at the time of --save"
+            f"{path}: its weights do not fit the plugins installed: {error}. "
+            "Their versions at the time of --save"
         ) from error
-    origin = {key: record[key] for key in ("recipe", "plugin_files")}
+    origin = {"recipe": record["recipe"], "plugin_files": registry.files}
     return AdaptedPredictor(
         experiment, learner, images, classes, tuple(record["found"]), record["invert"], origin
     )
+
+
+def _read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors, metadata = read_tensors(path)
+        record = check_record(load_json(metadata["fsl-predictor"]), _Saved)
+        if len(record["found"]) != len(record["classes"]):
+            raise ValueError("'found' is not one number for each class")
+        if tensors["support"].dim() != 4 or not len(tensors["support"]):
+            raise ValueError("'support' holds no pictures")
+    except (KeyError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise RunError(
+            f"{path}: not a whole file of `fsl predict --save` ({reason}). "
+            "Such a file, or a run directory"
+        ) from error
+    return tensors, record
 
 
 def _require_pictures(where: Path, task: TaskShape) -> None:

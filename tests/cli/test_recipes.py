@@ -25,7 +25,7 @@ def package(toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (folder / "fslplugin.py").write_text((tmp_path / "fslplugin.py").read_text())
     (folder / "many.yaml").write_text(TOY + toy_recipe.read_text() + "matrix: {seed: [0, 1]}\n")
     monkeypatch.setattr(shipped, "PACKAGE", folder.parent.parent)
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     return folder
 
 

@@ -102,7 +102,7 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     (tmp_path / "own.py").write_text(FIXED)
 
     def run(

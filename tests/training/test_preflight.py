@@ -261,7 +261,7 @@ def test_a_prepared_run_is_tried_when_it_begins_and_not_again(
 ):
     tried, cpu, run = [], torch.device("cpu"), tmp_path / "run"
     monkeypatch.setattr("fsl_core.training.run.preflight", tried.append)
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     environment = {"recipe": "r", "plugin_files": [str(PARTS)]}
     prepare_run(run, read_recipe(recipe, registry), environment)
     for steps in (1, 1):
@@ -275,7 +275,7 @@ def test_a_prepared_run_is_tried_when_it_begins_and_not_again(
 def test_check_says_it_in_one_line_and_run_says_nothing_when_all_is_well(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     folder = tmp_path / "parts"
     folder.mkdir()
     (folder / "parts.py").write_text(PARTS.read_text())

@@ -107,7 +107,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
         "outer.schedule={name: cosine}",
     ]
     overrides = [word for setting in settings for word in ("-s", setting)]
-    environment = {**os.environ, "FSL_LOAD_PLUGINS": "", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "FSL_LOAD_PLUGINS": "none", "OMP_NUM_THREADS": "1"}
     fsl = [sys.executable, "-m", "fsl_core"]
     subprocess.run(
         [*fsl, "run", toy_recipe, *overrides, "--out", "whole"],

@@ -24,6 +24,7 @@ from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.vision import to_pixels
 from fsl_core.data.work import reported
 from fsl_learn2learn.library import learn2learn
+from fsl_learn2learn.pickles import refuse_code
 
 NWay = Annotated[int, Field(ge=2, description="classes per episode")]
 NShot = Annotated[int, Field(ge=1, description="labelled images per class")]
@@ -152,6 +153,7 @@ class L2lEpisodes(fsl.PooledEpisodes):
 
     def _download(self, root: Path, split: fsl.Split) -> str:
         """Have learn2learn download its data; what went wrong, or nothing."""
+        self._refuse_code(root, split)  # of what is there already
         try:
             root.mkdir(parents=True, exist_ok=True)
             with _on_stderr():
@@ -167,6 +169,7 @@ class L2lEpisodes(fsl.PooledEpisodes):
 
     def _decode(self, root: Path, split: fsl.Split) -> fsl.LabelledPool:
         images: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._refuse_code(root, split)
         try:
             with (
                 _linked(root, self.needs(split)) as folder,
@@ -187,6 +190,10 @@ class L2lEpisodes(fsl.PooledEpisodes):
         return fsl.LabelledPool.from_classes(
             (name, torch.stack(self.in_order(images.pop(name)))) for name in sorted(images)
         )
+
+    def _refuse_code(self, root: Path, split: fsl.Split) -> None:
+        files = (file for path in self.needs(split) for file in _files(root / path))
+        refuse_code(files, f"episodes {self.name!r}")
 
     def pixels(self, picture: Image.Image | np.ndarray) -> torch.Tensor:
         """(channels, image_size, image_size) uint8."""
