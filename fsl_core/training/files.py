@@ -128,12 +128,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def is_file(path: Path) -> bool:
     """Whether path is a file. RunError where that cannot be seen: it may well be there."""
-    try:
-        with reading(path):
-            path.stat()
-    except OSError:
-        return False
-    return path.is_file()
+    with reading(path):
+        return path.is_file()
 
 
 def to_json(data: Any, where: str | Path, **options: Any) -> str:
