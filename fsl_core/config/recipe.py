@@ -78,7 +78,8 @@ class ExecutionOptions(_Section):
     mode: Annotated[
         Literal["auto", "loop", "vmap", "compiled"],
         Field(
-            description="loop: task by task; vmap: one batch; compiled: that, by torch.compile; auto: measured at the start"
+            description="loop: task by task; vmap: one batch; compiled: that, by torch.compile; "
+            "auto: measured once on a machine"
         ),
     ] = "auto"
     workers: Annotated[
