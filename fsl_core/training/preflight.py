@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fsl_core.engine import soundness
-from fsl_core.episode import Episode, LabelledSet, Learner, Outcomes, TaskShape
+from fsl_core.episode import Adapter, Episode, LabelledSet, Learner, Outcomes, TaskShape
 from fsl_core.errors import FslError, PluginError, ShapeError
 from fsl_core.norms import support_reference
 from fsl_core.training.experiment import Experiment
@@ -176,6 +176,9 @@ class _Trial:
         if not _alike(again, alone):
             self.refuse_memory(after_another, first, alone)
         drifting = soundness.changed(between, soundness.hidden(after_another))
+        if type(learner.adapter).on_progress is not Adapter.on_progress:
+            after_another.adapter.on_progress(1.0)  # what follows a warm-up
+            self.objective(after_another, first, gradient=False)
         return lost, set(drifting), after_another
 
     def objective(
@@ -191,7 +194,7 @@ class _Trial:
 
         def call() -> Any:
             try:
-                return learner.objective(episode, self.task.loss)
+                return learner.objective(episode, self.loss)
             except RuntimeError as error:
                 if moved and "mutate a captured Tensor" in str(error):
                     self.refuse_lost(_first_float(learner, moved))
@@ -211,6 +214,17 @@ class _Trial:
         if gradient:
             self.meta_gradient(learner, loss)
         return _Outcome(loss.detach(), prediction.detach())
+
+    def loss(self, prediction: Any, y: Tensor) -> Tensor:
+        """The task's loss, with a shape in place of what torch says of one that it cannot take."""
+        try:
+            return self.task.loss(prediction, y)
+        except Exception as error:
+            shape = (len(y), self.task.output_dim)
+            wrong = soundness.wrong_output("predictions", prediction, shape, None)
+            if wrong:
+                raise FslError(wrong) from error
+            raise
 
     def meta_gradient(self, learner: Learner, loss: Tensor) -> None:
         """It reaches a parameter and is finite."""
@@ -257,13 +271,13 @@ class _Trial:
     def evaluation(self) -> None:
         """As `evaluate` does it: in evaluation mode, without gradients, every predictor."""
         first, second = self.test_episodes
-        learner, fresh = self.judged(), self.judged()
+        learner = self.judged()
         expected = self.predictions(learner, first, "trajectory")[-1]
         self.predictions(learner, second, "adapt")
         (found,) = self.predictions(learner, first, "adapt")
         if soundness.close(found, expected, TOLERANCE):
             return
-        (alone,) = self.predictions(fresh, first, "adapt")
+        (alone,) = self.predictions(self.judged(), first, "adapt")
         if soundness.close(alone, expected, TOLERANCE):
             self.refuse(
                 "adapter",
@@ -397,8 +411,10 @@ class _Trial:
         return (task.n_way, task.n_shot) == (test.n_way, test.n_shot)
 
     def judged(self) -> Learner:
-        """A learner for test episodes that nothing else uses."""
-        return (self.copy() if self.same_shape else self.experiment.test_learner()).eval()
+        """A learner for test episodes that nothing else uses, told that training is over."""
+        learner = self.copy() if self.same_shape else self.experiment.test_learner()
+        learner.adapter.on_progress(1.0)
+        return learner.eval()
 
     def call(self, part: str, what: str, call: Callable[[], Any]) -> Any:
         """What a part of the recipe returns. Its exceptions become one line, with its own place."""

@@ -463,6 +463,17 @@ class EmptyTrajectory(Centroid):
         return []
 
 
+class FailsAfterItsWarmUp(Centroid):
+    name, progress = "fails-after-its-warm-up", 0.0
+
+    def on_progress(self, progress):
+        self.progress = progress
+
+    def adapt(self, backbone, support):
+        predict = super().adapt(backbone, support)
+        return predict if self.progress < 0.5 or not self.training else lambda x: predict(x)[:, :1]
+
+
 class RemembersInEvaluation(Remembers):
     name = "remembers-in-evaluation"
 

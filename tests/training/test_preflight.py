@@ -87,7 +87,7 @@ def test_backbones(built, name: str):
 ADAPTERS = {
     "no-super-adapter": r"NoSuperAdapter of .*: its constructor does not call that of torch\.nn\.Mod",
     "plain-module": r"not a Adapter of fsl_core\. A class derived from it$",
-    "wrong-shape": r"objective raised ValueError: Expected input batch_size \(3\) to match .*",
+    "wrong-shape": r"objective: predictions of shape \(3, 12\)\. Expected \(12, 3\)$",
     "transposed": r"predictions of shape \(12, 3, 1\)\. Expected \(12, 3\)$",
     "not-callable": r"objective: adapt returned a Tensor\. A predictor: a function of items$",
     "changes-items": r"objective changes support\.x in place\. New tensors: the data belongs to the",
@@ -106,6 +106,7 @@ ADAPTERS = {
     "trains-in-evaluation": r"an evaluation changes the value of adapter\.seen\. Nothing: episodes",
     "other-trajectory": r"the last predictor of trajectory is not that of adapt: validation would ju",
     "empty-trajectory": r"trajectory is empty\. At least the predictor of adapt$",
+    "fails-after-its-warm-up": r"predictions of shape \(12, 1\)\. Expected \(12, 3\)$",
     "remembers-in-evaluation": r"in evaluation a task gives other predictions once another task cam",
     "functional-norm-head": r"norm \(BatchNorm1d\) moves its running_mean in training, which adapte"
     r"r 'functional-norm-head' cannot keep: .* Evaluation would read what never moved\. fsl\.repla",
