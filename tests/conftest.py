@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -109,7 +111,8 @@ evaluate: {episodes: 10}
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads a user's plugin switches or writes beside the code."""
-    for variable in ("FSL_LOAD_PLUGINS", "FSL_DISABLED_PLUGINS", "FSL_STRICT_PLUGINS"):
+    switches = ("FSL_LOAD_PLUGINS", "FSL_DISABLED_PLUGINS", "FSL_STRICT_PLUGINS")
+    for variable in (*switches, "FSL_GRANTED_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -141,7 +144,7 @@ def fsl(tmp_path: Path):
         return subprocess.run(
             [sys.executable, "-m", "fsl_core", *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "FSL_LOAD_PLUGINS": "", **environment},
+            env={**os.environ, "FSL_LOAD_PLUGINS": "none", **environment},
             capture_output=True,
             text=True,
             timeout=300,
@@ -149,3 +152,33 @@ def fsl(tmp_path: Path):
         )
 
     return call
+
+
+class Ended(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(
+    toy_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Ended]:
+    """The command line in this process: `fsl` without its start-up time, on the toy recipe."""
+    from fsl_core.cli import main
+
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
+    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FSL_DATA", raising=False)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fsl", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run

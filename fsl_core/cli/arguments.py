@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fsl_core.words import printable
 
 if TYPE_CHECKING:
     from fsl_core.hooks.registry import Registry
@@ -46,6 +48,14 @@ NoPlugin = Annotated[
 PluginsDir = Annotated[
     Path | None, typer.Option("--plugins-dir", metavar="DIR", help="folder of one-file plugins")
 ]
+NoLocalPlugin = Annotated[
+    bool,
+    typer.Option("--no-local-plugin", help="do not import fslplugin.py from beside the recipe"),
+]
+TrustPlugins = Annotated[
+    bool,
+    typer.Option("--trust-plugins", help="import one-file plugins that RUN names, known or not"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 RawCsv = Annotated[
     bool,
@@ -57,21 +67,51 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")
 
 
 def load_registry(
-    no_plugin: list[str], plugins_dir: Path | None, recipe: Path | None = None
+    no_plugin: list[str],
+    plugins_dir: Path | None,
+    recipe: Path | None = None,
+    no_local_plugin: bool = False,
 ) -> Registry:
     """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
     from fsl_core.hooks.registry import load, plugin_files
 
-    files = plugin_files(recipe, plugins_dir)
+    files = plugin_files(None if no_local_plugin else recipe, plugins_dir)
     if plugins_dir is not None:
         _tell_files(plugins_dir, files)
     registry = load(no_plugin=no_plugin, files=files)
     for plugin in registry.plugins:
         if plugin.status == "failed":
-            typer.echo(f"{plugin.title} failed to load: {plugin.reason}", err=True)
+            warn(f"{plugin.title} failed to load: {plugin.reason}")
         for note in plugin.notes:
-            typer.echo(f"{plugin.title}: {note}", err=True)
+            warn(f"{plugin.title}: {note}")
     return registry
+
+
+def recorded_plugins(
+    no_plugin: list[str], plugins_dir: Path | None, trust_plugins: bool
+) -> dict[str, Any]:
+    """How `open_run` and its like treat the one-file plugins that a run names, told on stderr."""
+    from fsl_core.hooks.registry import plugin_files
+
+    files = plugin_files(None, plugins_dir)
+    if plugins_dir is not None:
+        _tell_files(plugins_dir, files)
+    return {
+        "no_plugin": no_plugin,
+        "plugins": files,
+        "trust_plugins": trust_plugins,
+        "tell": warn,
+    }
+
+
+def say(text: str) -> None:
+    """A line on stdout; names in it may be a stranger's, and a terminal would obey them."""
+    typer.echo(printable(text, lines=True))
+
+
+def warn(text: str) -> None:
+    """A line on stderr, likewise."""
+    typer.echo(printable(text, lines=True), err=True)
 
 
 def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
@@ -82,7 +122,7 @@ def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
     others = [file.name for file in here if file.resolve() not in real]
     named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     passed = f"; passed over: {named} (a test, or without hookimpl)" if others else ""
-    typer.echo(f"--plugins-dir {plugins_dir}: {used}{passed}", err=True)
+    warn(f"--plugins-dir {plugins_dir}: {used}{passed}")
 
 
 def choose_device(name: str):

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.cli.arguments import Device, NoPlugin, RawCsv, choose_device
+from fsl_core.cli.arguments import (
+    Device,
+    NoPlugin,
+    PluginsDir,
+    RawCsv,
+    TrustPlugins,
+    choose_device,
+    recorded_plugins,
+    warn,
+)
 from fsl_core.cli.outputs import Output, check_outputs, page, table
 
 if TYPE_CHECKING:
@@ -65,6 +74,8 @@ def predict(
     ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
     raw_csv: RawCsv = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
@@ -74,8 +85,9 @@ def predict(
 
     outputs = list(_outputs(out, html, save, export))
     check_outputs(outputs, [path for path in (trained, support, query) if path])
+    options = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     predictor = _predictor(
-        trained, support, invert, checkpoint, choose_device(device), no_plugin, skip_unreadable
+        trained, support, invert, checkpoint, choose_device(device), skip_unreadable, options
     )
     pictures = predictor.read(query, skip_unreadable)
     _note(predictor)
@@ -90,7 +102,7 @@ def predict(
         predictor.save(save)
     if export:
         difference = predictor.export(export, pictures.images)
-        typer.echo(f"{export}: probabilities of these pictures within {difference:.1e}", err=True)
+        warn(f"{export}: probabilities of these pictures within {difference:.1e}")
     if html:
         predictions.write_html(html)
     if out:
@@ -128,8 +140,8 @@ def _predictor(
     invert: bool,
     checkpoint: str | None,
     device: torch.device,
-    no_plugin: list[str],
     skip_unreadable: bool,
+    plugins: dict[str, Any],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
     from fsl_core.training.prediction import adapt_to_folder, load_predictor
@@ -142,14 +154,20 @@ def _predictor(
                 "--support: absent. A folder with one folder of labelled pictures for each class"
             )
         return adapt_to_folder(
-            trained, support, invert, checkpoint, device, no_plugin, skip_unreadable
+            trained,
+            support,
+            invert,
+            checkpoint,
+            device,
+            skip_unreadable=skip_unreadable,
+            **plugins,
         )
     given = {"--support": support, "--invert": invert, "--checkpoint": checkpoint}
     if named := [name for name, value in given.items() if value]:
         raise RunError(
             f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save alone"
         )
-    return load_predictor(trained, device, no_plugin)
+    return load_predictor(trained, device, **plugins)
 
 
 def _note(predictor: AdaptedPredictor) -> None:
@@ -160,15 +178,13 @@ def _note(predictor: AdaptedPredictor) -> None:
         counts = ", ".join(
             f"{shown(name)} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
-        typer.echo(
-            f"note: unequal numbers of labelled pictures ({counts}); the first {predictor.n_shot} of each are used",
-            err=True,
+        warn(
+            f"note: unequal numbers of labelled pictures ({counts}); "
+            f"the first {predictor.n_shot} of each are used"
         )
     if predictor.together:
         how = f"norm {predictor.experiment.norm}, adapter {predictor.learner.adapter.name}"
-        typer.echo(
-            f"note: {how}: a prediction depends on which pictures are predicted together", err=True
-        )
+        warn(f"note: {how}: a prediction depends on which pictures are predicted together")
 
 
 def _note_passed_over(option: str, passed_over: Sequence[PassedOver]) -> None:

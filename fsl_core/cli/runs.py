@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,20 +20,26 @@ import typer
 from fsl_core.cli.arguments import (
     Device,
     Json,
+    NoLocalPlugin,
     NoPlugin,
     Overrides,
     PluginsDir,
     RecipeFile,
     RunDirectory,
+    TrustPlugins,
     choose_device,
     load_registry,
+    recorded_plugins,
+    say,
+    warn,
 )
 from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
-from fsl_core.words import name_of, printable
+from fsl_core.words import name_of
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
+    from fsl_core.hooks.registry import Registry
     from fsl_core.training.run import Run
 
 Out = Annotated[
@@ -48,11 +60,13 @@ def run(
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate a recipe."""
-    with _json_alone(as_json):
-        result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+    with _json_alone(as_json), interruptible() as watched:
+        registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+        result, directory = _run(recipe, registry, overrides, out, device, watched)
     _print_result(result, directory, as_json)
 
 
@@ -64,6 +78,8 @@ def resume(
     ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Continue a run from its last checkpoint, exactly as if it had never stopped.
@@ -73,10 +89,10 @@ def resume(
     """
     from fsl_core.training.run import open_run
 
-    options = {"write": True, "no_plugin": no_plugin, "steps": steps}
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with (
         interruptible() as watched,
-        open_run(directory, choose_device(device), **options) as opened,
+        open_run(directory, choose_device(device), write=True, steps=steps, **plugins) as opened,
     ):
         result = opened.result()
         if result is None:
@@ -97,6 +113,8 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
@@ -109,7 +127,8 @@ def evaluate(
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
     if checkpoint not in (None, "best", "last"):
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
-    with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    with open_run(directory, choose_device(device), write=False, **plugins) as opened:
         which = opened.restore_for_evaluation(checkpoint)
         _note_data(opened, split)
         count = episodes or opened.recipe.sections.evaluate.episodes
@@ -126,19 +145,20 @@ def reproduce(
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
 ) -> None:
     """Run a recipe and hold the result against its `expect:`; exit code 1 if it is outside the tolerance."""
     from fsl_core.config.recipe import read_recipe
     from fsl_core.errors import RecipeError
 
-    expected = read_recipe(
-        recipe, load_registry(no_plugin, plugins_dir, recipe), overrides
-    ).sections.expect
+    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+    expected = read_recipe(recipe, registry, overrides).sections.expect
     if not expected:
         raise RecipeError(
             f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
         )
-    result, directory = _run(recipe, overrides, out, device, no_plugin, plugins_dir)
+    with interruptible() as watched:
+        result, directory = _run(recipe, registry, overrides, out, device, watched)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -152,26 +172,43 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def report(directory: RunDirectory, device: Device = "auto", no_plugin: NoPlugin = []) -> None:
-    """Write a finished run's report.html anew and say where it is."""
+def report(
+    directory: RunDirectory,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="page to write (default: RUN/report.html)")
+    ] = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = [],
+    plugins_dir: PluginsDir = None,
+    trust_plugins: TrustPlugins = False,
+) -> None:
+    """Write a finished run's report.html again and say where it is."""
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
+    from fsl_core.reporting.scores import read_scores
     from fsl_core.training.begun import refuse_edited
-    from fsl_core.training.files import RESULT, check_files
+    from fsl_core.training.files import check_files
     from fsl_core.training.run import open_run
 
-    if not (directory / RESULT).is_file():
-        raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
+    read_scores(directory)
     check_files(directory)
     refuse_edited(directory)
-    try:
-        with open_run(directory, choose_device(device), write=False, no_plugin=no_plugin) as opened:
+    plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(
+                open_run(directory, choose_device(device), write=False, **plugins)
+            )
             opened.restore_for_evaluation()
             _note_data(opened, "test")
-            path = write_report(directory, opened)
-    except FslError as error:  # the plugin, the weights or the data may be elsewhere by now
-        typer.echo(f"without episodes: {error}", err=True)
-        path = write_report(directory, why_no_episodes=str(error))
+            why = ""
+        except FslError as error:  # plugin, weights or data may be elsewhere, or are not trusted
+            warn(f"without episodes: {error}")
+            opened, why = None, str(error)
+        try:
+            path = write_report(directory, opened, why, out)
+        except RunError as error:
+            raise error if out else RunError(f"{error}: --out FILE") from error
     typer.echo(f"report: {path}")
 
 
@@ -212,9 +249,9 @@ def compare(
         return
     for run in runs:
         score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        typer.echo(printable(f"{run.directory}: {score}"))
+        say(f"{run.directory}: {score}")
     for line in judging_told(*runs):
-        typer.echo(printable(line))
+        say(line)
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
@@ -229,23 +266,20 @@ def compare(
 
 def _run(
     recipe_file: Path,
+    registry: Registry,
     overrides: list[str],
     out: Path | None,
     device: str,
-    no_plugin: list[str],
-    plugins_dir: Path | None,
+    watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
-    from fsl_core.hooks.registry import plugin_files
     from fsl_core.training.run import new_run
 
-    with interruptible() as watched:
-        registry = load_registry(no_plugin, plugins_dir, recipe_file)
-        recipe = read_recipe(recipe_file, registry, overrides)
-        directory = out or _free_directory(name_of(recipe_file))
-        files = plugin_files(recipe_file, plugins_dir)
-        with new_run(directory, recipe, registry, choose_device(device), files) as started:
-            return _complete(started, watched), directory
+    recipe = read_recipe(recipe_file, registry, overrides)
+    directory = out or _free_directory(name_of(recipe_file))
+    files = map(Path, registry.files)
+    with new_run(directory, recipe, registry, choose_device(device), files) as started:
+        return _complete(started, watched), directory
 
 
 def _complete(run: Run, watched: Watched) -> dict[str, Any]:
@@ -315,7 +349,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         told = {**result, **({"run": str(directory)} if directory else {})}
         typer.echo(to_json(told, "result", indent=2))
         return
-    typer.echo(
+    say(
         f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
     )
     metric = result["metric"]
@@ -323,19 +357,26 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result
     ]
     if steps:
-        typer.echo(
-            f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}"
-        )
+        say(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
     if state := result.get("adapter_state"):
-        typer.echo(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
+        say(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
     if not result.get("settled", True):
-        typer.echo("not settled: the judged weights are from inside the adapter's warm-up")
+        say("not settled: the judged weights are from inside the adapter's warm-up")
     for change in result.get("steps_changed", []):
-        typer.echo(describe_change(change))
+        say(describe_change(change))
     if directory is not None:
-        typer.echo(
+        say(
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
             f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, episode set {result['episode_set'][:12]}"
         )
-        typer.echo(f"execution {result.get('execution', 'unknown: an earlier version ran it')}")
-        typer.echo(f"report: {directory / 'report.html'}")
+        execution = result.get("execution", "unknown: an earlier version ran it")
+        say(f"execution {execution}{_how_settled(directory)}")
+        say(f"report: {directory / 'report.html'}")
+
+
+def _how_settled(directory: Path) -> str:
+    """How the execution of a run came about, where it was measured."""
+    from fsl_core.training.run import read_choice
+
+    choice = read_choice(directory)
+    return f" ({choice.when})" if choice and choice.when else ""

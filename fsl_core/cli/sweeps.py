@@ -14,6 +14,7 @@ import typer
 from fsl_core.cli.arguments import (
     Device,
     Json,
+    NoLocalPlugin,
     NoPlugin,
     Overrides,
     PluginsDir,
@@ -47,6 +48,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def sweep(
+    context: typer.Context,
     recipe: RecipeFile,
     overrides: Overrides = [],
     jobs: Jobs = 1,
@@ -54,12 +56,13 @@ def sweep(
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
+    no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
     raw_csv: RawCsv = False,
 ) -> None:
     """Run every combination of a recipe's `matrix:` and compare them. The same command goes on where it was stopped."""
     from fsl_core.config.matrix import read_matrix
-    from fsl_core.hooks.registry import plugin_files
+    from fsl_core.hooks.trust import granting
     from fsl_core.reporting.sweep import collect, table, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
@@ -67,12 +70,13 @@ def sweep(
     from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer, run_jobs, threads_of
     from fsl_core.training.files import to_json
 
-    registry = load_registry(no_plugin, plugins_dir, recipe)
+    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
+    context.with_resource(granting(registry.files))
     choose_device(device)
     plan = plan_sweep(read_matrix(recipe, registry, overrides))
     directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
-    prepare = _preparer(registry, device, jobs, plugin_files(recipe, plugins_dir))
+    prepare = _preparer(registry, device, jobs)
     options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(jobs))}
     processes = Processes("fsl_core.cli.cells", no_plugin, environment)
@@ -110,7 +114,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _preparer(registry: Registry, device: str, workers: int, files: Sequence[Path]):
+def _preparer(registry: Registry, device: str, workers: int):
     from fsl_core.sweeping.schedule import threads_of
     from fsl_core.training.run import describe_environment, prepare_run
 
@@ -118,7 +122,7 @@ def _preparer(registry: Registry, device: str, workers: int, files: Sequence[Pat
         **describe_environment(registry),
         "threads": threads_of(workers),
         "device": device,
-        "plugin_files": [str(file.resolve()) for file in files],
+        "plugin_files": registry.files,
     }
 
     def prepare(job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fsl_core.config.document import Document, KeyPath, read_document
 from fsl_core.config.options import Component, Kind
-from fsl_core.errors import PluginError, RecipeError
-from fsl_core.words import printable, suggest
+from fsl_core.errors import FslError, PluginError, RecipeError
+from fsl_core.words import NO_SUPER, STRICT, forgot_super, printable, raised, suggest
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
@@ -236,6 +237,20 @@ class Recipe:
                 f"{self.document.where_built(path)}: cannot be built: {reason}. "
                 "Other or smaller options"
             ) from error
+        except FslError:
+            raise
+        except Exception as error:  # a mistake of the plugin's author
+            if os.environ.get("FSL_STRICT_PLUGINS"):
+                raise
+            home = self.chosen[path].factory.__module__
+            told = _of_constructor(error, home)
+            raise PluginError(f"{self.named(path)}: {told}") from error
+
+    def named(self, path: KeyPath) -> str:
+        """`<where>: <class> of <distribution or file>`, for messages about a component."""
+        component = self.chosen[path]
+        name = getattr(component.factory, "__name__", component.name)
+        return f"{self.document.where_built(path)}: {name} of {component.origin}"
 
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as plain data that means the same anywhere.
@@ -290,6 +305,12 @@ def _in_written_order(data: Any, written: Any) -> Any:
         return data
     keys = [*(key for key in written if key in data), *(key for key in data if key not in written)]
     return {key: _in_written_order(data[key], written.get(key)) for key in keys}
+
+
+def _of_constructor(error: Exception, home: str) -> str:
+    if forgot_super(error):
+        return NO_SUPER
+    return f"its constructor raised {raised(error, home)}. {STRICT}"
 
 
 def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
@@ -386,7 +407,8 @@ def unmet_requirement(text: str) -> str:
         requirement = Requirement(text)
         version = metadata.version(requirement.name)
     except InvalidRequirement:
-        return f"{text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+        fitting = "A distribution with a version range, such as fsl-maml>=0.1"
+        return f"{text!r} is not a requirement. {fitting}"
     except metadata.PackageNotFoundError:
         return f"{requirement.name} is not installed. pip install '{text}'"
     if requirement.specifier.contains(version, prereleases=True):
@@ -440,9 +462,10 @@ def _validation_faults(
         if any(other[: len(path)] == path for other in expected if other != path):
             continue  # the fault is further down: a wrong item also makes its list too short
         found = json.dumps(_at(document.data, path))
-        faults.append(
-            f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}"
-        )
+        fitting = ", or ".join(dict.fromkeys(alternatives))
+        if document.place(path).startswith("-s ") and fitting == "a valid string":
+            fitting += f", such as '{json.dumps(found)}'"
+        faults.append(f"{document.where(path)}: found {found}. Expected {fitting}")
     return faults
 
 
@@ -476,7 +499,23 @@ def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> s
     named = document.place((*path[:-1], "name"))
     if named.startswith("-s ") and named != document.place(path):
         owner += f" ({named})"
-    return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
+    key = str(path[-1])
+    elsewhere = _sections_with(key, model) if len(path) == 1 else []
+    if elsewhere:
+        return f"{owner} has no such option. Did you mean {' or '.join(elsewhere)}?"
+    return f"{owner} has no such option. {suggest(key, options.model_fields, label='Its options')}"
+
+
+def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:
+    """Key paths of the sections of this recipe that have such an option: `outer.steps`."""
+    found = []
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if key in section.model_fields and key != "name":
+                found.append(f"{above}{name}.{key}")
+            found += _sections_with(key, section, f"{above}{name}.")
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import pkgutil
 import sys
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module, metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from fsl_core.errors import PluginError, PluginWarning
 from fsl_core.hooks import specs
 from fsl_core.hooks.containment import contained
 from fsl_core.hooks.known import PACKAGES
+from fsl_core.hooks.trust import PluginSource, RecordedPlugins, granted, remember
 from fsl_core.words import suggest
 
 GROUP = "fsl"
@@ -82,10 +82,12 @@ class Registry:
 
     hook: `hook.fsl_step_finished(run=run, ...)` calls that observer hook of every loaded plugin.
     warn: is told once of each observer plugin that has raised.
+    files: sha256 of each one-file plugin that was read, by its path, for the records of a run.
     """
 
     def __init__(self) -> None:
         self.plugins: list[Plugin] = []
+        self.files: dict[str, str] = {}
         self.hook = SimpleNamespace(
             **{
                 name: partial(self._notify, name)
@@ -217,6 +219,19 @@ class Registry:
             )
         return plugin
 
+    def add_file(
+        self, file: Path, source: PluginSource | None = None, disabled_by: str = ""
+    ) -> Plugin:
+        """Load a one-file plugin. source: where it has been read already."""
+
+        def import_file() -> ModuleType:
+            read = source or PluginSource.read(file)
+            path, digest = read.key
+            self.files[path] = digest
+            return read.load()
+
+        return self.add(file.stem, import_file, str(file), "", disabled_by)
+
     def _load(self, plugin: Plugin, implementation: Any) -> None:
         wanted = getattr(implementation, "FSL_HOOK_API", specs.HOOK_API)
         if type(wanted) is not int or wanted < 1:
@@ -300,6 +315,7 @@ def load(
     entry_points: bool = True,
     modules: Iterable[ModuleType] = (),
     files: Iterable[Path] = (),
+    recorded: RecordedPlugins | None = None,
     no_plugin: Iterable[str] = (),
 ) -> Registry:
     """The built-in components, installed plugins, and one-file plugins.
@@ -307,10 +323,13 @@ def load(
     Loading is contained: see `fsl_core.hooks.containment`. FSL_TRACE_PLUGINS=1 writes each load and each hook call to stderr.
 
     entry_points: look for installed distributions with entry points in the group `fsl`.
-    modules:   plugins already imported.    files: one-file plugins.
-    no_plugin: names of plugins or distributions to leave out; PluginError where none is called so.
+    modules:   plugins already imported.
+    files:     one-file plugins that the user names: imported, and remembered as known to him.
+    recorded:  one-file plugins that a run or a predictor names: PluginError where one of them may not be imported. A file of
+               `files` takes the place of one with the same name.
+    no_plugin: names of plugins or distributions to leave out; PluginError where there is none with that name.
     FSL_DISABLED_PLUGINS (`a,b`) says the same from the environment; FSL_LOAD_PLUGINS (`a,b`; empty: none) names the only
-    installed plugins to load, and leaves one-file plugins alone.
+    installed plugins to load. It leaves `files` alone; where it is empty, nothing recorded is imported either.
     """
     registry = Registry()
     import_module(
@@ -319,6 +338,7 @@ def load(
     no_plugin = set(no_plugin)
     env_disabled = _listed("FSL_DISABLED_PLUGINS")
     env_only = _listed("FSL_LOAD_PLUGINS") if "FSL_LOAD_PLUGINS" in os.environ else None
+    files = list(files)
 
     def disabled_by(name: str, distribution: str, external: bool = True) -> str:
         called = {name, distribution}
@@ -331,6 +351,17 @@ def load(
             if external and env_only is not None and not called & env_only
             else ""
         )
+
+    given = {file.name for file in files}
+    handed = {path for path, _ in granted()}
+    of_record = {
+        path: disabled_by(
+            PurePath(path).stem, path, external=env_only == set() and path not in handed
+        )
+        for path in (recorded.files if recorded else ())
+        if PurePath(path).name not in given
+    }
+    admitted = recorded.admitted(lambda path: of_record.get(path, "-") != "") if recorded else []
 
     core_version = metadata.version("fsl-core")
     for found in pkgutil.iter_modules(import_module(BUILTIN).__path__):
@@ -354,13 +385,16 @@ def load(
             "",
             disabled_by(module.__name__, module.__name__),
         )
-    for file in files:
-        registry.add(
-            file.stem,
-            lambda file=file: _import_file(file),
-            str(file),
-            "",
-            disabled_by(file.stem, str(file), external=False),
+    for path, reason in of_record.items():
+        if reason:
+            registry.add_file(Path(path), disabled_by=reason)
+    added = [registry.add_file(source.path, source) for source in admitted] + [
+        registry.add_file(file, disabled_by=disabled_by(file.stem, str(file), external=False))
+        for file in files
+    ]
+    if reason := remember(registry.files):
+        added[-1].notes.append(
+            f"cannot be remembered as yours ({reason}). Commands on its runs need --trust-plugins"
         )
     unknown = no_plugin - {called for p in registry.plugins for called in (p.name, p.distribution)}
     if unknown:
@@ -420,19 +454,6 @@ def _hook_names() -> list[str]:
 
 def _importer(name: str) -> Callable[[], ModuleType]:
     return lambda: import_module(name)
-
-
-def _import_file(file: Path) -> ModuleType:
-    name = f"fsl_plugin_file_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and type hints look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _origin(entry: metadata.EntryPoint, core_version: str) -> tuple[str, str, list[str]]:

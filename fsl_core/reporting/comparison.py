@@ -54,7 +54,8 @@ def judging_told(first: RunScores, second: RunScores) -> list[str]:
 def _differing(first: Path, second: Path) -> Iterator[str]:
     recipes = [read_document(directory / RECIPE).data for directory in (first, second)]
     for section in ("episodes", "evaluate"):
-        one, other = (recipe.get(section) or {} for recipe in recipes)
+        found = [recipe.get(section) for recipe in recipes]
+        one, other = (part if isinstance(part, dict) else {} for part in found)
         for key in dict.fromkeys([*one, *other]):
             if one.get(key) != other.get(key) and key != "checkpoint":
                 yield f"{section}.{key} ({other.get(key)}, {one.get(key)})"

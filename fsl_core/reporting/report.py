@@ -29,11 +29,17 @@ class ReportWriter:
         write_report(run.directory, run)
 
 
-def write_report(directory: Path, run: Run | None = None, why_no_episodes: str = "") -> Path:
+def write_report(
+    directory: Path,
+    run: Run | None = None,
+    why_no_episodes: str = "",
+    page: Path | None = None,
+) -> Path:
     """Write report.html of a finished run from the files of its directory; returns its path.
 
     run: with the judged weights restored: its worst test episodes are predicted again and shown.
     why_no_episodes: what the page says in their place, without a run.
+    page: where to write, if not in the directory.
     """
     result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
     records = [
@@ -44,7 +50,7 @@ def write_report(directory: Path, run: Run | None = None, why_no_episodes: str =
     scores = [float(episode[result["metric"]]) for episode in episodes]
     shown, why = ([], why_no_episodes) if run is None else show_episodes(run, scores)
     return write_page(
-        directory / "report.html",
+        page or directory / "report.html",
         "run.html",
         result=result,
         judging=judging_of(directory, result),

@@ -14,7 +14,7 @@ import numpy as np
 
 from fsl_core.config.document import read_document
 from fsl_core.errors import FslError, RunError
-from fsl_core.training.files import EPISODES, RECIPE, RESULT, read_json
+from fsl_core.training.files import EPISODES, RECIPE, RESULT, is_file, read_result, reading
 
 THESE_RUNS = "intervals are over test episodes of these trained runs, not over trainings"
 
@@ -65,8 +65,9 @@ def _recipe_queries(directory: Path) -> int | None:
         recipe = read_document(directory / RECIPE).data
     except FslError:
         return None
-    sections = [recipe.get(name) or {} for name in ("evaluate", "episodes")]
-    return next((found for part in sections if (found := part.get("n_query"))), None)
+    sections = [recipe.get(name) for name in ("evaluate", "episodes")]
+    found = [part.get("n_query") for part in sections if isinstance(part, dict)]
+    return next((n for n in found if isinstance(n, int)), None)
 
 
 def judged_unlike(judgings: Mapping[str, Judging]) -> list[str]:
@@ -118,15 +119,17 @@ class RunScores:
 
 def read_scores(directory: Path) -> RunScores:
     """Scores of a finished run. RunError where it is unfinished, or its table is not that of its result."""
-    if not (directory / RESULT).is_file():
+    if not is_file(directory / RESULT):
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
-    result = read_json(directory / RESULT, "metric", "episodes", "episode_set")
+    result = read_result(directory)
     path, metric = directory / EPISODES, result["metric"]
-    remedy = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
+    remedy = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results again"
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
         scores = np.array([float(row[metric]) for row in rows])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"{path}: no table of episodes with a column {metric}. {remedy}") from error
     if len(scores) != result["episodes"] or not np.isclose(
         scores.mean(), result[metric], rtol=1e-9, atol=1e-12

@@ -1,4 +1,4 @@
-"""What a run began with, so that a recipe edited since then is noticed, and its steps may change."""
+"""What a run began with: a recipe edited since then is noticed, and its steps may change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from fsl_core.config.document import read_document, to_yaml
 from fsl_core.config.matrix import recipe_digest
@@ -16,11 +18,31 @@ from fsl_core.training.files import (
     EPISODES,
     RECIPE,
     RESULT,
+    Record,
+    StepsChange,
+    Whole,
+    is_file,
     read_json,
     to_json,
     write_atomically,
     writing,
 )
+
+
+class _Outer(Record):
+    steps: Whole
+
+
+class _Recipe(Record):
+    outer: _Outer
+
+
+class _Begun(Record):
+    """What begun.json holds: the whole recipe, and how its steps changed."""
+
+    recipe: _Recipe
+    steps_changed: list[StepsChange] = Field(default_factory=list)
+
 
 WITHOUT_EFFECT = ("requires", "expect")
 """Sections on which no number of a run depends."""
@@ -38,9 +60,9 @@ def write_recipe(directory: Path, recipe: Recipe, changes: list[dict[str, Any]])
 
 
 def changes_of_steps(directory: Path) -> list[dict[str, Any]]:
-    """`at` which step the number of steps changed `from` what `to` what, and what `differs` by it."""
+    """`at` which step the steps changed `from` what `to` what, and what `differs` by it."""
     path = directory / BEGUN
-    return read_json(path, "recipe").get("steps_changed", []) if path.is_file() else []
+    return read_json(path, _Begun).get("steps_changed", []) if is_file(path) else []
 
 
 def refuse_edited(directory: Path, but_steps: bool = False) -> None:
@@ -84,9 +106,9 @@ def _shown(value: Any) -> str:
 
 
 def _begun_with(directory: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of training; otherwise: what to take for it in a directory of an earlier version."""
+    """The recipe of training; otherwise: what stands for it in a run of an earlier version."""
     path = directory / BEGUN
-    return read_json(path, "recipe")["recipe"] if path.is_file() else otherwise
+    return read_json(path, _Begun)["recipe"] if is_file(path) else otherwise
 
 
 def change_steps(directory: Path, recipe: Recipe, done: int, follows_progress: bool) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fsl_core.errors import RunError
-from fsl_core.training.files import to_json
+from fsl_core.training.files import Record, check_record, is_file, load_json, reading, to_json
+from fsl_core.writing import replacing
+
+Tensors = dict[str, Tensor]
+
+
+class _Optimizer(Record):
+    scalars: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
+
+
+class _Checkpoint(Record):
+    progress: dict[str, Any]
+    optimizer: _Optimizer
 
 
 def save(
@@ -46,14 +59,16 @@ def save(
         "optimizer": {"scalars": scalars, "groups": packed["param_groups"]},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    copies = {
+    save_tensors(path, tensors, {"fsl": to_json(record, path, sort_keys=True)})
+
+
+def save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write one safetensors file, all of it or nothing, as readable as other files of the user."""
+    copies = {  # tied weights share memory, which the format does not allow
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-    }  # tied weights share memory
-    save_file(copies, partial, metadata={"fsl": to_json(record, path, sort_keys=True)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    }
+    with replacing(path) as new:
+        save_file(copies, new, metadata=metadata)
 
 
 def restore(
@@ -61,9 +76,13 @@ def restore(
 ) -> dict[str, Any]:
     """Load what `save` wrote into modules and optimizer; returns the progress.
 
-    Raises RunError if the file is absent, damaged, or of other modules than these.
+    Raises RunError if the file is absent, damaged, or of other modules than these. Nothing is
+    converted: a tensor of another type than the weight is refused.
     """
     tensors, record = _read(path)
+    strange = [name for name in tensors if name.partition(".")[0] not in (*modules, "optimizer")]
+    if strange:
+        raise RunError(f"{path}: {strange[0]!r} belongs to no part of a run. {_SAME_RECIPE}")
     for label, module in modules.items():
         prefix = f"{label}."
         own = {
@@ -72,17 +91,38 @@ def restore(
             if name.startswith(prefix)
         }
         try:
-            module.load_state_dict(own)
-        except RuntimeError as error:
-            first = next((line.strip() for line in str(error).splitlines()[1:]), str(error)).rstrip(
-                "."
-            )
+            load_weights(module, own)
+        except ValueError as error:
             raise RunError(
-                f"{path}: does not fit this recipe's {label}: {first}. A checkpoint of the same recipe"
+                f"{path}: does not fit this recipe's {label}: {error}. {_SAME_RECIPE}"
             ) from error
-    if optimizer is not None and record["optimizer"]["groups"]:  # none: of a run of no steps
-        _restore_optimizer(optimizer, tensors, record["optimizer"])
+    untrained = not record["optimizer"]["groups"] and record["progress"].get("step") == 0
+    if optimizer is not None and not untrained:
+        try:
+            _restore_optimizer(optimizer, tensors, record["optimizer"])
+        except ValueError as error:
+            raise RunError(
+                f"{path}: does not fit this recipe's optimizer: {error}. {_SAME_RECIPE}"
+            ) from error
     return record["progress"]
+
+
+_SAME_RECIPE = "A checkpoint of the same recipe"
+
+
+def load_weights(module: nn.Module, tensors: Tensors) -> None:
+    """Load a whole state. ValueError names a weight that is absent, of another kind, not finite."""
+    wanted = module.state_dict()
+    for name, tensor in tensors.items():
+        if name in wanted and wanted[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, not {wanted[name].dtype}")
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ValueError((lines[1:] or lines)[0][:200].rstrip(".")) from error
+    if name := first_not_finite({"": module}):
+        raise ValueError(f"{name} is not finite")
 
 
 def progress_of(path: Path) -> dict[str, Any]:
@@ -90,42 +130,125 @@ def progress_of(path: Path) -> dict[str, Any]:
     return _read(path, weights=False)[1]["progress"]
 
 
-def _read(path: Path, weights: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
+def _read(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, Any]]:
+    if not is_file(path):
         raise RunError(f"{path}: no such checkpoint. A run directory that has been trained")
     try:
+        tensors, metadata = read_tensors(path, weights)
+        return tensors, check_record(load_json(metadata["fsl"]), _Checkpoint)
+    except KeyError as error:
+        raise _damaged(path, f"no metadata {error}") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def read_tensors(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a safetensors file, without the former where no weights are wanted.
+
+    ValueError where it is not a whole one.
+    """
+    try:
+        with reading(path):
+            path.open("rb").close()  # safetensors does not tell which error it was
         with safe_open(path, framework="pt") as file:
             names = file.keys() if weights else ()
             tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, json.loads(file.metadata()["fsl"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise RunError(
-            f"{path}: damaged checkpoint ({reason}). Delete it: `fsl resume` goes on from the "
-            "other checkpoint, or from the start"
-        ) from error
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(" ".join(reason.split()).rstrip(".")) from error
 
 
-def _restore_optimizer(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> None:
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(values) for index, values in record["scalars"].items()
-    }
+def _damaged(path: Path, reason: str) -> RunError:
+    other = "best" if path.stem == "last" else "last"
+    return RunError(
+        f"{path}: damaged checkpoint ({reason}). Move it away: `fsl resume` goes on from "
+        f"{other}{path.suffix}, or from the start"
+    )
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: Tensors, record: Mapping[str, Any]) -> None:
+    """ValueError where the state is not one that this optimizer, over these parameters, makes."""
+    state: dict[int, dict[str, Any]] = {}
+    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    for index, key, value in _entries(tensors, record["scalars"]):
+        if not (index.isascii() and index.isdigit() and int(index) < parameters):
+            raise ValueError(f"state of parameter {index!r}, of {parameters}")
+        state.setdefault(int(index), {})[key] = value
+    _check_state(optimizer, state)
+    _check_groups(optimizer, record["groups"])
+    optimizer.load_state_dict({"state": state, "param_groups": record["groups"]})
+
+
+def _entries(
+    tensors: Tensors, scalars: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str, Any]]:
+    for index, values in scalars.items():
+        for key, value in values.items():
+            yield index, key, value
     for name, tensor in tensors.items():
         label, _, rest = name.partition(".")
         if label == "optimizer":
             index, _, key = rest.partition(".")
-            state.setdefault(int(index), {})[key] = tensor.clone() if tensor.dim() == 0 else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": record["groups"]})
+            yield index, key, tensor.clone() if tensor.dim() == 0 else tensor
 
 
-def all_finite(modules: Mapping[str, nn.Module]) -> bool:
-    """Whether every floating-point parameter and buffer is finite."""
-    values = (
-        v
-        for module in modules.values()
-        for v in module.state_dict().values()
-        if v.is_floating_point()
-    )
-    return all(bool(torch.isfinite(v).all()) for v in values)
+def _check_state(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Against what a twin of the optimizer has after a step: only it knows its own state."""
+    if not state:
+        return
+    twin = copy.deepcopy(optimizer)
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    twin.step()
+    wanted = twin.state_dict()["state"]
+    for index, values in state.items():
+        expected = wanted.get(index, {})
+        if values.keys() != expected.keys():
+            name = min(values.keys() ^ expected.keys())
+            how = "absent" if name in expected else "not of this optimizer"
+            raise ValueError(f"{name!r} of parameter {index} is {how}")
+        for key, value in values.items():
+            if not _alike(value, expected[key]):
+                raise ValueError(
+                    f"{key!r} of parameter {index} is {_kind(value)}, not {_kind(expected[key])}"
+                )
+
+
+def _check_groups(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    own = optimizer.state_dict()["param_groups"]
+    if [group.get("params") for group in groups] != [group["params"] for group in own]:
+        raise ValueError("other groups of parameters")
+    for group, wanted in zip(groups, own, strict=True):
+        for key, value in wanted.items():
+            if key in group and not _alike(group[key], value):
+                raise ValueError(f"{key!r} is {_kind(group[key])}, not {_kind(value)}")
+            group.setdefault(key, value)
+
+
+def _alike(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list | tuple):
+        long = isinstance(value, list | tuple) and len(value) == len(wanted)
+        return long and all(map(_alike, value, wanted))
+    if isinstance(wanted, Tensor):
+        same = isinstance(value, Tensor) and value.shape == wanted.shape
+        return same and value.dtype == wanted.dtype
+    if isinstance(wanted, float | int) and not isinstance(wanted, bool):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(wanted)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return f"{value!r}"[:60]
+
+
+def first_not_finite(modules: Mapping[str, nn.Module]) -> str | None:
+    """The first parameter with a value that is not finite; buffers may hold such values."""
+    for label, module in modules.items():
+        for name, parameter in module.named_parameters(prefix=label):
+            if not torch.isfinite(parameter).all():
+                return name
+    return None

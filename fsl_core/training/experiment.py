@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import nn
 
+from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
 from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
-from fsl_core.errors import RecipeError, ShapeError
+from fsl_core.errors import PluginError, RecipeError, ShapeError
 from fsl_core.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.training.seeding import seed_torch
 
@@ -45,11 +48,13 @@ class Experiment:
         if (n_way, n_shot) == (trained.n_way, trained.n_shot):
             return self.learner
         output_dim = n_way if trained.kind == "classification" else trained.output_dim
-        twin = _build_learner(
-            self.recipe, replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim)
-        )
+        return self.twin(replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim))
+
+    def twin(self, task: TaskShape) -> Learner:
+        """Another learner with the same weights, built for this task. ShapeError as above."""
+        twin = _build_learner(self.recipe, task)
         if name := _misfit(self.learner, twin):
-            raise ShapeError(_fixed(name, self.learner, trained))
+            raise ShapeError(_fixed(name, self.learner, self.source.task))
         twin.to(self.device).load_state_dict(self.learner.state_dict())
         return twin
 
@@ -78,11 +83,14 @@ class Experiment:
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
     """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
-    source: EpisodeSource = recipe.build(("episodes",)).to(device)
+    source: EpisodeSource = recipe.build(("episodes",))
+    _require_source(recipe, source)
+    source = source.to(device)
     learner = _build_learner(recipe, source.task)
     weighting: TaskWeighting = recipe.build(
         ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
     )
+    _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
     _check_ways(recipe, learner, source.task, test_task)
     _check_expectations(recipe, test_task)
@@ -93,8 +101,36 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
 def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = recipe.build(("backbone",), task=task)
+    _require_module(recipe, ("backbone",), backbone, nn.Module)
+    _require_feature_dim(recipe, backbone)
     adapter: Adapter = recipe.build(("adapter",), task=task, backbone=backbone)
+    _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
+
+
+def _require_module(recipe: Recipe, path: KeyPath, module: object, kind: type[nn.Module]) -> None:
+    if wrong := wrong_module(module, kind):
+        raise PluginError(f"{recipe.named(path)}: {wrong}")
+
+
+def _require_feature_dim(recipe: Recipe, backbone: nn.Module) -> None:
+    size = getattr(backbone, "feature_dim", None)
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        found = "no attribute feature_dim" if size is None else f"feature_dim is {size!r}"
+        raise PluginError(
+            f"{recipe.named(('backbone',))}: {found}. self.feature_dim = the length of an item's "
+            "feature vector, which sizes the heads of adapters"
+        )
+
+
+def _require_source(recipe: Recipe, source: object) -> None:
+    wrong = ""
+    if not isinstance(source, EpisodeSource):
+        wrong = "not an EpisodeSource of fsl_core. A class derived from it"
+    elif not isinstance(getattr(source, "task", None), TaskShape):
+        wrong = "no attribute task. self.task = fsl_core.TaskShape(...) in its constructor"
+    if wrong:
+        raise PluginError(f"{recipe.named(('episodes',))}: {wrong}")
 
 
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:

@@ -1,19 +1,20 @@
-"""The files of a run directory: their names, and reading and writing them so that nothing is lost and damage is named."""
+"""The files of a run directory: their names, and reading and writing them so that damage is named."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
+from fsl_core.writing import write_file
 
 RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
@@ -25,6 +26,67 @@ RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "episodes.csv",
     "result.json",
 )
+LARGEST, DEEPEST = 16 * 2**20, 64
+"""Bytes of a JSON file, and objects within objects in it; ours have some thousand, and four."""
+
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Figure = Annotated[float, Field(strict=True)]
+
+
+def by_path(files: Any) -> Any:
+    """The digests of one-file plugins by path. Earlier versions kept a list of paths alone."""
+    plain = isinstance(files, list) and all(isinstance(file, str) for file in files)
+    return dict.fromkeys(files, "") if plain else files
+
+
+PluginFiles = Annotated[dict[str, str], BeforeValidator(by_path)]
+
+
+class Record(BaseModel):
+    """What a JSON file of ours must hold at least; types are not converted."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Environment(Record):
+    """recipe: the run's name.    plugin_files: sha256 of each one-file plugin, by its path."""
+
+    recipe: str
+    plugin_files: PluginFiles
+
+
+class StepsChange(Record):
+    """When the number of a run's steps changed, and from what to what."""
+
+    at: Whole
+    before: Annotated[Whole, Field(alias="from")]
+    to: Whole
+    differs: list[str]
+
+
+class Result(Record):
+    """What commands and reports read of a result; the score itself is under the metric's name.
+
+    Earlier versions did not write what has a default.
+    """
+
+    recipe: str
+    metric: str
+    interval: float
+    loss: float
+    episodes: Annotated[int, Field(gt=0, lt=2**63)]
+    episode_set: str
+    norm: str
+    checkpoint: str
+    checkpoint_step: Whole
+    adaptation_seconds: float
+    training_seconds: float
+    transductive: bool = False
+    n_query: Whole | None = None
+    execution: str = ""
+    settled: bool = True
+    adapter_state: dict[str, Figure] = Field(default_factory=dict)
+    steps_changed: list[StepsChange] = Field(default_factory=list)
 
 
 @contextmanager
@@ -37,8 +99,20 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: {reason}. A folder with room that can be written to") from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within this context, a file that is there and may not be read becomes a RunError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise RunError(
+            f"{path}: not readable for you ({error.strerror}). "
+            f"{_owner(path)} can let others read it and the folders above it"
+        ) from error
+
+
 def refuse_name(path: Path) -> None:
-    """Raise RunError where safetensors could write to a path and not read it again: it wants UTF-8."""
+    """Raise RunError where the path is not UTF-8: safetensors could not read it again."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -47,14 +121,15 @@ def refuse_name(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """All of it or nothing, also when the process is killed."""
-    partial = path.with_name(path.name + ".partial")
     with writing(path):
         # a name that is not UTF-8 must not end a run in which it is only mentioned
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_file(path, text.encode(errors="backslashreplace"))
+
+
+def is_file(path: Path) -> bool:
+    """Whether path is a file. RunError where that cannot be seen: it may well be there."""
+    with reading(path):
+        return path.is_file()
 
 
 def to_json(data: Any, where: str | Path, **options: Any) -> str:
@@ -80,43 +155,138 @@ def _not_finite(data: Any, key: str = "it") -> Iterator[tuple[str, float]]:
 
 def check_files(directory: Path) -> None:
     """Raise RunError, naming the file, where one that a finished run consists of is absent or damaged."""
-    read_json(directory / RESULT, "metric")
-    read_json(directory / ENVIRONMENT)
+    read_result(directory)
+    read_json(directory / ENVIRONMENT, Environment)
     metrics, *_ = [_read(directory / name) for name in (METRICS, EPISODES, RECIPE)]
     for number, line in enumerate(metrics.splitlines(), start=1):
-        if "step" not in parse_record(line):
-            raise _damaged(directory / METRICS, f"line {number} is no record")
+        if not parse_record(line):
+            raise _damaged(directory / METRICS, f"line {number} is not a record of training")
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The mapping in a JSON file of a run directory. RunError if the file is absent or damaged, or lacks one of the keys."""
-    data = parse_record(_read(path))
-    if not data or any(key not in data for key in keys):
-        raise _damaged(path, "no JSON with what a run needs")
+def read_result(directory: Path) -> dict[str, Any]:
+    """What result.json holds. RunError if it is absent or damaged, or lacks what commands read."""
+    path = directory / RESULT
+    result = read_json(path, Result)
+    metric = result["metric"]
+    if not _is_number(result.get(metric)):
+        raise _damaged(path, f"no number {metric!r}, which is its metric")
+    for key, value in result.items():
+        if key.startswith(f"{metric}_after_") and not _is_number(value):
+            raise _damaged(path, f"{key!r} holds {_kind(value)}")
+    return result
+
+
+def read_json(path: Path, model: type[Record]) -> dict[str, Any]:
+    """The mapping in a JSON file of a run directory. RunError if it is not what the model says."""
+    try:
+        return check_record(load_json(_read(path)), model)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def check_record(data: Any, model: type[Record]) -> dict[str, Any]:
+    """The data itself. ValueError says what is wrong with it, by the first thing that is."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{_kind(data)}, not a JSON object")
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "missing":
+            raise ValueError(f"no {key!r}") from None
+        raise ValueError(f"{key!r} holds {_kind(fault['input'])}") from None
+    return data
+
+
+def load_json(text: str | bytes) -> Any:
+    """JSON without a key that is there twice, or text that cannot be shown. ValueError says so."""
+    try:
+        data = json.loads(text, object_pairs_hook=_without_duplicates)
+        json.dumps(data, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} (line {error.lineno})") from error
+    except UnicodeError as error:
+        raise ValueError("not JSON of ours: text that is not Unicode") from error
+    except RecursionError as error:
+        raise ValueError("not JSON of ours: too many brackets within brackets") from error
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        raise ValueError(f"not JSON of ours: {str(error).partition(';')[0]}") from error
+    if _nests_deeper(data, DEEPEST):
+        raise ValueError("not JSON of ours: too many brackets within brackets")
     return data
 
 
 def parse_record(text: str) -> dict[str, Any]:
-    """The mapping that the text stands for, empty where it is none."""
+    """The record of training that a line of metrics.jsonl stands for, empty where it is none."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return data if isinstance(data, dict) else {}
+    if not isinstance(data, dict) or type(data.get("step")) is not int:
+        return {}
+    return data if all(map(_is_figure, data.items())) else {}
+
+
+def _is_figure(item: tuple[str, Any]) -> bool:
+    key, value = item
+    return isinstance(value, str) if key == "split" else _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    """One that arithmetic takes: not true or false, and no whole number beyond 64 bits."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in names if names.count(key) > 1)!r} twice")
+    return found
+
+
+def _nests_deeper(data: Any, levels: int) -> bool:
+    layer = [data]
+    for _ in range(levels):
+        containers = [item for item in layer if isinstance(item, dict | list)]
+        layer = [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
+    return any(isinstance(item, dict | list) for item in layer)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(
-            path, error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        ) from error
+        with reading(path), path.open("rb") as file:
+            content = file.read(LARGEST + 1 if path.suffix == ".json" else -1)
+        if path.suffix == ".json" and len(content) > LARGEST:
+            raise _damaged(path, f"more than {LARGEST} bytes")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "not UTF-8 text") from error
 
 
 def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
-    anew = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results anew"
-    return RunError(
-        f"{path}: {reason}. {'The file as it was, or a new run' if path.name in (RECIPE, BEGUN, ENVIRONMENT, DATA) else anew}"
-    )
+    as_it_was = "The file as it was, or a new run"
+    remedies = {
+        **dict.fromkeys((RECIPE, BEGUN, ENVIRONMENT, DATA), as_it_was),
+        EXECUTION: f"The file as it was; without it, `fsl resume {directory}` chooses again",
+    }
+    again = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results again"
+    return RunError(f"{path}: {reason}. {remedies.get(path.name, again)}")
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (OSError, KeyError, NotImplementedError, ImportError):  # hidden, or without a name
+        return "Its owner"

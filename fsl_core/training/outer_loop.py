@@ -11,14 +11,15 @@ import torch
 
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import Adapter, Episode, Learner
-from fsl_core.errors import PluginError, TrainingError
+from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
 from fsl_core.training.conflict import gradient_conflict
-from fsl_core.training.data_record import keep_data_record
+from fsl_core.training.data_record import keep_data_record, refuse_other_data
 from fsl_core.training.evaluation import Evaluation, evaluate
 from fsl_core.training.execution import choose_execution, workers_of
 from fsl_core.training.experiment import check_data, splits_in_use
+from fsl_core.training.memory import enough_memory
 from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
 from fsl_core.training.stopping import Interrupted
@@ -32,10 +33,12 @@ def train(run: Run) -> None:
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
     stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
+    source, splits = run.experiment.source, splits_in_use(run.experiment)
+    refuse_other_data(run.directory, source, splits)  # before a change makes the data too small
     check_data(run.experiment)
+    run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
-    splits = splits_in_use(run.experiment)
-    run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
+    run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -141,14 +144,16 @@ def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluat
     """Evaluate the run's present weights on the first `episodes` frozen episodes of a split; options as for `evaluate`."""
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
     learner, task, workers = experiment.test_learner(), experiment.test_task, workers_of(run)
-    return evaluate(
-        learner, experiment.source, split, episodes, seed, task, workers=workers, **options
-    )
+    with enough_memory(run, f"evaluation on {split}", RunError):
+        return evaluate(
+            learner, experiment.source, split, episodes, seed, task, workers=workers, **options
+        )
 
 
 def _prepare(run: Run) -> MetaGradient:
     experiment = run.experiment
-    run.execution = choose_execution(run)
+    with enough_memory(run, "the first meta-batch", TrainingError):
+        run.execution = choose_execution(run)
     return MetaGradient(
         experiment.learner,
         experiment.weighting,
@@ -173,7 +178,8 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
         and run.step % outer.log_conflict == 0
         and outer.meta_batch_size > 1
     )
-    outcome = compute(episodes, keep_gradients=watched)
+    with enough_memory(run, f"outer step {run.step + 1}", TrainingError):
+        outcome = compute(episodes, keep_gradients=watched)
     _refuse_non_finite(run, episodes, outcome)
     norm = _clip(run)
     run.optimizer.step()

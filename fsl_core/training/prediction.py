@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import Tensor, nn
 
-from fsl_core.config.recipe import read_recipe
+from fsl_core.config.document import parse_document
+from fsl_core.config.recipe import check_document
 from fsl_core.data import folders
 from fsl_core.data.folders import PassedOver, nfc, shown
-from fsl_core.data.vision import decode_image
+from fsl_core.data.vision import decode_images
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
+from fsl_core.hooks.trust import RecordedPlugins
+from fsl_core.training.checkpoints import load_weights, read_tensors, save_tensors
 from fsl_core.training.experiment import Experiment, build_experiment
 from fsl_core.training.files import (
-    ENVIRONMENT,
     RECIPE,
-    read_json,
+    PluginFiles,
+    Record,
+    Whole,
+    by_path,
+    check_record,
+    load_json,
     refuse_name,
     to_json,
     writing,
 )
 from fsl_core.training.run import Run, open_run
 from fsl_core.training.seeding import seed_torch
+from fsl_core.writing import write_file
 
 TOGETHER = 256
 """Normalisations under which a picture's prediction does not depend on the other pictures."""
@@ -63,7 +69,7 @@ class AdaptedPredictor:
     found:  labelled pictures in each class folder; of each the first n_shot are used.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
-    passed_over: what else lies in the class folders, and labelled pictures that were left out as unreadable.
+    passed_over: what else lies in the class folders, and labelled pictures left out as unreadable.
     """
 
     experiment: Experiment
@@ -85,10 +91,11 @@ class AdaptedPredictor:
         return self.experiment.transductive
 
     def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
-        """The pictures of a folder, in subfolders too; with labels where its folders have the names of the classes.
+        """The pictures of a folder and below; with labels where folders have the names of classes.
 
         skip_unreadable: leave out pictures that cannot be read; they are in `skipped`.
-        Raises DataError if there are none, some are unreadable, or only some folders have the name of a class.
+        Raises DataError if there are none, some are unreadable, or only some folders have the name
+        of a class.
         """
         found = _find(folder, skip_unreadable)
         if not found.paths:
@@ -98,7 +105,7 @@ class AdaptedPredictor:
         if not skip_unreadable or not files:
             _refuse(damaged, len(found.paths))
         return Pictures(
-            torch.stack(images),
+            images,
             [file.relative_to(folder).as_posix() for file in files],
             [class_of[file] for file in files] if class_of else None,
             [(item.path.relative_to(folder).as_posix(), item.detail) for item in damaged]
@@ -108,7 +115,7 @@ class AdaptedPredictor:
         )
 
     def _class_of(self, files: Sequence[Path], folder: Path) -> dict[Path, str]:
-        """The class of each file by the name of its folder; empty where no folder has the name of a class."""
+        """The class of each file by the name of its folder; empty where none is a class."""
         classes = {nfc(name): name for name in self.classes}
         tops = {file: file.relative_to(folder).parts[:-1][:1] for file in files}
         known = {
@@ -161,10 +168,7 @@ class AdaptedPredictor:
     def save(self, path: Path) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe. Plugins are named, not kept."""
         refuse_name(path)
-        tensors = {
-            f"learner.{name}": t.detach().cpu().clone().contiguous()
-            for name, t in self.learner.state_dict().items()
-        }
+        tensors = {f"learner.{name}": t for name, t in self.learner.state_dict().items()}
         record = {
             "classes": self.classes,
             "found": self.found,
@@ -172,10 +176,10 @@ class AdaptedPredictor:
             **self.origin,
         }
         with writing(path):
-            save_file(
-                {**tensors, "support": self.images.contiguous()},
+            save_tensors(
                 path,
-                metadata={"fsl-predictor": to_json(record, path)},
+                {**tensors, "support": self.images},
+                {"fsl-predictor": to_json(record, path)},
             )
 
     def export(self, path: Path, images: Tensor) -> float:
@@ -213,8 +217,10 @@ class AdaptedPredictor:
             raise RunError(
                 f"{where}: the exported probabilities differ by {difference:.1e}. --save, which adapts anew"
             )
+        content = io.BytesIO()  # torch.export names no reason where there is no room on a disk
+        torch.export.save(program, content)
         with writing(path):
-            torch.export.save(program, path)
+            write_file(path, content.getvalue())
         return difference
 
 
@@ -235,15 +241,31 @@ def adapt_to_folder(
     device: torch.device | str = "cpu",
     no_plugin: Iterable[str] = (),
     skip_unreadable: bool = False,
+    plugins: Iterable[Path] = (),
+    trust_plugins: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> AdaptedPredictor:
     """A trained run with the labelled pictures of `support`: one folder for each class, sorted by name.
 
     Where classes have unequal numbers of pictures, the first of each are used, as many as the smallest class has.
     checkpoint: best or last; default: as in the recipe.    invert: exchange light and dark in all pictures.
-    skip_unreadable: take the next picture in place of one that cannot be read; such are in `passed_over`.
+    skip_unreadable: take the next picture in place of one that cannot be read, and name it in
+        `passed_over`.
+    One-file plugins that the run names are imported where you have run them before; else
+    PluginError.
+    plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
+    trust_plugins: import what the run names, known or not.    tell: is told of each such import.
     Raises DataError if the folders do not fit, RunError if there is no trained run or it does not take pictures.
     """
-    with open_run(directory, torch.device(device), write=False, no_plugin=no_plugin) as run:
+    with open_run(
+        directory,
+        torch.device(device),
+        write=False,
+        no_plugin=no_plugin,
+        plugins=plugins,
+        trust_plugins=trust_plugins,
+        tell=tell,
+    ) as run:
         run.restore_for_evaluation(checkpoint)
         return _adapt_run(run, support, invert, skip_unreadable)
 
@@ -264,15 +286,12 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     except ShapeError as error:
         raise DataError(f"{support}: {len(classes)} classes of {n_shot}: {error}") from error
     recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
-    origin = {
-        "recipe": recipe,
-        "plugin_files": read_json(run.directory / ENVIRONMENT, "plugin_files")["plugin_files"],
-    }
+    origin = {"recipe": recipe, "plugin_files": run.registry.files}
     found = tuple(map(len, classes.values()))
     return AdaptedPredictor(
         experiment,
         learner,
-        torch.stack(images),
+        images,
         tuple(classes),
         found,
         invert,
@@ -281,42 +300,76 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     )
 
 
+class _Saved(Record):
+    """What `AdaptedPredictor.save` writes beside the tensors."""
+
+    classes: Annotated[list[str], Field(min_length=2)]
+    found: list[Whole]
+    invert: bool
+    recipe: str
+    plugin_files: PluginFiles
+
+
 def load_predictor(
-    path: Path, device: torch.device | str = "cpu", no_plugin: Iterable[str] = ()
+    path: Path,
+    device: torch.device | str = "cpu",
+    no_plugin: Iterable[str] = (),
+    plugins: Iterable[Path] = (),
+    trust_plugins: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> AdaptedPredictor:
-    """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent."""
+    """What `AdaptedPredictor.save` wrote. RunError if it is damaged or no such file; RecipeError if a plugin is absent.
+
+    One-file plugins that it names are imported where you have run them before; else PluginError.
+    plugins, trust_plugins, tell: as for `adapt_to_folder`.
+    """
     refuse_name(path)
+    tensors, record = _read_saved(path)
+    recorded = RecordedPlugins(str(path), by_path(record["plugin_files"]), trust_plugins, tell)
+    registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
+    document = parse_document(record["recipe"], f"{path}: recipe")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-            record = json.loads(file.metadata()["fsl-predictor"])
-        images = tensors.pop("support")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        experiment = build_experiment(check_document(document, registry), device)
+    except FslError as error:
+        raise RunError(str(error)) from error
+    images, classes = tensors.pop("support"), tuple(record["classes"])
+    task = experiment.source.task
+    _require_pictures(path, task)
+    shots, rest = divmod(len(images), len(classes))
+    if images.dtype != torch.uint8 or images.shape[1:] != tuple(task.input_shape) or rest:
         raise RunError(
-            f"{path}: not a whole file of `fsl predict --save`. Such a file, or a run directory"
-        ) from error
-    registry = load(files=[Path(f) for f in record["plugin_files"]], no_plugin=no_plugin)
-    with TemporaryDirectory() as folder:
-        recipe = Path(folder) / RECIPE
-        recipe.write_text(record["recipe"], encoding="utf-8")
-        try:
-            experiment = build_experiment(read_recipe(recipe, registry), device)
-        except FslError as error:
-            raise RunError(str(error).replace(str(recipe), f"{path}: recipe")) from error
-    classes = tuple(record["classes"])
-    learner = experiment.learner_for(len(classes), len(images) // len(classes))
-    try:
-        learner.load_state_dict(
-            {name.removeprefix("learner."): tensor for name, tensor in tensors.items()}
+            f"{path}: labelled pictures of {images.dtype}, shape {tuple(images.shape)}, which are "
+            f"not {len(classes)} times as many of its recipe. A file of `fsl predict --save`"
         )
-    except RuntimeError as error:
+    learner = experiment.learner_for(len(classes), shots)
+    try:
+        load_weights(learner, {n.removeprefix("learner."): t for n, t in tensors.items()})
+    except ValueError as error:
         raise RunError(
-            f"{path}: its weights do not fit the plugins installed. Their versions at the time of --save"
+            f"{path}: its weights do not fit the plugins installed: {error}. "
+            "Their versions at the time of --save"
         ) from error
-    origin = {key: record[key] for key in ("recipe", "plugin_files")}
+    origin = {"recipe": record["recipe"], "plugin_files": registry.files}
     return AdaptedPredictor(
         experiment, learner, images, classes, tuple(record["found"]), record["invert"], origin
     )
+
+
+def _read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors, metadata = read_tensors(path)
+        record = check_record(load_json(metadata["fsl-predictor"]), _Saved)
+        if len(record["found"]) != len(record["classes"]):
+            raise ValueError("'found' is not one number for each class")
+        if tensors["support"].dim() != 4 or not len(tensors["support"]):
+            raise ValueError("'support' holds no pictures")
+    except (KeyError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise RunError(
+            f"{path}: not a whole file of `fsl predict --save` ({reason}). "
+            "Such a file, or a run directory"
+        ) from error
+    return tensors, record
 
 
 def _require_pictures(where: Path, task: TaskShape) -> None:
@@ -363,7 +416,7 @@ def _labelled(
 def _readable(
     classes: dict[str, list[Path]], experiment: Experiment
 ) -> tuple[dict[str, list[Path]], list[PassedOver]]:
-    """The pictures of each class that can be read, and the others. Raises DataError where a class has none."""
+    """The pictures of each class that can be read, and the others. DataError for an empty class."""
     readable, unreadable = {}, []
     for name, files in classes.items():
         readable[name], _, damaged = _decode(files, experiment, invert=False)
@@ -384,18 +437,14 @@ def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
 
 def _decode(
     files: Iterable[Path], experiment: Experiment, invert: bool
-) -> tuple[list[Path], list[Tensor], list[PassedOver]]:
-    """The files that can be read, (channels, size, size) uint8 of each, and the files that cannot be read."""
-    channels, size, _ = experiment.source.task.input_shape
-
-    def read(file: Path) -> Tensor:
-        image = decode_image(file, size, "gray" if channels == 1 else "rgb")
-        return 255 - image if invert else image
-
-    tried = [(file, folders.try_read(file, read)) for file in files]
-    done = [(file, image) for file, image in tried if isinstance(image, Tensor)]
-    damaged = folders.unreadable(item for _, item in tried)
-    return [file for file, _ in done], [image for _, image in done], damaged
+) -> tuple[list[Path], Tensor, list[PassedOver]]:
+    """The files that can be read, (n, channels, size, size) uint8 of these, and the others."""
+    files, source = list(files), experiment.source
+    images, faults = decode_images(files, source.decode, source.task.input_shape)
+    kept = [i for i in range(len(files)) if i not in faults]
+    images = images[kept]
+    damaged = [folders.as_unreadable(files[i], error) for i, error in faults.items()]
+    return [files[i] for i in kept], 255 - images if invert else images, damaged
 
 
 def _refuse(unreadable: Sequence[PassedOver], of: int) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
+from fsl_core.engine.execution import Mode
 from fsl_core.episode import Adapter
-from fsl_core.errors import RunError
+from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.training import checkpoints
 from fsl_core.training.begun import (
     change_steps,
@@ -39,17 +42,54 @@ from fsl_core.training.files import (
     METRICS,
     RECIPE,
     RESULT,
+    Environment,
+    Record,
+    Whole,
+    by_path,
+    check_record,
+    is_file,
     parse_record,
     read_json,
+    read_result,
+    reading,
     refuse_name,
     to_json,
     write_atomically,
     writing,
 )
+from fsl_core.training.preflight import preflight
 from fsl_core.training.stopping import Stop
 from fsl_core.words import name_of
+from fsl_core.writing import UNFINISHED, append_file, remove_unfinished
 
 IN_USE = "another process is writing to this run"
+
+Some = Annotated[int, Field(gt=0, le=1024)]
+
+
+class _Best(Record):
+    step: Whole
+    score: float
+
+
+class _Progress(Record):
+    """What a checkpoint of a run says of its progress."""
+
+    step: Whole
+    best: _Best | None
+    unvalidated: bool = False
+
+
+class _Chosen(Record):
+    """What execution.json holds."""
+
+    mode: Mode
+    reason: str
+    workers: Some = 1
+    chunk: Annotated[int, Field(gt=0)] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    checkpoint_gradients: bool = False
+    seconds_measured: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass
@@ -81,10 +121,17 @@ class Run:
     notes: list[str] = field(default_factory=list)
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
+    _tried: bool = False
 
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def try_parts(self) -> None:
+        """Try the recipe's parts on a made-up episode, once, before the first step."""
+        if self.step == 0 and not self._tried:
+            preflight(self.experiment)
+            self._tried = True
 
     def progress(self, step: int) -> float:
         """The share of training that is done after this step; all of it where there are no steps."""
@@ -98,8 +145,16 @@ class Run:
         return self.directory / "checkpoints" / f"{which}.safetensors"
 
     def save(self, which: str) -> None:
-        """Write the checkpoint `last` or `best`, and the metrics up to it."""
+        """Write the checkpoint `last` or `best`, and the metrics up to it.
+
+        Raises TrainingError, and keeps the earlier one, where a weight is not finite.
+        """
         self.flush_metrics()
+        if name := checkpoints.first_not_finite(self.modules):
+            raise TrainingError(
+                f"outer step {self.step}: {name} is not finite. "
+                f"A smaller step size or clipping may help; an earlier {which} checkpoint is kept"
+            )
         path = self.checkpoint_path(which)
         progress = {"step": self.step, "best": self.best}
         if self.unvalidated:
@@ -110,7 +165,7 @@ class Run:
     def restore_last(self) -> None:
         """Go back to the last checkpoint, to the best where that is lost, or to the start."""
         if path := self._kept():
-            progress = checkpoints.restore(path, self.modules, self.optimizer)
+            progress = self._restore(path, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
             self.unvalidated = progress.get("unvalidated", False)
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
@@ -125,7 +180,7 @@ class Run:
 
     def _kept(self) -> Path | None:
         paths = [self.checkpoint_path(which) for which in ("last", "best")]
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for path in paths if is_file(path)), None)
 
     def change_steps(self) -> None:
         """Take the steps of its recipe, whatever the run began with; a note says what follows."""
@@ -136,12 +191,23 @@ class Run:
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
         which = which or self.recipe.sections.evaluate.checkpoint
-        if which == "best" and not self.checkpoint_path("best").is_file():
+        if which == "best" and not is_file(self.checkpoint_path("best")):
             which = "last"  # never validated, or never settled
-        progress = checkpoints.restore(self.checkpoint_path(which), self.modules)
+        progress = self._restore(self.checkpoint_path(which))
         told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
         self.experiment.learner.adapter.on_progress(self.progress(told))
         return which
+
+    def _restore(
+        self, path: Path, optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Any]:
+        try:
+            progress = check_record(checkpoints.restore(path, self.modules, optimizer), _Progress)
+            if progress["step"] > self.steps:
+                raise ValueError(f"step {progress['step']}, and the recipe has {self.steps}")
+        except ValueError as error:
+            raise RunError(f"{path}: {error}. A checkpoint of this run") from error
+        return progress
 
     def record(self, metrics: dict[str, Any]) -> None:
         self._pending.append(to_json(metrics, f"step {metrics['step']}") + "\n")
@@ -149,25 +215,24 @@ class Run:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
+        """Append what is not written yet; where there is no room, nothing of it."""
         path = self.directory / METRICS
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.writelines(self._pending)
+        with writing(path):
+            append_file(path, "".join(self._pending).encode())
         self._pending.clear()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of training, without lines that are none, as the last that a dying process left incomplete."""
         path = self.directory / METRICS
-        lines = (
-            path.read_text(encoding="utf-8", errors="replace").splitlines()
-            if path.is_file()
-            else []
-        )
-        return [record for line in lines if "step" in (record := parse_record(line))]
+        if not is_file(path):
+            return []
+        with reading(path):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for line in lines if (record := parse_record(line))]
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds, or None before the run is complete."""
-        path = self.directory / RESULT
-        return read_json(path, "metric") if path.is_file() else None
+        return read_result(self.directory) if is_file(self.directory / RESULT) else None
 
     def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
         steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
@@ -189,15 +254,19 @@ def new_run(
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
-    name, files = name_of(Path(recipe.document.source)), [str(file.resolve()) for file in plugins]
+    name = name_of(Path(recipe.document.source))
+    files = [str(Path(file).resolve()) for file in plugins]
+    for path in files:
+        refuse_name(Path(path))
     run = _assemble(directory, name, recipe, registry, device)
     _refuse_used(directory, recipe)
+    run.try_parts()
     check_data(run.experiment)
     environment = {
         "recipe": name,
         **describe_environment(registry),
         "device": str(device),
-        "plugin_files": files,
+        "plugin_files": {path: registry.files.get(path, "") for path in files},
     }
     with _only_writer(directory):
         _refuse_used(directory, recipe)
@@ -212,7 +281,7 @@ def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) ->
     """
     refuse_name(directory)
     with _only_writer(directory):
-        if not (directory / RECIPE).is_file():
+        if not is_file(directory / RECIPE):
             _write_beginning(directory, recipe, environment)
 
 
@@ -228,20 +297,29 @@ def open_run(
     *,
     write: bool,
     no_plugin: Iterable[str] = (),
+    plugins: Iterable[Path] = (),
+    trust_plugins: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
     steps: int | None = None,
 ) -> Iterator[Run]:
     """An existing run, with its lock held where it is to be written to.
 
+    One-file plugins that it names are imported where this user has run them before; else PluginError.
+    plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
+    trust_plugins: import what the run names, known or not.    tell: is told of each such import.
     steps: gives a run that is to be written to another number of outer steps.
     Raises RunError where its recipe was edited since training began.
     """
-    if not (directory / RECIPE).is_file():
-        raise RunError(
-            f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made"
-        )
-    environment = read_json(directory / ENVIRONMENT, "recipe", "plugin_files")
+    if not is_file(directory / RECIPE):
+        inside = sorted(path.parent for path in directory.glob(f"*/{RECIPE}"))[:3]
+        fitting = " or ".join(map(str, inside)) or "A directory that `fsl run` made"
+        raise RunError(f"{directory}: no run here ({RECIPE} is absent). {fitting}")
+    environment = read_json(directory / ENVIRONMENT, Environment)
     refuse_edited(directory, but_steps=steps is not None)
-    registry = load(files=[Path(f) for f in environment["plugin_files"]], no_plugin=no_plugin)
+    recorded = RecordedPlugins(
+        str(directory / ENVIRONMENT), by_path(environment["plugin_files"]), trust_plugins, tell
+    )
+    registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     overrides = [] if steps is None else [f"outer.steps={steps}"]
     recipe = read_recipe(directory / RECIPE, registry, overrides)
     run = _assemble(directory, environment["recipe"], recipe, registry, device)
@@ -266,7 +344,7 @@ def _assemble(
 def read_choice(directory: Path) -> Choice | None:
     """How the meta-batches of a run were computed so far, or None where nothing was trained."""
     path = directory / EXECUTION
-    return Choice.from_dict(read_json(path, "mode", "reason")) if path.is_file() else None
+    return Choice.from_dict(read_json(path, _Chosen)) if is_file(path) else None
 
 
 @contextmanager
@@ -278,24 +356,33 @@ def _only_writer(directory: Path) -> Iterator[None]:
         except Timeout as error:
             raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
     with lock:
+        for folder in (directory, directory / "checkpoints"):
+            remove_unfinished(folder)
         yield
 
 
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
     wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
-    beginning = (".lock", ENVIRONMENT, BEGUN)  # of a process that died before the recipe was there
+    beginning = (".lock", ENVIRONMENT, BEGUN, UNFINISHED)  # of a process that died at once
     used = [path for path in found if not path.name.startswith(beginning)]
     if not used:
         return
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if any(differences(read_document(stored).data, wanted)):
-        raise RunError(f"{directory}: holds a run of another recipe. Another --out")
-    state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
+    if changes := list(differences(read_document(stored).data, wanted)):
+        told = ", ".join(f"{key}: {change}" for key, change in changes[:3])
+        told += f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise RunError(f"{directory}: holds a run of another recipe ({told}). Another --out")
+    if (directory / RESULT).is_file():
+        raise RunError(
+            f"{directory}: holds a finished run of this recipe. `fsl resume {directory}` shows its "
+            "result, and another --out runs it again"
+        )
     raise RunError(
-        f"{directory}: holds {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out"
+        f"{directory}: holds an unfinished run of this recipe. `fsl resume {directory}` continues "
+        "it, or give another --out"
     )
 
 

@@ -131,10 +131,7 @@ def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_registry: Registr
     ended = fsl("report", "out")
     assert ended.stdout == "report: out/report.html\n"
     assert "without episodes: " in ended.stderr
-    assert (
-        "episodes &#39;blobs&#39;: no installed plugin offers it"
-        in (out / "report.html").read_text()
-    )
+    assert "fslplugin.py&#39; is missing. --plugins-dir" in (out / "report.html").read_text()
 
 
 def test_running_mean():

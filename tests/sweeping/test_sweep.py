@@ -107,7 +107,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(
         "--out",
         str(out),
     ]
-    environment = {**os.environ, "FSL_LOAD_PLUGINS": ""}
+    environment = {**os.environ, "FSL_LOAD_PLUGINS": "none"}
     started = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -92,7 +92,7 @@ def test_what_was_edited_is_named(finished: Path, old: str, new: str, change: st
 
 @pytest.mark.parametrize("command", ["resume", "eval", "report", "predict"])
 def test_every_command_refuses(finished: Path, monkeypatch, capsys, command: str):
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     edit(finished / "recipe.yaml", "steps: 12", "steps: 20")
     edit(finished / "recipe.yaml", "lr: 0.01", "lr: 0.1")
     pictures = ["--support", "out", "--query", "out"] if command == "predict" else []

@@ -59,7 +59,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept: int):
     path = tmp_path / "last.safetensors"
     checkpoints.save(path, *trained(), {"step": 1})
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RunError, match=r"last.safetensors: damaged checkpoint \(.*\). Delete it"):
+    with pytest.raises(RunError, match=r"last.safetensors: damaged checkpoint \(.*\). Move it"):
         checkpoints.restore(path, trained()[0])
 
 

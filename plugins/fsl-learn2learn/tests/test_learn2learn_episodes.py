@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -276,6 +277,56 @@ def test_a_damaged_file(root: Path):
         datasets.MiniImagenet(root=root).check("test")
 
 
+class Planted:
+    """A pickle of it runs what a stranger wrote."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "split"),
+    [
+        (datasets.MiniImagenet, "mini-imagenet-cache-test.pkl", "test"),
+        (datasets.TieredImagenet, "tiered-imagenet/test_labels.pkl", "test"),
+        (datasets.Fc100, "FC100_train.pickle", "train"),
+        (datasets.Aircraft, "fgvc_aircraft/fgvc-aircraft-2013b/data/labels.pkl", "test"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.parametrize("download", [False, True])
+def test_a_pickle_that_would_run_code(
+    root: Path,
+    source: type,
+    name: str,
+    split: str,
+    download: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Also where the other files of the data set are there, or are to be downloaded."""
+    monkeypatch.chdir(root)
+    tiered_imagenet(root)
+    aircraft(root)
+    if download:
+        shutil.rmtree(root / "fgvc_aircraft" / "fgvc-aircraft-2013b" / "data" / "images")
+        (root / "tiered-imagenet" / "test_images_png.pkl").unlink()
+    pickled(root / name, {"data": [Planted()], "labels": []})
+    with pytest.raises(fsl.DataError) as raised:
+        source(root=root, download=download).check(split)
+    assert (
+        f"episodes {source.name!r}: {root / name}: a pickle that names pathlib.Path.touch, so that "
+        "reading it would run code. The file as published" in str(raised.value)
+    )
+    assert not (root / "ran").exists()
+
+
+def test_pickles_of_older_versions_are_read(root: Path):
+    """Protocol 2 names more to make an array of, and so do numbers of NumPy."""
+    content = {"data": noise(12, 32, 32, 3), "labels": [*np.array([7, 8, 9] * 4)]}
+    (root / "FC100_test.pickle").write_bytes(pickle.dumps(content, protocol=2))
+    assert datasets.Fc100(root=root).pool("test").counts == (4, 4, 4)
+
+
 def test_a_root_that_is_no_folder(tmp_path: Path):
     with pytest.raises(
         fsl.DataError, match=r"^episodes 'l2l-fc100': .*no such folder.*, with FC100_train\.pickle$"
@@ -297,6 +348,26 @@ def test_a_download_that_fails(
     ):
         datasets.Fc100(root=root, download=True).check("train")
     assert "Downloading FC100" not in capsys.readouterr().out
+
+
+def test_a_download_that_fails_is_tried_and_told_of_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tried = []
+
+    def unreachable(*_, **__):
+        tried.append(True)
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr("requests.get", unreachable)
+    monkeypatch.setattr("requests.Session.get", unreachable)
+    source, lines, attempts = datasets.Fc100(root=root, download=True), set(), set()
+    for split in ("train", "validation", "test"):
+        with pytest.raises(fsl.DataError, match="network is unreachable") as caught:
+            source.check(split)
+        lines.add(str(caught.value))
+        attempts.add(len(tried))  # learn2learn itself tries two addresses
+    assert len(attempts) == len(lines) == 1
 
 
 def test_a_download(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -85,7 +85,7 @@ def test_a_part_that_does_not_exist_is_refused_before_anything_runs(command):
         "outer.weighting={name: gradient-similarity, gradient: neck.*}",
     )
     assert refused.returncode != 0
-    assert refused.stderr.startswith("-s outer.weighting: ")
+    assert refused.stderr.splitlines()[-1].startswith("-s outer.weighting: ")
     message = "gradient-similarity: gradient: 'neck.*': no such parameter. all, head, last-block, or a pattern over backbone."
     assert message in " ".join(refused.stderr.split())
     assert "Traceback" not in refused.stderr

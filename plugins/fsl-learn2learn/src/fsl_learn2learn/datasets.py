@@ -36,8 +36,8 @@ SHORT: dict[fsl.Split, str] = {"train": "train", "validation": "val", "test": "t
 class MiniImagenet(L2lEpisodes):
     """mini-ImageNet: 100 classes of ImageNet, 600 pictures each, (3, 84, 84); 64 to train, 16 to validate, 20 to test.
 
-    Sources: Vinyals et al. 2016, arXiv:1606.04080; classes of Ravi and Larochelle 2017. Its files are pickles, which can run
-    code when they are read: take them from the publisher alone.
+    Sources: Vinyals et al. 2016, arXiv:1606.04080; classes of Ravi and Larochelle 2017. Its files are pickles: one
+    that names more than arrays and plain data is refused, for to read it would run code.
     """
 
     name, dataset, size = "mini-imagenet", "MiniImagenet", "3 GB"
@@ -57,7 +57,8 @@ class TieredImagenet(L2lEpisodes):
     """tiered-ImageNet: 608 classes of ImageNet in 34 categories, none of them in two splits; 351 / 97 / 160 classes.
 
     779,165 pictures, (3, 84, 84); the training split takes 9.5 GB of memory. Source: Ren et al. 2018, arXiv:1803.00676. Its
-    files are pickles, which can run code when they are read: take them from the publisher alone. Classes: their numbers there.
+    files are pickles: one that names more than arrays and plain data is refused. Classes: their
+    numbers there.
     """
 
     name, dataset, size = "tiered-imagenet", "TieredImagenet", "12 GB"
@@ -88,8 +89,8 @@ class CifarFs(L2lEpisodes):
 class Fc100(L2lEpisodes):
     """FC100 as learn2learn reads it: CIFAR-100 in 60 / 20 / 20 classes without shared superclasses, (3, 32, 32).
 
-    Source: Oreshkin et al. 2018, arXiv:1805.10123. Its files are pickles, which can run code when they are read: take them from
-    the publisher alone. Classes: their numbers in CIFAR-100.
+    Source: Oreshkin et al. 2018, arXiv:1805.10123. Its files are pickles: one that names
+    more than arrays and plain data is refused. Classes: their numbers in CIFAR-100.
     """
 
     name, dataset, size, side = "l2l-fc100", "FC100", "160 MB", 32
@@ -150,7 +151,8 @@ class Aircraft(L2lEpisodes):
     """FGVC-Aircraft: variants of aeroplanes, 100 pictures each, 70 / 15 / 15 classes.
 
     Sources: Maji et al. 2013, arXiv:1306.5151; classes of Triantafillou et al. 2020, arXiv:1903.03096. The index labels.pkl,
-    which learn2learn makes when it unpacks the archive, is a pickle, which can run code when it is read.
+    which learn2learn makes when it unpacks the archive, is a pickle: one that names more than
+    arrays and plain data is refused.
     crop: to the aeroplane's bounding box, which cuts off the line that names the photographer.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import fsl_core as fsl
@@ -31,7 +32,7 @@ def fsl_run_started(run: Any) -> None:
     folder = run.directory / FOLDER
     begun = folder.is_dir()
     file = _files[id(run)] = EventFile(folder, first_step=run.step + 1 if run.step else 0)
-    weakref.finalize(run, _close, id(run))
+    weakref.finalize(run, _abandon, id(run))
     if begun:
         return
     file.text(
@@ -88,6 +89,12 @@ def fsl_run_finished(run: Any, result: dict[str, Any]) -> None:
 def _close(key: int) -> None:
     if key in _files:
         _files.pop(key).close()
+
+
+def _abandon(key: int) -> None:
+    """A run that ended by an error, such as a full disk, has said so: this would say it again."""
+    with suppress(OSError):
+        _close(key)
 
 
 def _score(result: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,14 @@ class EventFile:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        self._writer.close()
+        """Write what is left. Where there is no room for it, OSError, and the file is closed too."""
+        try:
+            self._writer.close()
+        except OSError:
+            with suppress(OSError):
+                # left open, it would try again as it is collected, and print what that raises
+                self._writer._py_recordio_writer.close()
+            raise
 
     def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._events.Event(wall_time=time.time(), step=step, **content))

@@ -1,0 +1,48 @@
+"""What to do where a machine's memory does not hold what a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from fsl_core.errors import RunError
+
+if TYPE_CHECKING:
+    from fsl_core.training.run import Run
+
+SAID = ("not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+"""How torch's allocators say it on a CPU, where they raise a RuntimeError like any other."""
+
+
+@contextmanager
+def enough_memory(run: Run, where: str, error: type[RunError]) -> Iterator[None]:
+    """Within this context, a lack of memory becomes one line that says which option to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as caught:
+        if not is_out_of_memory(caught):
+            raise
+        raise error(f"{where}: not enough memory. {_remedy(run)}") from caught
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in SAID)
+
+
+def _remedy(run: Run) -> str:
+    tasks = run.recipe.sections.outer.meta_batch_size
+    execution = run.execution.execution if run.execution else None
+    if execution is None or execution.mode == "loop":
+        several = execution is not None and execution.workers > 1
+        fewer = "execution.workers: 1, which takes one task at a time, or a" if several else "A"
+        return f"{fewer} smaller backbone, smaller items, or fewer of them in an episode"
+    at_once = min(execution.chunk or tasks, tasks)
+    if at_once == 1:
+        return "A smaller backbone, smaller items, or fewer of them in an episode"
+    return f"execution.chunk: {max(1, at_once // 4)}, for it takes {at_once} tasks at once"
