@@ -1,7 +1,11 @@
-"""Runs the fences of README and docs: Python is executed, YAML is checked as a recipe."""
+"""For every test: fences of README and docs run, and the user's cache is left alone.
+
+Python in a fence is executed, YAML is checked as a recipe.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 from pathlib import Path
@@ -13,9 +17,16 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
+from fsl_core.engine.environment import prepare_process
 from fsl_core.hooks.registry import load
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.experiment import build_experiment
+
+# No test is decided by what was measured before, or leaves what it measured for the user's runs.
+# Compiled kernels alone stay where they are: making them takes minutes.
+prepare_process()
+os.environ["FSL_CACHE"] = mkdtemp(prefix="fsl-tests-")
+atexit.register(shutil.rmtree, os.environ["FSL_CACHE"], ignore_errors=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsl_core.attention import plain_attention
 from fsl_core.errors import FslError
 from fsl_core.norms import support_reference
 
@@ -254,17 +255,17 @@ class Learner(nn.Module):
 
     def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
         """`Adapter.objective` of one episode."""
-        with support_reference(episode.support.x):
+        with support_reference(episode.support.x), plain_attention():
             return self.adapter.objective(self.backbone, episode, loss)
 
     def adapt(self, episode: Episode) -> Predictor:
         """The predictor of one episode; of its query set only the unlabelled items are seen."""
-        with support_reference(episode.support.x):
+        with support_reference(episode.support.x), plain_attention():
             return _within(episode.support.x, self._call(self.adapter.adapt, episode))
 
     def trajectory(self, episode: Episode) -> list[Predictor]:
         """The predictors before adaptation and after each inner step, the last one that of `adapt`."""
-        with support_reference(episode.support.x):
+        with support_reference(episode.support.x), plain_attention():
             predictors: list[Predictor] = self._call(self.adapter.trajectory, episode, list)
         return [_within(episode.support.x, predictor) for predictor in predictors]
 
@@ -341,7 +342,7 @@ def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
     _callable(predictor)
 
     def predict(x: Tensor) -> Tensor:
-        with support_reference(support_x):
+        with support_reference(support_x), plain_attention():
             prediction, graded = _with_gradients_if_wanted(lambda: predictor(x))
         return prediction.detach() if graded else prediction
 

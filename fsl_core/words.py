@@ -115,9 +115,13 @@ def forgot_super(error: BaseException) -> bool:
     return isinstance(error, AttributeError) and re.search(said, str(error)) is not None
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line without its full stop; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error says, in one line of at most that many characters and without a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
+    return (text if len(text) <= most else text[: most - 3] + "...").rstrip(".")
 
 
 def raised(error: BaseException, home: str) -> str:

@@ -13,6 +13,7 @@ LAYERS = [
     "private",
     "words",
     "writing",
+    "attention",
     "norms",
     "forward",
     "blocks",
@@ -28,12 +29,14 @@ LAYERS = [
 ]
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
-    "builtin": {"data.augment", "data.cache", "data.folders", "data.strokes", "data.vision"},
+    "builtin": {"data.augment", "data.cache", "data.folders", "data.strokes", "data.vision"}
+    | {"data.downloads", "data.formats", "data.levels", "data.work"},
     "testing": {
         "config.document",
         "config.recipe",
         "engine.execution",
         "engine.meta_gradient",
+        "engine.soundness",
         "engine.workers",
     }
     | {"errors", "hooks.registry", "words"},

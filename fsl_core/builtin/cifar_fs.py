@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 import fsl_core as fsl
 from fsl_core.data.augment import Augmentation
 from fsl_core.data.cache import content_key, data_root
+from fsl_core.data.downloads import download, extract, md5_of, once
 from fsl_core.data.folders import class_images
-from fsl_core.data.vision import torchvision_dataset
+from fsl_core.data.formats import open_picture
+from fsl_core.data.vision import torchvision, torchvision_dataset
+from fsl_core.data.work import for_each
 
 SIDE = 32
 PER_CLASS = 600
@@ -28,7 +30,7 @@ SPLIT_FOLDERS = (
     "test",
     "",
 )  # the last one last: there is a class called train
-ARCHIVE = "cifar-100-python"
+ARCHIVE, MEMBERS = "cifar-100-python", ("train", "test", "meta")
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -88,7 +90,7 @@ class CifarFs(fsl.PooledEpisodes):
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
         classes = class_lists(self.split)[split]
         parts, decode = self._find(classes)
-        key = content_key("cifar-fs", *parts)
+        key = content_key("cifar-fs", *parts, under=data_root(self.root))
         return fsl.LabelledPool.cached(
             key, lambda: fsl.LabelledPool.from_classes(_in_order(decode()))
         )
@@ -100,33 +102,45 @@ class CifarFs(fsl.PooledEpisodes):
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
-            raise fsl.DataError(
-                f"episodes {self.name!r}: {error}, with {_wanted(classes)}"
-            ) from error
+            raise fsl.DataError(f"episodes {self.name!r}: {error}, with {self._wanted}") from error
         found = [(folder, _places(folder, classes)) for folder in (root / name for name in FOLDERS)]
         folder, places = max(found, key=lambda pair: len(pair[1]))
         if set(places) - set(SPLIT_FOLDERS):
             _refuse_missing(folder, classes, places)
             parts = [part for name, place in places.items() for part in (name, *_files(place))]
-            return parts, lambda: {name: _read(place) for name, place in places.items()}
-        files = [root / ARCHIVE / name for name in ("train", "test", "meta")]
+            return parts, lambda: _read_all(places)
+        files = [root / ARCHIVE / name for name in MEMBERS]
         if not all(file.is_file() for file in files):
-            self._fetch(root, classes)
+            self._unpack()
         return [*classes, *files], lambda: _read_cifar100(root, classes)
 
-    def _fetch(self, root: Path, classes: Sequence[str]) -> None:
-        """Have torchvision unpack CIFAR-100's archive under root, or else download it."""
-        reason = "download: false"
-        if self.download:
-            try:
-                torchvision_dataset("CIFAR100", root)
-                return
-            except fsl.DataError as error:
-                reason = str(error)
-        where = f"episodes {self.name!r}: no class files or folders, and no whole {ARCHIVE}, in {root} ({reason})"
-        raise fsl.DataError(
-            f"{where}. {_wanted(classes)} in a folder named by `-s episodes.root=DIR` or FSL_DATA"
-        )
+    @property
+    def _wanted(self) -> str:
+        first = class_lists(self.split)["train"][0]
+        return f"{first}.webp or a folder {first} and so on, or {ARCHIVE} of {SOURCE},"
+
+    @once
+    def _unpack(self) -> None:
+        """Unpack CIFAR-100's archive under root, downloaded if need be."""
+        root, published = data_root(self.root), torchvision().datasets.CIFAR100
+        archive = root / published.filename
+        try:
+            if not archive.is_file() or md5_of(archive) != published.tgz_md5:
+                self._fetch(archive)
+            extract(archive, [f"{ARCHIVE}/{name}" for name in MEMBERS], root / ARCHIVE)
+        except fsl.DataError as error:
+            where = f"episodes {self.name!r}: no class files or folders, and no whole {ARCHIVE},"
+            raise fsl.DataError(
+                f"{where} in {root} ({error}). {self._wanted} "
+                "in a folder named by `-s episodes.root=DIR` or FSL_DATA"
+            ) from error
+
+    def _fetch(self, archive: Path) -> None:
+        if not self.download:
+            state = "not as published, and " if archive.is_file() else ""
+            raise fsl.DataError(f"{state}download: false")
+        published = torchvision().datasets.CIFAR100
+        download([published.url], archive, published.tgz_md5, megabytes=180)
 
 
 def class_lists(split: Literal["cifar-fs", "fc100"]) -> dict[fsl.Split, list[str]]:
@@ -136,10 +150,6 @@ def class_lists(split: Literal["cifar-fs", "fc100"]) -> dict[fsl.Split, list[str
         part: (texts / f"{split}-{part}.txt").read_text("utf-8").split()
         for part in get_args(fsl.Split)
     }
-
-
-def _wanted(classes: Sequence[str]) -> str:
-    return f"{classes[0]}.webp or a folder {classes[0]} and so on, or {ARCHIVE} of {SOURCE},"
 
 
 def _places(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
@@ -176,6 +186,17 @@ def _files(place: Path) -> list[Path]:
     return [place] if place.is_file() else class_images(place)
 
 
+def _read_all(places: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    images: dict[str, np.ndarray] = dict.fromkeys(places)
+    names = list(places)
+
+    def read(i: int) -> None:
+        images[names[i]] = _read(places[names[i]])
+
+    for_each(read, len(names), "decoding classes", size=1)
+    return images
+
+
 def _read(place: Path) -> np.ndarray:
     """(600, 32, 32, 3) uint8: the tiles of a grid, or the images of a folder."""
     tiles = [_tiles(file) for file in _files(place)]
@@ -195,13 +216,8 @@ def _read(place: Path) -> np.ndarray:
 
 def _tiles(file: Path) -> np.ndarray:
     """(n, 32, 32, 3) uint8, row by row."""
-    try:
-        pixels = np.asarray(Image.open(file).convert("RGB"))
-    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise fsl.DataError(
-            f"{file}: not a readable image ({reason}). A whole image file"
-        ) from error
+    with open_picture(file, "A whole image file") as found:
+        pixels = np.asarray(found.convert("RGB"))
     height, width, _ = pixels.shape
     if height % SIDE or width % SIDE:
         raise fsl.DataError(
@@ -216,10 +232,7 @@ def _tiles(file: Path) -> np.ndarray:
 
 def _read_cifar100(root: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     try:
-        parts = [
-            torchvision_dataset("CIFAR100", root, train=train, download=False)
-            for train in (True, False)
-        ]
+        parts = [torchvision_dataset("CIFAR100", root, train=train) for train in (True, False)]
     except fsl.DataError as error:
         raise fsl.DataError(
             f"{root / ARCHIVE}: not as published. Delete it and unpack the archive of {SOURCE} anew"

@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data import folders, vision
+from fsl_core.data import folders, formats, levels, vision
 from fsl_core.data.cache import cached_tensors, content_key
 from fsl_core.data.folders import PassedOver
-from fsl_core.data.vision import decode_image
+from fsl_core.data.levels import ValueRange, check_range
+from fsl_core.data.vision import decode_image, decode_images, refuse_faults
 
 SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -29,9 +30,10 @@ SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
 """Names of split folders, in small or capital letters, also after `meta`, `meta-` or `meta_`."""
 
 SHARED_OUT_BY = "fsl-core classes 16351"
-"""Hashed with the names of classes; another text would put most classes in another split, so it never changes.
+"""Hashed with the names of classes. Another text would put most classes in another split.
 
-The number is one with which c00 .. c14, the classes of our tests, are shared out as their fractions say.
+The number is one with which c00 .. c14, the classes of our tests, are shared out as their
+fractions say.
 """
 
 SEEDS = 10_000
@@ -41,11 +43,17 @@ SEEDS = 10_000
 class ImageFolder(fsl.PooledEpisodes):
     """Images in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or val) and `root/test/<class>/`.
 
-    Without split folders each class is put in a split by a hash of its name and split_seed, so that it stays there whatever
-    other classes come or go: about these fractions of many classes, and of few classes less exactly so. Any file that PIL
-    reads, in subfolders too; its short side is resized to image_size and the centre square taken. Folders and files whose
-    name starts with a dot or that an operating system makes (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the ending
-    of an image, are passed over; `fsl check --data` counts them. Names are compared in Unicode's composed form (NFC).
+    Without split folders each class is put in a split by a hash of its name and split_seed, so that
+    it stays there whatever other classes come or go: about these fractions of many classes, and of
+    few classes less exactly so. Pictures are read in subfolders too; the short side is resized to
+    image_size and the centre square taken. Folders and files whose name starts with a dot or that
+    an operating system makes (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the ending of
+    an image, are passed over; `fsl check --data` counts them. Names are compared in Unicode's
+    composed form (NFC).
+
+    value_range [low, high]: the numbers in every picture are clipped to it and mapped to 0 .. 255.
+    Without it, 8 bits stay as they are and 16 bits keep their upper 8; float, signed and 12-bit
+    pictures are refused with the range that fits them.
     """
 
     name = "image-folder"
@@ -79,7 +87,14 @@ class ImageFolder(fsl.PooledEpisodes):
         skip_unreadable: Annotated[
             bool, Field(description="leave out images that cannot be read, and say which")
         ] = False,
+        value_range: Annotated[
+            ValueRange | None,
+            Field(
+                description="numbers that become black and white; null: pictures of 8 or 16 bits"
+            ),
+        ] = None,
     ):
+        check_range(value_range)
         if min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"fractions: {list(fractions)}. Three numbers >= 0, not all of them 0")
         super().__init__(
@@ -90,6 +105,7 @@ class ImageFolder(fsl.PooledEpisodes):
         )
         self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
         self.channels: Literal["rgb", "gray"] = channels
+        self.value_range = value_range and (float(value_range[0]), float(value_range[1]))
         self.skip_unreadable = skip_unreadable
         self._listings: dict[fsl.Split, _Listing] = {}
 
@@ -100,31 +116,26 @@ class ImageFolder(fsl.PooledEpisodes):
         if not self.skip_unreadable:
             folders.refuse_unreadable(folders.unreadable(listing.passed_over))
         listing.refuse_empty()
-        try:
-            return self._decoded(listing.classes)
-        except fsl.DataError:  # it names the first; whoever mends the data wants to know of all
-            damaged = folders.unreadable(folders.try_read(f, self._decode) for f in listing.files)
-            fit = "Whole image files, or `skip_unreadable: true`, which leaves them out"
-            folders.refuse_unreadable(damaged, of=len(listing.files), fit=fit)
-            raise
-
-    def _decoded(self, classes: Mapping[str, Sequence[Path]]) -> fsl.LabelledPool:
-        size = self.task.input_shape[-1]
-
-        def decode() -> fsl.LabelledPool:
-            stacks = (
-                (name, torch.stack([decode_image(f, size, self.channels) for f in files]))
-                for name, files in classes.items()
-            )
-            return fsl.LabelledPool.from_classes(stacks)
-
-        contents = [part for name, files in classes.items() for part in (name, len(files), *files)]
-        return fsl.LabelledPool.cached(
-            content_key("image-folder", size, self.channels, *contents), decode
+        how = (self.task.input_shape[-1], self.channels, self.value_range)
+        contents = (
+            part for name, files in listing.classes.items() for part in (name, len(files), *files)
         )
+        try:
+            key = content_key("image-folder", *how, *contents, under=self.root)
+        except fsl.DataError:  # it names the first; whoever mends the data wants to know of all
+            self._read(listing.classes)
+            raise
+        return fsl.LabelledPool.cached(key, lambda: self._read(listing.classes))
 
-    def _decode(self, file: Path) -> torch.Tensor:
-        return decode_image(file, self.task.input_shape[-1], self.channels)
+    def _read(self, classes: Mapping[str, Sequence[Path]]) -> fsl.LabelledPool:
+        files = list(chain(*classes.values()))
+        images, faults = decode_images(files, self.decode, self.task.input_shape)
+        fit = "Whole image files, or `skip_unreadable: true`, which leaves them out"
+        refuse_faults(files, faults, fit)
+        return fsl.LabelledPool(images, tuple(classes), tuple(map(len, classes.values())))
+
+    def decode(self, file: Path) -> torch.Tensor:
+        return decode_image(file, self.task.input_shape[-1], self.channels, self.value_range)
 
     # Which pictures there are.
 
@@ -158,18 +169,28 @@ class ImageFolder(fsl.PooledEpisodes):
         return self._listings[split]
 
     def _readable(self, listing: _Listing) -> _Listing:
-        """The listing without the files that cannot be decoded. Which these are is kept for equal files."""
+        """The listing without files that cannot be decoded; kept, so that each is tried once."""
+
+        files = listing.files
 
         def try_all() -> dict[str, torch.Tensor]:
-            tried = (folders.try_read(file, self._decode) for file in listing.files)
-            reasons = [item.detail if isinstance(item, PassedOver) else "" for item in tried]
+            _, faults = decode_images(files, self.decode, self.task.input_shape)
+            reasons = [""] * len(files)
+            for i, error in faults.items():
+                reasons[i] = folders.as_unreadable(files[i], error).detail
             return {"reasons": torch.tensor(list(json.dumps(reasons).encode()), dtype=torch.uint8)}
 
-        reader = Path(vision.__file__), PIL.__version__, self.task.input_shape
-        key = content_key("image-folder unreadable", *reader, *map(_state, listing.files))
-        kept = bytes(cached_tensors(key, try_all)["reasons"].numpy())
-        reasons = dict(zip(listing.files, json.loads(kept), strict=True))
-        return listing.without({file: why for file, why in reasons.items() if why})
+        def unpack(kept: Mapping[str, torch.Tensor]) -> dict[Path, str]:
+            reasons = json.loads(bytes(kept["reasons"].numpy()))
+            return dict(zip(files, map(str, reasons), strict=True))
+
+        reader = content_key(*(Path(module.__file__) for module in (vision, formats, levels)))
+        how = PIL.__version__, formats.max_pixels(), self.task.input_shape, self.value_range
+        key = content_key(
+            "image-folder unreadable", reader, *how, *files, under=self.root, tolerant=True
+        )
+        kept, _ = cached_tensors(key, try_all, check=unpack)
+        return listing.without({file: why for file, why in unpack(kept).items() if why})
 
     def _class_folders(self, split: fsl.Split) -> folders.Found:
         by_split = self._split_folders()
@@ -193,7 +214,7 @@ class ImageFolder(fsl.PooledEpisodes):
         return replace(classes, passed_over=[*top.passed_over, *beside, *classes.passed_over])
 
     def _split_folders(self) -> dict[fsl.Split, tuple[Path, folders.Found]] | None:
-        """The folder of each split that has one, and its classes; None where the classes have to be shared out."""
+        """The folder and classes of each split that has one; None where they are shared out."""
         fit = "A folder with one folder of images for each class"
         folders.require_folder(self.root, self._where, fit)
         found: dict[fsl.Split, tuple[Path, folders.Found]] = {}
@@ -226,7 +247,7 @@ class ImageFolder(fsl.PooledEpisodes):
         }
 
     def _refuse_small_shares(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
-        """Raise DataError where classes are shared out and one of these splits has fewer than its episodes need."""
+        """Raise DataError where a split gets fewer than n_way of the classes shared out."""
         if self._split_folders() is not None:
             return
         classes = self._all_classes().paths
@@ -237,8 +258,8 @@ class ImageFolder(fsl.PooledEpisodes):
             given = ", ".join(f"{split} {n}" for split, n in shared.items())
             needs = ", ".join(f"{split} at least {needed[split]}" for split in few)
             raise fsl.DataError(
-                f"{self._where}: fractions {list(self.fractions)} and split_seed {self.split_seed} share out its "
-                f"{len(classes)} classes as {given}; n_way asks for {needs}. "
+                f"{self._where}: fractions {list(self.fractions)} and split_seed {self.split_seed} "
+                f"share out its {len(classes)} classes as {given}; n_way asks for {needs}. "
                 f"{self._other_shares([f.name for f in classes], needed)}"
             )
 
@@ -307,14 +328,6 @@ def _list(class_folders: Sequence[Path], beside: Sequence[PassedOver]) -> _Listi
     )
 
 
-def _state(file: Path) -> str:
-    """What tells whether a file has changed, where it can be read."""
-    try:
-        return content_key(file)
-    except fsl.DataError as error:
-        return str(error)
-
-
 def split_of(name: str) -> fsl.Split | None:
     """The split that a folder of this name holds the classes of, if any."""
     word = re.sub(r"^meta[-_ ]?", "", folders.nfc(name).casefold())
@@ -322,7 +335,7 @@ def split_of(name: str) -> fsl.Split | None:
 
 
 def split_by_name(name: str, fractions: Sequence[float], seed: int) -> fsl.Split:
-    """The split of a class: a function of its name, the fractions and the seed, and of no other class.
+    """The split of a class: a function of its name, the fractions and the seed alone.
 
     fractions: of train, validation and test, of any sum; a split of fraction 0 gets no class.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ from pydantic import Field
 
 import fsl_core as fsl
 from fsl_core.data.cache import data_root
-from fsl_core.data.vision import torchvision_dataset
+from fsl_core.data.downloads import download, md5_of, once
+from fsl_core.data.vision import torchvision, torchvision_dataset
 
 FOLDERS = ("MNIST/raw", "raw", "")
 CHECKSUMS = {
@@ -117,7 +117,7 @@ class Mnist(fsl.PooledEpisodes):
                 _unpack(raw, name, unpacked / name)
             try:
                 parts = [
-                    torchvision_dataset("MNIST", Path(folder), train=train, download=False)
+                    torchvision_dataset("MNIST", Path(folder), train=train)
                     for train in (True, False)
                 ]
             except fsl.DataError as error:
@@ -138,14 +138,23 @@ class Mnist(fsl.PooledEpisodes):
         reason = "download: false"
         if self.download:
             try:
-                torchvision_dataset("MNIST", root)
+                self._download()
                 return root / FOLDERS[0]
             except fsl.DataError as error:
-                reason = " ".join(str(error).split())
+                reason = str(error)
         where = f"episodes {self.name!r}: not all four files of MNIST in {root / FOLDERS[0]} or {root} ({reason})"
         raise fsl.DataError(
             f"{where}. {_wanted()} in a folder named by `-s episodes.root=DIR` or FSL_DATA"
         )
+
+    @once
+    def _download(self) -> None:
+        """Fetch the files that are absent, packed as they are."""
+        mirrors, folder = torchvision().datasets.MNIST.mirrors, data_root(self.root) / FOLDERS[0]
+        for name, md5 in CHECKSUMS.items():
+            if not _file(folder, name):
+                urls = [f"{mirror}{name}.gz" for mirror in mirrors]
+                download(urls, folder / f"{name}.gz", md5, megabytes=10)
 
 
 def _wanted() -> str:
@@ -177,12 +186,11 @@ def _unpack(raw: Path, name: str, target: Path) -> None:
     if file.suffix != ".gz":
         target.symlink_to(file.resolve())
         return
-    content = file.read_bytes()
-    if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != CHECKSUMS[name]:
+    if (found := md5_of(file)) != CHECKSUMS[name]:
         raise fsl.DataError(
             f"{file}: md5 {found}. {CHECKSUMS[name]}: delete the file and fetch it anew"
         )
-    target.write_bytes(gzip.decompress(content))
+    target.write_bytes(gzip.decompress(file.read_bytes()))
 
 
 @fsl.hookimpl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import random
 import zipfile
@@ -14,13 +13,16 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
 from fsl_core.data.cache import content_key, data_root
+from fsl_core.data.downloads import download, md5_of, once
 from fsl_core.data.folders import image_files
-from fsl_core.data.vision import torchvision_dataset
+from fsl_core.data.formats import decoding, identify
+from fsl_core.data.vision import torchvision
+from fsl_core.data.work import reported
 
 FOLDER = "omniglot-py"
 PER_CLASS = 20
@@ -111,14 +113,22 @@ class Omniglot(fsl.PooledEpisodes):
         reason = "download: false"
         if self.download:
             try:
-                for background in (True, False):
-                    torchvision_dataset("Omniglot", root, background=background)
+                self._download()
                 return [_find(root, part) for part in CHECKSUMS]
             except fsl.DataError as error:
                 reason = str(error)
         where = f"episodes {self.name!r}: no {' and no '.join(missing)} in {root} or {root / FOLDER} ({reason})"
         fit = f"Both zip files of {SOURCE} in one of these folders, or their folder named by `-s episodes.root=DIR` or FSL_DATA"
         raise fsl.DataError(f"{where}. {fit}")
+
+    @once
+    def _download(self) -> None:
+        """Fetch the zip files that are absent. They are read as they are, and never unpacked."""
+        published, root = torchvision().datasets.Omniglot, data_root(self.root)
+        for part, checksums in CHECKSUMS.items():
+            if _find(root, part) is None:
+                url = f"{published.download_url_prefix}/{part}.zip"
+                download([url], root / FOLDER / f"{part}.zip", checksums[0], megabytes=10)
 
     @cached_property
     def _characters(self) -> fsl.LabelledPool:
@@ -127,9 +137,8 @@ class Omniglot(fsl.PooledEpisodes):
         files = [
             file for part in parts for file in ([part] if part.is_file() else image_files(part))
         ]
-        return fsl.LabelledPool.cached(
-            content_key("omniglot", "lanczos", size, *files), lambda: _decode(parts, size)
-        )
+        key = content_key("omniglot", "lanczos", size, *files, under=parts[0].parent)
+        return fsl.LabelledPool.cached(key, lambda: _decode(parts, size))
 
 
 def class_lists(split: Literal["vinyals", "learn2learn"]) -> dict[fsl.Split, list[str]]:
@@ -164,10 +173,7 @@ def _find(root: Path, part: str) -> Path | None:
     for folder in (root, root / FOLDER):
         archive = folder / f"{part}.zip"
         if archive.is_file():
-            with archive.open("rb") as file:
-                md5 = hashlib.file_digest(
-                    file, lambda: hashlib.md5(usedforsecurity=False)
-                ).hexdigest()
+            md5 = md5_of(archive)
             if md5 not in CHECKSUMS[part]:
                 raise fsl.DataError(
                     f"{archive}: md5 {md5}. {CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
@@ -182,26 +188,16 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     images: dict[str, list[np.ndarray]] = {
         name: [] for name in sorted(chain(*class_lists("vinyals").values()))
     }
-    for part in parts:
-        for name, content in _read(part):
-            if (character := name.rpartition("/")[0]) not in images:
-                raise fsl.DataError(
-                    f"{part / name}: no character of Omniglot. Only what the zip files of {SOURCE} hold"
-                )
-            try:
-                image = (
-                    Image.open(io.BytesIO(content))
-                    .convert("L")
-                    .resize((size, size), Image.Resampling.LANCZOS)
-                )
-            except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-                reason = (
-                    "of no known format" if isinstance(error, UnidentifiedImageError) else error
-                )
-                raise fsl.DataError(
-                    f"{part / name}: not a readable image ({reason}). Unpack the zip file of {SOURCE} anew"
-                ) from error
-            images[character].append(255 - np.asarray(image))
+    with reported("decoding pictures", PER_CLASS * len(images)) as advance:
+        for part in parts:
+            for name, content in _read(part):
+                if (character := name.rpartition("/")[0]) not in images:
+                    raise fsl.DataError(
+                        f"{part / name}: no character of Omniglot. "
+                        f"Only what the zip files of {SOURCE} hold"
+                    )
+                images[character].append(255 - _grey(part / name, content, size))
+                advance(1)
     for name, found in images.items():
         if len(found) != PER_CLASS:
             where = " or ".join(map(str, parts))
@@ -211,6 +207,12 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     return fsl.LabelledPool.from_classes(
         (name, np.stack(found)[:, None]) for name, found in images.items()
     )
+
+
+def _grey(where: Path, content: bytes, size: int) -> np.ndarray:
+    fit = f"Unpack the zip file of {SOURCE} again"
+    with decoding(where, fit), identify(io.BytesIO(content)) as found:
+        return np.asarray(found.convert("L").resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _drawings(part: Path) -> list[Path]:

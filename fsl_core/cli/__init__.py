@@ -5,10 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import AbstractContextManager
+from typing import Annotated
 
 import typer
 
-from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps
+from fsl_core import __version__
+from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps, tuning
+from fsl_core.data.work import Advance, report_to
+from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
 from fsl_core.words import printable
 
@@ -25,7 +30,6 @@ OF_THE_MACHINE = {
 
 app = typer.Typer(
     name="fsl",
-    help="Few-shot meta-learning from parts: any inner loop with any outer loop, described by one YAML recipe.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,17 +37,36 @@ app = typer.Typer(
 catalogue.add_commands(app)
 runs.add_commands(app)
 recipes.add_commands(app)
+tuning.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 scaffolding.add_commands(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fsl-core {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show the version"),
+    ] = False,
+) -> None:
+    """Few-shot meta-learning from parts: any inner loop with any outer loop, in one YAML recipe."""
 
 
 def main() -> None:
     """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
     if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
+    prepare_process()
     try:
-        app()
+        with report_to(_report_work):
+            app()
     except TrainingError as error:
         sys.exit(_fail(error, 1))
     except FslError as error:
@@ -55,6 +78,12 @@ def main() -> None:
         if error.errno == errno.ENAMETOOLONG:
             name = f"{name[:60]}…: a name of {len(name)} characters"
         sys.exit(_fail(f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}", 2))
+
+
+def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:
+    from fsl_core.cli.progress import report_work  # rich is imported late
+
+    return report_work(what, total)
 
 
 def _fail(error: FslError | str, code: int) -> int:

@@ -14,6 +14,7 @@ from fsl_core.cli.arguments import (
     Overrides,
     PluginsDir,
     RecipeFile,
+    choose_device,
     load_registry,
     warn,
 )
@@ -50,15 +51,16 @@ def check(
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
 ) -> None:
-    """Check a recipe: every option of every part, without training; its data is read with --data.
+    """Check a recipe: every option, and its parts on a made-up episode; --data reads its data.
 
     Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
     """
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
+    from fsl_core.training.execution import kept_execution
     from fsl_core.training.experiment import build_experiment, build_optimizer
-    from fsl_core.training.preflight import preflight
+    from fsl_core.training.preflight import preflight, preflight_all
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -70,6 +72,7 @@ def check(
         if data:
             _refuse_matrix(recipe)
         plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
+        preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
         typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
         return
@@ -87,6 +90,8 @@ def check(
         f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
         f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
     )
+    if kept := kept_execution(experiment, choose_device("auto")):
+        typer.echo(f"execution {kept.in_full}")
 
 
 def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:

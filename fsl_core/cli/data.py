@@ -17,7 +17,7 @@ LINES = 10
 
 
 def print_report(report: DataReport, whole: bool) -> None:
-    """Classes, sizes and what may be wrong.    whole: every line, where there are many of a kind."""
+    """Classes, sizes and what may be wrong.    whole: every line, though there are many."""
     from fsl_core.data.folders import shown
 
     for split, contents in report.contents.items():

@@ -1,4 +1,4 @@
-"""Files that a command is to write: looked at before the work, so that none of it is done in vain."""
+"""Files that a command is to write, looked at before its work so that none is done in vain."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""The progress bar: an observer plugin like any other."""
+"""Progress bars. That of training is an observer plugin like any other."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import fsl_core as fsl
 
 AVERAGED_STEPS = 50
+SHOWN_AFTER, LINE_EVERY = 2.0, 10.0
+"""Seconds after which other work is shown, and between lines of it where there is no terminal."""
 
 
 def _progress(console: Console) -> Progress:
@@ -40,7 +44,8 @@ class ProgressBar:
             self._console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if run.step < run.steps:
             if self._console.is_terminal:
-                self._console.print(f"execution {run.execution}", highlight=False, soft_wrap=True)
+                told = f"execution {run.execution.in_full}"
+                self._console.print(told, highlight=False, soft_wrap=True)
             self._bar.start()
             self._task = self._bar.add_task(
                 "training", total=run.steps, completed=run.step, status=""
@@ -99,4 +104,48 @@ class EvaluationBar:
         return lambda: self._bar.advance(task)
 
     def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+@contextmanager
+def report_work(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """The reporter of `fsl_core.data.work`: a bar on stderr, or plain lines where it is a file."""
+    shown = _WorkBar(Console(stderr=True), what, total)
+    try:
+        yield shown.advance
+    except KeyboardInterrupt:
+        shown.say(f"stopped at {shown.state()}. Nothing of it is kept; it begins again next time")
+        raise
+    finally:
+        shown.stop()
+
+
+class _WorkBar:
+    def __init__(self, console: Console, what: str, total: int | None):
+        self._console, self._what, self._total, self._done = console, what, total, 0
+        self._bar = _progress(console)
+        self._task = self._bar.add_task(what, total=total, status="")
+        self._started = time.monotonic()
+        self._next_line = self._started + SHOWN_AFTER
+
+    def advance(self, items: int) -> None:
+        self._done += items
+        self._bar.advance(self._task, items)
+        now = time.monotonic()
+        if now < self._next_line:
+            return
+        self._next_line = now + LINE_EVERY
+        if self._console.is_terminal:
+            self._bar.start()
+        else:
+            self.say(self.state())
+
+    def state(self) -> str:
+        return f"{self._done} of {self._total}" if self._total else str(self._done)
+
+    def say(self, text: str) -> None:
+        self.stop()
+        self._console.print(f"{self._what}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
         self._bar.stop()

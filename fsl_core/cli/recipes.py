@@ -21,7 +21,10 @@ def recipes(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the recipes that come with fsl-core, or print one: `fsl recipes glyphs/5w1s-maml > mine.yaml`."""
+    """List the recipes that come with fsl-core, or print one to copy.
+
+    fsl recipes glyphs/5w1s-maml > mine.yaml
+    """
     from fsl_core.cli.catalogue import print_table
     from fsl_core.config.shipped import find_recipe, shipped_recipes
 

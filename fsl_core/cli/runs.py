@@ -369,5 +369,14 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
             f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
             f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, episode set {result['episode_set'][:12]}"
         )
-        say(f"execution {result.get('execution', 'unknown: an earlier version ran it')}")
+        execution = result.get("execution", "unknown: an earlier version ran it")
+        say(f"execution {execution}{_how_settled(directory)}")
         say(f"report: {directory / 'report.html'}")
+
+
+def _how_settled(directory: Path) -> str:
+    """How the execution of a run came about, where it was measured."""
+    from fsl_core.training.run import read_choice
+
+    choice = read_choice(directory)
+    return f" ({choice.when})" if choice and choice.when else ""

@@ -67,7 +67,7 @@ def sweep(
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.processes import Processes
-    from fsl_core.sweeping.schedule import OUTPUT, make_jobs, run_jobs, threads_of
+    from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer, run_jobs, threads_of
     from fsl_core.training.files import to_json
 
     registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
@@ -93,8 +93,9 @@ def sweep(
         told = f"note: no run was forked, so each imported everything again: {processes.reason}"
         typer.echo(told, err=True)
     result = collect(plan, queue)
-    write_tables(result, directory, raw_csv)
-    page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
+    with only_writer(directory / "runs"):
+        write_tables(result, directory, raw_csv)
+        page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
     if as_json:
         told = {"notes": [*result.told_once(), result.ranks_told()], "sweep": str(directory)}
         typer.echo(to_json({"rows": table(result), **told}, "sweep", indent=2))
@@ -103,9 +104,8 @@ def sweep(
             typer.echo(printable(line))
         _print_table(result)
         typer.echo(printable(result.ranks_told()))
-        typer.echo(
-            f"tables: {directory / 'sweep.csv'}, {directory / 'differences.csv'}\nreport: {page}"
-        )
+        tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
+        typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
     if any(job.state == "failed" for job in queue):
         for job in queue:
             if job.state == "failed":

@@ -125,7 +125,7 @@ def to_yaml(data: dict[str, Any]) -> str:
 
 
 class _Representer(SafeRepresenter):
-    """Quotes texts that begin with a sign: ruamel writes `? a` in a list so that it reads it wrong."""
+    """Quotes texts that begin with a sign: of `? a` in a list ruamel reads something else."""
 
     def represent_text(self, text: str) -> ScalarNode:
         style = None if text[:1].isalnum() else "'"

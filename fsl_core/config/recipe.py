@@ -407,7 +407,8 @@ def unmet_requirement(text: str) -> str:
         requirement = Requirement(text)
         version = metadata.version(requirement.name)
     except InvalidRequirement:
-        return f"{text!r} is no requirement. A distribution with a version range, such as fsl-maml>=0.1"
+        fitting = "A distribution with a version range, such as fsl-maml>=0.1"
+        return f"{text!r} is not a requirement. {fitting}"
     except metadata.PackageNotFoundError:
         return f"{requirement.name} is not installed. pip install '{text}'"
     if requirement.specifier.contains(version, prereleases=True):
@@ -461,9 +462,10 @@ def _validation_faults(
         if any(other[: len(path)] == path for other in expected if other != path):
             continue  # the fault is further down: a wrong item also makes its list too short
         found = json.dumps(_at(document.data, path))
-        faults.append(
-            f"{document.where(path)}: found {found}. Expected {', or '.join(dict.fromkeys(alternatives))}"
-        )
+        fitting = ", or ".join(dict.fromkeys(alternatives))
+        if document.place(path).startswith("-s ") and fitting == "a valid string":
+            fitting += f", such as '{json.dumps(found)}'"
+        faults.append(f"{document.where(path)}: found {found}. Expected {fitting}")
     return faults
 
 
@@ -497,7 +499,23 @@ def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> s
     named = document.place((*path[:-1], "name"))
     if named.startswith("-s ") and named != document.place(path):
         owner += f" ({named})"
-    return f"{owner} has no such option. {suggest(str(path[-1]), options.model_fields, label='Its options')}"
+    key = str(path[-1])
+    elsewhere = _sections_with(key, model) if len(path) == 1 else []
+    if elsewhere:
+        return f"{owner} has no such option. Did you mean {' or '.join(elsewhere)}?"
+    return f"{owner} has no such option. {suggest(key, options.model_fields, label='Its options')}"
+
+
+def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:
+    """Key paths of the sections of this recipe that have such an option: `outer.steps`."""
+    found = []
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if key in section.model_fields and key != "name":
+                found.append(f"{above}{name}.{key}")
+            found += _sections_with(key, section, f"{above}{name}.")
+    return found
 
 
 def _plain(value: Any) -> Any:

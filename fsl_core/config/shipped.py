@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Their files by name: those in the wheel, or in a checkout of the repository all of its own."""
+    """Their files by name: those in the wheel, or in a checkout all of the repository."""
     folder = PACKAGE / "recipes"
     if not folder.is_dir() and (PACKAGE.parent / "pyproject.toml").is_file():
         folder = PACKAGE.parent / "recipes"
@@ -23,7 +23,7 @@ def shipped_recipes() -> dict[str, Path]:
 def find_recipe(given: Path) -> Path:
     """The file that a path or the name of a shipped recipe means; a file of that path goes first.
 
-    Raises RecipeError, with the shipped names that are near, where there is neither.
+    Raises RecipeError, with what is near, where there is neither.
     """
     shipped = shipped_recipes()
     try:
@@ -32,23 +32,31 @@ def find_recipe(given: Path) -> Path:
         if (name := given.as_posix()) in shipped:
             return shipped[name]
         reason = getattr(error, "strerror", None) or error
-        near = _near(given, list(shipped))
-        fitting = (
-            f"Did you mean the shipped recipe {' or '.join(near)}?"
-            if near
-            else "A recipe file in YAML, or a name that `fsl recipes` lists"
-        )
-        raise RecipeError(f"{given}: {reason}. {fitting}") from error
+        raise RecipeError(f"{given}: {reason}. {_near(given, list(shipped))}") from error
+    if (given / "recipe.yaml").is_file():
+        raise RecipeError(f"{given}: a run. `fsl resume {given}`, or a recipe file in YAML")
     return given
 
 
-def _near(given: Path, names: list[str]) -> list[str]:
-    wanted = given.as_posix().removeprefix("recipes/").removesuffix(given.suffix).lower()
-    last = wanted.rpartition("/")[2]
-    same = [name for name in names if name.rpartition("/")[2] == last]
+def _near(given: Path, names: list[str]) -> str:
+    """The end of a message: files beside it and shipped recipes that are called alike."""
+    beside = {file.stem: file for ending in ("yaml", "yml") for file in _beside(given, ending)}
+    wanted = given.as_posix().removeprefix("recipes/").removesuffix(given.suffix)
+    if files := get_close_matches(given.stem, beside, n=1, cutoff=0.7):
+        return f"Did you mean {beside[files[0]]}?"
+    same = [name for name in names if name.rpartition("/")[2] == wanted.rpartition("/")[2]]
     if wanted in names or not same:
-        return get_close_matches(wanted, names, n=1, cutoff=0.7)
-    return same[:3]
+        same = get_close_matches(wanted.lower(), names, n=1, cutoff=0.7)
+    if same:
+        return f"Did you mean the shipped recipe {' or '.join(same[:3])}?"
+    return "A recipe file in YAML, or a name that `fsl recipes` lists"
+
+
+def _beside(given: Path, ending: str) -> list[Path]:
+    try:
+        return list(given.parent.glob(f"*.{ending}"))
+    except (OSError, ValueError):
+        return []
 
 
 def summary_of(recipe: str) -> str:

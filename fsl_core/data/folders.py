@@ -1,4 +1,4 @@
-"""Folders of pictures: one rule for what is read and what is passed over, at every depth and on every machine."""
+"""Folders of pictures: one rule for what is read and what is passed over, at every depth."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
-from PIL import Image
-
+from fsl_core.data.formats import PICTURE_ENDINGS, open_picture
 from fsl_core.errors import DataError
 from fsl_core.words import printable
-
-T = TypeVar("T")
 
 HIDDEN = "hidden (the name begins with a dot)"
 SYSTEM = "made by an operating system"
@@ -46,14 +41,14 @@ SYSTEM_NAMES = frozenset(
         "thumbs.db:encryptable",
     }
 )
-"""Case folded names of files and folders that macOS, Windows, Linux and network storage leave behind."""
+"""Names, in small letters, of what macOS, Windows, Linux and network storage leave behind."""
 
 NAMED = 20
 """Faults that one message names; of more it says how many there are."""
 
 
 def nfc(name: str) -> str:
-    """The name in Unicode's composed form. Names are compared in it: macOS and Linux spell an é differently."""
+    """The name in Unicode's composed form, in which names are compared: macOS spells them apart."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -63,7 +58,7 @@ def name_bytes(name: str) -> bytes:
 
 
 def shown(name: object) -> str:
-    r"""A name as it can be written anywhere: what would steer a terminal or is not UTF-8 comes as `\x1b`, `\xff`."""
+    r"""A name for any text: `\x1b` for what steers a terminal, `\xff` for a byte not UTF-8."""
     return printable(str(name))
 
 
@@ -71,7 +66,8 @@ def shown(name: object) -> str:
 class PassedOver:
     """A file or folder that is not read.
 
-    reason: one of the reasons of this module, the same for many.    detail: what else is known of this one.
+    reason: one of the reasons of this module, the same for many.
+    detail: what else is known of this one.
     """
 
     path: Path
@@ -84,7 +80,11 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Found:
-    """paths: pictures or class folders, in an order that does not depend on the file system.    passed_over: the rest."""
+    """What a search has found.
+
+    paths: pictures or class folders, in an order that does not depend on the file system.
+    passed_over: the rest.
+    """
 
     paths: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
@@ -99,8 +99,8 @@ def counted(passed_over: Iterable[PassedOver]) -> str:
 def find_pictures(folder: Path) -> Found:
     """The pictures in a folder and its subfolders, and everything there that is passed over.
 
-    A file is a picture by its ending. Links are followed, and what is reached twice counts once: by its own name rather
-    than that of a link. A link to a folder that the search is in leads nowhere new and is passed over, too.
+    A file is a picture by its ending. Links are followed, and what is reached twice counts once: by
+    its own name rather than that of a link. A link to a folder around the search is passed over.
     """
     search = _Search(folder)
     search.run()
@@ -145,7 +145,7 @@ def find_class_folders(parent: Path, *, once: bool = True) -> Found:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures in a folder and its subfolders. Raises DataError, naming all, where a subfolder cannot be read."""
+    """The pictures in a folder and below. Raises DataError, naming all folders without access."""
     found = find_pictures(folder)
     refuse_unreadable(unreadable(found.passed_over))
     return found.paths
@@ -166,17 +166,10 @@ def no_pictures(folder: Path, passed_over: Sequence[PassedOver] = ()) -> str:
     return f"{shown(folder)}: no images in this class folder{beside}. {fit}"
 
 
-def try_read(file: Path, read: Callable[[Path], T]) -> T | PassedOver:
-    """What `read` makes of the file; or the file, passed over with the reason, if it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            opened.read(1)
-        return read(file)
-    except OSError as error:
-        return PassedOver(file, UNREADABLE, _why(error))
-    except DataError as error:
-        why = str(error).removeprefix(f"{file}: ").removeprefix(f"{shown(file)}: ")
-        return PassedOver(file, UNREADABLE, why)
+def as_unreadable(file: Path, error: DataError) -> PassedOver:
+    """The file, passed over because of an error that begins with its name."""
+    why = str(error).removeprefix(f"{file}: ").removeprefix(f"{shown(file)}: ")
+    return PassedOver(file, UNREADABLE, why)
 
 
 def unreadable(items: Iterable[object]) -> list[PassedOver]:
@@ -220,14 +213,14 @@ def require_folder(folder: Path, where: str, fit: str) -> None:
 def picture_size(file: Path) -> tuple[int, int] | None:
     """Width and height in pixels, from the head of the file; None where it has none."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), open_picture(file) as image:
             return image.size
-    except Exception:  # PIL's decoders raise nearly anything on a damaged file
+    except DataError:
         return None
 
 
 class _Search:
-    """The pictures below a folder. Links wait until all real files are known, so that these keep their own names."""
+    """The pictures below a folder. Links wait until all real files are known by their own names."""
 
     def __init__(self, top: Path):
         self.pictures: list[Path] = []
@@ -336,15 +329,8 @@ def _why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-@cache
-def _endings() -> frozenset[str]:
-    return frozenset(
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    )
-
-
 def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _endings()
+    return os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
 
 
 def _refuse_same_names(parent: Path, folders: Iterable[Path]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -53,22 +53,23 @@ class LabelledPool:
     @classmethod
     def from_classes(cls, items: Iterable[tuple[str, np.ndarray | Tensor]]) -> LabelledPool:
         """A pool of (class name, (count, channels, height, width) uint8) pairs, in their order."""
-        named = [(name, torch.as_tensor(images)) for name, images in items]
-        images = (
-            torch.cat([images for _, images in named])
-            if named
-            else torch.empty(0, 1, 0, 0, dtype=torch.uint8)
-        )
-        return cls(
-            images, tuple(name for name, _ in named), tuple(len(images) for _, images in named)
-        )
+        parts: list[Tensor] = []
+        names: list[str] = []
+        for name, images in items:
+            names.append(name)
+            parts.append(torch.as_tensor(images))
+        counts = tuple(map(len, parts))
+        if not parts:
+            return cls(torch.empty(0, 1, 0, 0, dtype=torch.uint8), (), ())
+        return cls(_concatenated(parts), tuple(names), counts)
 
     @classmethod
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
         """The pool kept on disk under this `content_key`, else the one that `build` makes, which is then kept."""
-        kept = cached_tensors(key, lambda: build()._tensors)
-        names = bytes(kept["classes"].numpy()).decode("utf-8", "surrogatepass").split("\0")
-        return cls(kept["images"], tuple(names[:-1]), tuple(kept["counts"].tolist()))
+        kept, digest = cached_tensors(key, lambda: build()._tensors, check=cls._from_tensors)
+        pool = cls._from_tensors(kept)
+        pool.__dict__["digest"] = digest  # which was computed to check what was kept
+        return pool
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -92,6 +93,23 @@ class LabelledPool:
     def to(self, device: torch.device | str) -> LabelledPool:
         return replace(self, images=self.images.to(device))
 
+    @classmethod
+    def _from_tensors(cls, tensors: Mapping[str, Tensor]) -> LabelledPool:
+        """What `_tensors` gave. Raises ValueError, KeyError or DataError for anything else."""
+        found = {name: (tensor.dtype, tensor.ndim) for name, tensor in tensors.items()}
+        wanted = {
+            "images": (torch.uint8, 4),
+            "classes": (torch.uint8, 1),
+            "counts": (torch.int64, 1),
+        }
+        if found != wanted:
+            raise ValueError(f"tensors {sorted(found)}, not those of a pool")
+        names = bytes(tensors["classes"].numpy()).decode("utf-8", "surrogatepass").split("\0")
+        counts = tuple(tensors["counts"].tolist())
+        if names.pop() or min(counts, default=0) < 0:
+            raise ValueError("not the names and counts of a pool")
+        return cls(tensors["images"], tuple(names), counts)
+
     @property
     def _tensors(self) -> dict[str, Tensor]:
         names = name_bytes("".join(f"{name}\0" for name in self.classes))
@@ -100,6 +118,17 @@ class LabelledPool:
             "classes": torch.tensor(list(names), dtype=torch.uint8),
             "counts": torch.tensor(self.counts, dtype=torch.int64),
         }
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    """`torch.cat(parts)`, which empties the list as it goes: not two copies of everything."""
+    whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
 class PooledEpisodes(EpisodeSource):
@@ -132,7 +161,7 @@ class PooledEpisodes(EpisodeSource):
         """Read the images of a split; called once, when the split is first needed. Raises DataError if there are none."""
 
     def pool(self, split: Split) -> LabelledPool:
-        """The images of a split, on the device of `to`. Raises DataError for files that cannot be read."""
+        """The images of a split, on the device of `to`. DataError for files that cannot be read."""
         if split not in self._pools:
             try:
                 self._pools[split] = self.load(split).to(self._device)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from fsl_core.data.folders import PassedOver
+from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
 
@@ -21,10 +23,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SplitContents:
-    """What a split is made of, for `fsl check --data` and for the record that a run keeps of its data.
+    """What a split is made of, for `fsl check --data` and for a run's record of its data.
 
-    classes: items of each class, by its name; empty where episodes are drawn without a pool of items.
-    digest:  changes whenever an episode of the split could change; None where nothing is read, or it was not asked for.
+    classes: items of each class, by its name; empty where no pool of items is drawn from.
+    digest:  changes whenever an episode of the split could change; None where nothing is read, or
+        it was not asked for.
     files:   where each item of a class was read, if from files of the user.
     passed_over: what lies beside these files and is not read.
     """
@@ -64,7 +67,7 @@ class EpisodeSource(ABC):
         """Raise DataError if the split cannot give such episodes; called for every split in use before anything is trained."""
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
-        """Check all splits in use, each for the shape wanted of it. Raises one DataError with the faults of all."""
+        """Check the splits in use, each for its shape. Raises one DataError with all faults."""
         faults = []
         for split, task in wanted.items():
             try:
@@ -75,11 +78,20 @@ class EpisodeSource(ABC):
             raise DataError("\n".join(dict.fromkeys(faults)))
 
     def inspect(self, split: Split, digest: bool = True) -> SplitContents:
-        """What the split is made of. A source that reads data overrides this; by default nothing is known.
+        """What the split is made of. A source that reads data overrides this; default: unknown.
 
         digest: False leaves it out, where it is enough to list the items without reading them.
         """
         return SplitContents()
+
+    def decode(self, file: Path) -> Tensor:
+        """A picture file of a user as an item of this source: (channels, size, size) uint8.
+
+        `fsl predict` reads pictures by it. A source whose own pictures are read by another rule
+        overrides it with that rule. Raises DataError, naming the file, where it cannot be read.
+        """
+        channels, size, _ = self.task.input_shape
+        return decode_image(file, size, "gray" if channels == 1 else "rgb")
 
     def fingerprint(self, episodes: Episode) -> bytes:
         """A digest of a batch of episodes as `batch` returned it: equal digests, equal tensors."""

@@ -1,11 +1,12 @@
-"""The one module that imports torchvision, when first needed: data sets to download, image files as tensors of one size."""
+"""Picture files as tensors of one size; the one module that imports torchvision, when needed."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,34 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
+from fsl_core.data.folders import as_unreadable, refuse_unreadable
+from fsl_core.data.formats import open_picture, refuse_size
+from fsl_core.data.levels import (
+    UnscaledError,
+    ValueRange,
+    byte_levels,
+    grey_levels,
+    narrowed,
+    refuse_narrowed,
+)
+from fsl_core.data.work import for_each
 from fsl_core.errors import DataError
+
+Channels = Literal["rgb", "gray"]
+MODES: dict[Channels, str] = {"rgb": "RGB", "gray": "L"}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of EXIF's orientation; 1 and all others leave a picture as it is."""
 
 
 @cache
@@ -48,56 +73,170 @@ def transforms() -> ModuleType:
 
 
 def torchvision_dataset(name: str, root: Path, **options: Any) -> Any:
-    """`torchvision.datasets.<name>(root, download=True, **options)`: downloads what is not there yet.
+    """`torchvision.datasets.<name>(root, **options)`, which reads what is there.
 
-    Raises DataError with the reason if the download fails or what is there cannot be read.
+    torchvision itself downloads nothing: `fsl_core.data.downloads` compares checksums first.
+    Raises DataError with the reason if what is there cannot be read.
     """
-    download = options.setdefault("download", True)
     try:
-        if download:
-            root.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings(action="ignore"):  # of NumPy, about how old files were pickled
             return getattr(torchvision().datasets, name)(root, **options)
-    except (
-        OSError,
-        RuntimeError,
-        HTTPException,
-        AssertionError,
-        ValueError,
-    ) as error:  # no network, or not the file expected
-        what = "download of" if download else "reading"
-        raise DataError(
-            f"{root}: {what} {name} failed ({error}). A network connection, or the files in place"
-        ) from error
+    except (OSError, RuntimeError, AssertionError, ValueError) as error:  # not the file expected
+        raise DataError(f"{root}: reading {name} failed ({error}). The files in place") from error
 
 
-def decode_image(file: Path, size: int, channels: Literal["rgb", "gray"] = "rgb") -> Tensor:
-    """(3 or 1, size, size) uint8: the short side resized to `size` (antialiased, bilinear), then the centre cut out.
+def decode_image(
+    file: Path,
+    size: int,
+    channels: Channels = "rgb",
+    value_range: ValueRange | None = None,
+) -> Tensor:
+    """(3 or 1, size, size) uint8: the short side resized to `size` (antialiased, bilinear), then
+    the centre cut out.
 
-    Any mode that PIL reads: turned as its EXIF entry says, transparent parts on white, 16 bits as their upper 8.
-    Raises DataError for a file that is unreadable or truncated.
+    A file of one of `formats.FORMATS` in any mode: turned as its EXIF entry says, transparent parts
+    on white, the first picture of several.
+
+    value_range: which numbers become black and white; without it, as `fsl_core.data.levels` says.
+    Raises DataError, which names the file, where it is unreadable, truncated or too large, or its
+    numbers need a range.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as found:
-            return to_pixels(found, size, channels)
-    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        raise DataError(
-            f"{file}: not a readable image ({error}). A whole image file, or none"
-        ) from error
+    with _quiet, open_picture(file) as found:
+        return to_pixels(found, size, channels, value_range)
 
 
-def to_pixels(image: Image.Image, size: int, channels: Literal["rgb", "gray"] = "rgb") -> Tensor:
+def to_pixels(
+    image: Image.Image,
+    size: int,
+    channels: Channels = "rgb",
+    value_range: ValueRange | None = None,
+) -> Tensor:
     """(3 or 1, size, size) uint8, as `decode_image`, of an image that is open."""
-    image = _flatten(ImageOps.exif_transpose(image)).convert({"rgb": "RGB", "gray": "L"}[channels])
-    v2 = transforms()
-    return v2.pil_to_tensor(v2.center_crop(v2.resize(image, [size], antialias=True), [size, size]))
+    upright = _turned(_eight_bits(image, MODES[channels], value_range), image)
+    pixels = np.array(_centre(upright, size))
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel and without transparency."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+def decode_images(
+    files: Sequence[Path], decode: Callable[[Path], Tensor], shape: Sequence[int]
+) -> tuple[Tensor, dict[int, DataError]]:
+    """(n, *shape) uint8, row i decoded from file i, and what was said of files that cannot be: by
+    their place in `files`, in order.
+
+    The rows of those are not filled. Decoded by as many threads as torch uses; their number and
+    order change nothing.
+
+    decode: Path -> (*shape) uint8, such as the `decode` of an episode source.
+    """
+    images = torch.empty(len(files), *shape, dtype=torch.uint8)
+    rows = images.numpy()  # filled in place: a list of tensors would hold every picture twice
+    faults: dict[int, DataError] = {}
+
+    def fill(i: int) -> None:
+        try:
+            rows[i] = decode(files[i]).numpy()
+        except DataError as error:
+            faults[i] = error
+
+    with _quiet:
+        for_each(fill, len(files), "decoding pictures")
+    return images, dict(sorted(faults.items()))
+
+
+def refuse_faults(files: Sequence[Path], faults: Mapping[int, DataError], fit: str) -> None:
+    """Raise one DataError for all faults of `decode_images`: a line for each, or one line for those
+    that need a range of one kind.
+
+    fit: what would do instead of the damaged ones.
+    """
+    unscaled: dict[str, list[UnscaledError]] = {}
+    damaged = []
+    for i, error in faults.items():
+        if isinstance(error, UnscaledError):
+            unscaled.setdefault(error.kind, []).append(error)
+        else:
+            damaged.append(as_unreadable(files[i], error))
+    lines = [str(UnscaledError.joined(errors)) for errors in unscaled.values()]
+    try:
+        refuse_unreadable(damaged, of=len(files), fit=fit)
+    except DataError as error:
+        lines.append(str(error))
+    if lines:
+        raise DataError("\n".join(lines))
+
+
+def _eight_bits(image: Image.Image, mode: str, value_range: ValueRange | None) -> Image.Image:
+    """The image in mode L or RGB, without transparency."""
+    narrow = narrowed(image)
+    grey = grey_levels(image, value_range)
+    if grey is not None:
+        return grey.convert(mode)
+    if narrow:
+        refuse_narrowed(image, value_range)
+    return byte_levels(_opaque(image).convert(mode), value_range)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white, in a mode that Pillow turns into L and RGB."""
+    if image.mode == "La":  # premultiplied; Pillow turns it into LA alone
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+    return image.convert("RGB") if image.mode == "LAB" else image
+
+
+def _turned(pixels: Image.Image, original: Image.Image) -> Image.Image:
+    """The pixels as the EXIF entry of the original says, which was loaded before."""
+    try:
+        orientation = original.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged entry, which says nothing; the pixels have been read whole
+        return pixels
+    method = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return pixels if method is None else pixels.transpose(method)
+
+
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    """The short side resized to `size`, then the centre square: the numbers of torchvision's
+    `resize` and `center_crop`, which take twice as long for a small picture.
+    """
+    width, height = image.size
+    refuse_size(image.size)
+    short, long = min(width, height), max(width, height)
+    stretched = int(size * long / short)
+    refuse_size((stretched, size), f" when the short side of {width}x{height} is {size}")
+    scaled = (size, stretched) if width <= height else (stretched, size)
+    if scaled != image.size:
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
+    if scaled == (size, size):
+        return image
+    left, top = (round((side - size) / 2) for side in scaled)
+    return image.crop((left, top, left + size, top + size))
+
+
+class _Quiet:
+    """Within this context, warnings are ignored: Pillow's, about files that it reads all the same.
+
+    May be entered by several threads at a time, which `warnings.catch_warnings` may not: the first
+    to enter silences them, the last to leave brings them back.
+    """
+
+    def __init__(self):
+        self._lock, self._inside = threading.Lock(), 0
+        self._caught: warnings.catch_warnings | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings(action="ignore")
+                self._caught.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(*exception)
+
+
+_quiet = _Quiet()

@@ -1,49 +1,123 @@
-"""`mode: auto`: which execution suits an adapter, a machine and the length of a run, by a short measurement."""
+"""Which execution suits an adapter, a machine and the length of a run: named, or measured for `auto`."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
-from fsl_core.engine.workers import copy_modules, draws_random_numbers
+from fsl_core.engine.traces import NotCopiableError, Traces, copied, find_traces, random_state_kept
 from fsl_core.episode import Episode, Learner, Loss, TaskWeighting
+from fsl_core.errors import RunError
+from fsl_core.words import first_line
 
-MARGIN = 1.15  # how many times faster another mode must be: nearly equal ones should not change from run to run
-COMPILE_SECONDS = 60.0  # what compiling may cost before it is known; small dense nets take 10 to 30 s on two cores
-COMPILE_GAIN = 3.0  # how many times faster a compiled step may be expected to be
-_NOT_SHARED = "the adapter differentiates in forward mode, which threads cannot do at once"
+MARGIN = 1.15
+"""How many times faster another mode must be: of nearly equal ones the simplest is taken."""
+
+COMPILE_SECONDS = 60.0
+"""What compiling may cost before it is known; small dense nets take 10 to 30 s on two cores."""
+
+COMPILE_GAIN = 3.0
+"""How many times faster a compiled step may be expected to be."""
+
+NAMED = "the recipe names it"
+_EXECUTIONS, _TEXT = TypeAdapter(Execution), TypeAdapter(str)
+_SECONDS = TypeAdapter(dict[str, float | None])
 _INEXACT = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
+_FORWARD_MODE = "the adapter differentiates in forward mode, which threads cannot do at once"
+_RANDOM = "a task draws random numbers, which threads would share out by chance"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An execution, why it was chosen, and the seconds a meta-batch took by each that was measured."""
+    """An execution and why it was chosen.
+
+    seconds: that a meta-batch took by each execution that was measured; None where it failed.
+    when:    how a measured choice came about, for people; it decides nothing.
+    """
 
     execution: Execution
     reason: str
-    seconds: dict[str, float]
+    seconds: dict[str, float | None]
+    when: str = ""
 
     def __str__(self) -> str:
         return f"{self.execution}: {self.reason}"
 
+    @property
+    def in_full(self) -> str:
+        """The choice, and how it came about."""
+        return f"{self} ({self.when})" if self.when else str(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as `from_dict` takes it; JSON has no number for the time of what failed."""
         seconds = {name: s for name, s in self.seconds.items() if math.isfinite(s)}
-        return {**asdict(self.execution), "reason": self.reason, "seconds_measured": seconds}
+        told = {"reason": self.reason, "seconds_measured": seconds, "when": self.when}
+        return {**asdict(self.execution), **told}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Choice:
+        """What `as_dict` gave. RunError where it is something else."""
         settings = {key: data[key] for key in Execution.__dataclass_fields__ if key in data}
-        return cls(Execution(**settings), data["reason"], data.get("seconds_measured", {}))
+        try:
+            return cls(
+                _EXECUTIONS.validate_python(settings),
+                _TEXT.validate_python(data.get("reason")),
+                _SECONDS.validate_python(data.get("seconds_measured", {})),
+                _TEXT.validate_python(data.get("when", "")),
+            )
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"])) or "execution"
+            raise RunError(
+                f"a stored execution: {key}: {fault['msg']}. The file as it was written"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an execution is chosen for. Whatever is tried is tried on copies: nothing here changes.
+
+    episodes: a meta-batch as training will meet them.    progress: of training, in 0 .. 1.
+    """
+
+    learner: Learner
+    weighting: TaskWeighting
+    episodes: Episode
+    loss: Loss
+    progress: float = 0.0
+
+    def copied(self) -> Setting:
+        """Copies of the parts, in training at this progress. NotCopiableError with the reason."""
+        learner, weighting = copied(self.learner, self.weighting)
+        learner.train()
+        learner.adapter.on_progress(self.progress)
+        return replace(self, learner=learner, weighting=weighting)
+
+    @cached_property
+    def traces(self) -> Traces:
+        """What a task of training leaves behind, now and at the end of training."""
+        found = [self._traces_at(progress) for progress in sorted({self.progress, 1.0})]
+        moved = next((traces.moved for traces in found if traces.moved), None)
+        return Traces(moved, any(traces.random for traces in found))
+
+    def _traces_at(self, progress: float) -> Traces:
+        episodes = self.episodes.unbatch()
+        learner = replace(self, progress=progress).copied().learner
+        return find_traces(
+            learner,
+            [episodes[0], episodes[-1]],
+            lambda learner, episode: learner.objective(episode, self.loss),
+        )
 
 
 def why_not_vectorized(learner: Learner) -> str | None:
@@ -59,107 +133,150 @@ def why_not_vectorized(learner: Learner) -> str | None:
             getattr(module, "affine", True) or getattr(module, "track_running_stats", False)
         ):
             return (
-                f"{name} is a {type(module).__name__}, whose second derivatives are wrong under vmap, or which keeps statistics; "
-                "fsl_core.Norm is exact"
+                f"{name} is a {type(module).__name__}, whose second derivatives are wrong under "
+                "vmap, or which keeps statistics; fsl_core.Norm is exact"
             )
     return None
 
 
-def settle(wanted: Execution, learner: Learner) -> Choice:
-    """The execution that a recipe names, or `loop` with the reason where that one would be wrong or does not exist."""
-    if wanted.workers > 1 and not learner.adapter.threadable:
-        return Choice(
-            replace(wanted, workers=1), f"1 worker instead of {wanted.workers}: {_NOT_SHARED}", {}
+def rules_out(execution: Execution, learner: Learner) -> str | None:
+    """What is known of a learner beforehand that keeps an execution from being right, or None."""
+    if execution.mode != "loop":
+        return why_not_vectorized(learner) or (
+            "gradients are checkpointed" if execution.checkpoint_gradients else None
         )
-    obstacle = why_not_vectorized(learner) or (
-        "gradients are checkpointed" if wanted.checkpoint_gradients else None
-    )
-    if obstacle and wanted.mode != "loop":
-        return Choice(
-            replace(wanted, mode="loop", chunk=None),
-            f"loop instead of {wanted.mode}: {obstacle}",
-            {},
-        )
-    return Choice(wanted, "the recipe names it", {})
+    return _FORWARD_MODE if execution.workers > 1 and not learner.adapter.threadable else None
 
 
-def choose(
-    options: Execution,
-    learner: Learner,
-    weighting: TaskWeighting,
-    episodes: Episode,
-    loss: Loss,
-    steps: int,
-    measure_workers: bool,
-) -> Choice:
-    """The fastest execution for `steps` meta-batches like `episodes`; the learner's gradients are lost.
+def settle(wanted: Execution, setting: Setting) -> Choice:
+    """The execution that a recipe names; where it would be wrong or cannot be, what comes nearest.
 
-    options: settings common to all modes.    measure_workers: try as many workers as torch has threads, too.
+    That is `loop`, or one worker, and the reason says why. No time is measured: the same recipe
+    settles on the same execution wherever it is run with the same versions.
     """
-    if not learner.adapter.threadable:
-        options = replace(options, workers=1)
-    trials = _Trials(learner, weighting, episodes, loss)
-    loop = replace(options, mode="loop")
-    best, seconds, reason = loop, trials.measure(loop), "one task at a time was fastest"
-    if measure_workers and _may_share_tasks(learner, episodes, loss):
-        several = replace(loop, workers=min(torch.get_num_threads(), len(episodes.id)))
-        if several.workers > 1 and (found := trials.measure(several)) < seconds:
+    settled, reasons = wanted, []
+    while correction := _correction(settled, setting):
+        settled, reason = correction
+        reasons.append(reason)
+    return Choice(settled, "; ".join(reasons) or NAMED, {})
+
+
+def choose(options: Execution, setting: Setting, steps: int, measure_workers: bool) -> Choice:
+    """The fastest execution for `steps` meta-batches like those of the setting.
+
+    options: settings common to all modes.
+    measure_workers: try as many workers as torch has threads, too.
+    """
+    loop = settle(replace(options, mode="loop"), setting)
+    try:
+        traces = setting.traces
+    except NotCopiableError as error:
+        return replace(loop, reason=f"nothing is tried, for it cannot be copied: {error}")
+    if traces.moved:
+        return replace(loop, reason=f"one task at a time: {_moved(traces)}")
+    with random_state_kept():
+        return _measured(loop, setting, steps, measure_workers and not traces.random)
+
+
+def _measured(loop: Choice, setting: Setting, steps: int, measure_workers: bool) -> Choice:
+    trials = _Trials(setting)
+    best, seconds = loop.execution, trials.measure(loop.execution)
+    reason = "one task at a time was fastest" if loop.reason == NAMED else loop.reason
+    several = replace(best, workers=_workers(setting)) if measure_workers else best
+    if several != best and not rules_out(several, setting.learner):
+        found = trials.measure(several)
+        if found < seconds:
             best, seconds, reason = several, found, "whole tasks on each core were fastest"
-    obstacle = why_not_vectorized(learner)
-    if obstacle or options.checkpoint_gradients:
-        return Choice(
-            best, f"{reason}; no vmap: {obstacle or 'gradients are checkpointed'}", trials.seconds
-        )
-    vmap = replace(options, mode="vmap", workers=1)
-    if trials.measure(vmap) * MARGIN < seconds:
-        best, seconds, reason = vmap, trials.seconds["vmap"], "all tasks as one batch were fastest"
+    vmap = replace(loop.execution, mode="vmap", workers=1)
+    obstacle = rules_out(vmap, setting.learner)
+    if obstacle:
+        return Choice(best, f"{reason}; no vmap: {obstacle}", trials.seconds)
+    found = trials.measure(vmap)
+    if found * MARGIN < seconds:
+        best, seconds, reason = vmap, found, "all tasks as one batch were fastest"
         if steps * seconds * (1 - 1 / COMPILE_GAIN) > COMPILE_SECONDS:
             compiled = replace(vmap, mode="compiled")
             if trials.measure(compiled) * MARGIN < seconds:
                 best, reason = compiled, "a long run of small operations repays compiling"
-    if trials.failed:
-        reason = f"{reason}; {trials.failed}"
-    return Choice(best, reason, trials.seconds)
+    return Choice(best, "; ".join([reason, *trials.failed]), trials.seconds)
+
+
+def _workers(setting: Setting) -> int:
+    """As many as torch has threads or the meta-batch tasks; one on a GPU, which shares itself."""
+    on_cpu = setting.episodes.support.x.device.type == "cpu"
+    return min(torch.get_num_threads(), len(setting.episodes.id)) if on_cpu else 1
+
+
+def _correction(wanted: Execution, setting: Setting) -> tuple[Execution, str] | None:
+    """What to compute by instead, with the reason; None where the execution is right and works."""
+    if obstacle := rules_out(wanted, setting.learner):
+        return _loop(wanted, obstacle) if wanted.mode != "loop" else _alone(wanted, obstacle)
+    if wanted.mode == "loop" and wanted.workers == 1:
+        return None
+    try:
+        traces = setting.traces
+    except NotCopiableError as error:
+        return _alone(wanted, f"it cannot be copied: {error}")
+    if traces.moved:
+        return _alone(wanted, _moved(traces))
+    if wanted.mode == "loop":
+        return _alone(wanted, _RANDOM) if traces.random else None
+    failure = _Trials(setting).failure(wanted)
+    return _loop(wanted, f"it failed: {failure}") if failure else None
+
+
+def _loop(wanted: Execution, obstacle: str) -> tuple[Execution, str]:
+    return replace(wanted, mode="loop", chunk=None), f"loop instead of {wanted.mode}: {obstacle}"
+
+
+def _alone(wanted: Execution, obstacle: str) -> tuple[Execution, str]:
+    if wanted.mode != "loop":
+        loop, reason = _loop(wanted, obstacle)
+        return replace(loop, workers=1), reason
+    return replace(wanted, workers=1), f"1 worker instead of {wanted.workers}: {obstacle}"
+
+
+def _moved(traces: Traces) -> str:
+    return f"a task moves {traces.moved}, which the task after it finds"
 
 
 class _Trials:
-    def __init__(self, *parts: Any):
-        self.learner, self.weighting, self.episodes, self.loss = parts
-        self.seconds: dict[str, float] = {}
-        self.failed = ""
+    """Meta-batches computed by copies of the parts, a fresh copy for each execution."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.seconds: dict[str, float | None] = {}
+        self.failed: list[str] = []
 
     def measure(self, execution: Execution) -> float:
         """Seconds of a meta-batch, the best of two after a first one; infinite where it fails."""
         try:
-            self.seconds[str(execution)] = min(self._timed(execution))
+            seconds = min(self._timed(execution))
         except Exception as error:  # such as a missing compiler: the loop is there for it
             if execution.mode == "loop":
                 raise
-            self.seconds[str(execution)] = float("inf")
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.failed = f"{execution} failed: {reason}"
-        return self.seconds[str(execution)]
+            self.seconds[str(execution)] = None
+            self.failed.append(f"{execution} failed: {first_line(error)}")
+            return float("inf")
+        self.seconds[str(execution)] = seconds
+        return seconds
 
-    def _timed(self, execution: Execution) -> Iterator[float]:
-        weighting = copy.deepcopy(self.weighting)  # one with a memory must not remember trials
-        compute = MetaGradient(self.learner, weighting, self.loss, execution)
-        for trial in range(3):
+    def failure(self, execution: Execution) -> str | None:
+        """Why an execution cannot be, in one line; None where it can."""
+        try:
+            with random_state_kept():
+                next(self._timed(execution, batches=1), None)
+        except Exception as error:  # whatever torch raises, the loop does not need it
+            return first_line(error)
+        return None
+
+    def _timed(self, execution: Execution, batches: int = 3) -> Iterator[float]:
+        parts = self.setting.copied()
+        compute = MetaGradient(parts.learner, parts.weighting, parts.loss, execution)
+        for batch in range(batches):
             started = time.perf_counter()
-            compute(self.episodes)
-            if self.episodes.support.x.is_cuda:
+            compute(parts.episodes)
+            if parts.episodes.support.x.is_cuda:
                 torch.cuda.synchronize()
-            if trial > 0:
+            if batch > 0:
                 yield time.perf_counter() - started
-
-
-def _may_share_tasks(learner: Learner, episodes: Episode, loss: Loss) -> bool:
-    """On a CPU, where a task draws no random numbers (threads would mix them up) and the modules can be copied."""
-    if episodes.support.x.device.type != "cpu" or not learner.adapter.threadable:
-        return False
-    try:
-        copy_modules(learner)
-    except (
-        Exception
-    ):  # a module says in its own way that it cannot be copied; then one thread takes all tasks
-        return False
-    return not draws_random_numbers(lambda: learner.objective(episodes.unbatch()[0], loss))

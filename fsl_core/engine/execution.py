@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 Mode = Literal["loop", "vmap", "compiled"]
 
@@ -21,8 +23,8 @@ class Execution:
     """
 
     mode: Mode = "loop"
-    workers: int = 1
-    chunk: int | None = None
+    workers: Annotated[int, Field(gt=0)] = 1
+    chunk: Annotated[int | None, Field(gt=0)] = None
     precision: Literal["float32", "bf16"] = "float32"
     checkpoint_gradients: bool = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple, Protocol
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.func import grad as function_gradient
 
+from fsl_core.attention import plain_attention
+from fsl_core.engine.environment import use_private_kernels
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.workers import Workers, add_up
 from fsl_core.episode import Episode, Learner, Loss
 from fsl_core.forward import checkpointed
-from fsl_core.private import cache_dir
 
 Gradients = list[Tensor | None]
 """One for each trained parameter of the learner, in their order; None where no gradient reaches."""
@@ -165,9 +165,17 @@ class Compiled(Vmap):
 
     def __init__(self, learner: Learner, loss: Loss, execution: Execution):
         super().__init__(learner, loss, execution)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+        use_private_kernels()
         self._summed = torch.compile(self._summed, fullgraph=True, dynamic=False)
         self._each = torch.compile(self._each, fullgraph=True, dynamic=False)
+
+    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+        with plain_attention():  # around the compiler, which cannot look into this context
+            return super().summed(episodes, weights)
+
+    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+        with plain_attention():
+            return super().each(episodes)
 
 
 class _Objective(nn.Module):

@@ -34,7 +34,7 @@ def run_names(first: RunScores, second: RunScores) -> tuple[str, str]:
 
 
 def judging_told(first: RunScores, second: RunScores) -> list[str]:
-    """How two runs were judged: a line for what they share, and one for each way in which they differ."""
+    """How two runs were judged: a line for what they share, one for each way they differ."""
     one, other = first.judging, second.judging
     shared = [
         text

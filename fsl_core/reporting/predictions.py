@@ -43,10 +43,11 @@ class Predictions:
         return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
     def to_csv(self, raw: bool = False) -> str:
-        """A row for each picture: file, predicted class, (right class,) and `p_<class>`, the probability of each class.
+        """A row for each picture: file, predicted class, (right class,) and `p_<class>`s.
 
-        Where unreadable pictures are skipped, a column `note` follows, and after the others a row for each of them, with
-        the reason there and no prediction.
+        `p_<class>` is the probability of that class. Where unreadable pictures are skipped, a
+        column `note` follows, and after the others a row for each of them, with the reason there
+        and no prediction.
 
         raw: names as they are, even where a spreadsheet would compute them.
         """

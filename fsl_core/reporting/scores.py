@@ -71,7 +71,7 @@ def _recipe_queries(directory: Path) -> int | None:
 
 
 def judged_unlike(judgings: Mapping[str, Judging]) -> list[str]:
-    """A line for each way in which figures, by name, are not of one kind; none is the usual case."""
+    """A line for each way in which figures, by name, are not of one kind; usually none."""
     ways = {
         "norm": (lambda judging: judging.transductive, lambda judging: judging.norm_in_full),
         "queries": (lambda judging: judging.n_query, lambda judging: judging.queries_in_full),

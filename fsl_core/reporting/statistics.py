@@ -96,7 +96,7 @@ class MeanRanks:
 
 
 def mean_ranks(scores: np.ndarray, higher_is_better: bool = True) -> MeanRanks:
-    """Friedman and Nemenyi over blocks, (n_blocks, k). ValueError says why where they are not valid.
+    """Friedman and Nemenyi over blocks, (n_blocks, k). ValueError says why they are not valid.
 
     A block is a data set, or a seed on a data set: what shows how methods would rank elsewhere.
     Test episodes of one trained run are not blocks.

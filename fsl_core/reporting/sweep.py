@@ -25,7 +25,7 @@ from fsl_core.reporting.statistics import (
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
 from fsl_core.training.evaluation import mean_and_interval
-from fsl_core.training.files import write_atomically, writing
+from fsl_core.training.files import write_atomically
 from fsl_core.words import CsvWriter
 
 TIMES = ("adaptation_seconds", "training_seconds")
@@ -99,7 +99,7 @@ class SweepResult:
         return ", ".join(filter(None, (setting, self.plan.row_title(item.row))))
 
     def ranking(self) -> tuple[list[str], MeanRanks]:
-        """Titles and mean ranks of the rows. ValueError says why where Friedman's test is not valid.
+        """Titles and mean ranks of the rows. ValueError says why Friedman's test is not valid.
 
         A block is a seed on a data set. Its score of a row is the mean over the settings of that
         data set: several numbers of shots, for example, make no further blocks.
@@ -260,7 +260,7 @@ def _labels(row: Row) -> dict[str, str]:
 
 
 def table(result: SweepResult) -> list[dict[str, Any]]:
-    """One mapping for each row: labels, the score over seeds, how it was judged, rank, times, failures."""
+    """One mapping for each row: labels, score, how it was judged, rank, times, failures."""
     return [
         {**_labels(item.row), **_measured(item, result.metric), **_failures(item)}
         for item in result.rows
@@ -309,9 +309,10 @@ def difference_table(result: SweepResult) -> list[dict[str, Any]]:
 
 
 def write_tables(result: SweepResult, directory: Path, raw: bool = False) -> None:
-    """Write sweep.csv and differences.csv. raw: with names as they are, even such as a spreadsheet would compute."""
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
+    """Write sweep.csv and differences.csv.
+
+    raw: names as they are, even where a spreadsheet would compute them.
+    """
     labels = [column(axis) for axis in result.plan.rows[0].labels]
     columns = [*labels, result.metric, *MEASURED, *FAILURES]
     write_atomically(directory / "sweep.csv", _csv(columns, table(result), raw))

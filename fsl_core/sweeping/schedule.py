@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep in processes of their own; finished ones are kept, unfinished ones continued."""
+"""Runs the cells of a sweep in processes of their own; finished ones are kept, begun ones go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from fsl_core.config.matrix import Cell
 from fsl_core.errors import FslError
 from fsl_core.sweeping.processes import Process, Processes
-from fsl_core.training.files import METRICS, RESULT, parse_record
+from fsl_core.training.files import METRICS, RESULT, parse_record, writing
 from fsl_core.training.run import IN_USE
 from fsl_core.writing import open_to_fill
 
@@ -108,6 +108,15 @@ def threads_of(workers: int) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return int(told) if told.isdigit() and int(told) else max(1, cores // workers)
+
+
+@contextmanager
+def only_writer(runs: Path) -> Iterator[None]:
+    """Two sweeps that have waited for one last run write their tables one after the other."""
+    with writing(runs):
+        (runs / CLAIMS).mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / CLAIMS / "tables"):
+        yield
 
 
 def run_jobs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from types import ModuleType
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.workers import draws_random_numbers
 from fsl_core.testing import checks
@@ -26,7 +27,7 @@ Case = tuple[Kind, fsl.NormPolicy]
 KINDS: tuple[Kind, ...] = ("classification", "regression")
 
 
-class AdapterContract:
+class AdapterContract(checks.Contract):
     """Inherit as `class TestMine(AdapterContract)`, write `make`, and state the claims that differ from the defaults.
 
     kinds:             the tasks it is for.
@@ -34,15 +35,29 @@ class AdapterContract:
                        `permute_classes`, or claim it not.
     any_row_order:     the rows of the support set may come in any order; if False, only those of one class may.
     without_gradient:  shell patterns of parameters that get no meta-gradient, `adapter.head.*`; measured as well.
+    adapts_frozen:     a task changes weights of the backbone that require no gradient, as an option says.
 
     The claims of the adapter itself, `vectorizable`, `transductive` and `order`, are measured too. Parameters are moved
     off zeros before each check, so that a zero-initialised layer hides nothing behind it.
     """
 
+    foundations: ClassVar[tuple[str, ...]] = (
+        "claims",
+        "predictions_have_their_shape",
+        "adapt_changes_nothing",
+    )
+    further: ClassVar[dict[str, tuple[str, ...]]] = {
+        "gradient_is_that_of_finite_differences": ("gradient_reaches_every_parameter",),
+        "compiled_equals_the_loop": ("every_execution_equals_the_loop",),
+    }
+    only: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("gradient_reaches_every_parameter", "other_numbers_of_items"), foundations[:2]
+    )
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     label_equivariant: ClassVar[bool] = True
     any_row_order: ClassVar[bool] = True
     without_gradient: ClassVar[tuple[str, ...]] = ()
+    adapts_frozen: ClassVar[bool] = False
 
     def make(self, *task_and_backbone: Any) -> fsl.Adapter:
         """A fresh adapter. Declare `task`, or `task` and `backbone`, and receive them by name."""
@@ -53,22 +68,17 @@ class AdapterContract:
     def permute_classes(self, adapter: fsl.Adapter, permutation: Tensor) -> None:
         """Give class permutation[c] what class c holds in per-class parameters, in place. Default: there are none."""
 
+    def values_of(self, parameter: str) -> Sequence[Any]:
+        return {"case": self.cases(), "kind": self.kinds}[parameter]
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {"case": self.cases(), "kind": self.kinds})
 
     def cases(self) -> list[Case]:
         return [(kind, norm) for kind in self.kinds for norm in ("none", "transductive")]
 
-    @pytest.fixture(autouse=True)
-    def _double_precision(self) -> Iterator[None]:
-        with double_precision():
-            yield
-
     def test_claims(self, kind: Kind) -> None:
         adapter = self._learner((kind, "none")).adapter
-        assert isinstance(adapter, fsl.Adapter), (
-            f"make: {type(adapter).__name__}. A subclass of fsl_core.Adapter"
-        )
         name = getattr(adapter, "name", None)
         assert isinstance(name, str), (
             f"name: {name!r}. A class attribute, the word recipes write under `adapter.name`"
@@ -96,24 +106,23 @@ class AdapterContract:
             )
         learner.train()
         loss, prediction = checks.seeded(learner.objective, episode, task.loss)
-        assert loss.shape == (), f"objective: loss of shape {tuple(loss.shape)}. A scalar"
-        assert loss.isfinite(), (
-            f"objective: loss {loss.item()} on inputs of unit variance. A finite number"
-        )
+        wrong = soundness.wrong_loss(loss)
+        assert not wrong, f"objective: {wrong}"
         _check_prediction("objective", prediction, task, len(episode.query.x))
 
     def test_adapt_changes_nothing(self, case: Case) -> None:
         learner, _, episode = self._setting(case)
         for mode in checks.modes(learner):
-            before = checks.snapshot(learner, "the learner")
+            before = soundness.snapshot(learner, "the learner")
             first = _predict(learner, episode)
             remedy = "Work on copies: the meta-parameters belong to the outer loop"
             checks.assert_unchanged(
-                before, checks.snapshot(learner, "the learner"), f"adapt, {mode}", remedy
+                before, soundness.snapshot(learner, "the learner"), f"adapt, {mode}", remedy
             )
             again = _predict(learner, episode)
             assert checks.close(again, first), (
-                f"adapt, {mode}: the same episode and seed gave other predictions the second time, {checks.apart(again, first)}. "
+                f"adapt, {mode}: the same episode and seed gave other predictions the second time, "
+                f"{soundness.apart(again, first)}. "
                 "No state from one call to the next; random numbers from torch's global generator"
             )
 
@@ -125,12 +134,13 @@ class AdapterContract:
         checks.seeded(learner.adapt, second)(second.query.x)
         after = checks.seeded(predictor, first.query.x)
         assert checks.close(after, before), (
-            f"adapt: a predictor changed once another task was adapted to, {checks.apart(after, before)}. "
+            f"adapt: a predictor changed once another task was adapted to, "
+            f"{soundness.apart(after, before)}. "
             "Keep what was learned in the predictor, not in attributes of the adapter"
         )
 
     def test_support_order(self, case: Case) -> None:
-        learner, task, episode = self._setting(case)
+        learner, task, episode = self._still(case)
         (x, y), count = episode.support, len(episode.support.x)
         if self.any_row_order or task.kind == "regression":
             order, which = (
@@ -145,7 +155,8 @@ class AdapterContract:
         shuffled = episode._replace(support=fsl.LabelledSet(x[order], y[order]))
         expected, found = _predict(learner, episode), _predict(learner, shuffled)
         assert checks.close(found, expected), (
-            f"support order: permuting {which} changes the predictions, {checks.apart(found, expected)}. The support set is a "
+            f"support order: permuting {which} changes the predictions, "
+            f"{soundness.apart(found, expected)}. The support set is a "
             "set; where sorted rows are relied upon, the contract says any_row_order = False"
         )
 
@@ -165,35 +176,38 @@ class AdapterContract:
         for case in self.cases():
             if case[0] != "classification":
                 continue
-            learner, task, episode = self._setting(case)
+            learner, task, episode = self._still(case)
             expected = _predict(learner, episode)
             permutation = _next_class(task)
             with torch.no_grad():
                 self.permute_classes(learner.adapter, permutation)
             found = _predict(learner, _relabel(episode, task))[:, permutation]
             assert checks.close(found, expected), (
-                f"label equivariance: relabelling the classes does not just permute the logits, {checks.apart(found, expected)}. "
+                f"label equivariance: relabelling the classes does not just permute the logits, "
+                f"{soundness.apart(found, expected)}. "
                 "Treat classes alike; for a learned head write permute_classes, or claim label_equivariant = False"
             )
 
     def test_query_items_are_independent(self, kind: Kind) -> None:
-        learner, _, episode = self._setting((kind, "none"))
+        learner, _, episode = self._still((kind, "none"))
         x = episode.query.x
         others = torch.cat([x[:1], 1 - 2 * x[1:]])
         changed = episode._replace(query=episode.query._replace(x=others))
         depends = []
-        for mode in checks.modes(learner):
+        for mode in ("evaluation",) if not learner.training else checks.modes(learner):
             together, among_others = _predict(learner, episode)[0], _predict(learner, changed)[0]
             depends.append(not checks.close(among_others, together))
             if learner.adapter.transductive:
                 continue
             assert not depends[-1], (
-                f"query items, {mode}: the prediction of one depends on the others, {checks.apart(among_others, together)}. "
+                f"query items, {mode}: the prediction of one depends on the others, "
+                f"{soundness.apart(among_others, together)}. "
                 "No batch statistics over queries, or the adapter claims transductive = True"
             )
             alone = checks.seeded(checks.seeded(learner.adapt, episode), x[:1])[0]
             assert checks.close(alone, together), (
-                f"query items, {mode}: an item alone is predicted otherwise than among others, {checks.apart(alone, together)}. "
+                f"query items, {mode}: an item alone is predicted otherwise than among others, "
+                f"{soundness.apart(alone, together)}. "
                 "No batch statistics over queries, or the adapter claims transductive = True"
             )
         if learner.adapter.transductive:
@@ -243,13 +257,30 @@ class AdapterContract:
             "The inner loop differentiated through (create_graph=True, nothing detached), or the adapter claims order = 1"
         )
 
+    def test_frozen_weights_stay(self, kind: Kind) -> None:
+        learner, _, episode = self._setting((kind, "none"), frozen=True)
+        own = learner.backbone.linear.weight.detach().clone()
+        for mode in checks.modes(learner):
+            predict, seen = checks.seeded(learner.adapt, episode), []
+            with checks.watched(learner.backbone.linear, seen):
+                checks.seeded(predict, episode.query.x)
+            moved = not all(torch.equal(weight, own) for weight in seen)
+            assert self.adapts_frozen or not moved, (
+                f"frozen weights, {mode}: a task changes a weight that requires no gradient. Those "
+                "that do when the adapter is built as fast weights, or the claim adapts_frozen = True"
+            )
+            assert moved or not (seen and self.adapts_frozen), (
+                f"frozen weights, {mode}: adapts_frozen = True is claimed, and they stay. Drop it"
+            )
+
     def test_checkpoint_is_the_whole_state(self, case: Case) -> None:
         first, _, episode = self._setting(case)
         second = self._learner(case, seed=1)
         checks.through_a_checkpoint(first, second, "learner")
         expected, found = _predict(first, episode), _predict(second, episode)
         assert checks.close(found, expected), (
-            f"checkpoint: a fresh adapter that loads it predicts otherwise, {checks.apart(found, expected)}. Every tensor that "
+            f"checkpoint: a fresh adapter that loads it predicts otherwise, "
+            f"{soundness.apart(found, expected)}. Every tensor that "
             "matters as a parameter or a buffer (register_buffer), or the same at every construction"
         )
 
@@ -264,6 +295,8 @@ class AdapterContract:
         assert mode_kept, (
             "evaluation: gradients are enabled after adapt. A `with torch.enable_grad():` around the inner loop"
         )
+        if learner.takes_gradients:  # it has none without, and core detaches what it predicts
+            held = []
         held += [tuple(prediction.shape)] if prediction.requires_grad else []
         assert not held, (
             f"evaluation: under torch.no_grad() the predictor keeps a graph, tensors of shape {held}. "
@@ -274,7 +307,8 @@ class AdapterContract:
         )
         expected = _predict(learner, episode)
         assert checks.close(prediction, expected), (
-            f"evaluation: predictions under torch.no_grad() are others, {checks.apart(prediction, expected)}. "
+            f"evaluation: predictions under torch.no_grad() are others, "
+            f"{soundness.apart(prediction, expected)}. "
             "An inner loop that enables gradients for itself"
         )
 
@@ -319,7 +353,8 @@ class AdapterContract:
             _check_prediction(where, prediction, other, len(another.query.x))
             found = _predict(learner, episode)
             assert checks.close(found, expected), (
-                f"{where}: the first one now predicts otherwise, {checks.apart(found, expected)}. No shape or tensor of one task "
+                f"{where}: the first one now predicts otherwise, "
+                f"{soundness.apart(found, expected)}. No shape or tensor of one task "
                 "where another finds it"
             )
             served.append(shape)
@@ -327,8 +362,8 @@ class AdapterContract:
             pytest.skip("not claimed: weights of a size fixed by n_way and n_shot")
 
     def test_trajectory_ends_with_adapt(self, case: Case) -> None:
-        learner, task, episode = self._setting(case)
-        for mode in checks.modes(learner):
+        learner, task, episode = self._still(case)
+        for mode in ("evaluation",) if not learner.training else checks.modes(learner):
             predictors = checks.seeded(learner.trajectory, episode)
             assert predictors, (
                 f"trajectory, {mode}: empty. At least the predictor that adapt returns"
@@ -340,20 +375,20 @@ class AdapterContract:
                 )
             expected = _predict(learner, episode)
             assert checks.close(predictions[-1], expected), (
-                f"trajectory, {mode}: its last predictor is not that of adapt, {checks.apart(predictions[-1], expected)}. "
+                f"trajectory, {mode}: its last predictor is not that of adapt, "
+                f"{soundness.apart(predictions[-1], expected)}. "
                 "Predictors before adaptation and after each inner step, in this order"
             )
 
     def test_every_execution_equals_the_loop(self, case: Case) -> None:
-        learner, task = self._deterministic(case)
-        allowed = checks.executions(learner.adapter)
+        learner, task, _ = self._setting(case)
+        episodes, allowed = tiny_episodes(task, 3), checks.executions(learner.adapter)
         if not allowed:
             pytest.skip("not claimed: vectorizable = False, threadable = False")
-        for execution in allowed:
-            remedy = _REMEDY if execution.mode == "loop" else _VMAP_REMEDY
-            checks.assert_equals_the_loop(
-                learner, task.loss, tiny_episodes(task, 3), execution, remedy
-            )
+        with checks.alike_in_every_execution(learner, task.loss, episodes):
+            for execution in allowed:
+                remedy = _REMEDY if execution.mode == "loop" else _VMAP_REMEDY
+                checks.assert_equals_the_loop(learner, task.loss, episodes, execution, remedy)
 
     def test_compiled_equals_the_loop(self, kind: Kind, compiled: bool) -> None:
         learner, task = self._deterministic((kind, "transductive"))
@@ -383,7 +418,8 @@ class AdapterContract:
                 f"float32: a meta-gradient of {name} that is not finite. A larger epsilon, for float32 rounds at 1e-7"
             )
         assert random or checks.close(found.double(), expected, checks.SINGLE_TOLERANCE), (
-            f"float32: predictions other than in float64, {checks.apart(found.double(), expected)}. Steps that lose fewer "
+            f"float32: predictions other than in float64, "
+            f"{soundness.apart(found.double(), expected)}. Steps that lose fewer "
             "digits: no difference of large numbers, a damped solve instead of an inverse"
         )
 
@@ -405,7 +441,8 @@ class AdapterContract:
             f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
         )
         assert device == "meta" or random or checks.close(found.cpu(), expected, 1e-6), (
-            f"device {device}: predictions other than on the CPU, {checks.apart(found.cpu(), expected)}. The same computation"
+            f"device {device}: predictions other than on the CPU, "
+            f"{soundness.apart(found.cpu(), expected)}. The same computation"
         )
 
     @staticmethod
@@ -420,19 +457,31 @@ class AdapterContract:
             )
         return learner, task
 
-    def _learner(self, case: Case, seed: int = 0, **shape: int) -> fsl.Learner:
+    def _still(self, case: Case) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
+        """In evaluation mode where it draws random numbers in training, as dropout does row by row."""
+        learner, task, episode = self._setting(case)
+        return learner.train(not self._draws(learner, task, episode)), task, episode
+
+    def _learner(
+        self, case: Case, seed: int = 0, frozen: bool = False, **shape: int
+    ) -> fsl.Learner:
         kind, norm = case
         torch.manual_seed(seed)
         injected = {"task": tiny_task(kind, **shape), "backbone": TinyBackbone(norm)}
+        injected["backbone"].linear.requires_grad_(not frozen)
         declared = inspect.signature(self.make).parameters
-        adapter = self.make(**{name: value for name, value in injected.items() if name in declared})
+        given = {name: value for name, value in injected.items() if name in declared}
+        adapter = checks.made(lambda: self.make(**given), fsl.Adapter)
         learner = fsl.Learner(injected["backbone"], adapter)
         checks.leave_zeros(learner)
         return learner.train()
 
-    def _setting(self, case: Case, **shape: int) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
+    def _setting(
+        self, case: Case, frozen: bool = False, **shape: int
+    ) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
         task = tiny_task(case[0], **shape)
-        return self._learner(case, **shape), task, tiny_episodes(task, 1).unbatch()[0]
+        learner = self._learner(case, frozen=frozen, **shape)
+        return learner, task, tiny_episodes(task, 1).unbatch()[0]
 
 
 _REMEDY = "No state that tasks share, modules that copy.deepcopy can copy; or the adapter claims threadable = False"
@@ -459,15 +508,8 @@ def _check_prediction(
     dtype: torch.dtype = torch.float64,
 ) -> None:
     expected = (count, task.output_dim)
-    assert prediction.shape == expected, (
-        f"{where}: prediction of shape {tuple(prediction.shape)}. Expected {expected}"
-    )
-    assert prediction.dtype == dtype, (
-        f"{where}: {prediction.dtype} for {dtype} inputs. The dtype of the features"
-    )
-    assert prediction.isfinite().all(), (
-        f"{where}: predictions that are not finite. Finite ones for inputs of unit variance"
-    )
+    wrong = soundness.wrong_output("prediction", prediction, expected, dtype)
+    assert not wrong, f"{where}: {wrong}"
 
 
 def _next_class(task: fsl.TaskShape) -> Tensor:

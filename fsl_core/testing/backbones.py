@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -12,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.workers import draws_random_numbers
 from fsl_core.norms import ITEM_BY_ITEM, support_reference
 from fsl_core.testing import checks
 from fsl_core.testing.tiny import GradientSteps, double_precision, tiny_episodes, tiny_task
+from fsl_core.words import first_line
 
 ITEMS = 6
 
 
-class BackboneContract:
+class BackboneContract(checks.Contract):
     """Inherit as `class TestMine(BackboneContract)` and write `make`.
 
     input_shape:    of an item; small ones make quick checks.
@@ -32,6 +33,18 @@ class BackboneContract:
     inner gradient steps, as MAML takes them: a backbone without exact second derivatives shows here.
     """
 
+    foundations: ClassVar[tuple[str, ...]] = (
+        "claims",
+        "features_have_their_shape",
+        "forward_changes_nothing",
+    )
+    further: ClassVar[dict[str, tuple[str, ...]]] = {
+        "second_derivatives": ("gradient_reaches_every_parameter",),
+        "compiled_equals_the_loop": ("every_execution_equals_the_loop",),
+    }
+    only: ClassVar[dict[str, tuple[str, ...]]] = {
+        "gradient_reaches_every_parameter": foundations[:2]
+    }
     input_shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
     items_together: ClassVar[bool | None] = None
 
@@ -44,14 +57,8 @@ class BackboneContract:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {})
 
-    @pytest.fixture(autouse=True)
-    def _double_precision(self) -> Iterator[None]:
-        with double_precision():
-            yield
-
     def test_claims(self) -> None:
         backbone = self._backbone()
-        assert isinstance(backbone, nn.Module), f"make: {type(backbone).__name__}. A torch module"
         size = getattr(backbone, "feature_dim", None)
         assert isinstance(size, int), (
             f"feature_dim: {size!r}. An attribute, the length of an item's feature vector, for heads"
@@ -61,27 +68,31 @@ class BackboneContract:
         backbone = self._backbone()
         for mode in checks.modes(backbone):
             for count in (2, ITEMS):
-                self._check(
-                    self._features(backbone, self._x(count)),
-                    backbone,
-                    f"{count} items, {mode}",
-                    count,
-                )
+                where = f"{count} items, {mode}"
+                try:
+                    features = self._features(backbone, self._x(count))
+                except (TypeError, AttributeError, RuntimeError) as error:
+                    found = f"{type(error).__name__}: {first_line(error)}"
+                    raise AssertionError(
+                        f"{where}: raised {found}. A map of items of shape {self.input_shape}"
+                    ) from error
+                self._check(features, backbone, where, count)
 
     def test_forward_changes_nothing(self) -> None:
         backbone, x = self._backbone(), self._x()
         for mode in checks.modes(backbone):
-            before = checks.snapshot(backbone, "the backbone")
+            before = soundness.snapshot(backbone, "the backbone")
             first = self._features(backbone, x)
             remedy = (
                 "A task changes nothing: fsl.Norm has running statistics that the outer loop moves"
             )
             checks.assert_unchanged(
-                before, checks.snapshot(backbone, "the backbone"), f"forward, {mode}", remedy
+                before, soundness.snapshot(backbone, "the backbone"), f"forward, {mode}", remedy
             )
             again = self._features(backbone, x)
             assert checks.close(again, first), (
-                f"forward, {mode}: the same items and seed gave other features the second time, {checks.apart(again, first)}. "
+                f"forward, {mode}: the same items and seed gave other features the second time, "
+                f"{soundness.apart(again, first)}. "
                 "No state from one call to the next; random numbers from torch's global generator"
             )
 
@@ -98,7 +109,8 @@ class BackboneContract:
             expected, found = self._features(backbone, x)[:2], self._features(backbone, others)[:2]
             together |= not checks.close(found, expected)
             assert claimed or checks.close(found, expected), (
-                f"items, {mode}: the features of one depend on the others, {checks.apart(found, expected)}, and {said}. "
+                f"items, {mode}: the features of one depend on the others, "
+                f"{soundness.apart(found, expected)}, and {said}. "
                 "Statistics of the item alone, or an attribute `norm` that names the policy, or items_together = True as a claim"
             )
         assert together or not claimed, (
@@ -170,11 +182,11 @@ class BackboneContract:
         )
 
     def test_every_execution_equals_the_loop(self) -> None:
-        learner, task = self._deterministic()
-        for execution in checks.executions(learner.adapter):
-            checks.assert_equals_the_loop(
-                learner, task.loss, tiny_episodes(task, 3), execution, _REMEDY
-            )
+        learner, task = self._learner()
+        episodes = tiny_episodes(task, 3)
+        with checks.alike_in_every_execution(learner, task.loss, episodes):
+            for execution in checks.executions(learner.adapter):
+                checks.assert_equals_the_loop(learner, task.loss, episodes, execution, _REMEDY)
 
     def test_compiled_equals_the_loop(self, compiled: bool) -> None:
         learner, task = self._deterministic()
@@ -188,8 +200,9 @@ class BackboneContract:
         checks.through_a_checkpoint(first, second, "backbone")
         expected, found = self._features(first, self._x()), self._features(second, self._x())
         assert checks.close(found, expected), (
-            f"checkpoint: a fresh backbone that loads it has other features, {checks.apart(found, expected)}. Every tensor that "
-            "matters as a parameter or a buffer (register_buffer), or the same at every construction"
+            f"checkpoint: a fresh backbone that loads it has other features, "
+            f"{soundness.apart(found, expected)}. Every tensor that matters as a parameter or a "
+            "buffer (register_buffer), or the same at every construction"
         )
 
     def test_single_precision(self) -> None:
@@ -204,7 +217,8 @@ class BackboneContract:
                 ) from error
         self._check(found, backbone, "float32", ITEMS, torch.float32)
         assert checks.close(found.double(), expected, 1e-3), (
-            f"float32: features other than in float64, {checks.apart(found.double(), expected)}. Steps that lose fewer digits"
+            f"float32: features other than in float64, "
+            f"{soundness.apart(found.double(), expected)}. Steps that lose fewer digits"
         )
 
     def test_device(self, device: str) -> None:
@@ -219,7 +233,8 @@ class BackboneContract:
             f"device {device}: shape {tuple(found.shape)}. Expected {tuple(expected.shape)}"
         )
         assert device == "meta" or checks.close(found.cpu(), expected, 1e-6), (
-            f"device {device}: features other than on the CPU, {checks.apart(found.cpu(), expected)}. The same computation"
+            f"device {device}: features other than on the CPU, "
+            f"{soundness.apart(found.cpu(), expected)}. The same computation"
         )
 
     def _task(self) -> fsl.TaskShape:
@@ -230,13 +245,11 @@ class BackboneContract:
 
     def _backbone(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        backbone = self.make(
-            **{"task": self._task()} if "task" in inspect.signature(self.make).parameters else {}
-        )
-        if isinstance(backbone, nn.Module):
-            checks.leave_zeros(backbone)
-            backbone.train()
-        return backbone
+        declared = inspect.signature(self.make).parameters
+        given = {"task": self._task()} if "task" in declared else {}
+        backbone = checks.made(lambda: self.make(**given), nn.Module)
+        checks.leave_zeros(backbone)
+        return backbone.train()
 
     def _features(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """As a learner calls it: norm policy `support` knows a support set."""
@@ -274,15 +287,8 @@ class BackboneContract:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         expected = (count, backbone.feature_dim)
-        assert features.shape == expected, (
-            f"{where}: features of shape {tuple(features.shape)}. Expected {expected}"
-        )
-        assert features.dtype == dtype, (
-            f"{where}: {features.dtype} for {dtype} items. The dtype of the items"
-        )
-        assert features.isfinite().all(), (
-            f"{where}: features that are not finite. Finite ones for items of unit variance"
-        )
+        wrong = soundness.wrong_output("features", features, expected, dtype)
+        assert not wrong, f"{where}: {wrong}"
 
 
 _REMEDY = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,9 +14,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
-from fsl_core.testing.tiny import Uneven
+from fsl_core.engine.workers import draws_random_numbers
+from fsl_core.testing.randomness import fixed_randomness
+from fsl_core.testing.tiny import Uneven, double_precision
+from fsl_core.words import NO_SUPER, first_line, forgot_super
 
 TOLERANCE = 1e-9  # of results that may differ in rounding only: float64 rounds at 1e-16, inner loops amplify it
 SINGLE_TOLERANCE = 1e-2  # of float32 against float64: 1e-7, amplified by solves and inner loops
@@ -23,6 +29,78 @@ SLOPE_STEPS = (1e-5, 1e-6, 1e-4)  # one that crosses no kink and loses few digit
 NOT_COMPILED = "not run: --fsl-compiled was not given, for it takes a minute"
 NO_CUDA = "not run: no CUDA"
 DEVICES = ("cuda", "meta")
+
+
+class Contract:
+    """What the contracts share: a property is not run where one that it builds upon fails.
+
+    foundations: properties in order; each builds upon those before it, all others upon all of them.
+    further:     what single properties build upon besides; or, of the foundations, the only ones.
+    """
+
+    foundations: ClassVar[tuple[str, ...]] = ("claims",)
+    further: ClassVar[dict[str, tuple[str, ...]]] = {}
+    only: ClassVar[dict[str, tuple[str, ...]]] = {}
+    precision: ClassVar[torch.dtype] = torch.float64
+
+    @pytest.fixture(autouse=True)
+    def _on_sound_ground(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        name = getattr(request.node, "originalname", request.node.name).removeprefix("test_")
+        for required in self.builds_upon(name):
+            if _fails(self, required):
+                pytest.skip(f"not run: {required.replace('_', ' ')} failed")
+        with double_precision(self.precision):
+            yield
+
+    @classmethod
+    def builds_upon(cls, name: str) -> tuple[str, ...]:
+        """Properties that must hold for this one to say something."""
+        if name in cls.foundations:
+            return cls.foundations[: cls.foundations.index(name)]
+        return cls.only.get(name, cls.foundations) + cls.further.get(name, ())
+
+    def values_of(self, parameter: str) -> Sequence[Any]:
+        """The values that a property's parameter takes."""
+        raise NotImplementedError(f"{type(self).__name__}: values of {parameter}")
+
+
+def _fails(contract: Contract, name: str) -> bool:
+    """Whether a property fails for any value of its parameters; measured once for each class."""
+    known = vars(type(contract)).get("_failing")
+    if known is None:
+        known = type(contract)._failing = {}
+    if name not in known:
+        known[name] = _measure(contract, getattr(contract, f"test_{name}"))
+    return known[name]
+
+
+def _measure(contract: Contract, check: Callable[..., None]) -> bool:
+    parameters = inspect.signature(check).parameters
+    for values in itertools.product(*(contract.values_of(p) for p in parameters)):
+        try:
+            with double_precision(contract.precision):
+                check(*values)
+        except pytest.skip.Exception:
+            continue
+        except Exception:
+            return True
+    return False
+
+
+def made(make: Callable[[], Any], kind: type[nn.Module]) -> Any:
+    """What `make` returns, a whole module of this kind; ValueError and core's errors are let through."""
+    try:
+        module = make()
+    except (ValueError, NotImplementedError, fsl.FslError):
+        raise
+    except Exception as error:
+        told = NO_SUPER
+        if not forgot_super(error):
+            told = f"raised {type(error).__name__}: {first_line(error)}. A constructor that ends"
+        raise AssertionError(f"make: {told}") from error
+    wrong = soundness.wrong_module(module, kind)
+    assert not wrong, f"make: {type(module).__name__}: {wrong}"
+    return module
 
 
 def parametrize(metafunc: pytest.Metafunc, values: dict[str, Any]) -> None:
@@ -45,12 +123,8 @@ def parametrize(metafunc: pytest.Metafunc, values: dict[str, Any]) -> None:
         )
 
 
-def apart(found: Tensor, expected: Tensor) -> str:
-    return f"by {(found - expected).abs().max().item():.2g} where the largest is {expected.abs().max().item():.2g}"
-
-
 def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-3))
+    return soundness.close(found, expected, tolerance)
 
 
 def seeded(function: Any, *arguments: Any) -> Any:
@@ -73,19 +147,6 @@ def leave_zeros(module: nn.Module) -> None:
         )
 
 
-def snapshot(module: nn.Module, what: str) -> dict[str, Any]:
-    """All that a call must leave alone. what: the module in a word."""
-    seen: dict[str, Any] = {
-        f"the value of {name}": value.clone() for name, value in module.state_dict().items()
-    }
-    for name, parameter in module.named_parameters():
-        seen[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
-        seen[f"{name}.requires_grad"] = parameter.requires_grad
-    for name, part in module.named_modules():
-        seen[f"the mode (training or evaluation) of {name or what}"] = part.training
-    return seen | {"torch.is_grad_enabled()": torch.is_grad_enabled()}
-
-
 def assert_unchanged(
     before: dict[str, Any], after: dict[str, Any], where: str, remedy: str
 ) -> None:
@@ -101,6 +162,20 @@ def assert_unchanged(
     assert not added, (
         f"{where}: it added {', '.join(added)}. Task-specific values live in the predictor alone"
     )
+
+
+@contextmanager
+def watched(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Within this context, `seen` gets the weight that each call of the layer computes with."""
+
+    def note(layer: nn.Module, _: Any) -> None:
+        seen.append(layer.weight.detach().clone())
+
+    handle = layer.register_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def through_a_checkpoint(module: nn.Module, fresh: nn.Module, what: str) -> None:
@@ -181,19 +256,15 @@ def on_device(device: str) -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
-        pytest.skip(f"not run: {_first_line(error)}")
+        pytest.skip(f"not run: {first_line(error)}")
     except RuntimeError as error:
-        found = _first_line(error)
+        found = first_line(error)
         if device == "meta" and "device" not in found.lower():
             pytest.skip(f"not run on the meta device: {found}")
         raise AssertionError(
             f"device {device}: {found}. New tensors on the device of the data: torch.zeros(n, device=x.device), x.new_zeros(n), "
             "and constants of the constructor in register_buffer"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def meta_batch(
@@ -227,10 +298,32 @@ def differences(
 ) -> list[str]:
     """What two computations of a meta-batch disagree in."""
     return [
-        f"{what}: {apart(found[what], e)}"
+        f"{what}: {soundness.apart(found[what], e)}"
         for what, e in expected.items()
         if not close(found[what], e, tolerance)
     ]
+
+
+@contextmanager
+def alike_in_every_execution(
+    learner: fsl.Learner, loss: Any, episodes: fsl.Episode
+) -> Iterator[None]:
+    """Within this context a task draws the same in every execution; skips what draws otherwise."""
+    (episode, *_) = episodes.unbatch()
+
+    def draws() -> bool:
+        return draws_random_numbers(lambda: learner.objective(episode, loss))
+
+    if not draws():
+        yield
+        return
+    with fixed_randomness():
+        if draws():
+            pytest.skip(
+                "not run: it draws random numbers other than by dropout, rand, randn or bernoulli, "
+                "which each execution draws in an order of its own"
+            )
+        yield
 
 
 def executions(adapter: fsl.Adapter) -> list[Execution]:
@@ -250,6 +343,6 @@ def assert_equals_the_loop(
         try:
             found = meta_batch(learner, loss, execution, episodes, needs)
         except Exception as error:
-            raise AssertionError(f"{execution}: refused: {_first_line(error)}. {remedy}") from error
+            raise AssertionError(f"{execution}: refused: {first_line(error)}. {remedy}") from error
         wrong = differences(found, expected)
         assert not wrong, f"{execution}: not what the loop computes; {'; '.join(wrong)}. {remedy}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,18 +13,21 @@ from torch import Tensor
 
 import fsl_core as fsl
 from fsl_core.testing import checks
+from fsl_core.words import first_line
 
 SPLITS: tuple[fsl.Split, ...] = ("train", "validation", "test")
 INDICES = (0, 1, 7)
 
 
-class EpisodesContract:
+class EpisodesContract(checks.Contract):
     """Inherit as `class TestMine(EpisodesContract)` and write `make`.
 
     splits:         those that have data, `train` among them.
     distinct_items: no item comes twice in an episode; False for items of few possible values.
     """
 
+    foundations: ClassVar[tuple[str, ...]] = ("claims", "a_batch_has_its_shape")
+    precision = torch.float32
     splits: ClassVar[tuple[fsl.Split, ...]] = SPLITS
     distinct_items: ClassVar[bool] = True
 
@@ -34,11 +37,22 @@ class EpisodesContract:
             f"{type(self).__name__}.make: not written. A method make(self) -> EpisodeSource"
         )
 
+    def values_of(self, parameter: str) -> Sequence[Any]:
+        return {"split": self.splits}[parameter]
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {"split": self.splits})
 
     def test_claims(self) -> None:
-        source = self.make()
+        try:
+            source = self.make()
+        except (NotImplementedError, fsl.FslError):
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {first_line(error)}"
+            raise AssertionError(
+                f"make: raised {told}. A source, built from its options"
+            ) from error
         assert isinstance(source, fsl.EpisodeSource), (
             f"make: {type(source).__name__}. A subclass of fsl_core.EpisodeSource"
         )
@@ -184,12 +198,13 @@ class EpisodesContract:
     def test_what_a_split_is_made_of(self, split: fsl.Split) -> None:
         first, again = (self.make().inspect(split) for _ in range(2))
         assert first.digest == again.digest, (
-            f"inspect: {split} has the digests {first.digest} and {again.digest} in two equal sources. "
+            f"inspect: {split} has the digests {first.digest} and {again.digest} in equal sources. "
             "A hash of its items, by which a run knows whether its data is still the same"
         )
         empty = [name for name, count in first.classes.items() if count < 1]
         assert not empty, (
-            f"inspect: {split}, classes without items: {', '.join(empty[:3])}. The number of items of each class"
+            f"inspect: {split}, classes without items: {', '.join(empty[:3])}. "
+            "The number of items of each class"
         )
 
     def test_device(self, device: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 import fsl_core as fsl
 from fsl_core.config.document import Document, read_value
 from fsl_core.config.recipe import SECTIONS, Recipe, check_document
-from fsl_core.errors import DataError, FslError
+from fsl_core.errors import DataError, FslError, PluginError
 from fsl_core.hooks.registry import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
@@ -52,6 +52,7 @@ class Claims(BaseModel):
     label_equivariant: bool | None = None
     any_row_order: bool | None = None
     without_gradient: tuple[str, ...] | None = None
+    adapts_frozen: bool | None = None
     progress: float | None = None
     random: bool | None = None
     sizes: tuple[int, ...] | None = None
@@ -69,7 +70,8 @@ class InstalledAdapter(AdapterContract):
 
     def make(self, task, backbone):
         adapter = type(self).build(task=task, backbone=backbone)
-        adapter.on_progress(self.progress)
+        if isinstance(adapter, fsl.Adapter):
+            adapter.on_progress(self.progress)
         return adapter
 
     def permute_classes(self, adapter: fsl.Adapter, permutation: Tensor) -> None:
@@ -294,13 +296,20 @@ def _found_out(
                     build(task=tiny_task(of), backbone=TinyBackbone())
                 except ValueError as error:
                     refused = str(error)
+                except FslError:
+                    raise
+                except Exception:  # the property `claims` says what is wrong with it
+                    return {"kinds": (of,)}
                 else:
                     kinds.append(of)
         if not kinds:
             raise FslError(f"{source}: {refused}")
         return {"kinds": tuple(kinds)}
     if kind == "episodes":
-        source_of = recipe.build(path)
+        try:
+            source_of = recipe.build(path)
+        except PluginError:  # the property `claims` says what is wrong with it
+            return {}
         splits = []
         for split in SPLITS:
             try:

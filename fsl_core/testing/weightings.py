@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ DRAWS, MEAN_TOLERANCE = (
 EXTREME = {torch.float64: 1e30, torch.float32: 1e15}  # their squares are finite
 
 
-class WeightingContract:
+class WeightingContract(checks.Contract):
     """Inherit as `class TestMine(WeightingContract)` and write `make`.
 
     The claims of the weighting itself, `needs` and `total`, are measured. It sees what the engine would give it:
@@ -32,6 +32,7 @@ class WeightingContract:
             2000 draws, to 0.05.
     """
 
+    foundations: ClassVar[tuple[str, ...]] = ("claims", "one_finite_weight_a_task")
     random: ClassVar[bool] = False
     sizes: ClassVar[tuple[int, ...]] = (1, 2, 5)
 
@@ -41,19 +42,14 @@ class WeightingContract:
             f"{type(self).__name__}.make: not written. A method make(self) -> TaskWeighting"
         )
 
+    def values_of(self, parameter: str) -> Sequence[Any]:
+        return {"size": self.sizes}[parameter]
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks.parametrize(metafunc, {"size": self.sizes})
 
-    @pytest.fixture(autouse=True)
-    def _double_precision(self) -> Iterator[None]:
-        with double_precision():
-            yield
-
     def test_claims(self) -> None:
         weighting = self._weighting()
-        assert isinstance(weighting, fsl.TaskWeighting), (
-            f"make: {type(weighting).__name__}. A subclass of fsl_core.TaskWeighting"
-        )
         name = getattr(weighting, "name", None)
         assert isinstance(name, str), (
             f"name: {name!r}. A class attribute, the word recipes write under `outer.weighting.name`"
@@ -218,7 +214,7 @@ class WeightingContract:
 
     def _weighting(self, seed: int = 0) -> fsl.TaskWeighting:
         torch.manual_seed(seed)
-        return self.make()
+        return checks.made(self.make, fsl.TaskWeighting)
 
     def _weigh(self, outcomes: fsl.Outcomes, seed: int = 2) -> Tensor:
         weighting = self._weighting()

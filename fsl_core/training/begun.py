@@ -1,4 +1,4 @@
-"""What a run began with, so that a recipe edited since then is noticed, and its steps may change."""
+"""What a run began with: a recipe edited since then is noticed, and its steps may change."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_recipe(directory: Path, recipe: Recipe, changes: list[dict[str, Any]])
 
 
 def changes_of_steps(directory: Path) -> list[dict[str, Any]]:
-    """`at` which step the number of steps changed `from` what `to` what, and what `differs` by it."""
+    """`at` which step the steps changed `from` what `to` what, and what `differs` by it."""
     path = directory / BEGUN
     return read_json(path, _Begun).get("steps_changed", []) if is_file(path) else []
 
@@ -106,7 +106,7 @@ def _shown(value: Any) -> str:
 
 
 def _begun_with(directory: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of training; otherwise: what to take for it in a directory of an earlier version."""
+    """The recipe of training; otherwise: what stands for it in a run of an earlier version."""
     path = directory / BEGUN
     return read_json(path, _Begun)["recipe"] if is_file(path) else otherwise
 

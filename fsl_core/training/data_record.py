@@ -1,4 +1,4 @@
-"""What a run was trained on: the classes of each split and a digest of their items, kept in its directory."""
+"""What a run was trained on: the classes of each split and a digest of their items."""
 
 from __future__ import annotations
 
@@ -40,29 +40,34 @@ AS_IT_WAS = "The data as it was, or a new run"
 def keep_data_record(
     directory: Path, source: EpisodeSource, splits: Iterable[Split], begun: bool
 ) -> list[str]:
-    """Write what the splits in use are made of where training begins; where it goes on, hold them against that.
+    """Write what the splits in use are made of, where training begins and it is not written yet.
 
     begun: steps have been done. Returns what a user should know of the data.
-    Raises DataError where the data is not that which training began with.
     """
     contents = {split: source.inspect(split) for split in splits}
     told = counted(passed_over(contents.values()))
     notes = [f"data: passed over: {told}. `fsl check --data` lists them"] if told else []
+    if not (directory / DATA).is_file():
+        if begun:
+            notes.append(f"data: no {DATA}, so its data may have changed since training began")
+        else:
+            write_atomically(directory / DATA, json.dumps(_record(contents), indent=1) + "\n")
+    return notes
+
+
+def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[Split]) -> None:
+    """Raise DataError, naming what changed, where training began with other data."""
     recorded = _read(directory)
     if recorded is not None:
+        contents = {split: source.inspect(split) for split in splits}
         _refuse_trained_on(directory, source, recorded, contents)
         if changes := _changes(recorded, contents):
             what = f"its data changed since training began: {changes}"
             raise DataError(f"{directory}: {what}. {AS_IT_WAS}")
-    elif begun:
-        notes.append(f"data: no {DATA}, so its data may have changed since training began")
-    else:
-        write_atomically(directory / DATA, json.dumps(_record(contents), indent=1) + "\n")
-    return notes
 
 
 def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
-    """How a split differs from that which the run began with; empty where it does not, or nobody knows.
+    """How a split differs from what the run began with; empty where equal or not known.
 
     Raises DataError where it now holds classes that the run was trained on.
     """
@@ -75,7 +80,7 @@ def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
 
 
 def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:
-    """What is passed over in some splits, each file and folder once, though several splits lie beside it."""
+    """What is passed over in some splits; once, where it lies beside several of them."""
     return list({item.path: item for found in contents for item in found.passed_over}.values())
 
 
@@ -101,7 +106,8 @@ def _refuse_trained_on(
 ) -> None:
     """Raise DataError where a class of the training split has come into another one since.
 
-    One that was in both from the start is meant to be: some sources divide the items of a class among the splits.
+    One that was in both from the start is meant to be: some sources divide the items of a class
+    among the splits.
     """
     trained = set(recorded["train"]["classes"]) if "train" in recorded else set()
     for split, found in contents.items():

@@ -79,7 +79,7 @@ class DataReport:
         return [group for group in groups if len({(p.split, p.of_class) for p in group}) > 1]
 
     def sizes(self, split: Split) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """(width, height) of the smallest and of the largest picture, by area; None where there are no files."""
+        """(width, height) of the smallest and of the largest picture; None without files."""
         files = [file for files in self.contents[split].files.values() for file in files]
         sizes = [size for file in files if (size := picture_size(file))]
         by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
@@ -116,7 +116,7 @@ class DataReport:
 
 
 def report_data(experiment: Experiment) -> DataReport:
-    """Read the data of every split in use, list what it is made of, and why a run would be refused."""
+    """Read the data of every split in use; what it is made of, and why a run would be refused."""
     wanted = splits_in_use(experiment)
     faults: list[str] = []
     try:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fsl_core.data.source import EpisodeSource, Split
-from fsl_core.engine.workers import Workers, draws_random_numbers
+from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
+from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, Learner, TaskShape
 from fsl_core.errors import RunError
 from fsl_core.training.seeding import seed_torch
@@ -81,7 +82,8 @@ def evaluate(
     seed: of the frozen episodes, not of a run.    task: their shape, where it is not the one of training.
     on_episode: called after each episode, for progress bars.
     each_step: score the queries after each inner step too, which takes as many passes over them.
-    workers: episodes at a time, on a core each; one where adapting draws random numbers, and on a GPU.
+    workers: episodes at a time, on a core each; one where a task leaves anything behind that another
+        one would find, such as moved buffers or random numbers drawn, and on a GPU.
     RunError at the first episode whose loss or score is not finite: no mean over it means anything.
     """
     learner.eval()
@@ -108,7 +110,7 @@ def evaluate(
             adapted = batch.unbatch()
             if not times:
                 times = [_adaptation_time(learner, episode) for episode in adapted[:TIMED_EPISODES]]
-                shared = _shared(learner, adapted[0], workers)
+                shared = _shared(learner, adapted, workers)
             for episode, (row, value) in zip(adapted, shared.map(judge_one, adapted), strict=True):
                 _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
                 rows.append(row)
@@ -135,10 +137,22 @@ def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
         )
 
 
-def _shared(learner: Learner, episode: Episode, workers: int) -> Workers:
-    alone = workers == 1 or episode.support.x.is_cuda or not learner.adapter.threadable
-    alone = alone or draws_random_numbers(lambda: learner.adapt(episode))
-    return Workers(learner, 1 if alone else workers)
+def _shared(learner: Learner, episodes: Sequence[Episode], workers: int) -> Workers:
+    """Workers, as many as the tasks can be shared by without changing what comes out."""
+    on_gpu = episodes[0].support.x.is_cuda
+    alone = workers == 1 or on_gpu or not learner.adapter.threadable
+    return Workers(learner, 1 if alone or _leave_traces(learner, episodes) else workers)
+
+
+def _leave_traces(learner: Learner, episodes: Sequence[Episode]) -> bool:
+    def predict(learner: Learner, episode: Episode) -> None:
+        for predictor in learner.trajectory(episode):
+            predictor(episode.query.x)
+
+    try:
+        return find_traces(learner, [episodes[0], episodes[-1]], predict) != Traces()
+    except NotCopiableError:
+        return True
 
 
 def predict_episodes(

@@ -1,23 +1,43 @@
-"""How a run's meta-batches are computed: chosen when training starts, kept with the run, the same after a resume."""
+"""How a run's meta-batches are computed: settled once for a recipe, a machine and the versions.
+
+What was measured is kept in the cache and read by the next run: a choice that every run made again
+with a stopwatch would give the same recipe other bits. A run also keeps it in its directory.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import inspect
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from fsl_core.engine.choice import Choice, choose, settle
+import torch
+
+import fsl_core
+from fsl_core.config.options import Component
+from fsl_core.data.cache import content_key
+from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.kept import ChoiceFile
+from fsl_core.engine.traces import random_state_kept
+from fsl_core.errors import RecipeError, RunError
+from fsl_core.training.experiment import Experiment
 from fsl_core.training.files import EXECUTION, to_json, write_atomically
+from fsl_core.training.run import Run
 from fsl_core.training.seeding import seed_torch
 
-if TYPE_CHECKING:
-    from fsl_core.training.run import Run
+AGAIN = "`fsl tune-execution RECIPE` measures again"
 
 
 def choose_execution(run: Run) -> Choice:
-    """What the run has used so far, else what its recipe names or a measurement finds."""
+    """What the run has used so far, else what its recipe names, else what is kept or measured."""
     if run.step > 0 and run.execution is not None:
         return run.execution
-    choice = _of_no_steps(run) or _named(run) or _measured(run)
+    choice = _Question(run.experiment, run.device).answer()
     path = run.directory / EXECUTION
     write_atomically(path, to_json(choice.as_dict(), EXECUTION, indent=2) + "\n")
     return choice
@@ -28,31 +48,190 @@ def workers_of(run: Run) -> int:
     return run.execution.execution.workers if run.execution else 1
 
 
-def _of_no_steps(run: Run) -> Choice | None:
-    return None if run.steps else Choice(_options(run, "loop"), "nothing is trained", {})
+def kept_execution(experiment: Experiment, device: torch.device) -> Choice | None:
+    """By what the next run of a recipe with `mode: auto` will be computed, if it was measured."""
+    question = _Question(experiment, device)
+    untrained = experiment.recipe.sections.outer.steps == 0
+    return None if question.named or untrained else question.kept()
 
 
-def _named(run: Run) -> Choice | None:
-    wanted = run.recipe.sections.execution
-    if wanted.mode == "auto":
-        return None
-    return settle(_options(run, wanted.mode), run.experiment.learner)
+def tune_execution(experiment: Experiment, device: torch.device) -> tuple[Choice | None, Choice]:
+    """Measure again and keep the outcome; returns what was kept before, and what is kept now.
+
+    RecipeError where the recipe names a mode; RunError where the cache cannot be written.
+    """
+    question = _Question(experiment, device)
+    if not experiment.recipe.sections.outer.steps:
+        where = experiment.recipe.document.where(("outer", "steps"))
+        raise RecipeError(f"{where}: no steps, so there is nothing to measure. One step or more")
+    if question.named:
+        where = experiment.recipe.document.where(("execution", "mode"))
+        raise RecipeError(
+            f"{where}: the recipe names `{question.named.mode}`, so there is nothing to measure. "
+            "`-s execution.mode=auto`"
+        )
+    try:
+        question.file.check_writable()
+        before = question.file.read()
+        return before and before.choice, question.file.keep(question.measure(), True).choice
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"{question.file.path.parent}: {reason}. A cache folder that can be written to, "
+            "such as one named in FSL_CACHE"
+        ) from error
 
 
-def _measured(run: Run) -> Choice:
-    experiment, outer = run.experiment, run.recipe.sections.outer
-    seed = run.recipe.sections.seed
-    experiment.learner.train()
-    experiment.learner.adapter.on_progress(run.progress(run.step))
-    episodes = experiment.source.batch("train", range(outer.meta_batch_size), seed)
-    seed_torch(seed, "measurement")
-    free = run.recipe.sections.execution.workers is None
-    parts = (experiment.learner, experiment.weighting, episodes, experiment.source.task.loss)
-    return choose(_options(run, "loop"), *parts, steps=run.steps - run.step, measure_workers=free)
+@dataclass(frozen=True)
+class _Question:
+    """How to compute the meta-batches of an experiment on a device."""
+
+    experiment: Experiment
+    device: torch.device
+
+    def answer(self) -> Choice:
+        if not self.experiment.recipe.sections.outer.steps:
+            return Choice(self._options("loop"), "nothing is trained", {})
+        if self.named:
+            return self._settled(self.named)
+        return self.kept() or self._measured()
+
+    @cached_property
+    def named(self) -> Execution | None:
+        """What the recipe names; None where it leaves the mode to a measurement."""
+        mode = self.experiment.recipe.sections.execution.mode
+        return None if mode == "auto" else self._options(mode)
+
+    def kept(self) -> Choice | None:
+        """What was measured before, unless the learner has been changed to rule it out since."""
+        kept = self.file.read()
+        if kept is None or rules_out(kept.choice.execution, self.experiment.learner):
+            return None
+        return replace(kept.choice, when=f"measured before, on {kept.measured_on}; {AGAIN}")
+
+    def measure(self) -> Choice:
+        wanted, steps = self.experiment.recipe.sections.execution, self._steps_at_least
+        with random_state_kept():
+            seed_torch(self.experiment.recipe.sections.seed, "measurement")
+            free = wanted.workers is None
+            return choose(self._options("loop"), self.setting, steps, measure_workers=free)
+
+    @cached_property
+    def file(self) -> ChoiceFile:
+        return ChoiceFile(self._decides_speed())
+
+    @cached_property
+    def setting(self) -> Setting:
+        experiment, sections = self.experiment, self.experiment.recipe.sections
+        tasks = range(sections.outer.meta_batch_size)
+        episodes = experiment.source.batch("train", tasks, sections.seed)
+        loss = experiment.source.task.loss
+        return Setting(experiment.learner, experiment.weighting, episodes, loss)
+
+    def _settled(self, named: Execution) -> Choice:
+        if named.mode == "loop" and named.workers == 1:
+            return Choice(named, NAMED, {})
+        if named.mode != "compiled":
+            return settle(named, self.setting)
+        tried = self.file.read()  # compiling to see whether it can be done takes its time
+        if tried and tried.choice.execution == named and not rules_out(named, self.setting.learner):
+            return tried.choice
+        choice = settle(named, self.setting)
+        if choice.execution == named:
+            with contextlib.suppress(OSError):
+                self.file.keep(choice)
+        return choice
+
+    def _measured(self) -> Choice:
+        outdated, damaged = self.file.read() is not None, self.file.path.exists()
+        try:
+            self.file.check_writable()
+            choice = self.measure()
+            kept = self.file.keep(choice, replace=outdated)
+        except OSError as error:
+            return self._without_measuring(error)
+        when = f"measured on {kept.measured_on} and kept for later runs; {AGAIN}"
+        if kept.choice != choice:
+            when = "measured by another process at the same time"
+        elif damaged and not outdated:
+            when = f"measured again, because {self.file.path} was damaged"
+        return replace(kept.choice, when=when)
+
+    def _without_measuring(self, error: OSError) -> Choice:
+        """What the next run will choose as well, although nothing can be kept for it."""
+        loop = settle(self._options("loop"), self.setting)
+        where, why = self.file.path.parent, error.strerror or error
+        reason = f"nothing is measured, because it could not be kept: {where}: {why}"
+        return replace(loop, reason=reason if loop.reason == NAMED else f"{loop.reason}; {reason}")
+
+    def _options(self, mode: str) -> Execution:
+        wanted = self.experiment.recipe.sections.execution
+        workers, precision = wanted.workers or 1, wanted.precision
+        return Execution(mode, workers, wanted.chunk, precision, wanted.checkpoint_gradients)
+
+    @property
+    def _steps_at_least(self) -> int:
+        """The number of outer steps rounded down to a power of two: it decides about compiling."""
+        return 1 << (self.experiment.recipe.sections.outer.steps.bit_length() - 1)
+
+    def _decides_speed(self) -> dict[str, Any]:
+        recipe, source = self.experiment.recipe, self.experiment.source
+        parts = {"backbone": ("backbone",), "adapter": ("adapter",)}
+        parts["weighting"] = ("outer", "weighting")
+        whole = recipe.resolved()
+        return {
+            "episodes": {"name": recipe.chosen["episodes",].name, "task": asdict(source.task)},
+            "components": {
+                name: {"options": _at(whole, path), "code": _code_of(recipe.chosen[path])}
+                for name, path in parts.items()
+            },
+            "meta_batch_size": recipe.sections.outer.meta_batch_size,
+            "steps_at_least": self._steps_at_least,
+            "execution": whole["execution"],
+            "machine": _machine(self.device),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "fsl-core": fsl_core.__version__,
+            },
+        }
 
 
-def _options(run: Run, mode: str) -> Execution:
-    wanted = run.recipe.sections.execution
-    return Execution(
-        mode, wanted.workers or 1, wanted.chunk, wanted.precision, wanted.checkpoint_gradients
-    )
+def _at(data: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
+def _code_of(component: Component) -> list[str]:
+    """Whose code a component is and which, because in development no version says that it changed.
+
+    Where a one-file plugin lies does not count: the recipe and the plugin may be copied together.
+    """
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(component.factory))
+    except TypeError:  # built in, or made by a function
+        file = None
+    origin = "" if Path(component.origin).is_file() else component.origin
+    return [origin, content_key(Path(file)) if file and Path(file).is_file() else ""]
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "processor": _processor(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _processor() -> str:
+    """The model, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.machine()} {platform.processor()}"

@@ -112,7 +112,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def refuse_name(path: Path) -> None:
-    """Raise RunError where safetensors could write to a path and not read it again: it wants UTF-8."""
+    """Raise RunError where the path is not UTF-8: safetensors could not read it again."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -128,12 +128,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def is_file(path: Path) -> bool:
     """Whether path is a file. RunError where that cannot be seen: it may well be there."""
-    try:
-        with reading(path):
-            path.stat()
-    except OSError:
-        return False
-    return path.is_file()
+    with reading(path):
+        return path.is_file()
 
 
 def to_json(data: Any, where: str | Path, **options: Any) -> str:

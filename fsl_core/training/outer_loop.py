@@ -15,7 +15,7 @@ from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.norms import Norm, collect_statistics
 from fsl_core.training import checkpoints
 from fsl_core.training.conflict import gradient_conflict
-from fsl_core.training.data_record import keep_data_record
+from fsl_core.training.data_record import keep_data_record, refuse_other_data
 from fsl_core.training.evaluation import Evaluation, evaluate
 from fsl_core.training.execution import choose_execution, workers_of
 from fsl_core.training.experiment import check_data, splits_in_use
@@ -33,11 +33,12 @@ def train(run: Run) -> None:
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
     stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
+    source, splits = run.experiment.source, splits_in_use(run.experiment)
+    refuse_other_data(run.directory, source, splits)  # before a change makes the data too small
     check_data(run.experiment)
     run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
-    splits = splits_in_use(run.experiment)
-    run.notes += keep_data_record(run.directory, run.experiment.source, splits, run.step > 0)
+    run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
     if run.steps == 0:
         _keep_untrained(run)
         return

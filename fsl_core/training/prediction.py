@@ -17,7 +17,7 @@ from fsl_core.config.document import parse_document
 from fsl_core.config.recipe import check_document
 from fsl_core.data import folders
 from fsl_core.data.folders import PassedOver, nfc, shown
-from fsl_core.data.vision import decode_image
+from fsl_core.data.vision import decode_images
 from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.hooks.registry import load
@@ -69,7 +69,7 @@ class AdaptedPredictor:
     found:  labelled pictures in each class folder; of each the first n_shot are used.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
-    passed_over: what else lies in the class folders, and labelled pictures that were left out as unreadable.
+    passed_over: what else lies in the class folders, and labelled pictures left out as unreadable.
     """
 
     experiment: Experiment
@@ -91,10 +91,11 @@ class AdaptedPredictor:
         return self.experiment.transductive
 
     def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
-        """The pictures of a folder, in subfolders too; with labels where its folders have the names of the classes.
+        """The pictures of a folder and below; with labels where folders have the names of classes.
 
         skip_unreadable: leave out pictures that cannot be read; they are in `skipped`.
-        Raises DataError if there are none, some are unreadable, or only some folders have the name of a class.
+        Raises DataError if there are none, some are unreadable, or only some folders have the name
+        of a class.
         """
         found = _find(folder, skip_unreadable)
         if not found.paths:
@@ -104,7 +105,7 @@ class AdaptedPredictor:
         if not skip_unreadable or not files:
             _refuse(damaged, len(found.paths))
         return Pictures(
-            torch.stack(images),
+            images,
             [file.relative_to(folder).as_posix() for file in files],
             [class_of[file] for file in files] if class_of else None,
             [(item.path.relative_to(folder).as_posix(), item.detail) for item in damaged]
@@ -114,7 +115,7 @@ class AdaptedPredictor:
         )
 
     def _class_of(self, files: Sequence[Path], folder: Path) -> dict[Path, str]:
-        """The class of each file by the name of its folder; empty where no folder has the name of a class."""
+        """The class of each file by the name of its folder; empty where none is a class."""
         classes = {nfc(name): name for name in self.classes}
         tops = {file: file.relative_to(folder).parts[:-1][:1] for file in files}
         known = {
@@ -248,8 +249,10 @@ def adapt_to_folder(
 
     Where classes have unequal numbers of pictures, the first of each are used, as many as the smallest class has.
     checkpoint: best or last; default: as in the recipe.    invert: exchange light and dark in all pictures.
-    skip_unreadable: take the next picture in place of one that cannot be read; such are in `passed_over`.
-    One-file plugins that the run names are imported where you have run them before; else PluginError.
+    skip_unreadable: take the next picture in place of one that cannot be read, and name it in
+        `passed_over`.
+    One-file plugins that the run names are imported where you have run them before; else
+    PluginError.
     plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
     trust_plugins: import what the run names, known or not.    tell: is told of each such import.
     Raises DataError if the folders do not fit, RunError if there is no trained run or it does not take pictures.
@@ -288,7 +291,7 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     return AdaptedPredictor(
         experiment,
         learner,
-        torch.stack(images),
+        images,
         tuple(classes),
         found,
         invert,
@@ -413,7 +416,7 @@ def _labelled(
 def _readable(
     classes: dict[str, list[Path]], experiment: Experiment
 ) -> tuple[dict[str, list[Path]], list[PassedOver]]:
-    """The pictures of each class that can be read, and the others. Raises DataError where a class has none."""
+    """The pictures of each class that can be read, and the others. DataError for an empty class."""
     readable, unreadable = {}, []
     for name, files in classes.items():
         readable[name], _, damaged = _decode(files, experiment, invert=False)
@@ -434,18 +437,14 @@ def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
 
 def _decode(
     files: Iterable[Path], experiment: Experiment, invert: bool
-) -> tuple[list[Path], list[Tensor], list[PassedOver]]:
-    """The files that can be read, (channels, size, size) uint8 of each, and the files that cannot be read."""
-    channels, size, _ = experiment.source.task.input_shape
-
-    def read(file: Path) -> Tensor:
-        image = decode_image(file, size, "gray" if channels == 1 else "rgb")
-        return 255 - image if invert else image
-
-    tried = [(file, folders.try_read(file, read)) for file in files]
-    done = [(file, image) for file, image in tried if isinstance(image, Tensor)]
-    damaged = folders.unreadable(item for _, item in tried)
-    return [file for file, _ in done], [image for _, image in done], damaged
+) -> tuple[list[Path], Tensor, list[PassedOver]]:
+    """The files that can be read, (n, channels, size, size) uint8 of these, and the others."""
+    files, source = list(files), experiment.source
+    images, faults = decode_images(files, source.decode, source.task.input_shape)
+    kept = [i for i in range(len(files)) if i not in faults]
+    images = images[kept]
+    damaged = [folders.as_unreadable(files[i], error) for i, error in faults.items()]
+    return [files[i] for i in kept], 255 - images if invert else images, damaged
 
 
 def _refuse(unreadable: Sequence[PassedOver], of: int) -> None:

@@ -7,10 +7,11 @@ nothing is changed. What is measured, and not what a class is called, decides.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -49,6 +50,21 @@ def preflight(experiment: Experiment) -> None:
             if wanted <= FEW:
                 raise
             _Trial(experiment, wanted).run()  # a part may be made for this number of queries alone
+
+
+def preflight_all(experiments: Iterable[Experiment]) -> None:
+    """`preflight` of several recipes. Learners that are named alike are tried once."""
+    tried = set()
+    for experiment in experiments:
+        sections = experiment.recipe.resolved()
+        named = [sections[key] for key in ("episodes", "backbone", "adapter", "evaluate")]
+        learner = json.dumps([named, sections["outer"]["steps"] > 0], sort_keys=True)
+        if learner not in tried:
+            preflight(experiment)
+            tried.add(learner)
+        else:
+            with _random_states_put_back(experiment.device):
+                _Trial(experiment, FEW).weighting()
 
 
 def made_up_episodes(

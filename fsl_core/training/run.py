@@ -311,9 +311,9 @@ def open_run(
     Raises RunError where its recipe was edited since training began.
     """
     if not is_file(directory / RECIPE):
-        raise RunError(
-            f"{directory}: no run here ({RECIPE} is absent). A directory that `fsl run` made"
-        )
+        inside = sorted(path.parent for path in directory.glob(f"*/{RECIPE}"))[:3]
+        fitting = " or ".join(map(str, inside)) or "A directory that `fsl run` made"
+        raise RunError(f"{directory}: no run here ({RECIPE} is absent). {fitting}")
     environment = read_json(directory / ENVIRONMENT, Environment)
     refuse_edited(directory, but_steps=steps is not None)
     recorded = RecordedPlugins(
@@ -371,11 +371,18 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
     stored = directory / RECIPE
     if not stored.is_file():
         raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if any(differences(read_document(stored).data, wanted)):
-        raise RunError(f"{directory}: holds a run of another recipe. Another --out")
-    state = "a finished" if (directory / RESULT).is_file() else "an unfinished"
+    if changes := list(differences(read_document(stored).data, wanted)):
+        told = ", ".join(f"{key}: {change}" for key, change in changes[:3])
+        told += f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise RunError(f"{directory}: holds a run of another recipe ({told}). Another --out")
+    if (directory / RESULT).is_file():
+        raise RunError(
+            f"{directory}: holds a finished run of this recipe. `fsl resume {directory}` shows its "
+            "result, and another --out runs it again"
+        )
     raise RunError(
-        f"{directory}: holds {state} run of this recipe. `fsl resume {directory}` continues it, or give another --out"
+        f"{directory}: holds an unfinished run of this recipe. `fsl resume {directory}` continues "
+        "it, or give another --out"
     )
 
 

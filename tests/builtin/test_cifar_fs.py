@@ -247,7 +247,7 @@ class TestToyFiles:
         monkeypatch.setattr("urllib.request.urlopen", unreachable)
         with pytest.raises(
             fsl.DataError,
-            match=r"in .*data \(.*download of CIFAR100 failed \(network is unreachable\)",
+            match=r"in .*data \(.*gz: download failed \(network is unreachable\)",
         ):
             CifarFs(root=root).check("train")
 
@@ -255,7 +255,7 @@ class TestToyFiles:
     def test_absent_and_downloaded(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Through torchvision's own download, with its address answered from the toy archive."""
+        """From torchvision's address, answered from the toy archive."""
         packed = Path(
             shutil.make_archive(
                 str(tmp_path / "packed"), "gztar", tmp_path / "published", "cifar-100-python"

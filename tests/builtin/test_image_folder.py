@@ -91,7 +91,7 @@ def test_a_class_stays_in_its_split_when_others_come_and_go(root: Path):
 
 
 def test_the_split_of_a_class_never_changes():
-    """A different answer here would put trained classes of everybody's runs into their test split."""
+    """Another answer would put classes that runs were trained on into their test split."""
     names = ["c00", "otter", "café", "cafe\u0301", "中", os.fsdecode(b"\xff")]
     found = {
         seed: " ".join(split_by_name(name, (0.4, 0.3, 0.3), seed)[:2] for name in names)
@@ -148,7 +148,8 @@ def test_a_split_without_its_folder(tmp_path: Path):
     paint(tmp_path / "val", 3)
     message = (
         r"no folder with the classes of validation, only Train \(2 classes\), test \(1 classes\)\. "
-        r"A folder of each split in use; for this one it may have the name validation, valid, val, dev"
+        r"A folder of each split in use; for this one it may have the name validation, valid, val, "
+        r"dev"
     )
     with pytest.raises(fsl.DataError, match=message):
         small(tmp_path).check("validation")
@@ -228,7 +229,7 @@ def test_a_class_without_images(root: Path):
     (root / "empty" / "readme.txt").write_text("")
     with pytest.raises(
         fsl.DataError,
-        match=r"empty: no images in this class folder \(passed over: 1 not a picture by its ending\)\. At",
+        match=r"empty: no images in this class folder \(passed over: 1 not a picture by its end",
     ):
         small(root, fractions=(1, 0, 0)).check("train")
 
@@ -337,9 +338,9 @@ def test_an_unreadable_folder_is_named(root: Path, monkeypatch: pytest.MonkeyPat
 def test_names_in_any_bytes(tmp_path: Path):
     names = ["plain", "cafe\u0301", os.fsdecode(b"caf\xe9"), "tab\there", "中"]
     for name in names:
-        paint(tmp_path / name, 3)
+        paint(tmp_path / "data" / name, 3)
     for _ in range(2):  # decoded, then from the cache
-        pool = small(tmp_path, fractions=(1, 0, 0)).pool("train")
+        pool = small(tmp_path / "data", fractions=(1, 0, 0)).pool("train")
         assert set(pool.classes) == {unicodedata.normalize("NFC", name) for name in names}
     assert len(pool.digest) == 32
 
@@ -358,8 +359,9 @@ def test_too_few_classes_in_a_split(root: Path):
         small(root, n_way=3).check("test")
     message = str(caught.value)
     assert message.startswith(
-        f"episodes 'image-folder': root {root}: fractions [0.6, 0.2, 0.2] and split_seed 0 share out its 10 "
-        "classes as train 6, validation 2, test 2; n_way asks for test at least 3. `split_seed: "
+        f"episodes 'image-folder': root {root}: fractions [0.6, 0.2, 0.2] and split_seed 0 share "
+        "out its 10 classes as train 6, validation 2, test 2; n_way asks for test at least 3. "
+        "`split_seed: "
     )
     assert message.endswith(
         "; or a folder for each split (train, validation, test) with the classes you choose"
@@ -418,3 +420,48 @@ def test_images_keep_their_colours(tmp_path: Path):
 def test_images_are_sorted_by_file_name(root: Path):
     red = dict(small(root, fractions=(1, 0, 0)).pool("train").items())["class8"][:, 0, 0, 0]
     assert red.tolist() == [10 * i for i in (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]
+
+
+def gradients(root: Path, low: float, high: float) -> None:
+    """Ten classes of three float pictures, each with numbers from low to high."""
+    for c in range(10):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(3):
+            numbers = np.linspace(low, high, 64 + c + i, dtype=np.float32)[:64].reshape(8, 8)
+            numbers[0, 0], numbers[-1, -1] = low, high
+            Image.fromarray(numbers).save(root / f"class{c}" / f"{i}.tiff")
+
+
+def test_pictures_of_other_numbers_need_a_range_and_follow_it(tmp_path: Path):
+    root = tmp_path / "data"
+    gradients(root, -80, 0)
+    everything = {"fractions": (1, 0, 0), "channels": "gray"}
+    with pytest.raises(fsl.DataError) as caught:
+        small(root, **everything).check("train")
+    assert str(caught.value) == (
+        f"{root / 'class0' / '0.tiff'} and 29 more pictures: float numbers from -80 to 0, and "
+        "nothing says which of them are black and white. The option `value_range: [-80, 0]` of "
+        "image-folder, or pictures of 8 bits"
+    )
+    source = small(root, value_range=(-80, 0), **everything)
+    file = root / "class3" / "1.tiff"
+    expected = torch.from_numpy(
+        np.rint((np.asarray(Image.open(file)).astype(float) + 80) / 80 * 255)
+    )
+    assert torch.equal(source.pool("train").images[10, 0], expected.to(torch.uint8))
+    assert torch.equal(source.decode(file)[0], expected.to(torch.uint8))
+
+
+def test_the_range_is_part_of_the_cache_key(tmp_path: Path):
+    gradients(tmp_path / "data", -80, 0)
+    digests = [
+        small(tmp_path / "data", value_range=value_range, fractions=(1, 0, 0)).pool("train").digest
+        for value_range in [(-80, 0), (-40, 0), (-80, 0), [-80.0, 0.0]]
+    ]
+    assert digests[0] == digests[2] == digests[3] != digests[1]
+    assert len([*(tmp_path / "cache" / "decoded").glob("*.safetensors")]) == 2
+
+
+def test_a_range_that_is_none(root: Path):
+    with pytest.raises(ValueError, match=r"value_range: \[5, 5\]\. Two numbers, the smaller one"):
+        small(root, value_range=(5, 5))

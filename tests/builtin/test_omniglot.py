@@ -170,6 +170,20 @@ class TestToyArchives:
         ):
             Omniglot(root=root).check("train")
 
+    def test_an_unpacked_folder_with_more_than_its_images(self, root: Path):
+        """Copies of an editor, of macOS and of a storage server are no drawings."""
+        expected = Omniglot(root=root).pool("train").digest
+        for archive in root.glob("*.zip"):
+            zipfile.ZipFile(archive).extractall(root)
+            archive.unlink()
+        drawing = root / "images_background" / "Latin" / "character01" / "0002_07.png"
+        for name in ("._0002_07.png", ".ipynb_checkpoints/0002_07.png", "@eaDir/0002_07.png"):
+            (drawing.parent / name).parent.mkdir(exist_ok=True)
+            (drawing.parent / name).write_bytes(b"")
+        (drawing.parents[1] / "__MACOSX").mkdir()
+        (drawing.parents[1] / "__MACOSX" / "0002_07.png").write_bytes(b"")
+        assert Omniglot(root=root).pool("train").digest == expected
+
     def test_absent_and_not_to_be_downloaded(self, root: Path):
         (root / "images_evaluation.zip").unlink()
         found = r"^episodes 'omniglot': no images_evaluation\.zip in .*data or .*omniglot-py \(download: false\)\. "
@@ -192,7 +206,7 @@ class TestToyArchives:
     def test_absent_and_downloaded(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Through torchvision's own download, with its addresses answered from the toy archives."""
+        """From torchvision's addresses, answered from the toy archives."""
 
         def served(request, **_):
             url = getattr(request, "full_url", request)
@@ -200,8 +214,6 @@ class TestToyArchives:
             response.url, response.length = url, len(response.getvalue())
             return response
 
-        md5 = {part: sums[0] for part, sums in omniglot.CHECKSUMS.items()}
-        monkeypatch.setattr(torchvision().datasets.Omniglot, "zips_md5", md5)
         monkeypatch.setattr("urllib.request.urlopen", served)
         source = Omniglot()
         assert len(source.pool("train").classes) == 8

@@ -160,7 +160,10 @@ def options(*overrides: str) -> list[str]:
             ["-s backbone: conv4: items of shape (2,). Expected pictures"],
         ),
         (["requires=fsl-maml"], ['-s requires: found "fsl-maml". Expected a valid array']),
-        (["requires=[1]"], ["-s requires: requires.0: found 1. Expected a valid string"]),
+        (
+            ["requires=[1]"],
+            ["-s requires: requires.0: found 1. Expected a valid string, such as '\"1\"'"],
+        ),
         (
             ["expect={accuracy: {value: 1}}"],
             ["-s expect: expect.accuracy.tolerance: absent. It is required"],
@@ -170,6 +173,14 @@ def options(*overrides: str) -> list[str]:
             ["-s expect: expect.acuracy: no such result. Expected accuracy"],
         ),
         (["=5"], ["-s =5: not an override. key.path=value"]),
+        (
+            ["steps=5", "temperature=2", "n_way=3"],
+            [
+                "-s steps: the recipe has no such option. Did you mean outer.steps?",
+                "-s temperature: the recipe has no such option. Did you mean adapter.temperature?",
+                "-s n_way: the recipe has no such option. Did you mean episodes.n_way or evaluate.n_way?",
+            ],
+        ),
         (
             ["seed", "episodes.spread=", "adapter=[1"],
             [
@@ -181,8 +192,8 @@ def options(*overrides: str) -> list[str]:
         (
             ["adaptr.temperature=1", "backbone.hiden=3"],
             [
-                "-s adaptr.temperature: adaptr: the recipe has no such option. Did you mean 'adapter'?",
                 "-s backbone.hiden: backbone 'mlp' has no such option. Did you mean 'hidden'?",
+                "-s adaptr.temperature: adaptr: the recipe has no such option. Did you mean 'adapter'?",
             ],
         ),
         (
@@ -330,7 +341,7 @@ def pictures(tmp_path: Path) -> Path:
         ),
         (
             ["episodes.root=toy.yaml"],
-            ["episodes 'image-folder': root toy.yaml is no folder. A folder with"],
+            ["episodes 'image-folder': root toy.yaml is not a folder. A folder with"],
         ),
         (
             ["episodes.root=pictures/test/class0"],
@@ -346,7 +357,10 @@ def pictures(tmp_path: Path) -> Path:
                 "split 'test', class 'class0' has 4 images. n_shot: 1 and n_query: 9 need at least 10"
             ],
         ),
-        (["outer.validate_every=1"], ["has no classes in a folder validation or val, only in "]),
+        (
+            ["outer.validate_every=1"],
+            ["no folder with the classes of validation, only test (3 classes), train (3 classes"],
+        ),
         (
             ["episodes.fractions=[1, 2]"],
             ["-s episodes.fractions: episodes.fractions.2: absent. It is required"],
@@ -441,17 +455,14 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
     ]
     refused(
         call(*cifar, "-s", "episodes.root=/nonexistent"),
-        *["episodes 'cifar-fs': /nonexistent: named by option root, but no such folder. "] * 2,
+        "episodes 'cifar-fs': /nonexistent: named by option root, but no such folder. ",
     )
     grid = tmp_path / "data" / "cifarfs" / "train" / "apple.webp"
     grid.parent.mkdir(parents=True)
     rooted = [*cifar, "-s", "episodes.root=data"]
     refused(
         call(*rooted),
-        *[
-            "episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data ("
-        ]
-        * 2,
+        "episodes 'cifar-fs': no class files or folders, and no whole cifar-100-python, in data (",
     )
     grid.write_text("x")
     refused(
@@ -546,9 +557,12 @@ def test_a_run_directory_in_use(call: Call, finished: Path):
     first = ["run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out"]
     refused(
         call(*first),
-        "out: holds a finished run of this recipe. `fsl resume out` continues it, or give another --out",
+        "out: holds a finished run of this recipe. `fsl resume out` shows its result, and another --out",
     )
-    refused(call(*first, "-s", "seed=1"), "out: holds a run of another recipe. Another --out")
+    refused(
+        call(*first, "-s", "seed=1"),
+        "out: holds a run of another recipe (seed: 0 → 1). Another --out",
+    )
     (finished / "result.json").unlink()
     refused(
         call(*first), "out: holds an unfinished run of this recipe. `fsl resume out` continues it"
@@ -595,7 +609,7 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
         ),
         ([*PREDICT, "--device", "cuda:63"], "--device cuda:63: not available here. "),
         ([*PREDICT, "--support", "absent"], "absent: does not exist. A folder of pictures"),
-        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is no folder. A folder of pictures"),
+        ([*PREDICT, "--support", "toy.yaml"], "toy.yaml: is not a folder. A folder of pictures"),
         (
             [*PREDICT, "--support", "empty"],
             "empty: 0 class folders. At least two folders of pictures",
@@ -657,7 +671,7 @@ def test_pictures_that_cannot_be_predicted(call: Call, trained: Path):
     shutil.copy(query / "class0" / "1.png", query / "class9")
     refused(
         call(*PREDICT),
-        "pictures/test: class folders and a folder 'class9', which is no class. Only folders of class0, ",
+        "pictures/test: class folders and a folder 'class9', which is not a class. Only folders ",
     )
     (query / "class9" / "1.png").rename(query / "1.png")
     refused(call(*PREDICT), "pictures/test: class folders and pictures outside of class folders. ")
@@ -694,8 +708,8 @@ def test_a_saved_predictor_without_its_plugin(call: Call, trained: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(call: Call):
-    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.0}")
-    refused(ended, "outer step 1, episode 0: the loss is nan. ", code=1)
+    ended = call("run", "toy.yaml", *QUICK, "-s", "adapter={name: explodes, at_progress: 0.5}")
+    refused(ended, "outer step 2, episode 2: the loss is nan. ", code=1)
 
 
 def process(*arguments: str, **options: object) -> subprocess.Popen[str]:

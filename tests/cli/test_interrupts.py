@@ -51,60 +51,35 @@ def call(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 AT_STEP_3 = "fsl_step_finished(step)", "if step == 3: send({})"
+KEPT = "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"
+FROM_2 = "at step 3 of 12. `fsl resume out` goes on from step 2, that of the last checkpoint"
+FROM_0 = "at step 3 of 12, before the first checkpoint. `fsl resume out` starts from the beginning"
+BEFORE = "before the first of 12 steps. `fsl resume out` begins with it"
+TRAINED = "after training; nothing of it is lost. `fsl resume out` evaluates it"
+JUDGED = "after the result was written. `fsl report out` writes the report"
 
 
 @pytest.mark.parametrize(
-    ("observed", "signals", "overrides", "message"),
+    ("observed", "signals", "every", "message"),
     [
-        (AT_STEP_3, ["SIGINT"], (), "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"),
-        (AT_STEP_3, ["SIGTERM"], (), "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"),
-        (AT_STEP_3, ["SIGHUP"], (), "at step 3 of 12; nothing is lost. `fsl resume out` goes on from step 3"),
-        (
-            AT_STEP_3,
-            ["SIGTERM", "SIGINT"],
-            ("outer.checkpoint_every=2",),
-            "at step 3 of 12. `fsl resume out` goes on from step 2, that of the last checkpoint",
-        ),
-        (
-            AT_STEP_3,
-            ["SIGINT", "SIGINT"],
-            (),
-            "at step 3 of 12, before the first checkpoint. `fsl resume out` starts from the beginning",
-        ),
-        (
-            ("fsl_run_started()", "send({})"),
-            ["SIGTERM"],
-            (),
-            "before the first of 12 steps. `fsl resume out` begins with it",
-        ),
-        (
-            ("fsl_step_finished(step)", "if step == 12: send({})"),
-            ["SIGTERM"],
-            (),
-            "after training; nothing of it is lost. `fsl resume out` evaluates it",
-        ),
-        (
-            ("fsl_evaluated(split)", "send({})"),
-            ["SIGINT"],
-            (),
-            "after the result was written. `fsl report out` writes the report",
-        ),
-        (
-            ("fsl_run_finished()", "send({})"),
-            ["SIGTERM"],
-            (),
-            "after the result was written. `fsl report out` writes the report",
-        ),
+        (AT_STEP_3, ["SIGINT"], 100, KEPT),
+        (AT_STEP_3, ["SIGTERM"], 100, KEPT),
+        (AT_STEP_3, ["SIGHUP"], 100, KEPT),
+        (AT_STEP_3, ["SIGTERM", "SIGINT"], 2, FROM_2),
+        (AT_STEP_3, ["SIGINT", "SIGINT"], 100, FROM_0),
+        (("fsl_run_started()", "send({})"), ["SIGTERM"], 100, BEFORE),
+        (("fsl_step_finished(step)", "if step == 12: send({})"), ["SIGTERM"], 100, TRAINED),
+        (("fsl_evaluated(split)", "send({})"), ["SIGINT"], 100, JUDGED),
+        (("fsl_run_finished()", "send({})"), ["SIGTERM"], 100, JUDGED),
     ],
-)  # fmt: skip
+)
 def test_every_phase(
-    call, tmp_path: Path, observed: tuple[str, str], signals: list[str], overrides, message: str
+    call, tmp_path: Path, observed: tuple[str, str], signals: list[str], every: int, message: str
 ):
     hook, then = observed
     watch(tmp_path, hook, then.format(", ".join(f"'{name}'" for name in signals)))
     before = [signal.getsignal(number) for number in SIGNALS]
-    options = [word for key in ("outer.checkpoint_every=100", *overrides) for word in ("-s", key)]
-    code, told = call(*RUN, *options)
+    code, told = call(*RUN, "-s", f"outer.checkpoint_every={every}")
     assert told == f"interrupted {message}\n"
     assert code == 128 + getattr(signal, signals[0])
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -114,13 +89,23 @@ def test_every_phase(
     assert json.loads((tmp_path / "out" / "result.json").read_text())["checkpoint_step"] == 12
 
 
+def test_the_choice_of_execution(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        send = os.kill
+        patch.setattr(
+            "fsl_core.training.outer_loop.choose_execution",
+            lambda run: send(os.getpid(), signal.SIGTERM),
+        )
+        assert call(*RUN) == (143, f"interrupted {BEFORE}\n")
+    assert call("resume", "out")[0] == 0
+
+
 def test_an_evaluation(call, tmp_path: Path):
     plugin = tmp_path / "fslplugin.py"
-    text = plugin.read_text()
-    sent = "import os, signal\n        if split == 'test': os.kill(os.getpid(), signal.SIGTERM)\n"
-    plugin.write_text(text.replace("task = task or self.task\n", f"{sent}        task = task or self.task\n"))  # fmt: skip
-    message = "after training; nothing of it is lost. `fsl resume out` evaluates it"
-    assert call(*RUN) == (143, f"interrupted {message}\n")
+    text, first = plugin.read_text(), "        task = task or self.task\n"
+    sends = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    plugin.write_text(text.replace(first, f"        if split == 'test': {sends}\n{first}"))
+    assert call(*RUN) == (143, f"interrupted {TRAINED}\n")
     assert not (tmp_path / "out" / "result.json").exists()
     plugin.write_text(text)
     assert call("resume", "out", "--trust-plugins")[0] == 0

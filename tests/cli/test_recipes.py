@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fsl_core import __version__
 from fsl_core.cli import app
 from fsl_core.config import shipped
 from fsl_core.errors import RecipeError
@@ -82,3 +83,7 @@ def test_a_file_of_that_path_goes_first_and_says_so(package: Path, tmp_path: Pat
     checked = fsl("check", "toys/toy")
     assert checked.stderr == "toys/toy: the file here, not the recipe that comes with fsl-core\n"
     assert checked.stdout.startswith("toys/toy: ok. ")
+
+
+def test_the_version_is_told():
+    assert fsl("--version").stdout == f"fsl-core {__version__}\n"

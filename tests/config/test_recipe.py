@@ -103,7 +103,7 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
         (
             "seed: 0",
             "requires: ['?']",
-            "toy.yaml:1: requires.0: '?' is no requirement. A distribution with a version range, such as fsl-maml>=0.1",
+            "toy.yaml:1: requires.0: '?' is not a requirement. A distribution with a version range, such as fsl-maml>=0.1",
         ),
         (
             "seed: 0",

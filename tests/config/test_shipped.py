@@ -84,3 +84,18 @@ def test_a_summary_is_taken_from_the_head():
     assert summary_of("seed: 0\n") == ""
     for file in shipped_recipes().values():
         assert summary_of(file.read_text(encoding="utf-8")), file
+
+
+def test_a_file_beside_it_is_nearer(package: Path, tmp_path: Path):
+    (tmp_path / "5w1s-ridge.yaml").touch()
+    for given in ("5w1s-ridge.yml", "5w1s-ridg.yaml", "5w1s-ridge"):
+        with pytest.raises(RecipeError) as caught:
+            find_recipe(Path(given))
+        assert str(caught.value).endswith("Did you mean 5w1s-ridge.yaml?")
+
+
+def test_a_run_is_no_recipe(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
+    with pytest.raises(RecipeError, match="run: a run. `fsl resume run`, or a recipe file in YAML"):
+        find_recipe(Path("run"))

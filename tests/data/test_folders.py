@@ -20,6 +20,7 @@ from fsl_core.data.folders import (
     SYSTEM,
     UNREADABLE,
     PassedOver,
+    as_unreadable,
     class_images,
     counted,
     find_class_folders,
@@ -27,9 +28,8 @@ from fsl_core.data.folders import (
     image_files,
     refuse_unreadable,
     shown,
-    try_read,
 )
-from fsl_core.data.vision import decode_image
+from fsl_core.data.vision import decode_image, decode_images
 from fsl_core.errors import DataError
 
 BYTES = os.fsdecode(b"caf\xe9")
@@ -54,9 +54,9 @@ def left(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def lock(monkeypatch: pytest.MonkeyPatch):
-    """Refuse to list folders and to open files, as their permissions would do to anybody but root."""
+    """Refuse to list folders and to open files, as permissions do to anybody but root."""
     locked: set[str] = set()
-    scandir, path_open = os.scandir, Path.open
+    scandir, path_open, descriptor = os.scandir, Path.open, os.open
 
     def refuse(path: object) -> None:
         if str(path) in locked:
@@ -70,6 +70,11 @@ def lock(monkeypatch: pytest.MonkeyPatch):
         refuse(self)
         return path_open(self, *arguments, **options)
 
+    def open_descriptor(path, *arguments, **options):
+        refuse(path)
+        return descriptor(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_descriptor)
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(Path, "open", open_file)
     return lambda path: locked.add(str(path))
@@ -273,14 +278,13 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, lock):
     (tmp_path / "3.png").write_text("junk")
     lock(tmp_path / "2.png")
 
-    def read(file: Path):
-        return decode_image(file, 8)
-
-    assert not isinstance(try_read(tmp_path / "1.png", read), PassedOver)
-    reasons = [try_read(tmp_path / name, read).detail for name in ("2.png", "3.png", "gone.png")]
-    assert reasons[0] == "Permission denied"
-    assert reasons[1].startswith("not a readable image (")
-    assert reasons[2] == "No such file or directory"
+    files = [tmp_path / name for name in ("1.png", "2.png", "3.png", "gone.png")]
+    _, faults = decode_images(files, lambda file: decode_image(file, 8), (3, 8, 8))
+    reasons = {i: as_unreadable(files[i], error).detail for i, error in faults.items()}
+    assert reasons[1] == "Permission denied. A file that this user may read"
+    assert reasons[2].startswith("not a readable image (")
+    assert reasons[3] == "No such file or directory. A file that this user may read"
+    assert list(reasons) == [1, 2, 3]
 
 
 def test_many_unreadable_files_are_told_in_one_message(tmp_path: Path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fsl_core as fsl
+from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.errors import DataError, ShapeError
 
 SIZES = {"train": [9] * 30, "validation": [5, 8, 20, 300, 7], "test": [6] * 4}
@@ -190,6 +191,41 @@ def test_a_split_is_loaded_once_and_only_when_needed(source: Numbered):
     assert source.loaded == ["train", "test"]
 
 
+def test_what_a_split_is_made_of(source: Numbered):
+    found, pool = source.inspect("test"), source.pool("test")
+    assert found.classes == dict(zip(pool.classes, pool.counts, strict=True))
+    assert found.digest == pool.digest
+    assert (found.files, found.passed_over) == ({}, ())
+    assert source.inspect("test", digest=False).digest is None
+
+
+def test_all_splits_are_checked_together(source: Numbered):
+    wide = replace(source.task, n_way=40)
+    with pytest.raises(DataError) as caught:
+        source.check_splits({"train": wide, "validation": source.task, "test": wide})
+    told = [line.partition(" has ")[0] for line in str(caught.value).splitlines()]
+    assert told == [f"episodes 'numbered': split {split!r}" for split in ("train", "test")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(13, "Permission denied", "x/\x1b.png"),
+            r"x/\\x1b\.png: Permission denied\. ",
+        ),
+        (OSError("a disk that fails"), r"a disk that fails\. Files and folders that can be read"),
+    ],
+)
+def test_what_the_system_refuses_is_named(source: Numbered, monkeypatch, error, message: str):
+    def refuse(self, split):
+        raise error
+
+    monkeypatch.setattr(Numbered, "load", refuse)
+    with pytest.raises(DataError, match=rf"^episodes 'numbered': {message}"):
+        source.check("train")
+
+
 def test_too_few_classes(source: Numbered):
     message = r"^episodes 'numbered': split 'test' has 4 classes\. n_way: 5 needs at least 5$"
     with pytest.raises(DataError, match=message):
@@ -223,6 +259,16 @@ def test_to_moves_what_is_loaded_and_what_comes_later(source: Numbered):
 
 
 class TestLabelledPool:
+    def test_class_names_of_any_bytes_are_kept(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("FSL_CACHE", str(tmp_path))
+        images = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+        names = ("caf\udce9", "caf\u00e9", "\ud800")
+        made = fsl.LabelledPool.from_classes((name, images) for name in names)
+        for _ in range(2):
+            kept = fsl.LabelledPool.cached("names", lambda: made)
+            assert kept.classes == names
+            assert kept.digest == made.digest
+
     def test_offsets_items_and_selection(self):
         pool = numbered([2, 3, 4])
         assert pool.offsets.tolist() == [0, 2, 5]
@@ -257,6 +303,50 @@ class TestLabelledPool:
         again = fsl.LabelledPool.cached("k", lambda: pytest.fail("built again"))
         assert again.digest == pool.digest
         assert again.classes == pool.classes
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"images": None},
+            {"counts": None},
+            {"classes": None},
+            {"more": torch.zeros(1)},
+            {"images": torch.zeros(5, 1, 2, 2)},
+            {"images": torch.zeros(5, 4, dtype=torch.uint8)},
+            {"images": torch.zeros(6, 1, 2, 2, dtype=torch.uint8)},
+            {"counts": torch.tensor([2.0, 3.0])},
+            {"counts": torch.tensor([2, 3], dtype=torch.int32)},
+            {"counts": torch.tensor([-1, 6])},
+            {"counts": torch.tensor([[2, 3]])},
+            {"counts": torch.tensor([2, 2, 1])},
+            {"classes": torch.tensor([97, 0, 97, 0], dtype=torch.uint8)},
+            {"classes": torch.tensor([97, 0, 98], dtype=torch.uint8)},
+            {"classes": torch.tensor([255, 0, 98, 0], dtype=torch.uint8)},
+            {"classes": torch.tensor([97.0, 0, 98, 0])},
+        ],
+    )
+    def test_a_kept_pool_of_wrong_parts_is_built_again(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog, change: dict
+    ):
+        monkeypatch.setenv("FSL_CACHE", str(tmp_path))
+        pool = numbered([2, 3])
+        parts = {n: t for n, t in {**pool._tensors, **change}.items() if t is not None}
+        cached_tensors("k", lambda: parts)
+        assert fsl.LabelledPool.cached("k", lambda: pool).digest == pool.digest
+        (line,) = (record.getMessage() for record in caplog.records)
+        assert line.startswith(f"{tmp_path / 'decoded' / 'k.safetensors'}: not used (")
+        again = fsl.LabelledPool.cached("k", lambda: pytest.fail("built again"))
+        assert again.digest == pool.digest == tensors_digest(again._tensors)
+
+    def test_from_classes_joins_them_in_order(self):
+        items = [
+            ("a", torch.ones(2, 1, 2, 2, dtype=torch.uint8)),
+            ("b", np.zeros((1, 1, 2, 2), "u1")),
+        ]
+        pool = fsl.LabelledPool.from_classes(items)
+        assert pool.counts == (2, 1)
+        assert pool.images[:, 0, 0, 0].tolist() == [1, 1, 0]
+        assert fsl.LabelledPool.from_classes([]).classes == ()
 
     def test_wrong_parts_are_refused(self):
         pool = numbered([2, 3])

@@ -126,3 +126,32 @@ def test_an_error_of_a_task_reaches_the_caller():
     learner.adapter.head = nn.Linear(3, 2)
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         compute(learner, Execution(workers=2))
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [
+        Execution(),
+        Execution("vmap"),
+        Execution("vmap", chunk=2),
+        pytest.param(Execution("compiled"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_random_numbers_of_equal_seeds_are_equal(execution):
+    learner = fsl.Learner(
+        nn.Sequential(nn.Flatten(), nn.Linear(50, 4), nn.Dropout()), NearestCentroid(TASK)
+    )
+    compute_mode = MetaGradient(learner, Uneven(), TASK.loss, execution)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(compute_mode(tiny_episodes(TASK, 4)).predictions)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_workers_add_gradients_up_in_the_order_of_the_tasks():
+    learner = make_learner("steps", "transductive")
+    one, *more = (compute(learner, Execution(workers=n)) for n in (2, 2, 3, 5))
+    assert all(torch.equal(found["meta-gradient"], one["meta-gradient"]) for found in more)

@@ -77,7 +77,7 @@ def test_friedman_by_hand():
 
 @pytest.mark.parametrize(("blocks", "methods"), [(11, 3), (14, 4), (40, 10)])
 def test_friedman_is_that_of_scipy(blocks: int, methods: int):
-    """With ties, and in both directions; scipy ranks the lowest first, which changes no statistic."""
+    """With ties, in both directions; scipy ranks the lowest first, which changes no statistic."""
     scores = RANDOM.integers(0, 5, (blocks, methods)) / 4 + 0.3 * np.arange(methods)
     for sign in (1, -1):
         found = mean_ranks(sign * scores, higher_is_better=sign > 0)
@@ -88,7 +88,7 @@ def test_friedman_is_that_of_scipy(blocks: int, methods: int):
 
 
 def range_beyond(q: float, k: int) -> float:
-    """The chance that the range of k standard normal numbers exceeds q: its definition, integrated."""
+    """The chance that the range of k standard normal numbers exceeds q, by its definition."""
 
     def density(x: float) -> float:
         return k * stats.norm.pdf(x) * (stats.norm.cdf(x) - stats.norm.cdf(x - q)) ** (k - 1)
@@ -101,7 +101,7 @@ def range_beyond(q: float, k: int) -> float:
     [(3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (7, 2.949), (8, 3.031), (9, 3.102)],
 )
 def test_nemenyi_is_that_of_the_range_of_normal_numbers(k: int, q: float):
-    """From the table, from the definition by integration, and from scipy with many degrees of freedom."""
+    """From the table, from the definition, and from scipy with many degrees of freedom."""
     blocks = 20
     unit = (k * (k + 1) / (6 * blocks)) ** 0.5
     found = mean_ranks(RANDOM.random((blocks, k))).critical_difference / unit

@@ -249,8 +249,9 @@ def test_what_keeps_rows_apart_is_a_column_and_a_line():
     first, norm, queries = unlike.told_once()
     assert first.startswith("one seed: ")
     assert norm == (
-        "not judged alike: data 0, a (norm transductive: predictions depend on the other queries); 3 rows "
-        "(norm none: predictions do not depend on the other queries). Differences between them are due to this, too"
+        "not judged alike: data 0, a (norm transductive: predictions depend on the other "
+        "queries); 3 rows (norm none: predictions do not depend on the other queries). "
+        "Differences between them are due to this, too"
     )
     assert queries.startswith("not judged alike: data 0, a (5 queries a class); data 0, b (10 ")
 
@@ -266,7 +267,9 @@ def test_an_axis_with_the_name_of_a_column():
 
 def test_names_in_tables_are_no_formulas(recipe: Path, toy_registry: Registry, tmp_path: Path):
     hostile = '"\\e[2J$\\\\frac{$"'
-    budgets = f"budget: {{=1+1: {{outer.steps: 2}}, -3: {{outer.steps: 3}}, {hostile}: {{outer.steps: 4}}}}"
+    names = ["=1+1", "-3", hostile]
+    budgets = ", ".join(f"{name}: {{outer.steps: {n + 2}}}" for n, name in enumerate(names))
+    budgets = f"budget: {{{budgets}}}"
     recipe.write_text(recipe.read_text().split("matrix:")[0] + f"matrix:\n  {budgets}\n")
     plan = plan_sweep(read_matrix(recipe, toy_registry))
     runs = {"0": judged(np.linspace(0, 1, 9))}

@@ -23,7 +23,7 @@ from fsl_core.sweeping import processes
 from fsl_core.sweeping.processes import Process, Processes
 
 PROGRAM = '''
-import json, os, random, signal, sys, threading, time, warnings
+import atexit, json, os, random, signal, sys, threading, time, warnings
 
 loaded, random_numbers = [], random.Random(0)
 
@@ -63,8 +63,16 @@ def state():
 
 def end(how):
     {"exit": lambda: sys.exit(5), "_exit": lambda: os._exit(7), "raise": lambda: 1 / 0,
+     "told": lambda: sys.exit("one line"), "thread": thread, "closed": sys.stdout.close,
      "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
      "fine": lambda: None}[how]()
+
+
+def thread():
+    """What is to happen at the end happens: threads are waited for, then atexit."""
+    atexit.register(print, "at exit")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("from a thread"))).start()
+    print("from the main thread", end=", ")
 
 
 def wait(file):
@@ -144,10 +152,17 @@ def test_a_process_finds_nothing_of_the_one_before(start, tmp_path: Path):
 @pytest.mark.parametrize("options", [(), ("refuse",)], ids=["forked", "alone"])
 def test_each_process_has_its_own_end(start, tmp_path: Path, options: tuple[str, ...]):
     begun, expected = start(*options), {"exit": 5, "_exit": 7, "raise": 1, "fine": 0}
+    expected |= {"told": 1, "thread": 0, "closed": 0}
     expected["segfault"] = -signal.SIGSEGV
     running = {how: begun.start(["end", how], tmp_path / how) for how in expected}
     assert {how: ended(process) for how, process in running.items()} == expected
     assert "ZeroDivisionError" in (tmp_path / "raise").read_text()
+    assert (tmp_path / "told").read_text() == "one line\n"
+    assert (tmp_path / "thread").read_text().split("\n") == [
+        "from the main thread, from a thread",
+        "at exit",
+        "",
+    ]
     assert ended(begun.start(["end", "fine"], tmp_path / "again")) == 0
 
 

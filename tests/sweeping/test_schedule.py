@@ -1,4 +1,4 @@
-"""Which run of a sweep is begun, waited for, finished or failed, with a program in place of `fsl`."""
+"""Which run of a sweep is begun, waited for, finished or failed; a program stands for `fsl`."""
 
 from __future__ import annotations
 

@@ -68,6 +68,23 @@ def test_a_run_is_the_same_to_the_bit_in_a_process_of_its_own(fsl, recipe: Path,
 
 
 @pytest.mark.slow
+def test_two_sweeps_at_once_end_with_one_table(recipe: Path, tmp_path: Path):
+    """Neither blames the other, both have every run, and no run is done twice."""
+    matrix = "matrix={adapter: [nearest-centroid], seed: [0, 1, 2]}"
+    command = [sys.executable, "-m", "fsl_core", "sweep", str(recipe), "-s", matrix, "--out", "out"]
+    options = {"env": {**os.environ, "FSL_LOAD_PLUGINS": ""}, "text": True}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    told = [sweep.communicate(timeout=300) for sweep in both]
+    assert [sweep.returncode for sweep in both] == [0, 0], told
+    assert "failed" not in "".join(error for _, error in told)
+    assert [row["seeds"] for row in table(tmp_path / "out")] == ["0 1 2"]
+    for run in (tmp_path / "out" / "runs").glob("*-*"):
+        steps = (run / "metrics.jsonl").read_text().splitlines()
+        assert len(steps) == len(set(steps)) > 24
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_sweep_killed_in_the_middle_goes_on(
     fsl, recipe: Path, tmp_path: Path, ended_by: signal.Signals

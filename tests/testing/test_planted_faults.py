@@ -69,6 +69,7 @@ class FunctionalMaml(fsl.Adapter):
     def __init__(self, task, backbone):
         super().__init__()
         self.task, self.head = task, nn.Linear(backbone.feature_dim, task.output_dim)
+        self.frozen = [n for n, p in backbone.named_parameters() if not p.requires_grad]
 
     def adapt(self, backbone, support):
         return self.trajectory(backbone, support)[-1]
@@ -84,7 +85,8 @@ class FunctionalMaml(fsl.Adapter):
 
     def initial(self, backbone):
         own = {f"head.{name}": p for name, p in self.head.named_parameters()}
-        return own | {f"body.{name}": p for name, p in backbone.named_parameters()}
+        body = {n: p for n, p in backbone.named_parameters() if n not in self.frozen}
+        return own | {f"body.{name}": p for name, p in body.items()}
 
     def slope(self, backbone, fast, support):
         return grad(
@@ -200,6 +202,65 @@ class TransductiveContract(AdapterContract):
         return WeighsByQueries(task)
 
 
+class AutogradSteps(NearestCentroid):
+    """Gradient steps as plain torch takes them, in evaluation too."""
+
+    vectorizable = False
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def adapt(self, backbone, support):
+        scale = self.scale
+        for _ in range(2):
+            predict = super().adapt(lambda x, scale=scale: backbone(x) * scale, support)
+            loss = F.cross_entropy(predict(support.x), support.y)
+            (slope,) = torch.autograd.grad(loss, [scale], create_graph=True)
+            scale = scale - 0.1 * slope
+        return super().adapt(lambda x: backbone(x) * scale, support)
+
+
+class AutogradContract(AdapterContract):
+    def make(self, task):
+        return AutogradSteps(task)
+
+
+class Dropping(NearestCentroid):
+    """Random in training, by a function and by a layer."""
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.layer = nn.Dropout(0.3)
+
+    def adapt(self, backbone, support):
+        def features(x):
+            z = F.dropout1d(backbone(x), 0.2, self.training)
+            return self.layer(z) + 0.01 * torch.randn_like(z) * self.training
+
+        return super().adapt(features, support)
+
+
+class DroppingContract(AdapterContract):
+    def make(self, task):
+        return Dropping(task)
+
+
+class ChangesFrozenWeights(FunctionalMaml):
+    """An option of it says so."""
+
+    def __init__(self, task, backbone):
+        super().__init__(task, backbone)
+        self.frozen = []
+
+
+class ChangesFrozenContract(MamlContract):
+    adapts_frozen = True
+
+    def make(self, task, backbone):
+        return ChangesFrozenWeights(task, backbone)
+
+
 class MlpContract(BackboneContract):
     input_shape = (4,)
 
@@ -261,6 +322,9 @@ SOUND = [
     MamlContract,
     FirstOrderContract,
     TransductiveContract,
+    AutogradContract,
+    DroppingContract,
+    ChangesFrozenContract,
     UniformContract,
     UniformSumContract,
     SoftmaxContract,
@@ -463,6 +527,30 @@ class AffineNormUnderVmap(FunctionalMaml):
         return lambda x: functional_call(self.head, head, (functional_call(backbone, body, (x,)),))
 
 
+class DropoutHidesNothing(AffineNormUnderVmap):
+    def predictor(self, backbone, fast):
+        predict = super().predictor(backbone, fast)
+        return lambda x: predict(F.dropout(x, 0.1, self.training))
+
+
+class DrawsByHand(NearestCentroid):
+    """In a way that the kit cannot fix: it is not said to be equal, and not to be wrong."""
+
+    def adapt(self, backbone, support):
+        noise = torch.empty(5).uniform_() if self.training else 0
+        return super().adapt(lambda x: backbone(x) + noise, support)
+
+
+class NoSuper(NearestCentroid):
+    def __init__(self, task):
+        self.n_way = task.n_way
+
+
+class NotAnAdapter(nn.Module):
+    def __init__(self, task):
+        super().__init__()
+
+
 class KeepsAGraphInEvaluation(FunctionalMaml):
     vectorizable = False
 
@@ -596,6 +684,10 @@ ADAPTER_FAULTS = [
     (GradientNotFinite, "gradient_reaches_every_parameter"),
     (MasksByLabel, "every_execution_equals_the_loop"),
     (AffineNormUnderVmap, "every_execution_equals_the_loop"),
+    (DropoutHidesNothing, "every_execution_equals_the_loop"),
+    (ChangesFrozenWeights, "frozen_weights_stay"),
+    (NoSuper, "claims"),
+    (NotAnAdapter, "claims"),
     (KeepsAGraphInEvaluation, "evaluation_keeps_no_graph"),
     (TrajectoryInReverse, "trajectory_ends_with_adapt"),
     (WrongShape, "predictions_have_their_shape"),
@@ -733,6 +825,11 @@ class DetachedParameter(SoftmaxOfLoss):
         return super().weigh(outcomes).detach()
 
 
+class NoSuperInAWeighting(SoftmaxOfLoss):
+    def __init__(self):
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+
 class AverageOutsideStateDict(SumsToMore):
     average = 0.0
 
@@ -783,6 +880,7 @@ WEIGHTING_FAULTS = [
     (DetachedParameter, "gradient_reaches_every_parameter"),
     (AverageOutsideStateDict, "checkpoint_is_the_whole_state"),
     (MisspelledNeed, "claims"),
+    (NoSuperInAWeighting, "claims"),
     (AlwaysDouble, "single_precision"),
     (CountsOnTheCpu, "device"),
     (CountsOutsideTensors, "checkpoint_is_the_whole_state"),
@@ -818,6 +916,27 @@ class NoFeatureDim(Plain):
     def __init__(self, task):
         super().__init__(task)
         del self.feature_dim
+
+
+class NoSuperInABackbone(Plain):
+    def __init__(self, task):
+        self.feature_dim = 5
+
+
+class ATuple(Plain):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class OtherInput(Plain):
+    def forward(self, x):
+        return super().forward(x[:, :3])
+
+
+class DropoutBesideLayerNorm(Plain):
+    def __init__(self, task):
+        super().__init__(task)
+        self.second = nn.Sequential(nn.LayerNorm(6), nn.Dropout(0.1), nn.Linear(6, 5))
 
 
 class OtherFeatureDim(Plain):
@@ -939,11 +1058,15 @@ class AsksTheCompilerToo(Plain):
 
 BACKBONE_FAULTS = [
     (NoFeatureDim, "claims"),
+    (NoSuperInABackbone, "claims"),
+    (ATuple, "features_have_their_shape"),
+    (OtherInput, "features_have_their_shape"),
     (OtherFeatureDim, "features_have_their_shape"),
     (OneItemAlone, "features_have_their_shape"),
     (BatchStatistics, "items_are_independent"),
     (TorchBatchNorm, "forward_changes_nothing"),
     (TorchLayerNorm, "every_execution_equals_the_loop"),
+    (DropoutBesideLayerNorm, "every_execution_equals_the_loop"),
     (ClaimsANorm, "items_are_independent"),
     (CountsCalls, "forward_changes_nothing"),
     (AllTheSame, "features_depend_on_the_items"),
@@ -983,6 +1106,12 @@ def test_faulty_backbones_are_caught(fault, property_name):
 
 class NotASource:
     task = Blobs().task
+
+
+class ConstructorRaises(Blobs):
+    def __init__(self):
+        super().__init__()
+        self.width = {}["width"]
 
 
 class OneLogitForTwoWays(Blobs):
@@ -1058,8 +1187,20 @@ class SupportAlone(Blobs):
         return episodes.support.y.numpy().tobytes()
 
 
+class DigestOfTheObject(Blobs):
+    def inspect(self, split, digest=True):
+        return fsl.SplitContents({"a": 5, "b": 5}, f"{next(COUNTER)}")
+
+
+class EmptyClass(Blobs):
+    def inspect(self, split, digest=True):
+        return fsl.SplitContents({"a": 5, "b": 0}, "0")
+
+
+COUNTER = itertools.count()
 EPISODES_FAULTS = [
     (NotASource, "claims"),
+    (ConstructorRaises, "claims"),
     (OneLogitForTwoWays, "claims"),
     (LabelsAsFloats, "a_batch_has_its_shape"),
     (ClassesInterleaved, "a_batch_has_its_shape"),
@@ -1074,6 +1215,8 @@ EPISODES_FAULTS = [
     (FixedShape, "other_ways_and_shots"),
     (NumbersBeyondItsTasks, "ids"),
     (SupportAlone, "fingerprint_tells_episodes_apart"),
+    (DigestOfTheObject, "what_a_split_is_made_of"),
+    (EmptyClass, "what_a_split_is_made_of"),
 ]
 
 
@@ -1124,6 +1267,28 @@ def test_the_default_dtype_and_generator_are_restored():
         raise ZeroDivisionError
     assert torch.get_default_dtype() == torch.float32
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_draws_in_a_way_of_its_own_is_not_compared():
+    class Contract(CentroidContract):
+        def make(self, task):
+            return DrawsByHand(task)
+
+    with (
+        double_precision(),
+        pytest.raises(
+            pytest.skip.Exception, match="not run: it draws random numbers other than by"
+        ),
+    ):
+        Contract().test_every_execution_equals_the_loop(("classification", "none"))
+
+
+def test_a_claim_to_adapt_frozen_weights_is_measured():
+    class Contract(MamlContract):
+        adapts_frozen = True
+
+    with pytest.raises(AssertionError, match=r"adapts_frozen = True is claimed, and they stay\."):
+        check(Contract, "frozen_weights_stay")
 
 
 def test_without_gradient_is_measured():

@@ -106,14 +106,14 @@ def test_a_failed_property_is_told_in_the_table(kit):
             ["--fsl-backbone", "mlp:3"],
             "--fsl-backbone mlp: options '3'. A mapping after the colon: 'mlp:{key: value}'",
         ),
-        (["--fsl-weighting", "uniform:{"], "--fsl-weighting uniform:1: YAML syntax: "),
+        (["--fsl-weighting", "uniform:{"], "--fsl-weighting uniform: YAML syntax: "),
         (
             ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_roworder: true}"],
             "Did you mean 'any_row_order'?",
         ),
         (
             ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{random: true}"],
-            "random: no claim of adapter. Claims: any_row",
+            "random: no claim of adapter. Claims: adapts_frozen",
         ),
         (
             ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_row_order: 3}"],
@@ -146,3 +146,132 @@ def test_pytest_without_an_option_imports_no_torch(tmp_path: Path):
     loaded = done.stdout.splitlines()[-1]
     assert "'fsl_core.testing.plugin'" in loaded
     assert "'torch'" not in loaded
+
+
+SUPER = (
+    "its constructor does not call that of torch.nn.Module. super().__init__() in its first line"
+)
+FAULTY = """
+import pytest
+import torch
+
+import fsl_core as fsl
+from fsl_core.testing import AdapterContract, BackboneContract, EpisodesContract, WeightingContract
+
+
+class NoSuper(fsl.Adapter):
+    name = "no-super"
+
+    def __init__(self, task):
+        self.n_way = task.n_way
+
+
+class Transposed(fsl.Adapter):
+    name = "transposed"
+
+    def __init__(self, task):
+        super().__init__()
+        self.head = torch.nn.Linear(5, 3)
+
+    def adapt(self, backbone, support):
+        return lambda x: self.head(backbone(x)).T
+
+
+class Counting(Transposed):
+    name = "counting"
+    calls = 0
+
+    def adapt(self, backbone, support):
+        self.calls += 1
+        calls = self.calls
+        return lambda x: self.head(backbone(x)) * calls
+
+
+class TestNoSuper(AdapterContract):
+    def make(self, task):
+        return NoSuper(task)
+
+
+class TestTransposed(AdapterContract):
+    def make(self, task):
+        return Transposed(task)
+
+
+class TestCounting(AdapterContract):
+    def make(self, task):
+        return Counting(task)
+
+
+class TestWeighting(WeightingContract):
+    def make(self):
+        raise KeyError("temperature")
+
+
+class TestBackbone(BackboneContract):
+    input_shape = (4,)
+
+    def make(self, task):
+        return torch.nn.Linear(4, 3)
+
+
+class TestEpisodes(EpisodesContract):
+    def make(self):
+        return 3
+"""
+
+
+def test_what_builds_upon_a_failed_property_is_not_run_and_names_it(kit, tmp_path: Path):
+    (tmp_path / "test_faulty.py").write_text(FAULTY)
+    printed, code = kit("test_faulty.py", "-rfs", "--tb=line")
+    assert code == 1
+    failed = [line.split(" - ")[0] for line in printed.splitlines() if line.startswith("FAILED")]
+    assert [line.removeprefix("FAILED test_faulty.py::") for line in failed] == [
+        "TestNoSuper::test_claims[classification]",
+        "TestTransposed::test_predictions_have_their_shape[classification-none]",
+        "TestTransposed::test_predictions_have_their_shape[classification-transductive]",
+        "TestCounting::test_adapt_changes_nothing[classification-none]",
+        "TestCounting::test_adapt_changes_nothing[classification-transductive]",
+        "TestWeighting::test_claims",
+        "TestBackbone::test_claims",
+        "TestEpisodes::test_claims",
+    ]
+    assert SUPER in printed
+    for cause in (
+        "claims",
+        "predictions have their shape",
+        "adapt changes nothing",
+    ):
+        assert f"not run: {cause} failed" in printed
+
+
+NO_SUPER = """
+import fsl_core as fsl
+
+
+class NoSuper(fsl.Adapter):
+    name = "no-super"
+
+    def __init__(self, task: fsl.TaskShape):
+        self.n_way = task.n_way
+
+
+@fsl.hookimpl
+def fsl_register_adapters(register):
+    register(NoSuper)
+"""
+
+
+def test_an_installed_adapter_without_super_is_one_failure(
+    kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from fsl_core.hooks.registry import load
+    from fsl_core.testing import installed
+
+    (tmp_path / "no_super.py").write_text(NO_SUPER)
+    monkeypatch.setattr(installed, "load", lambda: load(files=[tmp_path / "no_super.py"]))
+    printed, code = kit("--fsl-adapter", "no-super", "--tb=no")
+    assert code == 1
+    assert "INTERNALERROR" not in printed
+    assert f"| claims | **failed**: make: NoSuper: {SUPER}" in printed
+    assert "| support order | not run: claims failed |" in printed
+    assert "0 properties passed, 1 failed" in printed

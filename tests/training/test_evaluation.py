@@ -135,3 +135,33 @@ def test_what_overflows_is_refused(toy_registry: Registry, sizes: tuple, found: 
     message = rf"^evaluation, test episode 0: {found}\. Finite items and weights; smaller steps"
     with pytest.raises(fsl.RunError, match=message):
         evaluate(fsl.Learner(nn.Identity(), Overflows(3, *sizes)), source, "test", 3, task=task)
+
+
+class Numbered(fsl.Adapter):
+    """Its predictors say how many tasks came before, or draw random numbers."""
+
+    name = "numbered"
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.register_buffer("tasks", torch.zeros(()))
+
+    def adapt(self, backbone, support):
+        before = self.tasks.clone()
+        if self.how == "buffer":
+            self.tasks += 1
+        if self.how == "random":
+            return lambda x: torch.rand(len(x), 3)
+        return lambda x: before + x.new_tensor([[0.0, 0.1, 0.2]]) * x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("how", ["buffer", "random", "nothing"])
+def test_workers_do_not_change_what_is_predicted(toy_registry: Registry, how: str):
+    source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+    found = []
+    for workers in (1, 3):
+        learner = fsl.Learner(nn.Identity(), Numbered(how))
+        evaluation = evaluate(learner, source, "test", 25, workers=workers)
+        found.append((evaluation.losses, learner.adapter.tasks))
+    assert found[0] == found[1]

@@ -291,6 +291,32 @@ def test_every_kind_of_picture(make, pictures: Path):
         assert (image.int() - pictures_read.images[0].int()).abs().max() <= 1
 
 
+def test_pictures_are_read_by_the_rule_of_the_run(make, tmp_path: Path):
+    """Decibels: what is black and what is white is named in the recipe that was trained."""
+    root = tmp_path / "sounds"
+    for split in ("train", "test"):
+        for c in range(3):
+            (root / split / f"class{c}").mkdir(parents=True)
+            for i in range(4):
+                bar = np.linspace(-80, 0, 400, dtype=np.float32).reshape(20, 20) - c - i
+                Image.fromarray(bar).save(root / split / f"class{c}" / f"{i}.tiff")
+    options = "image_size: 20, channels: gray, value_range: [-80, -20]"
+    predictor = fsl.adapt_to_folder(
+        make(episodes=f"image-folder, root: {root}, {options}"), root / "test"
+    )
+    numbers = np.asarray(Image.open(root / "test" / "class0" / "0.tiff")).astype(float)
+    expected = np.rint((numbers.clip(-80, -20) + 80) / 60 * 255).tolist()
+    assert predictor.images[0, 0].tolist() == expected
+    predictor.save(tmp_path / "kept.safetensors")
+    kept = fsl.load_predictor(tmp_path / "kept.safetensors")
+    assert kept.read(root / "test" / "class0").images[0, 0].tolist() == expected
+    draw(tmp_path / "new" / "photograph.png", 0.1)
+    with pytest.raises(
+        fsl.DataError, match=r"photograph\.png: 8-bit numbers, and value_range \[-80, "
+    ):
+        kept.read(tmp_path / "new")
+
+
 def test_an_adapter_that_takes_gradients_predicts_is_saved_and_exported(
     make, pictures: Path, tmp_path: Path
 ):

@@ -16,7 +16,7 @@ from fsl_core.errors import PluginError
 from fsl_core.hooks.registry import Registry, load
 from fsl_core.training.experiment import Experiment, build_experiment
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.preflight import made_up_episodes, preflight
+from fsl_core.training.preflight import made_up_episodes, preflight, preflight_all
 from fsl_core.training.run import new_run, open_run, prepare_run
 
 HERE = Path(__file__).parent
@@ -286,3 +286,25 @@ def test_check_says_it_in_one_line_and_run_says_nothing_when_all_is_well(
     ran = CliRunner().invoke(app, ["run", str(recipe), "--plugins-dir", str(folder), "--out", "r"])
     assert ran.exit_code == 0, ran.output
     assert ran.stdout.startswith("test accuracy ")
+
+
+def test_rows_of_a_matrix_share_what_is_alike(
+    built, registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    whole = []
+    monkeypatch.setattr("fsl_core.training.preflight.preflight", whole.append)
+    rows = [built(), built("outer.weighting={name: scalar-weight}"), built("evaluate.n_shot=3")]
+    with pytest.raises(PluginError, match=r"outer\.weighting: .*: weights of shape \(\)"):
+        preflight_all(rows)
+    assert whole == rows[:1]
+    preflight_all([rows[0], rows[2]])
+    assert whole == [rows[0], rows[0], rows[2]]
+
+
+def test_a_matrix_is_tried_by_check(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+    (tmp_path / "fslplugin.py").write_text(PARTS.read_text())
+    matrix = "matrix={adapter: [nearest-centroid, {name: transposed}]}"
+    ended = CliRunner().invoke(app, ["check", str(recipe), "-s", matrix])
+    assert isinstance(ended.exception, PluginError)
+    assert "predictions of shape (12, 3, 1). Expected (12, 3)" in str(ended.exception)

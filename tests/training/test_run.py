@@ -162,13 +162,18 @@ def test_a_directory_in_use_is_refused(toy_recipe: Path, toy_registry: Registry,
     run_recipe(toy_recipe, toy_registry, tmp_path / "run")
     with pytest.raises(RunError, match="holds a finished run of this recipe. `fsl resume"):
         run_recipe(toy_recipe, toy_registry, tmp_path / "run")
-    with pytest.raises(RunError, match="holds a run of another recipe. Another --out"):
+    with pytest.raises(
+        RunError, match=r"holds a run of another recipe \(seed: 0 → 1\)\. Another --out"
+    ):
         run_recipe(toy_recipe, toy_registry, tmp_path / "run", "seed=1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(RunError, match="holds other files. An empty or new folder for --out"):
         run_recipe(toy_recipe, toy_registry, tmp_path / "full")
     with pytest.raises(RunError, match="no run here"), open_run(tmp_path / "full", CPU, write=True):
+        pass
+    message = f"no run here .recipe.yaml is absent.. {tmp_path / 'run'}$"
+    with pytest.raises(RunError, match=message), open_run(tmp_path, CPU, write=True):
         pass
 
 

@@ -17,16 +17,22 @@ class TestFromScratch(AdapterContract):
 
 
 class TestFilm(AdapterContract):
+    adapts_frozen = True
+
     def make(self, task, backbone):
         return Hypernet(task, backbone, modulate="film", **SIZES)
 
 
 class TestLowRank(AdapterContract):
+    adapts_frozen = True
+
     def make(self, task, backbone):
         return Hypernet(task, backbone, modulate="low-rank", rank=2, **SIZES)
 
 
 class TestCheckpoint(AdapterContract):
+    adapts_frozen = True
+
     def make(self, task, backbone):
         return Hypernet(task, backbone, modulate="film", checkpoint=True, **SIZES)
 
@@ -40,6 +46,7 @@ class TestWholeHead(AdapterContract):
 
 
 class TestWholeHeadAndFilm(AdapterContract):
+    adapts_frozen = True
     kinds = ("classification", "regression")
     label_equivariant = False
 
@@ -70,6 +77,7 @@ class TestCosineKernel(AdapterContract):
 
 
 class TestKernelAndLowRank(AdapterContract):
+    adapts_frozen = True
     label_equivariant = False
 
     def make(self, task, backbone):

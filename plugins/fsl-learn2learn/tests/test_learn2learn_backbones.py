@@ -9,7 +9,7 @@ from torch import nn
 import fsl_core as fsl
 from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.builtin.uniform import Uniform
-from fsl_core.engine.choice import settle, why_not_vectorized
+from fsl_core.engine.choice import Setting, settle, why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.testing import double_precision
@@ -135,7 +135,8 @@ def test_own_batchnorm_is_sent_to_the_loop():
     learner = fsl.Learner(
         L2lCnn4(shape, channels=4, layers=2, norm="batchnorm"), NearestCentroid(shape)
     )
-    choice = settle(Execution("vmap"), learner)
+    setting = Setting(learner, Uniform(), episodes(shape, 2), shape.loss)
+    choice = settle(Execution("vmap"), setting)
     assert choice.execution.mode == "loop"
     assert "is a BatchNorm2d, whose second derivatives are wrong under vmap" in choice.reason
     assert all(

@@ -350,6 +350,26 @@ def test_a_download_that_fails(
     assert "Downloading FC100" not in capsys.readouterr().out
 
 
+def test_a_download_that_fails_is_tried_and_told_of_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tried = []
+
+    def unreachable(*_, **__):
+        tried.append(True)
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr("requests.get", unreachable)
+    monkeypatch.setattr("requests.Session.get", unreachable)
+    source, lines, attempts = datasets.Fc100(root=root, download=True), set(), set()
+    for split in ("train", "validation", "test"):
+        with pytest.raises(fsl.DataError, match="network is unreachable") as caught:
+            source.check(split)
+        lines.add(str(caught.value))
+        attempts.add(len(tried))  # learn2learn itself tries two addresses
+    assert len(attempts) == len(lines) == 1
+
+
 def test_a_download(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Through learn2learn's own, its address answered from a toy archive."""
     fc100(tmp_path)

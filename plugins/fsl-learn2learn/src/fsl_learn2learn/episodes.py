@@ -22,6 +22,7 @@ import fsl_core as fsl
 from fsl_core.data.augment import Augmentation
 from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.vision import to_pixels
+from fsl_core.data.work import reported
 from fsl_learn2learn.library import learn2learn
 from fsl_learn2learn.pickles import refuse_code
 
@@ -81,6 +82,7 @@ class L2lEpisodes(fsl.PooledEpisodes):
             augment=augment,
         )
         self.root, self.download = root, download
+        self._failed: fsl.DataError | None = None
 
     def needs(self, split: fsl.Split) -> list[str]:
         """Paths under root that are read for a split."""
@@ -130,6 +132,8 @@ class L2lEpisodes(fsl.PooledEpisodes):
             ) from error
         reason = "download: false"
         if self._missing(root, split) and self.download:
+            if self._failed:  # told of one split; not tried and told of again for the next
+                raise self._failed
             reason = self._download(root, split)
         if missing := self._missing(root, split):
             where = f"episodes {self.name!r}: no {_listed(missing)} in {root} ({reason})"
@@ -138,9 +142,10 @@ class L2lEpisodes(fsl.PooledEpisodes):
                 if not self.download
                 else "a network connection"
             )
-            raise fsl.DataError(
+            self._failed = fsl.DataError(
                 f"{where}. What learn2learn keeps there, in a folder named by `-s episodes.root=DIR` or FSL_DATA; or {remedy}"
             )
+            raise self._failed
         return root
 
     def _missing(self, root: Path, split: fsl.Split) -> list[str]:
@@ -166,9 +171,14 @@ class L2lEpisodes(fsl.PooledEpisodes):
         images: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._refuse_code(root, split)
         try:
-            with _linked(root, self.needs(split)) as folder, _on_stderr():
+            with (
+                _linked(root, self.needs(split)) as folder,
+                _on_stderr(),
+                reported("decoding pictures", None) as advance,
+            ):
                 for name, picture in self.labelled(folder, split):
                     images[name].append(self.pixels(picture))
+                    advance(1)
         except fsl.DataError:
             raise
         except Exception as error:  # of a damaged file, from pickle, PIL or learn2learn
@@ -178,7 +188,7 @@ class L2lEpisodes(fsl.PooledEpisodes):
                 "The files as published; delete them and fetch them anew"
             ) from error
         return fsl.LabelledPool.from_classes(
-            (name, torch.stack(self.in_order(images[name]))) for name in sorted(images)
+            (name, torch.stack(self.in_order(images.pop(name)))) for name in sorted(images)
         )
 
     def _refuse_code(self, root: Path, split: fsl.Split) -> None:

@@ -1,0 +1,69 @@
+"""What torch and OpenMP read from the environment when they are loaded.
+
+Free of torch, except for `use_private_kernels`, which is for those who compile.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from fsl_core.private import cache_dir, private_folder
+
+KERNELS, TRITON_KERNELS = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+
+
+def prepare_process() -> None:
+    """Set, before torch is imported, what a process of our own needs; what the user has set stays.
+
+    Threads of an operation sleep while they wait for one another. By default they spin, which on a
+    machine that also does something else takes away the very core that is being waited for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    kernels = Path(os.environ.setdefault(KERNELS, str(cache_dir() / "compiled")))
+    os.environ.setdefault(TRITON_KERNELS, str(kernels / "triton"))
+
+
+def use_private_kernels() -> Path:
+    """The folder of compiled kernels, which torch loads and runs as it finds them there.
+
+    It is the one that the user named in TORCHINDUCTOR_CACHE_DIR, else a folder of our cache; where
+    that cannot be written, a new one for this process alone.
+    CacheError where another user can put files into it.
+    """
+    named = os.environ.get(KERNELS)
+    by_torch = named is None or _chosen_by_torch(Path(named))
+    folder = cache_dir() / "compiled" if by_torch else Path(named)
+    triton = os.environ.get(TRITON_KERNELS, str(folder / "triton"))
+    try:
+        private_folder(folder)
+        private_folder(Path(triton))
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="fsl-kernels-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        triton = folder / "triton"
+    os.environ |= {KERNELS: str(folder), TRITON_KERNELS: str(triton)}
+    _move_headers(folder / "precompiled_headers")
+    return folder
+
+
+def _move_headers(folder: Path) -> None:
+    """Compiled headers become part of every kernel, and torch takes no word on where they lie."""
+    from torch._inductor import codecache, config
+
+    if codecache.__dict__.get("_HEADER_DIR") == str(folder):
+        return
+    if not {"_HEADER_DIR", "_HEADER_LOCK_DIR", "_precompile_header"} <= vars(codecache).keys():
+        config.cpp_cache_precompile_headers = False  # another version of torch: slower, but safe
+        return
+    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(folder), str(folder / "locks")
+    codecache._precompile_header.cache_clear()
+
+
+def _chosen_by_torch(folder: Path) -> bool:
+    """What torch calls it where nobody said: a name that every user can tell beforehand."""
+    temporary = folder.parent == Path(tempfile.gettempdir())
+    return temporary and folder.name.startswith("torchinductor_")

@@ -1,0 +1,175 @@
+"""What computing a task leaves behind, which the task after it would find."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsl_core.episode import Episode, Learner
+from fsl_core.words import first_line
+
+_PLAIN = (bool, int, float, complex, str, bytes, bytearray)
+Task = Callable[[Learner, Episode], object]
+
+
+class NotCopiableError(Exception):
+    """Modules that `copy.deepcopy` refuses, so that nothing can be tried without leaving traces."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What tasks leave behind.
+
+    moved:  the first thing found changed, such as `backbone.norm.running_mean`; None: nothing.
+    random: they draw random numbers.
+    """
+
+    moved: str | None = None
+    random: bool = False
+
+
+def copied(*modules: nn.Module) -> tuple[Any, ...]:
+    """Copies that share nothing with their originals. NotCopiableError with the reason."""
+    try:
+        return copy.deepcopy(modules)
+    except Exception as error:  # each module has its own way of saying so
+        raise NotCopiableError(first_line(error)) from error
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the global random states of torch, Python and numpy back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def find_traces(learner: Learner, episodes: Sequence[Episode], task: Task) -> Traces:
+    """What `task` of a copy of the learner leaves behind. NotCopiableError with the reason.
+
+    Each episode but the first is looked at: the first one may fill a cache for those after it.
+    """
+    (probe,) = copied(learner)
+    moved, draws = None, False
+    with random_state_kept():
+        task(probe, episodes[0])
+        for episode in episodes[1:]:
+            (before,) = copied(probe)
+            state = _random_state()
+            task(probe, episode)
+            draws |= _Comparison().first(state, _random_state()) is not None
+            moved = moved or _Comparison().first(before, probe)
+    return Traces(moved, draws)
+
+
+def _random_state() -> list[Any]:
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), on_gpu, random.getstate(), np.random.get_state()]
+
+
+class _Comparison:
+    """Two states of an object side by side, one of them a deep copy that was made before."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[int, int], Any] = {}  # values keep their ids from being used again
+
+    def first(self, old: Any, new: Any, name: str = "") -> str | None:
+        """The name of the first part that differs, or None. Parts without a value are equal."""
+        if old is new or (id(old), id(new)) in self.seen:
+            return None
+        self.seen[id(old), id(new)] = (old, new)
+        if type(old) is not type(new) or not _equal(old, new):
+            return name
+        old_parts, new_parts = _parts(old), _parts(new)
+        if old_parts.keys() != new_parts.keys():
+            return name
+        for part, value in old_parts.items():
+            found = self.first(value, new_parts[part], f"{name}.{part}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+
+
+def _equal(old: Any, new: Any) -> bool:
+    """Whether two things of one type are equal, their parts left aside."""
+    if isinstance(old, Tensor):
+        return _equal_tensors(old.detach(), new.detach())
+    if isinstance(old, np.ndarray):
+        return old.dtype == object or np.array_equal(old, new, equal_nan=old.dtype.kind in "fc")
+    if isinstance(old, _PLAIN):
+        return old == new or (old != old and new != new)
+    if isinstance(old, (set, frozenset)):
+        return len(old) == len(new) and _plain(old) == _plain(new)
+    return True
+
+
+def _plain(values: Set[Any]) -> list[Any]:
+    return sorted((value for value in values if isinstance(value, _PLAIN)), key=repr)
+
+
+def _equal_tensors(old: Tensor, new: Tensor) -> bool:
+    if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
+        return False
+    if old.is_meta:
+        return True
+    return bool(((old == new) | ((old != old) & (new != new))).all())
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """What a thing consists of, by name or place; copies keep the order of their parts."""
+    if isinstance(value, Tensor):
+        return {"grad": value.grad} if value.is_leaf else {}
+    if isinstance(value, nn.Module):
+        return _parts_of_module(value)
+    if isinstance(value, Mapping):
+        return dict(enumerate((*value.keys(), *value.values())))
+    if isinstance(value, (list, tuple, deque)):
+        return dict(enumerate(value))
+    if isinstance(value, MethodType):
+        return {"__self__": value.__self__}
+    if isinstance(value, (*_PLAIN, np.ndarray, set, frozenset)):
+        return {}
+    return _parts_of_copies(value)
+
+
+def _parts_of_module(module: nn.Module) -> dict[Any, Any]:
+    """Its attributes, as the module itself tells them: an LSTM leaves out what it makes anew."""
+    told = module.__getstate__()
+    held = dict(told if isinstance(told, dict) else vars(module))
+    named = [held.pop(name, {}) for name in ("_parameters", "_buffers", "_modules")]
+    return {name: part for parts in (*named, held) for name, part in parts.items()}
+
+
+def _parts_of_copies(value: Any) -> dict[Any, Any]:
+    """What `copy.deepcopy` would make a copy of."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # a thing that refuses is not copied either: old and new are one
+        return {}
+    if isinstance(reduced, str):  # the name of a global
+        return {}
+    _, arguments, state, *items = (*reduced, None, None, None)[:5]
+    return {
+        "arguments": arguments,
+        **_as_named(state),
+        "items": [list(part or ()) for part in items],
+    }
+
+
+def _as_named(state: Any) -> dict[Any, Any]:
+    return state if isinstance(state, dict) else {"state": state}

@@ -1,0 +1,103 @@
+"""What is set before torch loads, and that nobody else can put code where compiled kernels are read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from torch._inductor import codecache
+
+from fsl_core.engine.environment import prepare_process, use_private_kernels
+from fsl_core.errors import CacheError
+
+VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "OMP_WAIT_POLICY")
+PREDICTABLE = Path(tempfile.gettempdir()) / "torchinductor_somebody"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in VARIABLES:
+        monkeypatch.setenv(variable, "")  # so that it is put back, whatever a test sets
+        monkeypatch.delenv(variable)
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
+        monkeypatch.setattr(codecache, name, getattr(codecache, name))
+    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_process_of_ours_is_prepared_and_nothing_is_made_yet(cache: Path):
+    prepare_process()
+    kernels = cache / "compiled"
+    expected = [str(kernels), str(kernels / "triton"), "PASSIVE"]
+    assert [os.environ[variable] for variable in VARIABLES] == expected
+    assert not cache.exists()
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
+    for variable in VARIABLES:
+        monkeypatch.setenv(variable, "ACTIVE")
+    prepare_process()
+    assert [os.environ[variable] for variable in VARIABLES] == ["ACTIVE"] * 3
+
+
+@pytest.mark.parametrize("before", [None, PREDICTABLE], ids=["unset", "as torch names it"])
+def test_kernels_lie_in_a_private_folder_of_the_cache(cache: Path, monkeypatch, before):
+    if before:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(before))
+    assert use_private_kernels() == cache / "compiled"
+    assert (cache / "compiled").stat().st_mode & 0o777 == 0o700
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache / "compiled")
+    assert os.environ["TRITON_CACHE_DIR"] == str(cache / "compiled" / "triton")
+    assert str(cache / "compiled" / "precompiled_headers") == codecache._HEADER_DIR
+    assert not PREDICTABLE.exists()
+
+
+def test_a_folder_that_the_user_names_is_taken_and_looked_at(tmp_path: Path, monkeypatch):
+    named = tmp_path / "kernels"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(named))
+    assert use_private_kernels() == named
+    named.chmod(0o777)
+    with pytest.raises(CacheError, match="kernels: other users can write to it"):
+        use_private_kernels()
+
+
+def test_where_the_cache_cannot_be_written_kernels_serve_one_process(cache: Path):
+    cache.write_text("a file where the folder should be")
+    folder = use_private_kernels()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.parent == Path(tempfile.gettempdir())
+    assert os.environ["TRITON_CACHE_DIR"] == str(folder / "triton")
+    assert use_private_kernels() == folder
+
+
+COMPILES = """
+import torch
+
+import fsl_core as fsl
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.builtin.uniform import Uniform
+from fsl_core.engine.execution import Execution
+from fsl_core.engine.meta_gradient import MetaGradient
+from fsl_core.testing import tiny_episodes, tiny_task
+
+torch.compile(lambda x: x)  # from here on torch has a folder in mind
+task = tiny_task("classification")
+backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(50, 2))
+learner = fsl.Learner(backbone, NearestCentroid(task))
+MetaGradient(learner, Uniform(), task.loss, Execution("compiled"))(tiny_episodes(task, 2))
+"""
+
+
+@pytest.mark.slow
+def test_compiling_leaves_nothing_in_the_temporary_folder(tmp_path: Path, cache: Path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    subprocess.run([sys.executable, "-c", COMPILES], env=environment, check=True)
+    kernels = {path.suffix for path in (cache / "compiled").rglob("*")}
+    assert {".so", ".h"} <= kernels
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []

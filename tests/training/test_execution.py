@@ -1,0 +1,245 @@
+"""One recipe is computed in one way on one machine, whatever a stopwatch says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+
+import fsl_core as fsl_public
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.config.recipe import read_recipe
+from fsl_core.engine import choice as engine_choice
+from fsl_core.engine.choice import Choice
+from fsl_core.engine.execution import Execution
+from fsl_core.hooks.registry import Registry, load
+from fsl_core.training import execution
+from fsl_core.training.execution import choose_execution, kept_execution, tune_execution
+from fsl_core.training.experiment import build_experiment
+from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.run import Run, new_run, open_run
+
+CPU = torch.device("cpu")
+AUTO = ("execution.mode=auto", "outer.validate_every=0", "outer.steps=4", "evaluate.episodes=4")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The seconds that each execution is measured to take; a test may change them."""
+    seconds = {"loop": 3.0, "loop, 2 workers": 2.0, "vmap": 1.0, "compiled": 0.1}
+
+    def timed(self, execution, batches=3):
+        yield seconds[str(execution).removesuffix(", bf16").removesuffix(", chunks of 2")]
+
+    monkeypatch.setattr(engine_choice._Trials, "_timed", timed)
+    return seconds
+
+
+def fresh(recipe: Path, registry: Registry, *overrides: str):
+    return build_experiment(read_recipe(recipe, registry, overrides or AUTO), CPU)
+
+
+def settled(recipe: Path, registry: Registry, out: str, *overrides: str) -> Choice:
+    checked = read_recipe(recipe, registry, (*AUTO, *overrides))
+    with new_run(recipe.parent / out, checked, registry, CPU, []) as run:
+        return choose_execution(run)
+
+
+def finished(recipe: Path, registry: Registry, out: str) -> Run:
+    checked, plugin = read_recipe(recipe, registry, AUTO), recipe.parent / "fslplugin.py"
+    with new_run(recipe.parent / out, checked, registry, CPU, [plugin]) as run:
+        train(run)
+        judge(run)
+        return run
+
+
+def test_the_next_run_reads_what_the_first_one_measured(toy_recipe, toy_registry, stopwatch):
+    first = settled(toy_recipe, toy_registry, "a")
+    assert first.execution == Execution("vmap")
+    assert first.when == (
+        f"measured on {date.today()} and kept for later runs; "
+        "`fsl tune-execution RECIPE` measures again"
+    )
+    stopwatch.update({"vmap": 9.0})  # the machine is busy now
+    again = settled(toy_recipe, toy_registry, "b")
+    assert (again.execution, again.reason, again.seconds) == (
+        first.execution,
+        first.reason,
+        first.seconds,
+    )
+    assert again.when == first.when.replace("on", "before, on", 1).replace(
+        " and kept for later runs", ""
+    )
+    assert kept_execution(fresh(toy_recipe, toy_registry), CPU) == again
+
+
+def test_runs_of_one_recipe_have_equal_bits(toy_recipe, toy_registry, stopwatch):
+    runs = [finished(toy_recipe, toy_registry, "a")]
+    stopwatch.update({"vmap": 9.0, "loop": 0.1})
+    runs.append(finished(toy_recipe, toy_registry, "b"))
+    for file in ("checkpoints/last.safetensors", "episodes.csv"):
+        assert len({(run.directory / file).read_bytes() for run in runs}) == 1
+    results = [json.loads((run.directory / "result.json").read_text()) for run in runs]
+    assert {result["execution"] for result in results} == {
+        "vmap: all tasks as one batch were fastest"
+    }
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "backbone.hidden=[9]",
+        "adapter.temperature=2.0",
+        "outer.meta_batch_size=3",
+        "outer.steps=8",
+        "episodes.n_way=4",
+        "execution.chunk=2",
+        "execution.precision=bf16",
+    ],
+)
+def test_what_decides_speed_is_measured_for_itself(toy_recipe, toy_registry, stopwatch, override):
+    settled(toy_recipe, toy_registry, "a")
+    found = settled(toy_recipe, toy_registry, "b", override)
+    assert found.when.startswith("measured on")
+
+
+def test_threads_and_device_are_part_of_the_machine(
+    toy_recipe, toy_registry, stopwatch, monkeypatch
+):
+    settled(toy_recipe, toy_registry, "a")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert settled(toy_recipe, toy_registry, "b").when.startswith("measured on")
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=5", "outer.optimizer.lr=0.5", "outer.steps=7", "evaluate.seed=2"]
+)
+def test_what_does_not_decide_speed_shares_a_choice(toy_recipe, toy_registry, stopwatch, override):
+    settled(toy_recipe, toy_registry, "a")
+    assert settled(toy_recipe, toy_registry, "b", override).when.startswith("measured before")
+
+
+def test_a_recipe_copied_with_its_plugin_is_the_same_recipe(toy_recipe, toy_registry, stopwatch):
+    settled(toy_recipe, toy_registry, "a", "adapter={name: explodes}")
+    other = toy_recipe.parent / "other"
+    other.mkdir()
+    for name in ("toy.yaml", "fslplugin.py"):
+        shutil.copy(toy_recipe.parent / name, other)
+    registry = load(entry_points=False, files=[other / "fslplugin.py"])
+    explodes = "adapter={name: explodes}"
+    assert settled(other / "toy.yaml", registry, "a", explodes).when.startswith("measured before")
+    with (other / "fslplugin.py").open("a") as plugin:
+        plugin.write("\n# another version\n")
+    registry = load(entry_points=False, files=[other / "fslplugin.py"])
+    assert settled(other / "toy.yaml", registry, "b", explodes).when.startswith("measured on")
+
+
+def test_a_damaged_file_is_measured_again_and_said(toy_recipe, toy_registry, stopwatch, cache):
+    settled(toy_recipe, toy_registry, "a")
+    (file,) = (cache / "execution").glob("*.json")
+    file.write_text("{")
+    assert settled(toy_recipe, toy_registry, "b").when == (
+        f"measured again, because {file} was damaged"
+    )
+    assert settled(toy_recipe, toy_registry, "c").when.startswith("measured before")
+
+
+def test_without_a_cache_nothing_is_measured(toy_recipe, toy_registry, stopwatch, cache):
+    cache.write_text("a file where the folder should be")
+    stopwatch.clear()
+    found = settled(toy_recipe, toy_registry, "a")
+    assert (found.execution, found.when) == (Execution(), "")
+    assert found.reason.startswith(
+        f"nothing is measured, because it could not be kept: {cache / 'execution'}: "
+    )
+
+
+def test_the_first_of_two_processes_at_once_decides(
+    toy_recipe, toy_registry, stopwatch, monkeypatch
+):
+    measure = execution._Question.measure
+
+    def interrupted(self):
+        mine = measure(self)
+        self.file.keep(Choice(Execution(workers=2), "the other one was first", {}))
+        return mine
+
+    monkeypatch.setattr(execution._Question, "measure", interrupted)
+    found = settled(toy_recipe, toy_registry, "a")
+    assert found.execution == Execution(workers=2)
+    assert found.when == "measured by another process at the same time"
+
+
+def test_a_choice_that_the_learner_rules_out_is_measured_again(
+    toy_recipe, toy_registry, stopwatch, monkeypatch
+):
+    settled(toy_recipe, toy_registry, "a")
+    monkeypatch.setattr(NearestCentroid, "vectorizable", False)
+    assert kept_execution(fresh(toy_recipe, toy_registry), CPU) is None
+    assert settled(toy_recipe, toy_registry, "b").execution == Execution(workers=2)
+
+
+def test_a_resumed_run_keeps_its_choice(toy_recipe, toy_registry, stopwatch):
+    settled(toy_recipe, toy_registry, "a")
+    run = finished(toy_recipe, toy_registry, "b")
+    stopwatch.update({"vmap": 9.0})
+    tune_execution(fresh(toy_recipe, toy_registry), CPU)
+    with open_run(run.directory, CPU, write=True) as opened:
+        opened.step = 2
+        assert choose_execution(opened).execution == Execution("vmap")
+    assert settled(toy_recipe, toy_registry, "c").execution == Execution(workers=2)
+
+
+def test_tuning_returns_what_was_kept_and_what_is(toy_recipe, toy_registry, stopwatch):
+    before, now = tune_execution(fresh(toy_recipe, toy_registry), CPU)
+    assert before is None
+    assert now.execution == Execution("vmap")
+    stopwatch.update({"vmap": 9.0})
+    before, now = tune_execution(fresh(toy_recipe, toy_registry), CPU)
+    assert [choice.execution for choice in (before, now)] == [
+        Execution("vmap"),
+        Execution(workers=2),
+    ]
+
+
+def test_a_recipe_that_names_a_mode_is_not_tuned(toy_recipe, toy_registry):
+    with pytest.raises(fsl_public.RecipeError) as caught:
+        tune_execution(fresh(toy_recipe, toy_registry, "seed=0"), CPU)
+    assert str(caught.value) == (
+        f"{toy_recipe}:12: execution.mode: the recipe names `loop`, so there is nothing to "
+        "measure. `-s execution.mode=auto`"
+    )
+
+
+def test_tuning_without_a_cache_is_refused(toy_recipe, toy_registry, stopwatch, cache):
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(fsl_public.RunError, match="A cache folder that can be written to"):
+        tune_execution(fresh(toy_recipe, toy_registry), CPU)
+
+
+def test_compiling_is_tried_once(toy_recipe, toy_registry, monkeypatch):
+    tries = []
+
+    def compiled(function, **_):
+        tries.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    for out in ("a", "b"):
+        found = settled(toy_recipe, toy_registry, out, "execution.mode=compiled")
+        assert (found.execution, str(found)) == (
+            Execution("compiled"),
+            "compiled: the recipe names it",
+        )
+    assert len(tries) == 2  # the sum of the tasks' gradients, and the gradient of each
