@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fsl_core.config.recipe import read_recipe
+from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.registry import Registry
 from fsl_core.training import outer_loop
-from fsl_core.training.memory import is_out_of_memory
 from fsl_core.training.run import new_run
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_a_meta_batch_that_does_not_fit(
 ):
     changes = [f"execution={execution}", f"outer.meta_batch_size={tasks}"]
     recipe = read_recipe(toy_recipe, toy_registry, changes)
-    monkeypatch.setattr(MetaGradient, "__call__", too_large)
+    monkeypatch.setattr(outer_loop, "MetaGradient", lambda *_: too_large)  # a trial had room
     with (
         new_run(tmp_path / "run", recipe, toy_registry, CPU, []) as run,
         pytest.raises(TrainingError) as raised,
@@ -65,6 +65,29 @@ def test_a_meta_batch_that_does_not_fit(
         outer_loop.train(run)
     assert str(raised.value).startswith(f"outer step 1: not enough memory. {remedy}")
     assert "\n" not in str(raised.value)
+
+
+def test_a_trial_that_does_not_fit(
+    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Then one task at a time is computed, and the reason says what would fit."""
+    compute = MetaGradient.__call__
+
+    def short(self: MetaGradient, *arguments: object, **options: object) -> object:
+        if self.execution.mode != "loop":
+            too_large()
+        return compute(self, *arguments, **options)
+
+    monkeypatch.setattr(MetaGradient, "__call__", short)
+    changes = ["execution={mode: vmap}", "outer.steps=1", "outer.validate_every=0"]
+    recipe = read_recipe(toy_recipe, toy_registry, changes)
+    with new_run(tmp_path / "run", recipe, toy_registry, CPU, []) as run:
+        outer_loop.train(run)
+        assert run.execution.execution.mode == "loop"
+        assert run.execution.reason == (
+            "loop instead of vmap: it failed: not enough memory; "
+            "a smaller execution.chunk takes fewer tasks at once"
+        )
 
 
 def test_an_evaluation_that_does_not_fit(
