@@ -32,10 +32,12 @@ RecipeFile = Annotated[
         help="recipe file (YAML), or a name that `fsl recipes` lists",
         callback=_recipe_file,
         show_default=False,
+        readable=False,
     ),
 ]
-RunDirectory = Annotated[
-    Path, typer.Argument(metavar="RUN", help="directory of a run", show_default=False)
+RunDirectory = Annotated[  # whether it can be read is for what reads it to say, in one line
+    Path,
+    typer.Argument(metavar="RUN", help="directory of a run", show_default=False, readable=False),
 ]
 Overrides = Annotated[
     list[str],

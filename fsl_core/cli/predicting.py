@@ -36,7 +36,10 @@ def predict(
     trained: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="directory of a run, or a file of --save", show_default=False
+            metavar="RUN",
+            help="directory of a run, or a file of --save",
+            show_default=False,
+            readable=False,
         ),
     ],
     query: Annotated[

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.traces import NotCopiableError, Traces, copied, find_traces, random_state_kept
 from fsl_core.episode import Episode, Learner, Loss, TaskWeighting
@@ -256,7 +257,7 @@ class _Trials:
             if execution.mode == "loop":
                 raise
             self.seconds[str(execution)] = None
-            self.failed.append(f"{execution} failed: {first_line(error)}")
+            self.failed.append(f"{execution} failed: {_failure(error)}")
             return float("inf")
         self.seconds[str(execution)] = seconds
         return seconds
@@ -267,7 +268,7 @@ class _Trials:
             with random_state_kept():
                 next(self._timed(execution, batches=1), None)
         except Exception as error:  # whatever torch raises, the loop does not need it
-            return first_line(error)
+            return _failure(error)
         return None
 
     def _timed(self, execution: Execution, batches: int = 3) -> Iterator[float]:
@@ -280,3 +281,9 @@ class _Trials:
                 torch.cuda.synchronize()
             if batch > 0:
                 yield time.perf_counter() - started
+
+
+def _failure(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "not enough memory; a smaller execution.chunk takes fewer tasks at once"
+    return first_line(error)

@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process."""
+"""Keeping freed memory in the process, and knowing a lack of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
+_SAID = ("not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+"""How torch's allocators say it on a CPU, where they raise a RuntimeError like any other."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python or of torch on any device, is a lack of memory."""
+    import torch  # not above: commands that need no torch import this module
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _SAID)
 
 
 def keep_freed_memory() -> bool:

@@ -18,6 +18,7 @@ from fsl_core.errors import FslError
 from fsl_core.sweeping.processes import Process, Processes
 from fsl_core.training.files import METRICS, RESULT, parse_record, writing
 from fsl_core.training.run import IN_USE
+from fsl_core.writing import open_to_fill
 
 OUTPUT = "output.txt"
 CLAIMS = ".claims"
@@ -166,6 +167,7 @@ def _begin(
             job.state = "finished"
         else:
             prepare(job)
+            open_to_fill(job.directory / OUTPUT).close()  # refuses a symlink that came with it
             arguments = ["resume", str(job.directory), *options]
             job._process = processes.start(arguments, job.directory / OUTPUT)
             job.state, job._started = "running", time.monotonic()

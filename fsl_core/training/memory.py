@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
+from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.errors import RunError
 
 if TYPE_CHECKING:
     from fsl_core.training.run import Run
-
-SAID = ("not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
-"""How torch's allocators say it on a CPU, where they raise a RuntimeError like any other."""
 
 
 @contextmanager
@@ -26,13 +22,6 @@ def enough_memory(run: Run, where: str, error: type[RunError]) -> Iterator[None]
         if not is_out_of_memory(caught):
             raise
         raise error(f"{where}: not enough memory. {_remedy(run)}") from caught
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in SAID)
 
 
 def _remedy(run: Run) -> str:

@@ -90,6 +90,7 @@ class _Chosen(Record):
     precision: Literal["float32", "bf16"] = "float32"
     checkpoint_gradients: bool = False
     seconds_measured: dict[str, float] = Field(default_factory=dict)
+    when: str = ""
 
 
 @dataclass

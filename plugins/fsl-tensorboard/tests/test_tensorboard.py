@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -283,6 +284,31 @@ def test_a_folder_that_cannot_be_written_ends_the_curves_and_not_the_run(
         ):
             finish(run)
     assert (tmp_path / "run" / "result.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here that is always full")
+def test_a_full_disk_ends_the_curves_in_one_line_and_not_the_run(recipe: Path, tmp_path: Path):
+    """Also where the run is collected, and what is left in the file's buffer with it."""
+    registry = load()
+    with new_run(
+        tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+    ) as run:
+
+        class FillsTheDisk:
+            @fsl.hookimpl
+            def fsl_step_finished(self, run, step):
+                if step == 2:
+                    records = fsl_tensorboard._files[id(run)]._writer._py_recordio_writer
+                    records._writer.close()
+                    records._writer = open("/dev/full", "wb")  # noqa: SIM115 (closed by its owner)
+
+        registry.observe(FillsTheDisk())
+        with pytest.warns(fsl.PluginWarning, match="raised OSError.*No space left on") as told:
+            finish(run)
+    assert len(told) == 1
+    assert (tmp_path / "run" / "result.json").is_file()
+    del run, told
+    gc.collect()  # pytest fails where this prints an exception that nobody caught
 
 
 def test_it_is_light_until_a_run_begins():
