@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -60,9 +59,8 @@ class Choice:
         return f"{self} ({self.when})" if self.when else str(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as `from_dict` takes it; JSON has no number for the time of what failed."""
-        seconds = {name: s for name, s in self.seconds.items() if math.isfinite(s)}
-        told = {"reason": self.reason, "seconds_measured": seconds, "when": self.when}
+        """Plain data, as `from_dict` takes it."""
+        told = {"reason": self.reason, "seconds_measured": self.seconds, "when": self.when}
         return {**asdict(self.execution), **told}
 
     @classmethod

@@ -203,7 +203,8 @@ def load_json(text: str | bytes) -> Any:
     """JSON without a key that is there twice, or text that cannot be shown. ValueError says so."""
     try:
         data = json.loads(text, object_pairs_hook=_without_duplicates)
-        json.dumps(data, ensure_ascii=False).encode()
+        # bytes of a file name that are not UTF-8 are kept as Python keeps them, as surrogates
+        json.dumps(data, ensure_ascii=False).encode(errors="surrogateescape")
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} (line {error.lineno})") from error
     except UnicodeError as error:

@@ -258,7 +258,7 @@ def test_key_follows_contents_and_not_names(tmp_path: Path):
 def test_key_of_a_name_of_any_bytes_and_of_a_file_that_cannot_be_read(tmp_path: Path):
     assert content_key("caf\udce9") != content_key("caf\udce8")
     with pytest.raises(
-        DataError, match=r"gone: No such file or directory\. A file that can be read"
+        DataError, match=r"gone: No such file or directory\. A file that this user may read"
     ):
         content_key(tmp_path / "gone")
 

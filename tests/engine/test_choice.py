@@ -12,7 +12,7 @@ import fsl_core as fsl
 from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.builtin.uniform import Uniform
-from fsl_core.engine import choice
+from fsl_core.engine import choice, soundness
 from fsl_core.engine.choice import Choice, Setting, choose, settle, why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.traces import Traces
@@ -229,7 +229,7 @@ def with_layer(*layers: nn.Module, adapter=NearestCentroid) -> fsl.Learner:
 def everything(setting: Setting) -> dict:
     """All that a trial could leave behind."""
     parts = {"learner": setting.learner, "weighting": setting.weighting}
-    seen = {f"{n}: {k}": v for n, m in parts.items() for k, v in checks.snapshot(m, n).items()}
+    seen = {f"{n}: {k}": v for n, m in parts.items() for k, v in soundness.snapshot(m, n).items()}
     adapter, counts = setting.learner.adapter, setting.weighting
     attributes = {"memory": list(adapter.seen), "progress": adapter.progress, "last": counts.last}
     random = {"torch": torch.get_rng_state(), "Python": torch.tensor(python_random.getstate()[1])}

@@ -175,9 +175,9 @@ def test_a_run_of_an_earlier_version_has_no_record(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", r"data\.json: no JSON with what a run needs\. The file as it was, or a new run"),
-        ('{"splits": 1}', r"data\.json: not a record of data\. The file as it was, or a new run"),
-        ('{"splits": {"test": {"classes": []}}}', r"data\.json: not a record of data\."),
+        ("{}", r"data\.json: no 'splits'\. The file as it was, or a new run"),
+        ('{"splits": 1}', r"data\.json: 'splits' holds 1\. The file as it was, or a new run"),
+        ('{"splits": {"test": {"classes": []}}}', r"data\.json: no 'splits\.test\.digest'\. "),
     ],
 )
 def test_a_damaged_record(begun: Path, content: str, message: str):

@@ -44,9 +44,14 @@ class Linear(fsl.Adapter):
 class Leaning(fsl.Adapter):
     name, transductive = "leaning", True
 
+    def __init__(self, task: fsl.TaskShape):
+        super().__init__()
+        self.n_way = task.n_way
+
     def adapt(self, backbone, support, query_x):
         mean = backbone(query_x).mean(0)
-        means = torch.stack([part.mean(0) for part in backbone(support.x).split(len(support.x) // 4)])
+        features = backbone(support.x)
+        means = torch.stack([part.mean(0) for part in features.chunk(self.n_way)])
         return lambda x: (backbone(x) - mean) @ means.T
 
 
