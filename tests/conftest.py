@@ -54,7 +54,10 @@ def hash_of(split, index, seed):
 
 
 class Explodes(fsl.Adapter):
-    """Gives a loss that is not a number from one step on."""
+    """Gives a loss that is not a number from one step on.
+
+    Not at progress 1, as the trial before a run would find it.
+    """
 
     name = "explodes"
 
@@ -66,7 +69,7 @@ class Explodes(fsl.Adapter):
         self.now = progress
 
     def adapt(self, backbone, support):
-        return lambda x: self.head(backbone(x)) * (float("nan") if self.now >= self.at else 1.0)
+        return lambda x: self.head(backbone(x)) * (float("nan") if self.at <= self.now < 1 else 1.0)
 
 
 class Picky(fsl.Adapter):

@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-from fsl_core.engine.choice import Choice
-from fsl_core.engine.execution import Execution
 from fsl_core.errors import RunError
 from fsl_core.training.files import to_json
 
@@ -29,9 +27,3 @@ def test_json_is_as_it_was():
 def test_numbers_that_are_not_finite_are_refused(data: object, message: str):
     with pytest.raises(RunError, match=message):
         to_json(data, "run")
-
-
-def test_a_mode_that_failed_has_no_time():
-    choice = Choice(Execution(), "the loop was left", {"loop": 0.1, "vmap": float("inf")})
-    assert choice.as_dict()["seconds_measured"] == {"loop": 0.1}
-    assert Choice.from_dict(choice.as_dict()).reason == choice.reason
