@@ -14,6 +14,7 @@ from filelock import FileLock
 from fsl_core.engine.choice import Choice
 from fsl_core.errors import RunError
 from fsl_core.private import cache_dir
+from fsl_core.writing import write_file
 
 PATIENCE = 10.0
 """Seconds to wait for another process that writes its choice, which takes milliseconds."""
@@ -79,8 +80,4 @@ class ChoiceFile:
             "measured_on": kept.measured_on,
             "settled_for": self.settled_for,
         }
-        partial = self.path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)  # of a process that was killed
-        with partial.open("x", encoding="utf-8") as file:
-            json.dump(data, file, indent=2)
-        partial.replace(self.path)
+        write_file(self.path, json.dumps(data, indent=2, allow_nan=False).encode())
