@@ -251,7 +251,7 @@ def new_run(
     directory: Path,
     recipe: Recipe,
     registry: Registry,
-    device: torch.device,
+    device: torch.device | str,
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
@@ -294,7 +294,7 @@ def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any
 @contextmanager
 def open_run(
     directory: Path,
-    device: torch.device,
+    device: torch.device | str,
     *,
     write: bool,
     no_plugin: Iterable[str] = (),
@@ -333,13 +333,12 @@ def open_run(
 
 
 def _assemble(
-    directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device
+    directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device | str
 ) -> Run:
     refuse_name(directory)
     experiment = build_experiment(recipe, device)
-    return Run(
-        directory, name, recipe, registry, experiment, build_optimizer(recipe, experiment), device
-    )
+    optimizer = build_optimizer(recipe, experiment)
+    return Run(directory, name, recipe, registry, experiment, optimizer, torch.device(device))
 
 
 def read_choice(directory: Path) -> Choice | None:

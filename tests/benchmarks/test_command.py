@@ -17,10 +17,9 @@ from benchmarks.report import _OTHERS, RACES
 
 
 def bench(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FSL_")}
-    environment["TORCHDYNAMO_DISABLE"] = (
-        "1"  # generating code takes minutes, and is tested with the engine
-    )
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("FSL_")}
+    environment = {**kept, "FSL_CACHE": os.environ["FSL_CACHE"]}  # of the tests, not the user's
+    environment["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes minutes, and is tested elsewhere
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
     return subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, timeout=550, check=False
