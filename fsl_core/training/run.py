@@ -89,7 +89,7 @@ class _Chosen(Record):
     chunk: Annotated[int, Field(gt=0)] | None = None
     precision: Literal["float32", "bf16"] = "float32"
     checkpoint_gradients: bool = False
-    seconds_measured: dict[str, float] = Field(default_factory=dict)
+    seconds_measured: dict[str, float | None] = Field(default_factory=dict)  # null: it failed
     when: str = ""
 
 

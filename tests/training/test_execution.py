@@ -21,7 +21,7 @@ from fsl_core.training import execution
 from fsl_core.training.execution import choose_execution, kept_execution, tune_execution
 from fsl_core.training.experiment import build_experiment
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import Run, new_run, open_run
+from fsl_core.training.run import Run, new_run, open_run, read_choice
 
 CPU = torch.device("cpu")
 AUTO = ("execution.mode=auto", "outer.validate_every=0", "outer.steps=4", "evaluate.episodes=4")
@@ -243,3 +243,15 @@ def test_compiling_is_tried_once(toy_recipe, toy_registry, monkeypatch):
             "compiled: the recipe names it",
         )
     assert len(tries) == 2  # the sum of the tasks' gradients, and the gradient of each
+
+
+def test_a_mode_that_failed_is_kept_without_a_time(toy_recipe, toy_registry, monkeypatch):
+    def timed(self, execution, batches=3):
+        if execution.mode == "vmap":
+            raise RuntimeError("no batching rule")
+        yield 1.0
+
+    monkeypatch.setattr(engine_choice._Trials, "_timed", timed)
+    chosen = settled(toy_recipe, toy_registry, "a")
+    assert chosen.seconds["vmap"] is None
+    assert read_choice(toy_recipe.parent / "a").seconds == chosen.seconds
