@@ -174,7 +174,7 @@ def _refuse_what_is_lost(text: str, source: str) -> None:
 
 
 class _Constructor(RoundTripConstructor):
-    """Dates stay as they are written: no option is a date, and a folder may be called so."""
+    """Dates stay as they are written: no option is a date, and a folder may have one as its name."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)

@@ -148,7 +148,7 @@ def _parts(value: Any) -> dict[Any, Any]:
 
 
 def _parts_of_module(module: nn.Module) -> dict[Any, Any]:
-    """Its attributes, as the module itself tells them: an LSTM leaves out what it makes anew."""
+    """Its attributes, as the module itself tells them: an LSTM leaves out what it makes again."""
     told = module.__getstate__()
     held = dict(told if isinstance(told, dict) else vars(module))
     named = [held.pop(name, {}) for name in ("_parameters", "_buffers", "_modules")]

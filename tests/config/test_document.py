@@ -18,7 +18,7 @@ TEXTS = [
     *("yes", "no", "on", "off", "~", "~/data", "Null", "data ", " data", "a\n---\nb", "Ünï #"),
     *("1_000", "0o17", "0x1f", "0b1", "017", "12:30", "2024-01-01", "2024-1-1", "2024-99-99"),
 ]
-"""Folders may be called so."""
+"""Folders may have such names."""
 
 
 @pytest.mark.parametrize("text", TEXTS)
