@@ -14,7 +14,7 @@ from torch._inductor import codecache
 from fsl_core.engine.environment import prepare_process, use_private_kernels
 from fsl_core.errors import CacheError
 
-VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "OMP_WAIT_POLICY")
+VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "GOMP_SPINCOUNT")
 PREDICTABLE = Path(tempfile.gettempdir()) / "torchinductor_somebody"
 
 
@@ -23,6 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in VARIABLES:
         monkeypatch.setenv(variable, "")  # so that it is put back, whatever a test sets
         monkeypatch.delenv(variable)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
         monkeypatch.setattr(codecache, name, getattr(codecache, name))
     monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
@@ -32,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_process_of_ours_is_prepared_and_nothing_is_made_yet(cache: Path):
     prepare_process()
     kernels = cache / "compiled"
-    expected = [str(kernels), str(kernels / "triton"), "PASSIVE"]
+    expected = [str(kernels), str(kernels / "triton"), "20000"]
     assert [os.environ[variable] for variable in VARIABLES] == expected
     assert not cache.exists()
 
@@ -42,6 +43,12 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(variable, "ACTIVE")
     prepare_process()
     assert [os.environ[variable] for variable in VARIABLES] == ["ACTIVE"] * 3
+
+
+def test_a_policy_of_the_user_is_not_overruled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    prepare_process()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 @pytest.mark.parametrize("before", [None, PREDICTABLE], ids=["unset", "as torch names it"])
