@@ -12,12 +12,12 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fsl_core
 from fsl_core.config.options import Component
 from fsl_core.data.cache import content_key
 from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
@@ -192,7 +192,7 @@ class _Question:
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "fsl-core": fsl_core.__version__,
+                "fsl-core": metadata.version("fsl-core"),
             },
         }
 
