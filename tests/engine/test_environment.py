@@ -108,3 +108,31 @@ def test_compiling_leaves_nothing_in_the_temporary_folder(tmp_path: Path, cache:
     kernels = {path.suffix for path in (cache / "compiled").rglob("*")}
     assert {".so", ".h"} <= kernels
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+GRADIENT = """
+import hashlib
+
+import torch
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Tanh(), torch.nn.Linear(300, 300))
+net(torch.randn(200, 300)).pow(2).sum().backward()
+moved = b"".join(p.grad.numpy().tobytes() for p in net.parameters())
+print(hashlib.sha256(moved).hexdigest())
+"""
+
+
+def test_how_long_a_waiting_thread_spins_changes_no_bit():
+    def digest(spins: str) -> str:
+        ran = subprocess.run(
+            [sys.executable, "-c", GRADIENT],
+            env=os.environ | {"GOMP_SPINCOUNT": spins},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return ran.stdout
+
+    assert digest("infinite") == digest("20000") == digest("0") != ""
