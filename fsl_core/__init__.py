@@ -4,24 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fsl_core.blocks import ConvBlock
+    from fsl_core.adapter import Adapter, call_declared
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
-    from fsl_core.episode import (
-        Adapter,
-        Episode,
-        LabelledSet,
-        Learner,
-        Loss,
-        Outcomes,
-        Predictor,
-        TaskShape,
-        TaskWeighting,
-        call_declared,
-        gradient_columns,
-        one_hot,
-    )
+    from fsl_core.episode import Episode, LabelledSet, Loss, Predictor, TaskShape, one_hot
     from fsl_core.errors import (
         DataError,
         FslError,
@@ -31,48 +18,37 @@ if TYPE_CHECKING:
         RunError,
         ShapeError,
     )
-    from fsl_core.forward import call_with
     from fsl_core.hooks.specs import HOOK_API, hookimpl
-    from fsl_core.norms import (
+    from fsl_core.learner import Learner, gradient_columns
+    from fsl_core.nn.blocks import ConvBlock
+    from fsl_core.nn.forward import call_with
+    from fsl_core.nn.norms import (
         Norm,
         NormedBackbone,
         NormPolicy,
         derivatives_of_any_order,
         replace_norms,
     )
-    from fsl_core.training.prediction import AdaptedPredictor, adapt_to_folder, load_predictor
+    from fsl_core.predicting.predictor import AdaptedPredictor, adapt_to_folder, load_predictor
+    from fsl_core.weighting import Outcomes, TaskWeighting
 
-_HOME = {
-    "ConvBlock": "blocks",
-    "call_with": "forward",
-    **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
-    **dict.fromkeys(("EpisodeSource", "Split", "SplitContents"), "data.source"),
-    **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
-    **dict.fromkeys(
-        ("Adapter", "Episode", "LabelledSet", "Learner", "Loss", "Outcomes", "Predictor"), "episode"
-    ),
-    **dict.fromkeys(
-        ("TaskShape", "TaskWeighting", "call_declared", "gradient_columns", "one_hot"), "episode"
-    ),
-    **dict.fromkeys(
-        (
-            "DataError",
-            "FslError",
-            "PluginError",
-            "PluginWarning",
-            "RecipeError",
-            "RunError",
-            "ShapeError",
-        ),
-        "errors",
-    ),
-    **dict.fromkeys(("HOOK_API", "hookimpl"), "hooks.specs"),
-    **dict.fromkeys(("Norm", "NormPolicy", "NormedBackbone", "derivatives_of_any_order"), "norms"),
-    "replace_norms": "norms",
-    **dict.fromkeys(
-        ("AdaptedPredictor", "adapt_to_folder", "load_predictor"), "training.prediction"
-    ),
+_NAMES = {
+    "adapter": "Adapter call_declared",
+    "data.draws": "draw_bits to_distinct to_uniform",
+    "data.pool": "LabelledPool PooledEpisodes",
+    "data.source": "EpisodeSource Split SplitContents",
+    "episode": "Episode LabelledSet Loss Predictor TaskShape one_hot",
+    "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
+    "hooks.specs": "HOOK_API hookimpl",
+    "learner": "Learner gradient_columns",
+    "nn.blocks": "ConvBlock",
+    "nn.forward": "call_with",
+    "nn.norms": "Norm NormPolicy NormedBackbone derivatives_of_any_order replace_norms",
+    "predicting.predictor": "AdaptedPredictor adapt_to_folder load_predictor",
+    "weighting": "Outcomes TaskWeighting",
 }
+"""The public names of each module."""
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __version__ = "0.1.0"
 __all__ = [

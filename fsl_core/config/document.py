@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.composer import Composer
-from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import CollectionNode, ScalarNode
-from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.scalarbool import ScalarBoolean
-from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
 
+from fsl_core.config.yaml_text import (
+    AS_WRITTEN,
+    LARGEST,
+    PlainConstructor,
+    WordConstructor,
+    refuse_long,
+    refuse_what_is_lost,
+    yaml_errors,
+    yaml_reader,
+)
 from fsl_core.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
-
-_AS_WRITTEN = re.compile(
-    r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"  # a decimal number
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-    r"|true|True|TRUE|false|False|FALSE|null"
-)
-"""Words of a command line that are no text. `007`, `1_000`, `0o17` or `~` may name a folder."""
-LARGEST, DEEPEST, MOST_VALUES = 2**17, 50, 10_000
-"""Bytes of a YAML text, lists and mappings within one another, and values with aliases written out.
-A recipe has some thousand bytes; nine lines of aliases to aliases can stand for billions of values.
-With these bounds the worst text found takes two seconds.
-"""
 
 
 @dataclass
@@ -82,7 +70,7 @@ def read_document(
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
-        _refuse_long(content, str(path))
+        refuse_long(content, str(path))
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -101,9 +89,9 @@ def read_document(
 
 def parse_document(text: str, source: str) -> Document:
     """The document that a YAML text is. source: its file, for messages."""
-    _refuse_long(text.encode(errors="replace"), source)
-    with _yaml_errors(source):
-        data = _yaml(_Constructor).load(text)
+    refuse_long(text.encode(errors="replace"), source)
+    with yaml_errors(source):
+        data = yaml_reader(PlainConstructor).load(text)
     if not isinstance(data, CommentedMap):
         raise RecipeError(
             f"{source}:1: {_name(data)}. A mapping of sections such as episodes, backbone, "
@@ -112,27 +100,6 @@ def parse_document(text: str, source: str) -> Document:
     document = Document(source, {}, {(): f"{source}:1"})
     document.data = _plain(data, document, ())
     return document
-
-
-def to_yaml(data: dict[str, Any]) -> str:
-    """Plain data as a YAML text, in the order of its keys, that reads back as the same data."""
-    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.Representer = _Representer
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 100
-    yaml.dump(data, stream)
-    return stream.getvalue()
-
-
-class _Representer(SafeRepresenter):
-    """Quotes texts that begin with a sign: of `? a` in a list ruamel reads something else."""
-
-    def represent_text(self, text: str) -> ScalarNode:
-        style = None if text[:1].isalnum() else "'"
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Representer.add_representer(str, _Representer.represent_text)
 
 
 def read_value(text: str, source: str) -> Any:
@@ -147,128 +114,15 @@ def read_value(text: str, source: str) -> Any:
     """
     if not text.strip():
         raise RecipeError(f"{source}: no value. null for none, '\"\"' for an empty text")
-    _refuse_long(text.encode(errors="replace"), source)
+    refuse_long(text.encode(errors="replace"), source)
     if text.lstrip()[0] not in "[{\"'":
-        if not _AS_WRITTEN.fullmatch(text.strip()):
+        if not AS_WRITTEN.fullmatch(text.strip()):
             return text
-        return _plain(_yaml(_Constructor).load(text.strip()), Document(source, {}), ())
-    with _yaml_errors(source, f"Well-formed YAML, or for a text {json.dumps(text)}", lines=False):
-        _refuse_what_is_lost(text, source)
-        value = _yaml(_WordConstructor).load(text)
+        return _plain(yaml_reader(PlainConstructor).load(text.strip()), Document(source, {}), ())
+    with yaml_errors(source, f"Well-formed YAML, or for a text {json.dumps(text)}", lines=False):
+        refuse_what_is_lost(text, source)
+        value = yaml_reader(WordConstructor).load(text)
     return _plain(value, Document(source, {}), ())
-
-
-def _refuse_what_is_lost(text: str, source: str) -> None:
-    """A comment lies between two tokens of YAML; anchors and tags are tokens without a value."""
-    end = 0
-    for token in YAML(typ="safe", pure=True).scan(text):
-        skipped = text[end : token.start_mark.index].strip()
-        if isinstance(token, AnchorToken | AliasToken | TagToken):
-            skipped = text[token.start_mark.index : token.end_mark.index]
-        if skipped:
-            raise RecipeError(
-                f"{source}: {skipped!r} would be left out: to YAML it is a comment, anchor or tag. "
-                "Quotes around the text that it belongs to"
-            )
-        end = max(end, token.end_mark.index)
-
-
-class _Constructor(RoundTripConstructor):
-    """Dates stay as they are written: no option is a date, and a folder may have one as its name."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
-
-
-class _WordConstructor(_Constructor):
-    """Within the braces of a command line too, a word that YAML would rewrite is a text."""
-
-    def construct_word(self, node: ScalarNode) -> Any:
-        if node.value and not _AS_WRITTEN.fullmatch(node.value):
-            return node.value
-        return RoundTripConstructor.yaml_constructors[node.tag](self, node)
-
-
-for _kind in ("int", "float", "null"):
-    _WordConstructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _WordConstructor.construct_word)
-
-
-def _yaml(constructor: type[RoundTripConstructor]) -> YAML:
-    yaml = YAML(typ="rt", pure=True)
-    yaml.Constructor, yaml.Composer = constructor, _BoundedComposer
-    return yaml
-
-
-@contextmanager
-def _yaml_errors(
-    source: str, fitting: str = "Well-formed YAML", lines: bool = True
-) -> Iterator[None]:
-    """Within this context, what is wrong with a YAML text is a RecipeError."""
-    try:
-        yield
-    except RecipeError:
-        raise
-    except _BeyondBoundsError as error:
-        line = f":{error.problem_mark.line + 1}" if lines else ""
-        raise RecipeError(f"{source}{line}: {error.problem}. A recipe with less of it") from error
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark and lines else ""
-        problem = " ".join(str(error.problem or error.context or "not YAML").split())[:200]
-        raise RecipeError(f"{source}{line}: YAML syntax: {problem}. {fitting}") from error
-    except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{source}: YAML syntax: {reason}. {fitting}") from error
-    except Exception as error:  # ruamel's constructors raise nearly anything on a foreign tag
-        raise RecipeError(f"{source}: YAML: {' '.join(str(error).split())}. {fitting}") from error
-
-
-def _refuse_long(content: bytes, source: str) -> None:
-    if len(content) > LARGEST:
-        raise RecipeError(f"{source}: more than {LARGEST} bytes. A recipe of some hundred lines")
-
-
-class _BeyondBoundsError(MarkedYAMLError):
-    pass
-
-
-class _BoundedComposer(Composer):
-    """Refuses what is small as a text and has no end as data, before any data is made of it."""
-
-    def __init__(self, loader: Any = None):
-        super().__init__(loader)
-        self.warn_double_anchors = False  # legal, and a warning is for the author of a program
-        self._level = 0
-        self._sizes: dict[int, int] = {}  # values below a node, aliases written out, by its id
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        place = self.parser.peek_event().start_mark
-        self._level += 1
-        if self._level > DEEPEST:
-            raise _BeyondBoundsError(
-                problem=f"more than {DEEPEST} lists and mappings within one another",
-                problem_mark=place,
-            )
-        node = super().compose_node(parent, index)
-        self._level -= 1
-        if id(node) not in self._sizes and isinstance(node, CollectionNode):
-            if node.end_mark is None:  # it is still being read: an alias to what it is part of
-                raise _BeyondBoundsError(
-                    problem="an alias to a value that the alias is part of", problem_mark=place
-                )
-            self._sizes[id(node)] = 1 + sum(map(self._size, _children(node)))
-        if self._size(node) > MOST_VALUES:
-            raise _BeyondBoundsError(
-                problem=f"more than {MOST_VALUES} values, aliases written out", problem_mark=place
-            )
-        return node
-
-    def _size(self, node: Any) -> int:
-        return self._sizes.get(id(node), 1)
-
-
-def _children(node: CollectionNode) -> Iterable[Any]:
-    return (part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,)))
 
 
 def _plain(node: Any, document: Document, path: KeyPath) -> Any:

@@ -28,7 +28,7 @@ from fsl_core.hooks import specs
 from fsl_core.hooks.containment import contained
 from fsl_core.hooks.known import PACKAGES
 from fsl_core.hooks.trust import PluginSource, RecordedPlugins, granted, remember
-from fsl_core.words import suggest
+from fsl_core.text import suggest
 
 GROUP = "fsl"
 BUILTIN = "fsl_core.builtin"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from fsl_core.config.document import to_yaml
-from fsl_core.config.recipe import read_recipe, recipe_schema
+from fsl_core.assembly.parts import build_part
+from fsl_core.config.recipe import read_recipe
+from fsl_core.config.sections import recipe_schema
+from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.registry import Registry
 
@@ -204,7 +206,7 @@ def test_a_constructor_that_refuses_is_named_with_its_line(
 ):
     recipe = read_recipe(toy_recipe, toy_registry, ["adapter={name: picky, even: 3}"])
     with pytest.raises(RecipeError, match="-s adapter: even: 3. A multiple of two"):
-        recipe.build(("adapter",))
+        build_part(recipe, ("adapter",))
 
 
 def test_the_schema_accepts_what_the_reader_accepts(toy_registry: Registry):

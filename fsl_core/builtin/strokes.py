@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fsl_core.data.draws import draw_bits, to_uniform
+import fsl_core as fsl
 
 STROKES = 4  # at most, in a character
 POINTS = 6  # control points of a stroke
@@ -47,7 +47,7 @@ class _Dice:
     """A row of random numbers for each index, taken from left to right."""
 
     def __init__(self, seed: int, purpose: str, indices: Sequence[int]):
-        self._rows, self._taken = to_uniform(draw_bits(seed, purpose, indices, WORDS)), 0
+        self._rows, self._taken = fsl.to_uniform(fsl.draw_bits(seed, purpose, indices, WORDS)), 0
 
     def uniform(self, low: float, high: float, *shape: int) -> np.ndarray:
         """(len(indices), *shape) numbers between low and high."""

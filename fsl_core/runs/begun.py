@@ -9,11 +9,13 @@ from typing import Any
 
 from pydantic import Field
 
-from fsl_core.config.document import read_document, to_yaml
+from fsl_core.assembly.parts import build_part
+from fsl_core.config.document import read_document
 from fsl_core.config.matrix import recipe_digest
 from fsl_core.config.recipe import Recipe
+from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RunError
-from fsl_core.training.files import (
+from fsl_core.runs.files import (
     BEGUN,
     EPISODES,
     RECIPE,
@@ -151,7 +153,7 @@ def _why_it_differs(
     recipe: Recipe, done: int, before: int, follows_progress: bool
 ) -> Iterator[str]:
     outer = recipe.sections.outer
-    factor = recipe.build(("outer", "schedule"))
+    factor = build_part(recipe, ("outer", "schedule"))
     if any(factor(step, before) != factor(step, outer.steps) for step in range(done)):
         name = recipe.chosen["outer", "schedule"].name
         yield f"schedule {name} is stretched over {outer.steps} steps from here on"

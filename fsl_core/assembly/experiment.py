@@ -9,14 +9,18 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from fsl_core.adapter import Adapter
+from fsl_core.assembly.parts import build_part
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
+from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
-from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
+from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RecipeError, ShapeError
-from fsl_core.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
-from fsl_core.training.seeding import seed_torch
+from fsl_core.learner import Learner, gradient_columns
+from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
+from fsl_core.weighting import TaskWeighting
 
 FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
 
@@ -83,12 +87,12 @@ class Experiment:
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
     """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
-    source: EpisodeSource = recipe.build(("episodes",))
+    source: EpisodeSource = build_part(recipe, ("episodes",))
     _require_source(recipe, source)
     source = source.to(device)
     learner = _build_learner(recipe, source.task)
-    weighting: TaskWeighting = recipe.build(
-        ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
+    weighting: TaskWeighting = build_part(
+        recipe, ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
@@ -100,10 +104,10 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
 
 def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
     seed_torch(recipe.sections.seed, "initial weights")
-    backbone: nn.Module = recipe.build(("backbone",), task=task)
+    backbone: nn.Module = build_part(recipe, ("backbone",), task=task)
     _require_module(recipe, ("backbone",), backbone, nn.Module)
     _require_feature_dim(recipe, backbone)
-    adapter: Adapter = recipe.build(("adapter",), task=task, backbone=backbone)
+    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone)
     _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
 
@@ -199,7 +203,7 @@ def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optim
         _require_no_steps(recipe)
         return None
     learned += [p for p in experiment.weighting.parameters() if p.requires_grad]
-    return recipe.build(("outer", "optimizer"), parameters=learned)
+    return build_part(recipe, ("outer", "optimizer"), parameters=learned)
 
 
 def _require_no_steps(recipe: Recipe) -> None:

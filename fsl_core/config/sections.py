@@ -1,0 +1,221 @@
+"""The sections of a recipe as pydantic models: what each may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol, Union
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fsl_core.config.document import KeyPath
+from fsl_core.config.options import Component, Kind
+
+SECTIONS: dict[KeyPath, Kind] = {
+    ("episodes",): "episodes",
+    ("backbone",): "backbone",
+    ("adapter",): "adapter",
+    ("outer", "weighting"): "weighting",
+    ("outer", "optimizer"): "optimizer",
+    ("outer", "schedule"): "schedule",
+}
+"""Where a recipe names a component, and of which kind."""
+
+
+DEFAULT_NAMES: dict[KeyPath, str] = {
+    ("outer", "weighting"): "uniform",
+    ("outer", "optimizer"): "adam",
+    ("outer", "schedule"): "constant",
+}
+
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class Catalogue(Protocol):
+    """What a recipe is checked against: `fsl_core.hooks.registry.Registry`."""
+
+    def get(self, kind: Kind, name: str) -> Component: ...
+    def components(self, kind: Kind) -> list[Component]: ...
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Evaluate(_Section):
+    """How the trained learner is judged, on episodes that are the same for every run with these settings."""
+
+    episodes: Annotated[int, Field(gt=1, description="number of test episodes")] = 600
+    seed: Annotated[
+        int, Field(ge=0, description="of the frozen evaluation episodes; not the run's seed")
+    ] = 0
+    n_way: Annotated[
+        int | None, Field(ge=2, description="classes per test episode, if not as in training")
+    ] = None
+    n_shot: Annotated[
+        Count | None, Field(description="support items per class in test, if not as in training")
+    ] = None
+    n_query: Annotated[
+        Count | None, Field(description="query items per class in test, if not as in training")
+    ] = None
+    checkpoint: Annotated[
+        Literal["best", "last"], Field(description="best on validation, or the last")
+    ] = "best"
+
+
+class ExecutionOptions(_Section):
+    """How meta-batches are computed; every mode gives the same numbers, up to rounding."""
+
+    mode: Annotated[
+        Literal["auto", "loop", "vmap", "compiled"],
+        Field(
+            description="loop: task by task; vmap: one batch; compiled: that, by torch.compile; "
+            "auto: measured once on a machine"
+        ),
+    ] = "auto"
+    workers: Annotated[
+        Count | None,
+        Field(description="tasks at once, on a core each, of a loop on a CPU; null: measured"),
+    ] = None
+    chunk: Annotated[
+        Count | None,
+        Field(description="tasks batched together at most by vmap and compiled; null: all"),
+    ] = None
+    precision: Annotated[Literal["float32", "bf16"], Field(description="bf16: under autocast")] = (
+        "float32"
+    )
+    checkpoint_gradients: Annotated[
+        bool,
+        Field(
+            description="query activations computed again in the backward pass: slower, in less memory; loop only"
+        ),
+    ] = False
+
+
+class Expected(_Section):
+    """A measured figure and how far a new run may be from it."""
+
+    value: Annotated[float, Field(description="as it was measured")]
+    tolerance: Annotated[float, Field(ge=0, description="greatest distance of a new run's figure")]
+
+
+class MatrixSection(_Section):
+    """Lists of values at key paths; `fsl sweep` runs every combination."""
+
+    exclude: Annotated[
+        list[dict[str, Any]], Field(description="combinations left out, such as {adapter: maml}")
+    ] = []
+    baseline: Annotated[
+        dict[str, Any], Field(description="what the others are compared with; default: the first")
+    ] = {}
+
+
+_AXIS = {
+    "description": "values of this key path, or named mappings of key paths to values",
+    "oneOf": [
+        {"type": "array", "minItems": 1},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"type": "object", "minProperties": 1},
+        },
+    ],
+}
+
+
+class _Outer(_Section):
+    """The outer loop; weighting, optimizer and schedule are added from what is installed."""
+
+    meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
+    steps: Annotated[
+        int, Field(ge=0, description="outer steps; 0: nothing is trained, and the run is evaluated")
+    ]
+    clip_gradient_norm: Annotated[
+        float | None, Field(gt=0, description="longest meta-gradient followed")
+    ] = None
+    clip_gradient_value: Annotated[
+        float | None, Field(gt=0, description="largest entry of the meta-gradient followed")
+    ] = None
+    log_conflict: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="outer steps between measurements of how far tasks' meta-gradients conflict; 0: never",
+        ),
+    ] = 0
+    validate_every: Annotated[
+        int, Field(ge=0, description="outer steps between validations; 0: never")
+    ] = 500
+    validate_episodes: Annotated[int, Field(gt=1, description="episodes of one validation")] = 100
+    checkpoint_every: Annotated[Count, Field(description="outer steps between checkpoints")] = 500
+    checkpoint_seconds: Annotated[
+        float | None, Field(gt=0, description="longest time between checkpoints; null: any")
+    ] = 60.0
+
+
+def recipe_model(
+    catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | None = None
+) -> type[BaseModel]:
+    """The pydantic model of a recipe; chosen: the components one recipe names, where not every installed one may appear."""
+
+    def section(path: KeyPath) -> Any:
+        if chosen is not None:
+            return chosen[path].options if path in chosen else Any
+        models = tuple(component.options for component in catalogue.components(SECTIONS[path]))
+        if len(models) == 1:
+            return models[0]
+        return Annotated[Union[models], Field(discriminator="name")]  # noqa: UP007
+
+    by_default = {
+        path[-1]: (section(path), Field(default={"name": name}, validate_default=True))
+        for path, name in DEFAULT_NAMES.items()
+    }
+    outer = create_model("outer", __base__=_Outer, **by_default)
+    return create_model(
+        "recipe",
+        __base__=_Section,
+        seed=(
+            Annotated[int, Field(ge=0, description="of initial weights and training episodes")],
+            0,
+        ),
+        requires=(
+            Annotated[
+                list[str],
+                Field(description="distributions the recipe needs, such as fsl-maml>=0.1"),
+            ],
+            [],
+        ),
+        episodes=(section(("episodes",)), ...),
+        backbone=(section(("backbone",)), ...),
+        adapter=(section(("adapter",)), ...),
+        outer=(outer, ...),
+        execution=(ExecutionOptions, ExecutionOptions()),
+        evaluate=(Evaluate, Evaluate()),
+        expect=(
+            Annotated[
+                dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")
+            ],
+            {},
+        ),
+    )
+
+
+def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
+    """JSON Schema of recipes made from everything installed, for completion in editors."""
+    schema = recipe_model(catalogue).model_json_schema()
+    complete = {
+        "required": schema.pop("required")
+    }  # the values of a matrix may stand in for a section
+    matrix = MatrixSection.model_json_schema()
+    schema["properties"]["matrix"] = {
+        **matrix,
+        "additionalProperties": _AXIS,
+        "description": MatrixSection.__doc__,
+    }
+    conditional = {"if": {"required": ["matrix"]}, "else": complete}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        **conditional,
+        "title": "fsl recipe",
+    }
