@@ -18,7 +18,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.engine.environment import prepare_process
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.experiment import build_experiment
 
@@ -43,9 +43,9 @@ def _check_recipe(example) -> None:
         recipe = Path(folder) / f"{Path(example.path).stem}.yaml"
         recipe.write_text(example.parsed, encoding="utf-8")
         if has_matrix(recipe):
-            plan_sweep(read_matrix(recipe, load()))
+            plan_sweep(read_matrix(recipe, load().catalogue))
         else:
-            build_experiment(read_recipe(recipe, load()))
+            build_experiment(read_recipe(recipe, load().catalogue))
 
 
 pytest_collect_file = Sybil(

@@ -39,7 +39,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"errors", "hooks.registry", "words"},
+    | {"errors", "hooks.loader", "words"},
 }
 
 
