@@ -15,12 +15,12 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.engine.environment import prepare_process
 from fsl_core.hooks.loader import load
 from fsl_core.sweeping.plan import plan_sweep
-from fsl_core.training.experiment import build_experiment
 
 # No test is decided by what was measured before, or leaves what it measured for the user's runs.
 # Compiled kernels alone stay where they are: making them takes minutes.

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 import fsl_core as fsl
+from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
-from fsl_core.training.experiment import build_experiment
 from fsl_kernel_closed_form import finite_time, solve
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "solver.md"

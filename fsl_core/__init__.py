@@ -4,24 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fsl_core.blocks import ConvBlock
+    from fsl_core.adapter import Adapter, call_declared
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
-    from fsl_core.episode import (
-        Adapter,
-        Episode,
-        LabelledSet,
-        Learner,
-        Loss,
-        Outcomes,
-        Predictor,
-        TaskShape,
-        TaskWeighting,
-        call_declared,
-        gradient_columns,
-        one_hot,
-    )
+    from fsl_core.episode import Episode, LabelledSet, Loss, Predictor, TaskShape, one_hot
     from fsl_core.errors import (
         DataError,
         FslError,
@@ -31,16 +18,19 @@ if TYPE_CHECKING:
         RunError,
         ShapeError,
     )
-    from fsl_core.forward import call_with
     from fsl_core.hooks.specs import HOOK_API, hookimpl
-    from fsl_core.norms import (
+    from fsl_core.learner import Learner, gradient_columns
+    from fsl_core.nn.blocks import ConvBlock
+    from fsl_core.nn.forward import call_with
+    from fsl_core.nn.norms import (
         Norm,
         NormedBackbone,
         NormPolicy,
         derivatives_of_any_order,
         replace_norms,
     )
-    from fsl_core.training.prediction import AdaptedPredictor, adapt_to_folder, load_predictor
+    from fsl_core.predicting.predictor import AdaptedPredictor, adapt_to_folder, load_predictor
+    from fsl_core.weighting import Outcomes, TaskWeighting
 
 _HOME = {
     "ConvBlock": "blocks",

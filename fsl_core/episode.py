@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsl_core.attention import plain_attention
 from fsl_core.errors import FslError
-from fsl_core.norms import support_reference
+from fsl_core.nn.attention import plain_attention
+from fsl_core.nn.norms import support_reference
 
 Predictor = Callable[[Tensor], Tensor]
 """(n, *input_shape) -> (n, output_dim): logits of a classification task, values of a regression task."""

@@ -11,8 +11,8 @@ from torch.backends import cuda
 from torch.nn import functional as F
 
 import fsl_core as fsl
-from fsl_core.attention import plain_attention
 from fsl_core.engine.execution import Execution
+from fsl_core.nn.attention import plain_attention
 from fsl_core.testing import GradientSteps, checks, double_precision, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import fsl_core as fsl
-from fsl_core.norms import NORM_POLICIES
+from fsl_core.nn.norms import NORM_POLICIES
 from fsl_core.testing import double_precision
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 import fsl_core as fsl
+from fsl_core.engine.evaluation import evaluate
 from fsl_core.hooks.loader import Loaded
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
-from fsl_core.training.evaluation import evaluate
 
 TASK = tiny_task()
 

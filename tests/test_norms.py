@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
 from fsl_core.errors import FslError, ShapeError
-from fsl_core.norms import (
+from fsl_core.nn.norms import (
     NORM_POLICIES,
     Norm,
     NormedBackbone,

@@ -11,9 +11,9 @@ import torch
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
+from fsl_core.runs.run import new_run
 from fsl_core.testing import AdapterContract, EpisodesContract, WeightingContract
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import new_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core import private
 from fsl_core.errors import CacheError
-from fsl_core.private import private_folder
+from fsl_core.files import private
+from fsl_core.files.private import private_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX modes")
 REMEDY = "A folder that you alone can write to: delete this one, or name another cache folder"

@@ -16,9 +16,9 @@ from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
+from fsl_core.runs.run import new_run
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import new_run
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

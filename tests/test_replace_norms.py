@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fsl_core as fsl
-from fsl_core.norms import collect_statistics, support_reference
+from fsl_core.nn.norms import collect_statistics, support_reference
 from fsl_core.testing import double_precision
 
 

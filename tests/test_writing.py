@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core.writing import (
+from fsl_core.files.writing import (
     UNFINISHED,
     append_file,
     open_to_fill,

@@ -15,7 +15,7 @@ from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, swee
 from fsl_core.data.work import Advance, report_to
 from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
-from fsl_core.words import printable
+from fsl_core.text import printable
 
 OF_THE_MACHINE = {
     errno.EACCES: "A file or folder that is yours, or permission from its owner",

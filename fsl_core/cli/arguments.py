@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.words import printable
+from fsl_core.text import printable
 
 if TYPE_CHECKING:
     from fsl_core.hooks.loader import Loaded

@@ -20,7 +20,7 @@ from fsl_core.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from fsl_core.training.experiment import Experiment
+    from fsl_core.assembly.experiment import Experiment
 
 KINDS = {
     "episodes": "episodes",
@@ -55,12 +55,12 @@ def check(
 
     Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
     """
+    from fsl_core.assembly.experiment import build_experiment, build_optimizer
+    from fsl_core.assembly.preflight import preflight, preflight_all
     from fsl_core.config.matrix import has_matrix, read_matrix
     from fsl_core.config.recipe import read_recipe
     from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.training.execution import kept_execution
-    from fsl_core.training.experiment import build_experiment, build_optimizer
-    from fsl_core.training.preflight import preflight, preflight_all
+    from fsl_core.training.mode_choice import kept_execution
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -98,8 +98,8 @@ def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
     """Print what the data of a recipe is made of. Raises DataError where a run would be refused."""
     from fsl_core.cli.data import print_report
     from fsl_core.errors import DataError
-    from fsl_core.training.data_report import report_data
-    from fsl_core.training.files import to_json
+    from fsl_core.reporting.data_report import report_data
+    from fsl_core.runs.files import to_json
 
     report = report_data(experiment)
     if as_json:
@@ -127,9 +127,9 @@ def schema(
     ] = False,
 ) -> None:
     """Print the JSON Schema of recipes made from everything installed, for completion in editors, or a reference to read."""
-    from fsl_core.config.recipe import recipe_schema
     from fsl_core.config.reference import recipe_reference
-    from fsl_core.training.files import to_json
+    from fsl_core.config.sections import recipe_schema
+    from fsl_core.runs.files import to_json
 
     loaded = load_plugins(no_plugin, plugins_dir)
     as_json = to_json(recipe_schema(loaded.catalogue), "schema", indent=2)
@@ -140,7 +140,7 @@ def plugins(
     no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False
 ) -> None:
     """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
-    from fsl_core.training.files import to_json
+    from fsl_core.runs.files import to_json
 
     loaded = load_plugins(no_plugin, plugins_dir)
     rows = [
@@ -193,7 +193,7 @@ def list_components(
     as_json: Json = False,
 ) -> None:
     """List the adapters, backbones, episodes or weightings that recipes can name."""
-    from fsl_core.training.files import to_json
+    from fsl_core.runs.files import to_json
 
     components = load_plugins(no_plugin, plugins_dir).catalogue.components(_kind(kind))
     rows = [
@@ -220,7 +220,7 @@ def show(
 ) -> None:
     """Explain one component: its options with types, defaults and meaning, and its source paper."""
     from fsl_core.config.reference import option_rows
-    from fsl_core.training.files import to_json
+    from fsl_core.runs.files import to_json
 
     component = load_plugins(no_plugin, plugins_dir).catalogue.get(_kind(kind), name)
     if as_json:
@@ -245,9 +245,9 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     import torch
 
     from fsl_core.data.cache import data_root
-    from fsl_core.private import cache_dir
-    from fsl_core.training.files import to_json
-    from fsl_core.training.run import describe_environment
+    from fsl_core.files.private import cache_dir
+    from fsl_core.runs.files import to_json
+    from fsl_core.runs.run import describe_environment
 
     loaded = load_plugins(no_plugin, plugins_dir)
     report = describe_environment(loaded.plugins)
@@ -274,7 +274,7 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
 
 def _kind(word: str) -> Any:
     from fsl_core.errors import PluginError
-    from fsl_core.words import suggest
+    from fsl_core.text import suggest
 
     if word in KINDS.values():
         return word
@@ -291,7 +291,7 @@ def print_table(headings: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fsl_core.words import printable
+    from fsl_core.text import printable
 
     table = Table(box=None, pad_edge=False)
     for heading in headings:

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split, SplitContents
-    from fsl_core.training.data_report import DataReport
+    from fsl_core.reporting.data_report import DataReport
 
 LINES = 10
 """Of a kind; the option --list prints all."""

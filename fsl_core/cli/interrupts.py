@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fsl_core.training.stopping import Stop
+from fsl_core.runs.stopping import Stop
 
 if TYPE_CHECKING:
-    from fsl_core.training.run import Run
+    from fsl_core.runs.run import Run
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -78,7 +78,7 @@ def _handlers(handle: Callable[[int, object], None]) -> Iterator[None]:
 
 def _message(run: Run | None) -> str:
     """Where the run stands, by what is on the disk."""
-    from fsl_core.training.files import RESULT
+    from fsl_core.runs.files import RESULT
 
     if run is None:
         return "interrupted before the run began"

@@ -25,7 +25,7 @@ class Output:
 
     def make_folder(self) -> None:
         """Make the folder that the file goes to."""
-        from fsl_core.training.files import writing
+        from fsl_core.runs.files import writing
 
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def _input_at(path: Path, inputs: Iterable[Path]) -> str:
 
 
 def _files_of_run(directory: Path) -> Iterator[Path]:
-    from fsl_core.training import files
+    from fsl_core.runs import files
 
     if (directory / files.RECIPE).is_file():
         names = (files.RECIPE, files.ENVIRONMENT, files.EXECUTION, files.METRICS, files.EPISODES)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from fsl_core.data.folders import PassedOver
-    from fsl_core.training.prediction import AdaptedPredictor
+    from fsl_core.predicting.predictor import AdaptedPredictor
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -84,7 +84,7 @@ def predict(
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
     from fsl_core.data.folders import shown
     from fsl_core.reporting.predictions import Predictions
-    from fsl_core.training.files import write_atomically
+    from fsl_core.runs.files import write_atomically
 
     outputs = list(_outputs(out, html, save, export))
     check_outputs(outputs, [path for path in (trained, support, query) if path])
@@ -147,7 +147,7 @@ def _predictor(
     plugins: dict[str, Any],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
-    from fsl_core.training.prediction import adapt_to_folder, load_predictor
+    from fsl_core.predicting.predictor import adapt_to_folder, load_predictor
 
     if checkpoint not in (None, "best", "last"):
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")

@@ -45,7 +45,7 @@ def recipes(
 
 def _described(name: str, file: Path) -> dict[str, Any]:
     from fsl_core.config.document import read_document
-    from fsl_core.config.recipe import unmet_requirement
+    from fsl_core.config.faults import unmet_requirement
     from fsl_core.config.shipped import summary_of
 
     data = read_document(file).data

@@ -35,12 +35,12 @@ from fsl_core.cli.arguments import (
 )
 from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
-from fsl_core.words import name_of
+from fsl_core.text import name_of
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
     from fsl_core.hooks.loader import Loaded
-    from fsl_core.training.run import Run
+    from fsl_core.runs.run import Run
 
 Out = Annotated[
     Path | None,
@@ -87,7 +87,7 @@ def resume(
     With --steps, schedules and warm-ups are stretched over the new number from here on, and the
     result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
     """
-    from fsl_core.training.run import open_run
+    from fsl_core.runs.run import open_run
 
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with (
@@ -120,8 +120,8 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
+    from fsl_core.runs.run import open_run
     from fsl_core.training.outer_loop import evaluate_run, state_of
-    from fsl_core.training.run import open_run
 
     if split not in SPLITS:
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
@@ -186,9 +186,9 @@ def report(
     from fsl_core.errors import FslError, RunError
     from fsl_core.reporting.report import write_report
     from fsl_core.reporting.scores import read_scores
-    from fsl_core.training.begun import refuse_edited
-    from fsl_core.training.files import check_files
-    from fsl_core.training.run import open_run
+    from fsl_core.runs.begun import refuse_edited
+    from fsl_core.runs.files import check_files
+    from fsl_core.runs.run import open_run
 
     read_scores(directory)
     check_files(directory)
@@ -226,7 +226,7 @@ def compare(
 
     from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
-    from fsl_core.training.files import to_json
+    from fsl_core.runs.files import to_json
 
     outputs = [page("--html", html)] if html is not None else []
     check_outputs(outputs, [first, second])
@@ -273,7 +273,7 @@ def _run(
     watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
-    from fsl_core.training.run import new_run
+    from fsl_core.runs.run import new_run
 
     recipe = read_recipe(recipe_file, loaded.catalogue, overrides)
     directory = out or _free_directory(name_of(recipe_file))
@@ -308,7 +308,7 @@ def _complete(run: Run, watched: Watched) -> dict[str, Any]:
 
 def _note_data(run: Run, split: Split) -> None:
     """Say on stderr how the data differs from that which the run began with."""
-    from fsl_core.training.data_record import data_changes
+    from fsl_core.runs.data_record import data_changes
 
     if changes := data_changes(run.directory, run.experiment.source, split):
         comparison = "These episodes are not those of before"
@@ -342,8 +342,8 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.cli.progress import format_score
-    from fsl_core.training.begun import describe_change
-    from fsl_core.training.files import to_json
+    from fsl_core.runs.begun import describe_change
+    from fsl_core.runs.files import to_json
 
     if as_json:
         told = {**result, **({"run": str(directory)} if directory else {})}
@@ -376,7 +376,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
 
 def _how_settled(directory: Path) -> str:
     """How the execution of a run came about, where it was measured."""
-    from fsl_core.training.run import read_choice
+    from fsl_core.runs.run import read_choice
 
     choice = read_choice(directory)
     return f" ({choice.when})" if choice and choice.when else ""

@@ -23,7 +23,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_plugins,
 )
-from fsl_core.words import name_of, printable
+from fsl_core.text import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.config.matrix import Cell
@@ -65,10 +65,10 @@ def sweep(
     from fsl_core.hooks.trust import granting
     from fsl_core.reporting.sweep import collect, table, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
+    from fsl_core.runs.files import to_json
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.processes import Processes
     from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer, run_jobs, threads_of
-    from fsl_core.training.files import to_json
 
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     context.with_resource(granting(loaded.files))
@@ -115,8 +115,8 @@ def sweep(
 
 
 def _preparer(loaded: Loaded, device: str, workers: int):
+    from fsl_core.runs.run import describe_environment, prepare_run
     from fsl_core.sweeping.schedule import threads_of
-    from fsl_core.training.run import describe_environment, prepare_run
 
     environment = {
         **describe_environment(loaded.plugins),

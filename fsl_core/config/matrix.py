@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fsl_core.config.document import Document, KeyPath, by_name, read_document, set_key
-from fsl_core.config.recipe import SECTIONS, Catalogue, Recipe, check_document, in_file_order
+from fsl_core.config.faults import in_file_order
+from fsl_core.config.recipe import Recipe, check_document
+from fsl_core.config.sections import SECTIONS, Catalogue
 from fsl_core.errors import RecipeError
-from fsl_core.words import suggest
+from fsl_core.text import suggest
 
 SEED = "seed"
 RESERVED = ("exclude", "baseline")

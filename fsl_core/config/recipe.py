@@ -16,10 +16,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from fsl_core.blame import NO_SUPER, STRICT, forgot_super, raised
 from fsl_core.config.document import Document, KeyPath, read_document
 from fsl_core.config.options import Component, Kind
 from fsl_core.errors import FslError, PluginError, RecipeError
-from fsl_core.words import NO_SUPER, STRICT, forgot_super, printable, raised, suggest
+from fsl_core.text import printable, suggest
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from fsl_core.config.document import KeyPath
 from fsl_core.config.options import Component, Kind
-from fsl_core.config.recipe import (
+from fsl_core.config.sections import (
     DEFAULT_NAMES,
     SECTIONS,
     Catalogue,

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fsl_core.data.files import open_regular
 from fsl_core.data.folders import name_bytes, shown
 from fsl_core.data.work import for_each
 from fsl_core.errors import CacheError, DataError
-from fsl_core.private import cache_dir, private_folder
-from fsl_core.writing import replacing
+from fsl_core.files.private import cache_dir, private_folder
+from fsl_core.files.reading import open_regular
+from fsl_core.files.writing import replacing
 
 logger = logging.getLogger(__name__)
 """Tells of what is not used or not kept. Without a handler Python writes such a line to stderr."""

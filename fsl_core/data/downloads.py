@@ -13,10 +13,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsl_core.data.files import open_regular
 from fsl_core.data.work import reported
 from fsl_core.errors import DataError
-from fsl_core.writing import replacing
+from fsl_core.files.reading import open_regular
+from fsl_core.files.writing import replacing
 
 T = TypeVar("T")
 MEGABYTE = 1 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fsl_core.data.formats import PICTURE_ENDINGS, open_picture
 from fsl_core.errors import DataError
-from fsl_core.words import printable
+from fsl_core.text import printable
 
 HIDDEN = "hidden (the name begins with a dot)"
 SYSTEM = "made by an operating system"

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from fsl_core.data.files import open_regular
 from fsl_core.data.levels import UnscaledError
 from fsl_core.errors import DataError
+from fsl_core.files.reading import open_regular
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif",),

@@ -16,9 +16,11 @@ from fsl_core.engine.execution import Execution
 from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.traces import NotCopiableError, Traces, copied, find_traces, random_state_kept
-from fsl_core.episode import Episode, Learner, Loss, TaskWeighting
+from fsl_core.episode import Episode, Loss
 from fsl_core.errors import RunError
-from fsl_core.words import first_line
+from fsl_core.learner import Learner
+from fsl_core.text import first_line
+from fsl_core.weighting import TaskWeighting
 
 MARGIN = 1.15
 """How many times faster another mode must be: of nearly equal ones the simplest is taken."""

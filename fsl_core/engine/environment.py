@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fsl_core.private import cache_dir, private_folder
+from fsl_core.files.private import cache_dir, private_folder
 
 KERNELS, TRITON_KERNELS = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 

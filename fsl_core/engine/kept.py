@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from fsl_core.engine.choice import Choice
 from fsl_core.errors import RunError
-from fsl_core.private import cache_dir
-from fsl_core.writing import write_file
+from fsl_core.files.private import cache_dir
+from fsl_core.files.writing import write_file
 
 PATIENCE = 10.0
 """Seconds to wait for another process that writes its choice, which takes milliseconds."""

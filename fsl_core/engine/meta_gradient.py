@@ -8,7 +8,9 @@ from torch import Tensor
 
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.modes import Gradients, Tasks, make_mode, trained
-from fsl_core.episode import Episode, Learner, Loss, Outcomes, TaskWeighting
+from fsl_core.episode import Episode, Loss
+from fsl_core.learner import Learner
+from fsl_core.weighting import Outcomes, TaskWeighting
 
 
 class MetaBatchResult(NamedTuple):

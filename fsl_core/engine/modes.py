@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.func import grad as function_gradient
 
-from fsl_core.attention import plain_attention
 from fsl_core.engine.environment import use_private_kernels
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.workers import Workers, add_up
-from fsl_core.episode import Episode, Learner, Loss
-from fsl_core.forward import checkpointed
+from fsl_core.episode import Episode, Loss
+from fsl_core.learner import Learner
+from fsl_core.nn.attention import plain_attention
+from fsl_core.nn.forward import checkpointed
 
 Gradients = list[Tensor | None]
 """One for each trained parameter of the learner, in their order; None where no gradient reaches."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsl_core.words import NO_SUPER
+from fsl_core.blame import NO_SUPER
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsl_core.episode import Episode, Learner
-from fsl_core.words import first_line
+from fsl_core.episode import Episode
+from fsl_core.learner import Learner
+from fsl_core.text import first_line
 
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray)
 Task = Callable[[Learner, Episode], object]

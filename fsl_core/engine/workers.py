@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from fsl_core.episode import Learner
+from fsl_core.learner import Learner
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -10,7 +10,7 @@ from fsl_core.errors import PluginError
 from fsl_core.hooks.known import PACKAGES
 from fsl_core.hooks.plugin import Plugin
 from fsl_core.hooks.specs import Register
-from fsl_core.words import suggest
+from fsl_core.text import suggest
 
 
 class Catalogue:

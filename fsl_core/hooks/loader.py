@@ -27,7 +27,7 @@ from fsl_core.hooks.containment import contained
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin, reason_of, strict, trace, traced
 from fsl_core.hooks.trust import PluginSource, RecordedPlugins, granted, remember
-from fsl_core.words import suggest
+from fsl_core.text import suggest
 
 GROUP = "fsl"
 BUILTIN = "fsl_core.builtin"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pluggy
 
 if TYPE_CHECKING:
-    from fsl_core.training.run import Run
+    from fsl_core.runs.run import Run
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 

@@ -26,8 +26,8 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from fsl_core.errors import PluginError
-from fsl_core.words import printable
-from fsl_core.writing import write_file
+from fsl_core.files.writing import write_file
+from fsl_core.text import printable
 
 LIST = "trusted-plugins.json"
 GRANTED = "FSL_GRANTED_PLUGINS"

@@ -11,7 +11,7 @@ from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.scores import RunScores, judged_unlike
 from fsl_core.reporting.statistics import PairedDifference, paired_difference
-from fsl_core.training.files import RECIPE
+from fsl_core.runs.files import RECIPE
 
 
 def compare_runs(first: RunScores, second: RunScores) -> PairedDifference:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from fsl_core.words import printable
+from fsl_core.text import printable
 
 GREY = "#888888"
 LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fsl_core.engine.evaluation import predict_episodes
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
 from fsl_core.reporting import figures
-from fsl_core.training.evaluation import predict_episodes
-from fsl_core.training.run import Run
+from fsl_core.runs.run import Run
 
 SHOWN = 6
 QUERIES_A_CLASS = 8

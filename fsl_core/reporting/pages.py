@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
-from fsl_core.training.files import write_atomically
-from fsl_core.words import printable
+from fsl_core.runs.files import write_atomically
+from fsl_core.text import printable
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from fsl_core.predicting.predictor import AdaptedPredictor, Pictures
 from fsl_core.reporting.pages import write_page
-from fsl_core.training.prediction import AdaptedPredictor, Pictures
-from fsl_core.words import CsvWriter
+from fsl_core.reporting.spreadsheets import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5

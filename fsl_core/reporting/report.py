@@ -12,8 +12,8 @@ from fsl_core.reporting.figures import curve, histogram, inner_steps
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.scores import judging_of
-from fsl_core.training.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
-from fsl_core.training.run import Run
+from fsl_core.runs.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
+from fsl_core.runs.run import Run
 
 CONFLICT_CAPTIONS = {
     "gradient_cosine": "Cosine between the meta-gradients of the tasks",

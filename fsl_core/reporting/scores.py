@@ -14,7 +14,7 @@ import numpy as np
 
 from fsl_core.config.document import read_document
 from fsl_core.errors import FslError, RunError
-from fsl_core.training.files import EPISODES, RECIPE, RESULT, is_file, read_result, reading
+from fsl_core.runs.files import EPISODES, RECIPE, RESULT, is_file, read_result, reading
 
 THESE_RUNS = "intervals are over test episodes of these trained runs, not over trainings"
 

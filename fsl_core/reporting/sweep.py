@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fsl_core.engine.evaluation import mean_and_interval
 from fsl_core.errors import RunError
 from fsl_core.reporting.scores import THESE_RUNS, Judging, RunScores, judged_unlike, read_scores
+from fsl_core.reporting.spreadsheets import CsvWriter
 from fsl_core.reporting.statistics import (
     MIN_BLOCKS,
     MeanRanks,
@@ -22,11 +24,9 @@ from fsl_core.reporting.statistics import (
     paired_difference,
     ranks,
 )
+from fsl_core.runs.files import write_atomically
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
-from fsl_core.training.evaluation import mean_and_interval
-from fsl_core.training.files import write_atomically
-from fsl_core.words import CsvWriter
 
 TIMES = ("adaptation_seconds", "training_seconds")
 JUDGING = ("norm", "transductive", "n_query")

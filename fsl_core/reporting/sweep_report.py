@@ -12,7 +12,7 @@ from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.sweep import RowResult, SweepResult, column, difference_table, table
 from fsl_core.sweeping.schedule import Job
-from fsl_core.words import name_of
+from fsl_core.text import name_of
 
 
 def write_sweep_report(

@@ -6,9 +6,9 @@ import json
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
 from fsl_core.config.matrix import SEED, Cell, FaultsOfCells, Matrix, title
 from fsl_core.errors import DataError, RecipeError
-from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
 
 LOCATIONS = ("root", "path", "file")
 

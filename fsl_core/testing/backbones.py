@@ -14,10 +14,10 @@ import fsl_core as fsl
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.workers import draws_random_numbers
-from fsl_core.norms import ITEM_BY_ITEM, support_reference
+from fsl_core.nn.norms import ITEM_BY_ITEM, support_reference
 from fsl_core.testing import checks
 from fsl_core.testing.tiny import GradientSteps, double_precision, tiny_episodes, tiny_task
-from fsl_core.words import first_line
+from fsl_core.text import first_line
 
 ITEMS = 6
 

@@ -14,13 +14,14 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_core.blame import NO_SUPER, forgot_super
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.workers import draws_random_numbers
 from fsl_core.testing.randomness import fixed_randomness
 from fsl_core.testing.tiny import Uneven, double_precision
-from fsl_core.words import NO_SUPER, first_line, forgot_super
+from fsl_core.text import first_line
 
 TOLERANCE = 1e-9  # of results that may differ in rounding only: float64 rounds at 1e-16, inner loops amplify it
 SINGLE_TOLERANCE = 1e-2  # of float32 against float64: 1e-7, amplified by solves and inner loops

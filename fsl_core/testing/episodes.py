@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fsl_core as fsl
 from fsl_core.testing import checks
-from fsl_core.words import first_line
+from fsl_core.text import first_line
 
 SPLITS: tuple[fsl.Split, ...] = ("train", "validation", "test")
 INDICES = (0, 1, 7)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import fsl_core as fsl
 from fsl_core.config.document import Document, read_value
-from fsl_core.config.recipe import SECTIONS, Recipe, check_document
+from fsl_core.config.recipe import Recipe, check_document
+from fsl_core.config.sections import SECTIONS
 from fsl_core.errors import DataError, FslError, PluginError
 from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
@@ -26,7 +27,7 @@ from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
 from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
-from fsl_core.words import suggest
+from fsl_core.text import suggest
 
 HERE = "conformance"
 _COLUMNS = {

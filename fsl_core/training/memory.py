@@ -10,7 +10,7 @@ from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.errors import RunError
 
 if TYPE_CHECKING:
-    from fsl_core.training.run import Run
+    from fsl_core.runs.run import Run
 
 
 @contextmanager

@@ -9,20 +9,22 @@ from typing import Any
 
 import torch
 
+from fsl_core.adapter import Adapter
+from fsl_core.assembly.experiment import check_data, splits_in_use
+from fsl_core.data.seeding import seed_torch
+from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
-from fsl_core.episode import Adapter, Episode, Learner
+from fsl_core.episode import Episode
 from fsl_core.errors import PluginError, RunError, TrainingError
-from fsl_core.norms import Norm, collect_statistics
-from fsl_core.training import checkpoints
+from fsl_core.learner import Learner
+from fsl_core.nn.norms import Norm, collect_statistics
+from fsl_core.runs import checkpoints
+from fsl_core.runs.data_record import keep_data_record, refuse_other_data
+from fsl_core.runs.run import Run
+from fsl_core.runs.stopping import Interrupted
 from fsl_core.training.conflict import gradient_conflict
-from fsl_core.training.data_record import keep_data_record, refuse_other_data
-from fsl_core.training.evaluation import Evaluation, evaluate
-from fsl_core.training.execution import choose_execution, workers_of
-from fsl_core.training.experiment import check_data, splits_in_use
 from fsl_core.training.memory import enough_memory
-from fsl_core.training.run import Run
-from fsl_core.training.seeding import seed_torch
-from fsl_core.training.stopping import Interrupted
+from fsl_core.training.mode_choice import choose_execution, workers_of
 
 
 def train(run: Run) -> None:

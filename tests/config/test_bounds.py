@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core.config.document import LARGEST, parse_document, read_value
+from fsl_core.config.document import parse_document, read_value
 from fsl_core.config.matrix import read_matrix
+from fsl_core.config.yaml_text import LARGEST
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import Loaded
 

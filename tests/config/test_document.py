@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core.config.document import read_document, read_value, to_yaml
+from fsl_core.config.document import read_document, read_value
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
+from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import Loaded
 

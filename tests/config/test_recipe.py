@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from fsl_core.config.document import to_yaml
-from fsl_core.config.recipe import read_recipe, recipe_schema
+from fsl_core.config.recipe import read_recipe
+from fsl_core.config.sections import recipe_schema
+from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import Loaded
 

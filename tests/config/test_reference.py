@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fsl_core.config.options import Component
-from fsl_core.config.recipe import SECTIONS
 from fsl_core.config.reference import option_rows, recipe_reference
+from fsl_core.config.sections import SECTIONS
 from fsl_core.hooks.loader import load
 
 PLUGINS = load(entry_points=False)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from fsl_core.data.cache import cached_tensors, content_key, data_root, tensors_digest
 from fsl_core.errors import DataError
-from fsl_core.private import cache_dir
+from fsl_core.files.private import cache_dir
 
 TENSORS = {"a": torch.arange(6, dtype=torch.uint8).reshape(2, 3), "b": torch.zeros(0, 4)}
 

@@ -12,7 +12,7 @@ from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
-from fsl_core.norms import NORM_POLICIES
+from fsl_core.nn.norms import NORM_POLICIES
 from fsl_core.testing import (
     GradientSteps,
     Uneven,

@@ -18,8 +18,8 @@ from scipy import stats
 from fsl_core.cli import main
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import Loaded
+from fsl_core.runs.run import new_run
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import new_run
 
 
 class Ended(NamedTuple):

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import torch
 
+from fsl_core.predicting.predictor import Pictures
 from fsl_core.reporting.predictions import Predictions
-from fsl_core.training.prediction import Pictures
 
 CLASSES = ("=cmd()", "$\\frac{$", "<b>\x1b[2J")
 FILES = ["-1.png", "@x.png", "-2", "a\n.png"]

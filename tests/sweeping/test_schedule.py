@@ -13,10 +13,10 @@ from filelock import FileLock
 
 from fsl_core.config.matrix import read_matrix
 from fsl_core.hooks.loader import Loaded
+from fsl_core.runs.run import IN_USE
 from fsl_core.sweeping import schedule
 from fsl_core.sweeping.processes import Processes
 from fsl_core.sweeping.schedule import Job, last_step, make_jobs, run_jobs, threads_of
-from fsl_core.training.run import IN_USE
 
 PROGRAM = f"""
 import shutil, sys

@@ -17,9 +17,9 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RunError
 from fsl_core.hooks.loader import Loaded, load
-from fsl_core.training.begun import differences
+from fsl_core.runs.begun import differences
+from fsl_core.runs.run import Run, new_run, open_run, prepare_run
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import Run, new_run, open_run, prepare_run
 
 CPU = torch.device("cpu")
 PROGRESS = """

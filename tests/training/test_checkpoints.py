@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fsl_core.errors import RunError
-from fsl_core.training import checkpoints
+from fsl_core.runs import checkpoints
 
 
 def trained(seed: int = 0, width: int = 3) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:

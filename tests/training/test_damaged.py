@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import FslError
 from fsl_core.hooks.loader import Loaded
+from fsl_core.predicting.predictor import load_predictor
 from fsl_core.reporting.scores import read_scores
+from fsl_core.runs.files import check_files
+from fsl_core.runs.run import new_run, open_run
 from fsl_core.sweeping.schedule import last_step
-from fsl_core.training.files import check_files
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.prediction import load_predictor
-from fsl_core.training.run import new_run, open_run
 
 CPU = torch.device("cpu")
 SHORT = ["outer.steps=2", "outer.validate_every=2", "evaluate.episodes=4"]

@@ -15,11 +15,11 @@ import torch
 
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RunError
+from fsl_core.files.writing import UNFINISHED
 from fsl_core.hooks.loader import Loaded
-from fsl_core.training.files import check_files, is_file
+from fsl_core.runs.files import check_files, is_file
+from fsl_core.runs.run import new_run, open_run
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import new_run, open_run
-from fsl_core.writing import UNFINISHED
 
 CPU = torch.device("cpu")
 SHORT = ["outer.steps=2", "outer.validate_every=2", "evaluate.episodes=4"]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import fsl_core as fsl
+from fsl_core.engine.evaluation import evaluate, mean_and_interval
 from fsl_core.hooks.loader import Loaded
-from fsl_core.training.evaluation import evaluate, mean_and_interval
 
 
 class Steps(fsl.Adapter):

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import fsl_core as fsl_public
+from fsl_core.assembly.experiment import build_experiment
 from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.config.recipe import read_recipe
 from fsl_core.engine import choice as engine_choice
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.execution import Execution
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.runs.run import Run, new_run, open_run, read_choice
 from fsl_core.training import execution
-from fsl_core.training.execution import choose_execution, kept_execution, tune_execution
-from fsl_core.training.experiment import build_experiment
+from fsl_core.training.mode_choice import choose_execution, kept_execution, tune_execution
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import Run, new_run, open_run, read_choice
 
 CPU = torch.device("cpu")
 AUTO = ("execution.mode=auto", "outer.validate_every=0", "outer.steps=4", "evaluate.episodes=4")

@@ -8,10 +8,10 @@ import pytest
 from torch import nn
 
 import fsl_core as fsl_public
+from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import Loaded, load
-from fsl_core.training.experiment import build_experiment
 
 WEIGHTING = """
 import fsl_core as fsl

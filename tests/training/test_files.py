@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fsl_core.errors import RunError
-from fsl_core.training.files import to_json
+from fsl_core.runs.files import to_json
 
 
 def test_json_is_as_it_was():

@@ -17,15 +17,15 @@ from safetensors import SafetensorError
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RunError
+from fsl_core.files.writing import UNFINISHED
 from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.comparison import write_comparison
 from fsl_core.reporting.scores import read_scores
+from fsl_core.runs import checkpoints
+from fsl_core.runs.files import writing
+from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.sweeping.schedule import make_jobs
-from fsl_core.training import checkpoints
-from fsl_core.training.files import writing
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import Run, new_run, open_run
-from fsl_core.writing import UNFINISHED
 
 CPU = torch.device("cpu")
 SHORT = [

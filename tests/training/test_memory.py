@@ -12,8 +12,8 @@ from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.loader import Loaded
+from fsl_core.runs.run import new_run
 from fsl_core.training import outer_loop
-from fsl_core.training.run import new_run
 
 CPU = torch.device("cpu")
 SMALLER = "A smaller backbone, smaller items, or fewer of them in an episode"

@@ -10,14 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fsl_core.assembly.experiment import Experiment, build_experiment
+from fsl_core.assembly.preflight import made_up_episodes, preflight, preflight_all
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import Loaded, load
-from fsl_core.training.experiment import Experiment, build_experiment
+from fsl_core.runs.run import new_run, open_run, prepare_run
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.preflight import made_up_episodes, preflight, preflight_all
-from fsl_core.training.run import new_run, open_run, prepare_run
 
 HERE = Path(__file__).parent
 PARTS = HERE / "faulty_parts.py"
@@ -259,7 +259,7 @@ def test_a_prepared_run_is_tried_when_it_begins_and_not_again(
     recipe: Path, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tried, cpu, run = [], torch.device("cpu"), tmp_path / "run"
-    monkeypatch.setattr("fsl_core.training.run.preflight", tried.append)
+    monkeypatch.setattr("fsl_core.runs.run.preflight", tried.append)
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     environment = {"recipe": "r", "plugin_files": [str(PARTS)]}
     prepare_run(run, read_recipe(recipe, loaded.catalogue), environment)
@@ -291,7 +291,7 @@ def test_rows_of_a_matrix_share_what_is_alike(
     built, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ):
     whole = []
-    monkeypatch.setattr("fsl_core.training.preflight.preflight", whole.append)
+    monkeypatch.setattr("fsl_core.assembly.preflight.preflight", whole.append)
     rows = [built(), built("outer.weighting={name: scalar-weight}"), built("evaluate.n_shot=3")]
     with pytest.raises(PluginError, match=r"outer\.weighting: .*: weights of shape \(\)"):
         preflight_all(rows)

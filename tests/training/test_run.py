@@ -18,8 +18,8 @@ import fsl_core as fsl_public
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DataError, RunError, TrainingError
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.training.outer_loop import judge, train
-from fsl_core.training.run import Run, new_run, open_run
 
 CPU = torch.device("cpu")
 
@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 def last_step(directory: Path) -> int:
-    from fsl_core.training.checkpoints import progress_of
+    from fsl_core.runs.checkpoints import progress_of
 
     path = directory / "checkpoints" / "last.safetensors"
     return progress_of(path)["step"] if path.is_file() else -1

@@ -9,14 +9,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fsl_core.assembly.experiment import build_experiment, build_optimizer
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import Loaded, load
-from fsl_core.training.checkpoints import progress_of
-from fsl_core.training.experiment import build_experiment, build_optimizer
+from fsl_core.runs.checkpoints import progress_of
+from fsl_core.runs.run import new_run, open_run
 from fsl_core.training.outer_loop import train
-from fsl_core.training.run import new_run, open_run
 
 FROZEN = """
 import torch

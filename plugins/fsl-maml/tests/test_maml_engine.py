@@ -10,7 +10,7 @@ from fsl_core.builtin.conv4 import Conv4
 from fsl_core.builtin.uniform import Uniform
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
-from fsl_core.norms import NORM_POLICIES
+from fsl_core.nn.norms import NORM_POLICIES
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 from fsl_maml import Maml
 

@@ -9,14 +9,17 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from fsl_core.adapter import Adapter
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
+from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
-from fsl_core.episode import Adapter, Learner, TaskShape, TaskWeighting, gradient_columns
+from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RecipeError, ShapeError
-from fsl_core.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
-from fsl_core.training.seeding import seed_torch
+from fsl_core.learner import Learner, gradient_columns
+from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
+from fsl_core.weighting import TaskWeighting
 
 FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
 

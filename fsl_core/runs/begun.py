@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import Field
 
-from fsl_core.config.document import read_document, to_yaml
+from fsl_core.config.document import read_document
 from fsl_core.config.matrix import recipe_digest
 from fsl_core.config.recipe import Recipe
+from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RunError
-from fsl_core.training.files import (
+from fsl_core.runs.files import (
     BEGUN,
     EPISODES,
     RECIPE,

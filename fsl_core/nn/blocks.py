@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsl_core.forward import transformed
-from fsl_core.norms import Norm, NormPolicy, normalise_over_batch
+from fsl_core.nn.forward import transformed
+from fsl_core.nn.norms import Norm, NormPolicy, normalise_over_batch
 
 _FEW_COLUMNS = 32  # of the matrix of patches: up to three channels under a 3x3 filter
 

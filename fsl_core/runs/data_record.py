@@ -10,14 +10,7 @@ from typing import Any
 from fsl_core.data.folders import PassedOver, counted, nfc, shown
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.errors import DataError
-from fsl_core.training.files import (
-    DATA,
-    Record,
-    Whole,
-    is_file,
-    read_json,
-    write_atomically,
-)
+from fsl_core.runs.files import DATA, Record, Whole, is_file, read_json, write_atomically
 
 
 class _Split(Record):

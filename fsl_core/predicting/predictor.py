@@ -13,18 +13,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fsl_core.assembly.experiment import Experiment, build_experiment
 from fsl_core.config.document import parse_document
 from fsl_core.config.recipe import check_document
 from fsl_core.data import folders
 from fsl_core.data.folders import PassedOver, nfc, shown
+from fsl_core.data.seeding import seed_torch
 from fsl_core.data.vision import decode_images
-from fsl_core.episode import Episode, LabelledSet, Learner, Predictor, TaskShape
+from fsl_core.episode import Episode, LabelledSet, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
+from fsl_core.files.writing import write_file
 from fsl_core.hooks.loader import load
 from fsl_core.hooks.trust import RecordedPlugins
-from fsl_core.training.checkpoints import load_weights, read_tensors, save_tensors
-from fsl_core.training.experiment import Experiment, build_experiment
-from fsl_core.training.files import (
+from fsl_core.learner import Learner
+from fsl_core.runs.checkpoints import load_weights, read_tensors, save_tensors
+from fsl_core.runs.files import (
     RECIPE,
     PluginFiles,
     Record,
@@ -36,9 +39,7 @@ from fsl_core.training.files import (
     to_json,
     writing,
 )
-from fsl_core.training.run import Run, open_run
-from fsl_core.training.seeding import seed_torch
-from fsl_core.writing import write_file
+from fsl_core.runs.run import Run, open_run
 
 TOGETHER = 256
 """Normalisations under which a picture's prediction does not depend on the other pictures."""

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
-from fsl_core.episode import Episode, Learner, TaskShape
+from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import RunError
-from fsl_core.training.seeding import seed_torch
+from fsl_core.learner import Learner
 
 TIMED_EPISODES = 20
 DRAWN_TOGETHER = 20

@@ -21,13 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fsl_core.adapter import Adapter
+from fsl_core.assembly.experiment import Experiment
+from fsl_core.blame import NO_SUPER, STRICT, belongs, forgot_super, raised
+from fsl_core.data.seeding import seed_torch
 from fsl_core.engine import soundness
-from fsl_core.episode import Adapter, Episode, LabelledSet, Learner, Outcomes, TaskShape
+from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import FslError, PluginError, ShapeError
-from fsl_core.norms import support_reference
-from fsl_core.training.experiment import Experiment
-from fsl_core.training.seeding import seed_torch
-from fsl_core.words import NO_SUPER, STRICT, belongs, forgot_super, raised
+from fsl_core.learner import Learner
+from fsl_core.nn.norms import support_reference
+from fsl_core.weighting import Outcomes
 
 FEW = 2
 """Queries per class: enough to see a wrong shape, and quick."""

@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
+from fsl_core.assembly.experiment import Experiment
 from fsl_core.config.options import Component
 from fsl_core.data.cache import content_key
+from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.kept import ChoiceFile
 from fsl_core.engine.traces import random_state_kept
 from fsl_core.errors import RecipeError, RunError
-from fsl_core.training.experiment import Experiment
-from fsl_core.training.files import EXECUTION, to_json, write_atomically
-from fsl_core.training.run import Run
-from fsl_core.training.seeding import seed_torch
+from fsl_core.runs.files import EXECUTION, to_json, write_atomically
+from fsl_core.runs.run import Run
 
 AGAIN = "`fsl tune-execution RECIPE` measures again"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fsl_core.norms import current_support, support_reference
+from fsl_core.nn.norms import current_support, support_reference
 
 
 class _OfThread(threading.local):

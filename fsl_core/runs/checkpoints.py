@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fsl_core.errors import RunError
-from fsl_core.training.files import Record, check_record, is_file, load_json, reading, to_json
-from fsl_core.writing import replacing
+from fsl_core.files.writing import replacing
+from fsl_core.runs.files import Record, check_record, is_file, load_json, reading, to_json
 
 Tensors = dict[str, Tensor]
 

@@ -16,27 +16,29 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 
+from fsl_core.adapter import Adapter
+from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
+from fsl_core.assembly.preflight import preflight
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
+from fsl_core.engine.evaluation import Evaluation
 from fsl_core.engine.execution import Mode
-from fsl_core.episode import Adapter
 from fsl_core.errors import RunError, TrainingError
+from fsl_core.files.writing import UNFINISHED, append_file, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin
 from fsl_core.hooks.trust import RecordedPlugins
-from fsl_core.training import checkpoints
-from fsl_core.training.begun import (
+from fsl_core.runs import checkpoints
+from fsl_core.runs.begun import (
     change_steps,
     changes_of_steps,
     differences,
     refuse_edited,
     write_recipe,
 )
-from fsl_core.training.evaluation import Evaluation
-from fsl_core.training.experiment import Experiment, build_experiment, build_optimizer, check_data
-from fsl_core.training.files import (
+from fsl_core.runs.files import (
     BEGUN,
     ENVIRONMENT,
     EPISODES,
@@ -59,10 +61,8 @@ from fsl_core.training.files import (
     write_atomically,
     writing,
 )
-from fsl_core.training.preflight import preflight
-from fsl_core.training.stopping import Stop
-from fsl_core.words import name_of
-from fsl_core.writing import UNFINISHED, append_file, remove_unfinished
+from fsl_core.runs.stopping import Stop
+from fsl_core.text import name_of
 
 IN_USE = "another process is writing to this run"
 
@@ -409,8 +409,6 @@ def describe_environment(plugins: Iterable[Plugin]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "plugins": {
-            p.name: p.origin
-            for p in plugins
-            if p.status == "ok" and p.distribution != "fsl-core"
+            p.name: p.origin for p in plugins if p.status == "ok" and p.distribution != "fsl-core"
         },
     }

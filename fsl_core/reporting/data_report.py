@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
 from fsl_core.data.cache import content_key
 from fsl_core.data.folders import PassedOver, picture_size, shown
 from fsl_core.data.source import Split, SplitContents
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError
-from fsl_core.training.data_record import passed_over
-from fsl_core.training.experiment import Experiment, check_data, splits_in_use
+from fsl_core.runs.data_record import passed_over
 
 
 @dataclass(frozen=True)

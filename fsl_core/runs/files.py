@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
-from fsl_core.writing import write_file
+from fsl_core.files.writing import write_file
 
 RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
