@@ -19,7 +19,7 @@ from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.engine.environment import prepare_process
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.sweeping.plan import plan_sweep
 
 # No test is decided by what was measured before, or leaves what it measured for the user's runs.
@@ -43,9 +43,9 @@ def _check_recipe(example) -> None:
         recipe = Path(folder) / f"{Path(example.path).stem}.yaml"
         recipe.write_text(example.parsed, encoding="utf-8")
         if has_matrix(recipe):
-            plan_sweep(read_matrix(recipe, load()))
+            plan_sweep(read_matrix(recipe, load().catalogue))
         else:
-            build_experiment(read_recipe(recipe, load()))
+            build_experiment(read_recipe(recipe, load().catalogue))
 
 
 pytest_collect_file = Sybil(

@@ -61,7 +61,7 @@ def adaptation(settings: Settings) -> dict:
 
 def _adapters() -> Iterator[tuple[str, tuple[str, dict]]]:
     """Every installed adapter with its default options; `maml` with 1, 5 and 10 steps."""
-    for name in ours.registry().names("adapter"):
+    for name in ours.loaded().catalogue.names("adapter"):
         if name == "maml":
             yield from (
                 (f"maml, {n} step{'s' * (n > 1)}", (name, {"inner_steps": n})) for n in MAML_STEPS

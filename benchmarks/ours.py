@@ -15,7 +15,7 @@ from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.episode import Loss
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 
 EXECUTIONS: tuple[str, ...] = ("loop", "workers", "vmap", "compiled")
 """How a meta-batch can be computed; every race enters each of them. workers: a loop with as many as torch has threads."""
@@ -81,14 +81,14 @@ def training(
 
 
 @cache
-def registry() -> Registry:
+def loaded() -> Loaded:
     return load()
 
 
 def build(kind: str, name: str, options: dict | None = None, **injected):
     """A component by its recipe name. LeftOut where it is not installed or refuses its options."""
     try:
-        component = registry().get(kind, name)
+        component = loaded().catalogue.get(kind, name)
         return component.build(component.options(name=name, **(options or {})), **injected)
     except (fsl.FslError, ValueError) as error:
         raise LeftOut(" ".join(str(error).split())) from error

@@ -18,7 +18,7 @@ import torch
 import fsl_core as fsl
 from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_kernel_closed_form import finite_time, solve
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "solver.md"
@@ -90,7 +90,7 @@ def adaptation_rows(folder: Path) -> list[list[str]]:
 def adaptation(folder: Path, adapter: str, n_way: int, n_shot: int) -> float:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(adapter=adapter, n_way=n_way, n_shot=n_shot))
-    experiment = build_experiment(read_recipe(path, load()))
+    experiment = build_experiment(read_recipe(path, load().catalogue))
     learner = experiment.learner.eval()
     episode: fsl.Episode = experiment.source.batch("test", range(1), 0).unbatch()[0]
     with torch.no_grad():

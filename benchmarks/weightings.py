@@ -16,7 +16,7 @@ def weightings(settings: Settings) -> dict:
     execution = "workers" if torch.get_num_threads() > 1 else "loop"
     entered: dict[str, Work] = {}
     left_out: dict[str, str] = {}
-    for name in ours.registry().names("weighting"):
+    for name in ours.loaded().catalogue.names("weighting"):
         try:
             entered[name] = ours.prepare(
                 problem.learner, problem.episodes, problem.loss, execution, name

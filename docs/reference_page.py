@@ -5,9 +5,9 @@ from __future__ import annotations
 from mkdocs.structure.files import File, Files
 
 from fsl_core.config.reference import recipe_reference
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 
 
 def on_files(files: Files, config) -> Files:
-    files.append(File.generated(config, "reference.md", content=recipe_reference(load())))
+    files.append(File.generated(config, "reference.md", content=recipe_reference(load().catalogue)))
     return files

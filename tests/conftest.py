@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 
 TOY_PLUGIN = '''
 """Episodes of Gaussian blobs, far quicker than pictures."""
@@ -135,7 +135,7 @@ def toy_recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def toy_registry(toy_recipe: Path) -> Registry:
+def toy_plugins(toy_recipe: Path) -> Loaded:
     return load(entry_points=False, files=[toy_recipe.parent / "fslplugin.py"])
 
 

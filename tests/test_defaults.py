@@ -13,18 +13,22 @@ from ruamel.yaml import YAML
 
 from fsl_core.config.document import read_document
 from fsl_core.config.options import Component
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-REGISTRY = load()
+PLUGINS = load()
 SECTIONS = {"adapter": "adapter", "weighting": "outer.weighting"}
 """Kinds of components with options of a method, and where a recipe names them."""
 
 
 def _own(kinds: tuple[str, ...]) -> list[Component]:
     """Components of these kinds whose package has a README in this repository."""
-    found = [REGISTRY.get(kind, name) for kind in kinds for name in REGISTRY.names(kind)]
+    found = [
+        PLUGINS.catalogue.get(kind, name)
+        for kind in kinds
+        for name in PLUGINS.catalogue.names(kind)
+    ]
     return [component for component in found if _readme(component).is_file()]
 
 

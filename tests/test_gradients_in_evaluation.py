@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import fsl_core as fsl
 from fsl_core.engine.evaluation import evaluate
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
 
 TASK = tiny_task()
@@ -134,7 +134,7 @@ def test_what_is_wrong_either_way_is_raised(text: str):
         fsl.Learner(TinyBackbone(), Wrong(5)).adapt(episode())
 
 
-def test_an_evaluation_keeps_no_graph(toy_registry: Registry):
+def test_an_evaluation_keeps_no_graph(toy_plugins: Loaded):
     made = []
 
     class Watched(Plain):
@@ -144,7 +144,7 @@ def test_an_evaluation_keeps_no_graph(toy_registry: Registry):
 
     with double_precision(torch.float32):
         judged = fsl.Learner(nn.Linear(2, 4), Watched(4))
-        source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+        source = toy_plugins.catalogue.get("episodes", "blobs").factory(n_way=3)
         several = evaluate(judged, source, "test", 5, workers=2)
         alone = evaluate(judged, source, "test", 5)
     assert several.scores == alone.scores

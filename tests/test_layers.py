@@ -44,7 +44,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"blame", "errors", "hooks.registry", "text"},
+    | {"errors", "hooks.loader", "words"},
 }
 
 

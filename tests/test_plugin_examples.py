@@ -10,7 +10,7 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.runs.run import new_run
 from fsl_core.testing import AdapterContract, EpisodesContract, WeightingContract
 from fsl_core.training.outer_loop import judge, train
@@ -67,10 +67,10 @@ def test_they_work_together(tmp_path: Path, adapter: str, norm: str):
     for file, text in zip(files, EXAMPLES, strict=True):
         file.write_text(text, encoding="utf-8")
     (tmp_path / "r.yaml").write_text(RECIPE.replace("NORM", norm).replace("ADAPTER", adapter))
-    registry = load(entry_points=False, files=files)
-    assert not [plugin.reason for plugin in registry.plugins if plugin.reason]
-    recipe = read_recipe(tmp_path / "r.yaml", registry)
-    with new_run(tmp_path / "run", recipe, registry, torch.device("cpu"), files) as run:
+    loaded = load(entry_points=False, files=files)
+    assert not [plugin.reason for plugin in loaded.plugins if plugin.reason]
+    recipe = read_recipe(tmp_path / "r.yaml", loaded.catalogue)
+    with new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), files) as run:
         train(run)
         result = judge(run)
     assert (result["norm"], result["episodes"]) == (norm, 3)

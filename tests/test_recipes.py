@@ -15,7 +15,7 @@ from fsl_core.config.document import read_document
 from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.runs.run import new_run
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.outer_loop import judge, train
@@ -38,20 +38,20 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_recipe_trains(path: Path, tmp_path: Path):
-    registry = load()
+    loaded = load()
     for package in _required(path):
         if package not in {d.name for d in metadata.distributions()}:
             pytest.skip(f"{package} is not installed")
     if has_matrix(path):
         every = plan_sweep(
-            read_matrix(path, registry, [*SHORT, *_synthetic(path)]), with_data=False
+            read_matrix(path, loaded.catalogue, [*SHORT, *_synthetic(path)]), with_data=False
         ).cells
         recipe = every[-1].recipe
     else:
-        recipe = read_recipe(path, registry, [*SHORT, *_synthetic(path)])
+        recipe = read_recipe(path, loaded.catalogue, [*SHORT, *_synthetic(path)])
     with (
         skipped_without_its_library(),
-        new_run(tmp_path / "run", recipe, registry, torch.device("cpu"), []) as run,
+        new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), []) as run,
     ):
         train(run)
         assert judge(run)["episodes"] == 2

@@ -10,7 +10,7 @@ import typer
 from fsl_core.text import printable
 
 if TYPE_CHECKING:
-    from fsl_core.hooks.registry import Registry
+    from fsl_core.hooks.loader import Loaded
 
 
 def _recipe_file(given: Path) -> Path:
@@ -68,32 +68,32 @@ RawCsv = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
-def load_registry(
+def load_plugins(
     no_plugin: list[str],
     plugins_dir: Path | None,
     recipe: Path | None = None,
     no_local_plugin: bool = False,
-) -> Registry:
+) -> Loaded:
     """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
-    from fsl_core.hooks.registry import load, plugin_files
+    from fsl_core.hooks.loader import load, plugin_files
 
     files = plugin_files(None if no_local_plugin else recipe, plugins_dir)
     if plugins_dir is not None:
         _tell_files(plugins_dir, files)
-    registry = load(no_plugin=no_plugin, files=files)
-    for plugin in registry.plugins:
+    loaded = load(no_plugin=no_plugin, files=files)
+    for plugin in loaded.plugins:
         if plugin.status == "failed":
             warn(f"{plugin.title} failed to load: {plugin.reason}")
         for note in plugin.notes:
             warn(f"{plugin.title}: {note}")
-    return registry
+    return loaded
 
 
 def recorded_plugins(
     no_plugin: list[str], plugins_dir: Path | None, trust_plugins: bool
 ) -> dict[str, Any]:
     """How `open_run` and its like treat the one-file plugins that a run names, told on stderr."""
-    from fsl_core.hooks.registry import plugin_files
+    from fsl_core.hooks.loader import plugin_files
 
     files = plugin_files(None, plugins_dir)
     if plugins_dir is not None:

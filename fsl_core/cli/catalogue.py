@@ -15,7 +15,7 @@ from fsl_core.cli.arguments import (
     PluginsDir,
     RecipeFile,
     choose_device,
-    load_registry,
+    load_plugins,
     warn,
 )
 
@@ -65,18 +65,18 @@ def check(
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
         raise typer.BadParameter(f"{option} says what is read. With --data", param_hint=option)
-    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
-    if registry.files:
-        warn(f"imported {', '.join(registry.files)}")
+    loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
+    if loaded.files:
+        warn(f"imported {', '.join(loaded.files)}")
     if has_matrix(recipe, overrides):
         if data:
             _refuse_matrix(recipe)
-        plan = plan_sweep(read_matrix(recipe, registry, overrides), with_data=False)
+        plan = plan_sweep(read_matrix(recipe, loaded.catalogue, overrides), with_data=False)
         preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
         axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
         typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
         return
-    checked = read_recipe(recipe, registry, overrides)
+    checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
     preflight(experiment)
@@ -131,9 +131,9 @@ def schema(
     from fsl_core.config.sections import recipe_schema
     from fsl_core.runs.files import to_json
 
-    registry = load_registry(no_plugin, plugins_dir)
-    as_json = to_json(recipe_schema(registry), "schema", indent=2)
-    typer.echo(recipe_reference(registry) if markdown else as_json)
+    loaded = load_plugins(no_plugin, plugins_dir)
+    as_json = to_json(recipe_schema(loaded.catalogue), "schema", indent=2)
+    typer.echo(recipe_reference(loaded.catalogue) if markdown else as_json)
 
 
 def plugins(
@@ -142,7 +142,7 @@ def plugins(
     """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
     from fsl_core.runs.files import to_json
 
-    registry = load_registry(no_plugin, plugins_dir)
+    loaded = load_plugins(no_plugin, plugins_dir)
     rows = [
         {
             "name": p.name,
@@ -157,7 +157,7 @@ def plugins(
             "slow": p.slow,
             "notes": p.notes,
         }
-        for p in registry.plugins
+        for p in loaded.plugins
     ]
     if as_json:
         typer.echo(to_json(rows, "rows", indent=2))
@@ -195,7 +195,7 @@ def list_components(
     """List the adapters, backbones, episodes or weightings that recipes can name."""
     from fsl_core.runs.files import to_json
 
-    components = load_registry(no_plugin, plugins_dir).components(_kind(kind))
+    components = load_plugins(no_plugin, plugins_dir).catalogue.components(_kind(kind))
     rows = [
         {"name": c.name, "from": c.origin, "summary": (c.doc.splitlines() or [""])[0]}
         for c in components
@@ -222,7 +222,7 @@ def show(
     from fsl_core.config.reference import option_rows
     from fsl_core.runs.files import to_json
 
-    component = load_registry(no_plugin, plugins_dir).get(_kind(kind), name)
+    component = load_plugins(no_plugin, plugins_dir).catalogue.get(_kind(kind), name)
     if as_json:
         described = {
             "name": name,
@@ -249,15 +249,15 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
     from fsl_core.runs.files import to_json
     from fsl_core.runs.run import describe_environment
 
-    registry = load_registry(no_plugin, plugins_dir)
-    report = describe_environment(registry)
+    loaded = load_plugins(no_plugin, plugins_dir)
+    report = describe_environment(loaded.plugins)
     report["devices"] = [
         "cpu",
         *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
     ]
     report["folders"] = {"cache": str(cache_dir()), "data": str(data_root(None))}
-    report["failed"] = {p.name: p.reason for p in registry.plugins if p.status == "failed"}
-    report["notes"] = {p.name: "; ".join(p.notes) for p in registry.plugins if p.notes}
+    report["failed"] = {p.name: p.reason for p in loaded.plugins if p.status == "failed"}
+    report["notes"] = {p.name: "; ".join(p.notes) for p in loaded.plugins if p.notes}
     if as_json:
         typer.echo(to_json(report, "doctor", indent=2))
     else:

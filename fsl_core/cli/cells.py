@@ -23,7 +23,7 @@ def preload(no_plugin: list[str]) -> str:
         import_module(name)
     import torch
 
-    from fsl_core.hooks.registry import load
+    from fsl_core.hooks.loader import load
 
     load(no_plugin=no_plugin)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo: a second

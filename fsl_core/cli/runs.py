@@ -28,7 +28,7 @@ from fsl_core.cli.arguments import (
     RunDirectory,
     TrustPlugins,
     choose_device,
-    load_registry,
+    load_plugins,
     recorded_plugins,
     say,
     warn,
@@ -39,7 +39,7 @@ from fsl_core.text import name_of
 
 if TYPE_CHECKING:
     from fsl_core.data.source import Split
-    from fsl_core.hooks.registry import Registry
+    from fsl_core.hooks.loader import Loaded
     from fsl_core.runs.run import Run
 
 Out = Annotated[
@@ -65,8 +65,8 @@ def run(
 ) -> None:
     """Train and evaluate a recipe."""
     with _json_alone(as_json), interruptible() as watched:
-        registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
-        result, directory = _run(recipe, registry, overrides, out, device, watched)
+        loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
+        result, directory = _run(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json)
 
 
@@ -151,14 +151,14 @@ def reproduce(
     from fsl_core.config.recipe import read_recipe
     from fsl_core.errors import RecipeError
 
-    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
-    expected = read_recipe(recipe, registry, overrides).sections.expect
+    loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
+    expected = read_recipe(recipe, loaded.catalogue, overrides).sections.expect
     if not expected:
         raise RecipeError(
             f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
         )
     with interruptible() as watched:
-        result, directory = _run(recipe, registry, overrides, out, device, watched)
+        result, directory = _run(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -266,7 +266,7 @@ def compare(
 
 def _run(
     recipe_file: Path,
-    registry: Registry,
+    loaded: Loaded,
     overrides: list[str],
     out: Path | None,
     device: str,
@@ -275,10 +275,10 @@ def _run(
     from fsl_core.config.recipe import read_recipe
     from fsl_core.runs.run import new_run
 
-    recipe = read_recipe(recipe_file, registry, overrides)
+    recipe = read_recipe(recipe_file, loaded.catalogue, overrides)
     directory = out or _free_directory(name_of(recipe_file))
-    files = map(Path, registry.files)
-    with new_run(directory, recipe, registry, choose_device(device), files) as started:
+    files = map(Path, loaded.files)
+    with new_run(directory, recipe, loaded, choose_device(device), files) as started:
         return _complete(started, watched), directory
 
 
@@ -292,9 +292,9 @@ def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     watched.follow(run)
     console = _console()
     bar = ProgressBar(console)
-    run.registry.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    run.registry.observe(bar)
-    run.registry.observe(ReportWriter())
+    run.observers.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    run.observers.add(bar)
+    run.observers.add(ReportWriter())
     try:
         train(run)
         with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
@@ -302,7 +302,7 @@ def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     finally:
         bar.stop()
         run.flush_metrics()
-    run.registry.hook.fsl_run_finished(run=run, result=result)
+    run.observers.tell("fsl_run_finished", run=run, result=result)
     return result
 
 

@@ -73,7 +73,7 @@ def new_plugin(
 
 def _check_name(name: str, kind: Kind) -> None:
     from fsl_core.hooks.known import PACKAGES
-    from fsl_core.hooks.registry import load
+    from fsl_core.hooks.loader import load
 
     if not re.fullmatch(r"fsl(-[a-z][a-z0-9]*)+", name):
         words = (
@@ -87,9 +87,9 @@ def _check_name(name: str, kind: Kind) -> None:
         raise PluginError(
             f"{name}: a package of that name exists. Another one, or a pull request to it"
         )
-    registry, component = load(), name.removeprefix("fsl-")
-    if component in registry.names(kind.value):
-        origin = registry.get(kind.value, component).origin
+    loaded, component = load(), name.removeprefix("fsl-")
+    if component in loaded.catalogue.names(kind.value):
+        origin = loaded.catalogue.get(kind.value, component).origin
         raise PluginError(
             f"{name}: {kind.value} {component!r} is offered by {origin}. Another name"
         )

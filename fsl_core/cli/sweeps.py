@@ -21,13 +21,13 @@ from fsl_core.cli.arguments import (
     RawCsv,
     RecipeFile,
     choose_device,
-    load_registry,
+    load_plugins,
 )
 from fsl_core.text import name_of, printable
 
 if TYPE_CHECKING:
     from fsl_core.config.matrix import Cell
-    from fsl_core.hooks.registry import Registry
+    from fsl_core.hooks.loader import Loaded
     from fsl_core.reporting.sweep import SweepResult
     from fsl_core.sweeping.schedule import Job
 
@@ -70,13 +70,13 @@ def sweep(
     from fsl_core.sweeping.processes import Processes
     from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer, run_jobs, threads_of
 
-    registry = load_registry(no_plugin, plugins_dir, recipe, no_local_plugin)
-    context.with_resource(granting(registry.files))
+    loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
+    context.with_resource(granting(loaded.files))
     choose_device(device)
-    plan = plan_sweep(read_matrix(recipe, registry, overrides))
+    plan = plan_sweep(read_matrix(recipe, loaded.catalogue, overrides))
     directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
-    prepare = _preparer(registry, device, jobs)
+    prepare = _preparer(loaded, device, jobs)
     options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(jobs))}
     processes = Processes("fsl_core.cli.cells", no_plugin, environment)
@@ -114,15 +114,15 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _preparer(registry: Registry, device: str, workers: int):
+def _preparer(loaded: Loaded, device: str, workers: int):
     from fsl_core.runs.run import describe_environment, prepare_run
     from fsl_core.sweeping.schedule import threads_of
 
     environment = {
-        **describe_environment(registry),
+        **describe_environment(loaded.plugins),
         "threads": threads_of(workers),
         "device": device,
-        "plugin_files": registry.files,
+        "plugin_files": loaded.files,
     }
 
     def prepare(job: Job) -> None:

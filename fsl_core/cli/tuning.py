@@ -15,7 +15,7 @@ from fsl_core.cli.arguments import (
     PluginsDir,
     RecipeFile,
     choose_device,
-    load_registry,
+    load_plugins,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def tune_execution(
     from fsl_core.training import execution
 
     where = choose_device(device)
-    checked = read_recipe(recipe, load_registry(no_plugin, plugins_dir, recipe), overrides)
+    checked = read_recipe(recipe, load_plugins(no_plugin, plugins_dir, recipe).catalogue, overrides)
     experiment = build_experiment(checked, where)
     check_data(experiment)
     keep_freed_memory()

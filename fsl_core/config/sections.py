@@ -32,7 +32,7 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class Catalogue(Protocol):
-    """What a recipe is checked against: `fsl_core.hooks.registry.Registry`."""
+    """What a recipe is checked against: `fsl_core.hooks.catalogue.Catalogue`."""
 
     def get(self, kind: Kind, name: str) -> Component: ...
     def components(self, kind: Kind) -> list[Component]: ...

@@ -23,7 +23,7 @@ from fsl_core.data.vision import decode_images
 from fsl_core.episode import Episode, LabelledSet, Predictor, TaskShape
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.files.writing import write_file
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.learner import Learner
 from fsl_core.runs.checkpoints import load_weights, read_tensors, save_tensors
@@ -287,7 +287,7 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
     except ShapeError as error:
         raise DataError(f"{support}: {len(classes)} classes of {n_shot}: {error}") from error
     recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
-    origin = {"recipe": recipe, "plugin_files": run.registry.files}
+    origin = {"recipe": recipe, "plugin_files": run.plugin_files}
     found = tuple(map(len, classes.values()))
     return AdaptedPredictor(
         experiment,
@@ -327,10 +327,10 @@ def load_predictor(
     refuse_name(path)
     tensors, record = _read_saved(path)
     recorded = RecordedPlugins(str(path), by_path(record["plugin_files"]), trust_plugins, tell)
-    registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
+    loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     document = parse_document(record["recipe"], f"{path}: recipe")
     try:
-        experiment = build_experiment(check_document(document, registry), device)
+        experiment = build_experiment(check_document(document, loaded.catalogue), device)
     except FslError as error:
         raise RunError(str(error)) from error
     images, classes = tensors.pop("support"), tuple(record["classes"])
@@ -350,7 +350,7 @@ def load_predictor(
             f"{path}: its weights do not fit the plugins installed: {error}. "
             "Their versions at the time of --save"
         ) from error
-    origin = {"recipe": record["recipe"], "plugin_files": registry.files}
+    origin = {"recipe": record["recipe"], "plugin_files": loaded.files}
     return AdaptedPredictor(
         experiment, learner, images, classes, tuple(record["found"]), record["invert"], origin
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -26,7 +26,9 @@ from fsl_core.engine.evaluation import Evaluation
 from fsl_core.engine.execution import Mode
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.files.writing import UNFINISHED, append_file, remove_unfinished
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
+from fsl_core.hooks.observers import Observers
+from fsl_core.hooks.plugin import Plugin
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.runs import checkpoints
 from fsl_core.runs.begun import (
@@ -98,6 +100,7 @@ class Run:
     """A recipe being trained, or trained, in a directory. Observers receive it; they read and do not steer.
 
     name: of the recipe's file, without `.yaml`.
+    observers: told of what happens.    plugin_files: sha256 of its one-file plugins, by path.
     optimizer: None where there is nothing to train.
     step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
@@ -110,7 +113,8 @@ class Run:
     directory: Path
     name: str
     recipe: Recipe
-    registry: Registry
+    observers: Observers
+    plugin_files: Mapping[str, str]
     experiment: Experiment
     optimizer: torch.optim.Optimizer | None
     device: torch.device
@@ -250,7 +254,7 @@ class Run:
 def new_run(
     directory: Path,
     recipe: Recipe,
-    registry: Registry,
+    loaded: Loaded,
     device: torch.device | str,
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
@@ -259,15 +263,15 @@ def new_run(
     files = [str(Path(file).resolve()) for file in plugins]
     for path in files:
         refuse_name(Path(path))
-    run = _assemble(directory, name, recipe, registry, device)
+    run = _assemble(directory, name, recipe, loaded, device)
     _refuse_used(directory, recipe)
     run.try_parts()
     check_data(run.experiment)
     environment = {
         "recipe": name,
-        **describe_environment(registry),
+        **describe_environment(loaded.plugins),
         "device": str(device),
-        "plugin_files": {path: registry.files.get(path, "") for path in files},
+        "plugin_files": {path: loaded.files.get(path, "") for path in files},
     }
     with _only_writer(directory):
         _refuse_used(directory, recipe)
@@ -320,10 +324,10 @@ def open_run(
     recorded = RecordedPlugins(
         str(directory / ENVIRONMENT), by_path(environment["plugin_files"]), trust_plugins, tell
     )
-    registry = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
+    loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     overrides = [] if steps is None else [f"outer.steps={steps}"]
-    recipe = read_recipe(directory / RECIPE, registry, overrides)
-    run = _assemble(directory, environment["recipe"], recipe, registry, device)
+    recipe = read_recipe(directory / RECIPE, loaded.catalogue, overrides)
+    run = _assemble(directory, environment["recipe"], recipe, loaded, device)
     run.execution = read_choice(directory)
     with _only_writer(directory) if write else nullcontext():
         if write and steps is not None:
@@ -333,12 +337,21 @@ def open_run(
 
 
 def _assemble(
-    directory: Path, name: str, recipe: Recipe, registry: Registry, device: torch.device | str
+    directory: Path, name: str, recipe: Recipe, loaded: Loaded, device: torch.device | str
 ) -> Run:
     refuse_name(directory)
     experiment = build_experiment(recipe, device)
     optimizer = build_optimizer(recipe, experiment)
-    return Run(directory, name, recipe, registry, experiment, optimizer, torch.device(device))
+    return Run(
+        directory,
+        name,
+        recipe,
+        loaded.observers,
+        loaded.files,
+        experiment,
+        optimizer,
+        torch.device(device),
+    )
 
 
 def read_choice(directory: Path) -> Choice | None:
@@ -386,7 +399,7 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
     )
 
 
-def describe_environment(registry: Registry) -> dict[str, Any]:
+def describe_environment(plugins: Iterable[Plugin]) -> dict[str, Any]:
     """Versions, machine and plugins, for results and bug reports."""
     packages = ("fsl-core", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
     return {
@@ -396,8 +409,6 @@ def describe_environment(registry: Registry) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "plugins": {
-            p.name: p.origin
-            for p in registry.plugins
-            if p.status == "ok" and p.distribution != "fsl-core"
+            p.name: p.origin for p in plugins if p.status == "ok" and p.distribution != "fsl-core"
         },
     }

@@ -22,7 +22,7 @@ from fsl_core.config.document import Document, read_value
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
 from fsl_core.errors import DataError, FslError, PluginError
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
@@ -167,8 +167,8 @@ class Conformance:
     def __init__(self, config: pytest.Config, named: list[tuple[str, str]]):
         try:
             claims = _claims(config.getoption("--fsl-claims"), {kind for kind, _ in named})
-            registry = load()
-            self.checked = [_checked(kind, text, registry, claims) for kind, text in named]
+            catalogue = load().catalogue
+            self.checked = [_checked(kind, text, catalogue, claims) for kind, text in named]
         except FslError as error:
             raise pytest.UsageError(str(error)) from error
         self.report_file: Path | None = config.getoption("--fsl-report")
@@ -239,9 +239,9 @@ def _detail(report: pytest.TestReport) -> str:
     return crash.message.splitlines()[0].removeprefix("AssertionError: ") if crash else ""
 
 
-def _checked(kind: str, text: str, registry: Any, claims: Claims) -> Checked:
+def _checked(kind: str, text: str, catalogue: Any, claims: Claims) -> Checked:
     name, _, options = (part.strip() for part in text.partition(":"))
-    recipe = _recipe(kind, name, options, registry)
+    recipe = _recipe(kind, name, options, catalogue)
     path = next(path for path, of in SECTIONS.items() if of == kind)
     component = recipe.chosen[path]
 
@@ -269,7 +269,7 @@ def _section(recipe: Recipe, path: tuple[str | int, ...]) -> BaseModel:
     return section
 
 
-def _recipe(kind: str, name: str, options: str, registry: Any) -> Recipe:
+def _recipe(kind: str, name: str, options: str, catalogue: Any) -> Recipe:
     """A recipe around the component, so that its options are checked as in every recipe."""
     source = f"--fsl-{kind} {name}"
     given = read_value(options, source) if options else {}
@@ -283,7 +283,7 @@ def _recipe(kind: str, name: str, options: str, registry: Any) -> Recipe:
         data["outer"]["weighting"] = section
     else:
         data[kind] = section
-    return check_document(Document(source, data), registry)
+    return check_document(Document(source, data), catalogue)
 
 
 def _found_out(

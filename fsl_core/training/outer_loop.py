@@ -11,7 +11,6 @@ import torch
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import check_data, splits_in_use
-from fsl_core.assembly.parts import build_part
 from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
@@ -45,11 +44,10 @@ def train(run: Run) -> None:
     if run.steps == 0:
         _keep_untrained(run)
         return
-    hook = run.registry.hook
-    factor = build_part(run.recipe, ("outer", "schedule"))
+    factor = run.recipe.build(("outer", "schedule"))
     base_rates = _base_rates(run)
     compute = _prepare(run)
-    hook.fsl_run_started(run=run)
+    run.observers.tell("fsl_run_started", run=run)
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
@@ -62,7 +60,7 @@ def train(run: Run) -> None:
             metrics = _outer_step(run, compute)
             run.step += 1
             run.record({"step": run.step, **metrics})
-            hook.fsl_step_finished(run=run, step=run.step, metrics=metrics)
+            run.observers.tell("fsl_step_finished", run=run, step=run.step, metrics=metrics)
             if _due(run, run.recipe.sections.outer.validate_every):
                 _validate(run)
             stopping = run.stop.requested  # read once: what raises below has saved above
@@ -87,7 +85,7 @@ def _checkpoint_due(run: Run, seconds: float) -> bool:
 def _keep_untrained(run: Run) -> None:
     """Of a run of no steps: what it begins with is what is judged."""
     run.execution = choose_execution(run)
-    run.registry.hook.fsl_run_started(run=run)
+    run.observers.tell("fsl_run_started", run=run)
     run.save("last")
 
 
@@ -120,7 +118,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.write_result(result, evaluation)
-    run.registry.hook.fsl_evaluated(run=run, split="test", result=result)
+    run.observers.tell("fsl_evaluated", run=run, split="test", result=result)
     return result
 
 
@@ -270,7 +268,7 @@ def _validate(run: Run) -> None:
     if settled and evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}
         run.save("best")
-    run.registry.hook.fsl_evaluated(run=run, split="validation", result=summary)
+    run.observers.tell("fsl_evaluated", run=run, split="validation", result=summary)
 
 
 def _base_rates(run: Run) -> list[float]:

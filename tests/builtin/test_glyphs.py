@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import fsl_core as fsl
 from fsl_core.builtin.glyphs import Glyphs
 from fsl_core.builtin.strokes import CHUNK, draw_characters
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 
 DIGEST = "1355f2c193db6fb36a294ac19cbe50bb"
 """Of all pixels of the default set. Another one makes every result on glyphs incomparable with those before."""
@@ -155,7 +155,7 @@ class TestDrawCharacters:
     ("option", "value"), [("jitter", -0.1), ("jitter", 2.5), ("alphabet", -1), ("n_way", 1)]
 )
 def test_options_have_bounds(option: str, value: float):
-    options = load(entry_points=False).get("episodes", "glyphs").options
+    options = load(entry_points=False).catalogue.get("episodes", "glyphs").options
     options.model_validate({"name": "glyphs"})
     with pytest.raises(ValidationError, match=option):
         options.model_validate({"name": "glyphs", option: value})

@@ -6,7 +6,7 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.builtin.mlp import Mlp
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 
 SINE = fsl.TaskShape("regression", 1, 5, 10, (1,), 1)
 
@@ -33,7 +33,7 @@ def test_norms_belong_to_every_hidden_layer():
 
 
 def test_hidden_is_a_list_in_recipes():
-    component = load(entry_points=False).get("backbone", "mlp")
+    component = load(entry_points=False).catalogue.get("backbone", "mlp")
     section = component.options(name="mlp", hidden=[3, 2])
     assert component.build(section, task=SINE).feature_dim == 2
     for bad in ([], [0], "40"):

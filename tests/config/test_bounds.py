@@ -11,7 +11,7 @@ from fsl_core.config.document import parse_document, read_value
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.yaml_text import LARGEST
 from fsl_core.errors import RecipeError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 
 LETTERS = "abcdefghi"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -88,8 +88,8 @@ def test_a_recipe_of_nine_thousand_values_is_read():
     assert len(parse_document(f"a: [{'1, ' * 8999}1]", "x.yaml").data["a"]) == 9000
 
 
-def test_a_matrix_without_end_is_refused(toy_recipe: Path, toy_registry: Registry):
+def test_a_matrix_without_end_is_refused(toy_recipe: Path, toy_plugins: Loaded):
     axes = [f"outer.{key}: [{', '.join(map(str, range(1, 41)))}]" for key in ("steps", "rows", "x")]
     toy_recipe.write_text(f"{toy_recipe.read_text()}matrix: {{{', '.join(axes)}}}\n")
     with pytest.raises(RecipeError, match=r"toy.yaml:14: matrix: 64000 combinations, .* At most"):
-        read_matrix(toy_recipe, toy_registry)
+        read_matrix(toy_recipe, toy_plugins.catalogue)

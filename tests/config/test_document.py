@@ -11,7 +11,7 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RecipeError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 
 TEXTS = [
     *("set #2", "# 2", "my: data", "a=b", "--- 5", "---", "- a", "? a", "| a", "> a"),
@@ -92,37 +92,38 @@ def test_a_file_keeps_dates_and_anchors_and_refuses_tags(tmp_path: Path):
             read_document(file)
 
 
-def test_a_word_names_a_component(toy_recipe: Path, toy_registry: Registry):
+def test_a_word_names_a_component(toy_recipe: Path, toy_plugins: Loaded):
     words = ["adapter=explodes", "adapter.at_progress=0.25", "outer.weighting=uniform"]
-    recipe = read_recipe(toy_recipe, toy_registry, [*words, "outer.schedule=cosine"])
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, [*words, "outer.schedule=cosine"])
     assert recipe.sections.adapter.at_progress == 0.25
     names = {path[-1]: component.name for path, component in recipe.chosen.items()}
     assert names["weighting"] == "uniform"
     assert names["schedule"] == "cosine"
-    recipe = read_recipe(toy_recipe, toy_registry, ["outer={optimizer: sgd, steps: 3}"])
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, ["outer={optimizer: sgd, steps: 3}"])
     assert recipe.chosen["outer", "optimizer"].name == "sgd"
 
 
-def test_a_word_names_a_component_in_a_matrix(toy_recipe: Path, toy_registry: Registry):
+def test_a_word_names_a_component_in_a_matrix(toy_recipe: Path, toy_plugins: Loaded):
     axis = "matrix.outer={a: {outer.optimizer: sgd}, b: {outer.optimizer: {name: adam}}}"
-    cells = read_matrix(toy_recipe, toy_registry, [axis]).cells
+    cells = read_matrix(toy_recipe, toy_plugins.catalogue, [axis]).cells
     assert [cell.recipe.chosen["outer", "optimizer"].name for cell in cells] == ["sgd", "adam"]
 
 
 def test_a_fault_of_a_matrix_on_the_command_line_is_blamed_on_it(
-    toy_recipe: Path, toy_registry: Registry
+    toy_recipe: Path, toy_plugins: Loaded
 ):
     override = "matrix={adapter.temprature: [1, 2]}"
     with pytest.raises(RecipeError) as caught:
-        read_matrix(toy_recipe, toy_registry, [override])
+        read_matrix(toy_recipe, toy_plugins.catalogue, [override])
     assert all(fault.startswith("-s matrix: adapter.temprature: ") for fault in caught.value.faults)
 
 
-def test_an_empty_section_can_be_filled(toy_recipe: Path, toy_registry: Registry):
+def test_an_empty_section_can_be_filled(toy_recipe: Path, toy_plugins: Loaded):
     toy_recipe.write_text(toy_recipe.read_text() + "expect:\n")
     override = "expect.accuracy={value: 0.5, tolerance: 0.1}"
     assert (
-        read_recipe(toy_recipe, toy_registry, [override]).sections.expect["accuracy"].value == 0.5
+        read_recipe(toy_recipe, toy_plugins.catalogue, [override]).sections.expect["accuracy"].value
+        == 0.5
     )
 
 

@@ -9,17 +9,17 @@ import pytest
 from fsl_core.config.matrix import Matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 
 
 @pytest.fixture
-def read(toy_recipe: Path, toy_registry: Registry):
+def read(toy_recipe: Path, toy_plugins: Loaded):
     """The matrix of the toy recipe with these lines below `matrix:`, which is line 13."""
     base = toy_recipe.read_text()
 
     def with_matrix(*lines: str, overrides: tuple[str, ...] = ()) -> Matrix:
         toy_recipe.write_text(base + "matrix:\n" + "".join(f"  {line}\n" for line in lines))
-        return read_matrix(toy_recipe, toy_registry, overrides)
+        return read_matrix(toy_recipe, toy_plugins.catalogue, overrides)
 
     return with_matrix
 
@@ -54,10 +54,10 @@ def test_a_section_is_replaced_and_not_merged(read):
     }
 
 
-def test_a_base_without_the_section_is_enough(read, toy_recipe: Path, toy_registry: Registry):
+def test_a_base_without_the_section_is_enough(read, toy_recipe: Path, toy_plugins: Loaded):
     read("adapter: [nearest-centroid]")
     toy_recipe.write_text(toy_recipe.read_text().replace("adapter: {name: nearest-centroid}\n", ""))
-    assert labels(read_matrix(toy_recipe, toy_registry)) == [("nearest-centroid",)]
+    assert labels(read_matrix(toy_recipe, toy_plugins.catalogue)) == [("nearest-centroid",)]
 
 
 def test_components_of_one_name_are_told_apart_by_their_options(read):
@@ -236,17 +236,17 @@ def test_a_matrix_has_no_expected_figures(read):
         read("seed: [0]", overrides=("expect={accuracy: {value: 1, tolerance: 0}}",))
 
 
-def test_a_sweep_needs_a_matrix(toy_recipe: Path, toy_registry: Registry):
+def test_a_sweep_needs_a_matrix(toy_recipe: Path, toy_plugins: Loaded):
     with pytest.raises(
         RecipeError,
         match=r"toy.yaml: no `matrix:`, so there is nothing to sweep. matrix: {adapter: ",
     ):
-        read_matrix(toy_recipe, toy_registry)
+        read_matrix(toy_recipe, toy_plugins.catalogue)
 
 
-def test_one_run_takes_no_matrix(read, toy_recipe: Path, toy_registry: Registry):
+def test_one_run_takes_no_matrix(read, toy_recipe: Path, toy_plugins: Loaded):
     read("seed: [0, 1]")
     message = "toy.yaml:14: matrix: a matrix of many runs. `fsl sweep .*toy.yaml` runs them all, `-s matrix=null` leaves it out"
     with pytest.raises(RecipeError, match=message):
-        read_recipe(toy_recipe, toy_registry)
-    assert read_recipe(toy_recipe, toy_registry, ["matrix=null"]).sections.seed == 0
+        read_recipe(toy_recipe, toy_plugins.catalogue)
+    assert read_recipe(toy_recipe, toy_plugins.catalogue, ["matrix=null"]).sections.seed == 0

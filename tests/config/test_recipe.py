@@ -14,12 +14,12 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.config.sections import recipe_schema
 from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RecipeError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 
 
-def faults(path: Path, registry: Registry, *overrides: str) -> list[str]:
+def faults(path: Path, loaded: Loaded, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        read_recipe(path, registry, overrides)
+        read_recipe(path, loaded.catalogue, overrides)
     return [fault.replace(str(path), "toy.yaml") for fault in caught.value.faults]
 
 
@@ -30,8 +30,8 @@ def changed(path: Path, old: str, new: str) -> Path:
     return path
 
 
-def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
-    recipe = read_recipe(toy_recipe, toy_registry)
+def test_a_right_recipe_is_complete(toy_recipe: Path, toy_plugins: Loaded):
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
     assert recipe.sections.outer.optimizer.lr == 0.01
     assert recipe.sections.episodes.spread == 0.3
     assert recipe.resolved()["outer"]["weighting"] == {"name": "uniform", "reduction": "mean"}
@@ -120,15 +120,15 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_registry: Registry):
     ],
 )
 def test_each_fault_has_its_line(
-    toy_recipe: Path, toy_registry: Registry, old: str, new: str, fault: str
+    toy_recipe: Path, toy_plugins: Loaded, old: str, new: str, fault: str
 ):
-    assert fault in faults(changed(toy_recipe, old, new), toy_registry)
+    assert fault in faults(changed(toy_recipe, old, new), toy_plugins)
 
 
-def test_two_faults_come_together_in_file_order(toy_recipe: Path, toy_registry: Registry):
+def test_two_faults_come_together_in_file_order(toy_recipe: Path, toy_plugins: Loaded):
     changed(toy_recipe, "steps: 12", "stepps: 12")
     changed(toy_recipe, "n_way: 3", "n_wya: 3")
-    found = faults(toy_recipe, toy_registry)
+    found = faults(toy_recipe, toy_plugins)
     assert [fault.split(": ")[1] for fault in found] == [
         "episodes.n_wya",
         "outer.steps",
@@ -145,72 +145,72 @@ def test_two_faults_come_together_in_file_order(toy_recipe: Path, toy_registry: 
         ("a: 1\na: 2", "toy.yaml:2: YAML syntax: found duplicate key"),
     ],
 )
-def test_a_file_that_is_no_recipe(toy_recipe: Path, toy_registry: Registry, text: str, fault: str):
+def test_a_file_that_is_no_recipe(toy_recipe: Path, toy_plugins: Loaded, text: str, fault: str):
     toy_recipe.write_text(text)
-    assert faults(toy_recipe, toy_registry)[0].startswith(fault)
+    assert faults(toy_recipe, toy_plugins)[0].startswith(fault)
 
 
-def test_an_absent_or_binary_file(tmp_path: Path, toy_registry: Registry):
+def test_an_absent_or_binary_file(tmp_path: Path, toy_plugins: Loaded):
     with pytest.raises(
         RecipeError, match="none.yaml: No such file or directory. A recipe file in YAML"
     ):
-        read_recipe(tmp_path / "none.yaml", toy_registry)
+        read_recipe(tmp_path / "none.yaml", toy_plugins.catalogue)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="binary.yaml: not UTF-8 text"):
-        read_recipe(tmp_path / "binary.yaml", toy_registry)
+        read_recipe(tmp_path / "binary.yaml", toy_plugins.catalogue)
 
 
-def test_an_absent_section(toy_recipe: Path, toy_registry: Registry):
+def test_an_absent_section(toy_recipe: Path, toy_plugins: Loaded):
     changed(toy_recipe, "adapter: {name: nearest-centroid}\n", "")
-    assert faults(toy_recipe, toy_registry) == ["toy.yaml:1: adapter: absent. It is required"]
+    assert faults(toy_recipe, toy_plugins) == ["toy.yaml:1: adapter: absent. It is required"]
 
 
-def test_overrides_are_typed_by_the_same_schema(toy_recipe: Path, toy_registry: Registry):
+def test_overrides_are_typed_by_the_same_schema(toy_recipe: Path, toy_plugins: Loaded):
     recipe = read_recipe(
         toy_recipe,
-        toy_registry,
+        toy_plugins.catalogue,
         ["outer.optimizer.lr=1e-3", "backbone.hidden=[4, 4]", "outer.weighting.name=uniform"],
     )
     assert recipe.sections.outer.optimizer.lr == 0.001
     assert list(recipe.sections.backbone.hidden) == [4, 4]
-    assert faults(toy_recipe, toy_registry, "outer.steps=2.5") == [
+    assert faults(toy_recipe, toy_plugins, "outer.steps=2.5") == [
         "-s outer.steps: found 2.5. Expected a valid integer"
     ]
-    assert faults(toy_recipe, toy_registry, "outer.stps=2") == [
+    assert faults(toy_recipe, toy_plugins, "outer.stps=2") == [
         "-s outer.stps: section 'outer' has no such option. Did you mean 'steps'?"
     ]
-    assert faults(toy_recipe, toy_registry, "seed") == [
+    assert faults(toy_recipe, toy_plugins, "seed") == [
         "-s seed: not an override. key.path=value, such as adapter.inner_lr=0.1"
     ]
-    assert faults(toy_recipe, toy_registry, "seed.x=1") == [
+    assert faults(toy_recipe, toy_plugins, "seed.x=1") == [
         "-s seed.x=1: seed is a number. A key path through mappings"
     ]
 
 
-def test_a_section_can_be_replaced(toy_recipe: Path, toy_registry: Registry):
-    recipe = read_recipe(toy_recipe, toy_registry, ["adapter={name: explodes, at_progress: 1.0}"])
+def test_a_section_can_be_replaced(toy_recipe: Path, toy_plugins: Loaded):
+    recipe = read_recipe(
+        toy_recipe, toy_plugins.catalogue, ["adapter={name: explodes, at_progress: 1.0}"]
+    )
     assert recipe.chosen["adapter",].name == "explodes"
 
 
-def test_a_number_with_an_exponent_is_a_number(toy_recipe: Path, toy_registry: Registry):
+def test_a_number_with_an_exponent_is_a_number(toy_recipe: Path, toy_plugins: Loaded):
     assert (
         read_recipe(
-            changed(toy_recipe, "lr: 0.01", "lr: 1e-3"), toy_registry
+            changed(toy_recipe, "lr: 0.01", "lr: 1e-3"), toy_plugins.catalogue
         ).sections.outer.optimizer.lr
         == 0.001
     )
 
 
-def test_a_constructor_that_refuses_is_named_with_its_line(
-    toy_recipe: Path, toy_registry: Registry
-):
-    recipe = read_recipe(toy_recipe, toy_registry, ["adapter={name: picky, even: 3}"])
+def test_a_constructor_that_refuses_is_named_with_its_line(toy_recipe: Path, toy_plugins: Loaded):
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, ["adapter={name: picky, even: 3}"])
     with pytest.raises(RecipeError, match="-s adapter: even: 3. A multiple of two"):
         build_part(recipe, ("adapter",))
 
 
-def test_the_schema_accepts_what_the_reader_accepts(toy_registry: Registry):
-    schema = recipe_schema(toy_registry)
+def test_the_schema_accepts_what_the_reader_accepts(toy_plugins: Loaded):
+    schema = recipe_schema(toy_plugins.catalogue)
     assert {"episodes", "backbone", "adapter", "outer"} <= set(
         schema["else"]["required"]
     )  # unless a matrix has them
@@ -219,23 +219,23 @@ def test_the_schema_accepts_what_the_reader_accepts(toy_registry: Registry):
     assert {"exclude", "baseline"} == set(schema["properties"]["matrix"]["properties"])
 
 
-def required(path: Path, registry: Registry, listed: str, origin: str) -> list[str]:
+def required(path: Path, loaded: Loaded, listed: str, origin: str) -> list[str]:
     """`requires` of the resolved recipe, whose adapter comes from a plugin of this origin."""
-    recipe = read_recipe(path, registry, [f"requires={listed}"])
+    recipe = read_recipe(path, loaded.catalogue, [f"requires={listed}"])
     adapter = replace(recipe.chosen["adapter",], origin=origin)
     return replace(recipe, chosen={**recipe.chosen, ("adapter",): adapter}).resolved()["requires"]
 
 
-def test_a_resolved_recipe_requires_what_it_uses(toy_recipe: Path, toy_registry: Registry):
+def test_a_resolved_recipe_requires_what_it_uses(toy_recipe: Path, toy_plugins: Loaded):
     origin = f"pluggy {metadata.version('pluggy')}"
     major, minor, *_ = metadata.version("pluggy").split(".")
     needed = f"pluggy>={major}.{minor}"
-    assert required(toy_recipe, toy_registry, "[]", origin) == [needed]
-    assert required(toy_recipe, toy_registry, "[torch, pluggy]", origin) == ["torch", needed]
-    assert required(toy_recipe, toy_registry, "['pluggy>1']", origin) == ["pluggy>1"]
-    assert required(toy_recipe, toy_registry, "[]", "fsl-core 0.1.0") == []
-    assert required(toy_recipe, toy_registry, "[]", "/some folder/fslplugin.py") == []
-    assert required(toy_recipe, toy_registry, "[]", "fsl-absent 0.1.0") == []
+    assert required(toy_recipe, toy_plugins, "[]", origin) == [needed]
+    assert required(toy_recipe, toy_plugins, "[torch, pluggy]", origin) == ["torch", needed]
+    assert required(toy_recipe, toy_plugins, "['pluggy>1']", origin) == ["pluggy>1"]
+    assert required(toy_recipe, toy_plugins, "[]", "fsl-core 0.1.0") == []
+    assert required(toy_recipe, toy_plugins, "[]", "/some folder/fslplugin.py") == []
+    assert required(toy_recipe, toy_plugins, "[]", "fsl-absent 0.1.0") == []
 
 
 @pytest.mark.parametrize(
@@ -244,18 +244,18 @@ def test_a_resolved_recipe_requires_what_it_uses(toy_recipe: Path, toy_registry:
 )
 def test_the_range_holds_the_installed_version(
     toy_recipe: Path,
-    toy_registry: Registry,
+    toy_plugins: Loaded,
     monkeypatch: pytest.MonkeyPatch,
     version: str,
     least: str,
 ):
     monkeypatch.setattr("fsl_core.config.recipe.metadata.version", lambda name: version)
-    (text,) = required(toy_recipe, toy_registry, "[]", f"fsl-x {version}")
+    (text,) = required(toy_recipe, toy_plugins, "[]", f"fsl-x {version}")
     assert text == f"fsl-x>={least}"
     assert Requirement(text).specifier.contains(version, prereleases=True)
 
 
-def test_a_resolved_recipe_keeps_the_written_order(toy_recipe: Path, toy_registry: Registry):
+def test_a_resolved_recipe_keeps_the_written_order(toy_recipe: Path, toy_plugins: Loaded):
     toy_recipe.write_text("""\
 evaluate: {n_query: 2, episodes: 10}
 adapter: {temperature: 2.0, name: nearest-centroid}
@@ -264,7 +264,7 @@ requires: ['torch>1, != 1.2']
 backbone: {name: mlp}
 episodes: {name: blobs}
 """)
-    recipe = read_recipe(toy_recipe, toy_registry)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
     resolved = recipe.resolved()
     sections = ["evaluate", "adapter", "outer", "requires", "backbone", "episodes"]
     assert list(resolved) == [*sections, "seed", "execution", "expect"]
@@ -273,6 +273,6 @@ episodes: {name: blobs}
     assert list(resolved["outer"]["optimizer"])[:3] == ["lr", "name", "betas"]
     assert list(resolved["evaluate"])[:3] == ["n_query", "episodes", "seed"]
     toy_recipe.write_text(to_yaml(resolved))
-    again = read_recipe(toy_recipe, toy_registry).resolved()
+    again = read_recipe(toy_recipe, toy_plugins.catalogue).resolved()
     assert again == resolved
     assert to_yaml(again) == toy_recipe.read_text()

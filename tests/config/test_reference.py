@@ -10,11 +10,13 @@ import pytest
 from fsl_core.config.options import Component
 from fsl_core.config.reference import option_rows, recipe_reference
 from fsl_core.config.sections import SECTIONS
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 
-REGISTRY = load(entry_points=False)
-PAGE = recipe_reference(REGISTRY)
-COMPONENTS = [component for kind in SECTIONS.values() for component in REGISTRY.components(kind)]
+PLUGINS = load(entry_points=False)
+PAGE = recipe_reference(PLUGINS.catalogue)
+COMPONENTS = [
+    component for kind in SECTIONS.values() for component in PLUGINS.catalogue.components(kind)
+]
 
 
 def table(heading: str) -> list[list[str]]:
@@ -77,10 +79,12 @@ def test_every_key_has_a_meaning():
 
 
 def test_bounds_and_requirements_are_told():
-    rows = {row[0]: row for row in option_rows(REGISTRY.get("adapter", "nearest-centroid"))}
+    rows = {
+        row[0]: row for row in option_rows(PLUGINS.catalogue.get("adapter", "nearest-centroid"))
+    }
     assert rows["temperature"][1:3] == ("number > 0", "1.0")
     assert rows["distance"][1:3] == ("euclidean | cosine", '"euclidean"')
-    rows = {row[0]: row for row in option_rows(REGISTRY.get("schedule", "multistep"))}
+    rows = {row[0]: row for row in option_rows(PLUGINS.catalogue.get("schedule", "multistep"))}
     assert rows["milestones"][1:3] == ("list of integer >= 0", "required")
 
 
@@ -93,6 +97,6 @@ def test_links_within_the_page_have_their_heading():
 def test_the_documentation_builds_the_page_from_it():
     root = Path(__file__).parent.parent.parent
     assert "hooks: [docs/reference_page.py]" in (root / "mkdocs.yml").read_text(encoding="utf-8")
-    assert "recipe_reference(load())" in (root / "docs" / "reference_page.py").read_text(
+    assert "recipe_reference(load().catalogue)" in (root / "docs" / "reference_page.py").read_text(
         encoding="utf-8"
     )

@@ -12,12 +12,12 @@ from fsl_core.builtin.conv4 import Conv4
 from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.errors import PluginError
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.testing import checks, double_precision, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
-REGISTRY = load()
-ADAPTERS = REGISTRY.names("adapter")
+PLUGINS = load()
+ADAPTERS = PLUGINS.catalogue.names("adapter")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def float64():
 
 def make_learner(name: str, **options) -> fsl.Learner:
     backbone = Conv4(TASK, channels=4, blocks=1)
-    component = REGISTRY.get("adapter", name)
+    component = PLUGINS.catalogue.get("adapter", name)
     try:
         adapter = component.build(
             component.options(name=name, **options), task=TASK, backbone=backbone

@@ -18,7 +18,8 @@ import torch
 from typer.testing import CliRunner
 
 from fsl_core.cli import app
-from fsl_core.hooks.registry import Plugin, load
+from fsl_core.hooks.loader import load
+from fsl_core.hooks.plugin import Plugin
 
 WEIGHTING = """
 import fsl_core as fsl
@@ -208,7 +209,7 @@ def test_what_ends_a_process_ends_only_the_plugin(tmp_path: Path, text: str, rea
 def test_an_exit_kept_from_loading_works_afterwards(tmp_path: Path):
     """As in a worker process that ends the way multiprocessing does."""
     (tmp_path / "kept.py").write_text("from os import _exit as leave")
-    code = "import sys; from pathlib import Path; from fsl_core.hooks.registry import load\n"
+    code = "import sys; from pathlib import Path; from fsl_core.hooks.loader import load\n"
     code += "load(entry_points=False, files=[Path('kept.py')]); sys.modules['fsl_plugin_file_kept'].leave(7)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 7
 
@@ -229,7 +230,7 @@ def test_a_slow_plugin_is_timed(tmp_path: Path):
 def test_torch_is_not_charged_to_the_first_plugin_that_imports_it():
     code = """
 import time
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 started = time.perf_counter()
 plugins = load(entry_points=False).plugins
 print(len(plugins), time.perf_counter() - started, sum(plugin.seconds for plugin in plugins))
@@ -275,7 +276,7 @@ def test_commands_tell_and_their_json_stays_json(zoo: Path, monkeypatch: pytest.
     assert rows["loud"]["notes"] == ["printed while it loaded: {"]
     assert (rows["loud"]["hook_api"], rows["loud"]["slow"]) == (1, False)
     assert rows["loud"]["seconds"] > 0
-    monkeypatch.setattr("fsl_core.hooks.registry.SLOW", 0.0)
+    monkeypatch.setattr("fsl_core.hooks.plugin.SLOW", 0.0)
     table = CliRunner().invoke(app, ["plugins", "--plugins-dir", str(zoo)]).stdout
     assert "printed while it loaded: {" in table
     assert " slow" in table
@@ -288,8 +289,8 @@ def test_tracing_says_who_is_loading_and_who_is_called(
     (zoo / "watching.py").write_text(
         "import fsl_core as fsl\n@fsl.hookimpl\ndef fsl_step_finished(step): pass"
     )
-    registry = load(entry_points=False, files=[zoo / "loud.py", zoo / "watching.py"])
-    registry.hook.fsl_step_finished(run=None, step=3, metrics={"loss": 0.5})
+    loaded = load(entry_points=False, files=[zoo / "loud.py", zoo / "watching.py"])
+    loaded.observers.tell("fsl_step_finished", run=None, step=3, metrics={"loss": 0.5})
     told = capsys.readouterr().err
     loud = f"plugin loud ({zoo / 'loud.py'})"
     assert (

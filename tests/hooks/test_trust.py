@@ -19,7 +19,7 @@ import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks import trust
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.trust import (
     GRANTED,
     LIST,
@@ -49,7 +49,7 @@ def strange(tmp_path: Path) -> Path:
     return file
 
 
-def admit(*files: Path | str, digest: str = "", trusted: bool = False, **options) -> Registry:
+def admit(*files: Path | str, digest: str = "", trusted: bool = False, **options) -> Loaded:
     """Load what a run would that names these files."""
     recorded = RecordedPlugins("run", dict.fromkeys(map(str, files), digest), trusted)
     return load(entry_points=False, recorded=recorded, **options)
@@ -68,9 +68,9 @@ def test_what_this_user_has_run_is_imported_and_told(strange: Path):
     told: list[str] = []
     digest = PluginSource.read(strange).sha256
     recorded = RecordedPlugins("run", {str(strange): digest}, tell=told.append)
-    registry = load(entry_points=False, recorded=recorded)
+    loaded = load(entry_points=False, recorded=recorded)
     assert Path("ran").exists()
-    assert registry.files == {str(strange): digest}
+    assert loaded.files == {str(strange): digest}
     assert told == [f"imported {strange}, a one-file plugin that run names"]
 
 
@@ -210,21 +210,21 @@ class TestWhatTheUserSays:
         mine = tmp_path / "mine" / "strange.py"
         mine.parent.mkdir()
         mine.write_text("")
-        registry = admit(strange, "/gone/strange.py", files=[mine])
-        assert [*registry.files] == [str(mine)]
+        loaded = admit(strange, "/gone/strange.py", files=[mine])
+        assert [*loaded.files] == [str(mine)]
         assert not Path("ran").exists()
 
     @pytest.mark.parametrize("path", ["/gone/strange.py", "strange.py", None])
     def test_what_is_left_out_is_not_asked_for(
         self, strange: Path, path: str | None, monkeypatch: pytest.MonkeyPatch
     ):
-        registry = admit(path or strange, no_plugin=["strange"])
+        loaded = admit(path or strange, no_plugin=["strange"])
         monkeypatch.setenv("FSL_DISABLED_PLUGINS", "strange")
         admit(path or strange)
-        found = next(p for p in registry.plugins if p.name == "strange")
+        found = next(p for p in loaded.plugins if p.name == "strange")
         assert (found.status, found.reason) == ("disabled", "--no-plugin")
         assert not Path("ran").exists()
-        assert not registry.files
+        assert not loaded.files
 
     def test_an_empty_list_of_plugins_means_none(
         self, strange: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,8 +232,8 @@ class TestWhatTheUserSays:
         load(entry_points=False, files=[strange])
         Path("ran").unlink()
         monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
-        registry = admit(strange, trusted=True)
-        assert next(p for p in registry.plugins if p.name == "strange").reason == "FSL_LOAD_PLUGINS"
+        loaded = admit(strange, trusted=True)
+        assert next(p for p in loaded.plugins if p.name == "strange").reason == "FSL_LOAD_PLUGINS"
         assert not Path("ran").exists()
         load(entry_points=False, files=[strange])  # the command line names it
         assert Path("ran").exists()
@@ -326,8 +326,8 @@ class TestTheList:
 
     def test_where_it_cannot_be_written_that_is_said(self, strange: Path, state: Path):
         state.write_text("a file")
-        registry = load(entry_points=False, files=[strange])
-        (plugin,) = (p for p in registry.plugins if p.name == "strange")
+        loaded = load(entry_points=False, files=[strange])
+        (plugin,) = (p for p in loaded.plugins if p.name == "strange")
         assert "cannot be remembered as yours (" in plugin.notes[0]
         assert "Commands on its runs need --trust-plugins" in plugin.notes[0]
         admit(strange, trusted=True)
@@ -342,15 +342,15 @@ class TestTheList:
 
 
 def test_runs_and_predictors_ask_alike(
-    toy_recipe: Path, toy_registry: Registry, strange: Path, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, strange: Path, tmp_path: Path
 ):
-    recipe = read_recipe(toy_recipe, toy_registry)
-    environment = {"recipe": "toy", "plugin_files": toy_registry.files}
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
+    environment = {"recipe": "toy", "plugin_files": toy_plugins.files}
     prepare_run(tmp_path / "mine", recipe, environment)
     with open_run(tmp_path / "mine", CPU, write=False) as run:
-        assert run.registry.files == toy_registry.files
+        assert run.plugin_files == toy_plugins.files
 
-    named = {"plugin_files": {**toy_registry.files, str(strange): ""}}
+    named = {"plugin_files": {**toy_plugins.files, str(strange): ""}}
     prepare_run(tmp_path / "theirs", recipe, {"recipe": "toy", **named})
     metadata = {"classes": ["a", "b"], "found": [1, 1], "invert": False, "recipe": "", **named}
     save_file(
@@ -373,9 +373,9 @@ def test_runs_and_predictors_ask_alike(
 
 
 def test_a_run_of_an_earlier_version_names_files_without_digests(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
-    environment = {"recipe": "toy", "plugin_files": [*toy_registry.files]}
-    prepare_run(tmp_path / "run", read_recipe(toy_recipe, toy_registry), environment)
+    environment = {"recipe": "toy", "plugin_files": [*toy_plugins.files]}
+    prepare_run(tmp_path / "run", read_recipe(toy_recipe, toy_plugins.catalogue), environment)
     with open_run(tmp_path / "run", CPU, write=False) as run:
-        assert run.registry.files == toy_registry.files
+        assert run.plugin_files == toy_plugins.files

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from fsl_core.hooks import registry as registry_module
-from fsl_core.hooks import specs
-from fsl_core.hooks.registry import Plugin, Registry, load
+from fsl_core.hooks import loader, specs
+from fsl_core.hooks.loader import Loaded, load
+from fsl_core.hooks.plugin import Plugin
 
 HERE = Path(__file__).parent
 
 
-def load_api(*names: str) -> tuple[Registry, dict[str, Plugin], dict[str, ModuleType]]:
+def load_api(*names: str) -> tuple[Loaded, dict[str, Plugin], dict[str, ModuleType]]:
     files = [HERE / f"plugin_for_{name}.py" for name in names]
-    registry = load(entry_points=False, files=files)
-    plugins = {plugin.name.removeprefix("plugin_for_"): plugin for plugin in registry.plugins}
-    modules = {
-        name: registry_module.sys.modules.get(f"fsl_plugin_file_plugin_for_{name}")
-        for name in names
-    }
-    return registry, plugins, modules
+    loaded = load(entry_points=False, files=files)
+    plugins = {plugin.name.removeprefix("plugin_for_"): plugin for plugin in loaded.plugins}
+    modules = {name: sys.modules.get(f"fsl_plugin_file_plugin_for_{name}") for name in names}
+    return loaded, plugins, modules
 
 
 @pytest.fixture
@@ -33,12 +31,12 @@ def later_core(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("next_specs", HERE / "next_specs.py")
     later = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(later)
-    monkeypatch.setattr(registry_module, "specs", later)
+    monkeypatch.setattr(loader, "specs", later)
 
 
 @pytest.mark.usefixtures("later_core")
 def test_an_older_plugin_works_and_is_told_what_is_deprecated():
-    registry, plugins, modules = load_api("api_1")
+    loaded, plugins, modules = load_api("api_1")
     old = plugins["api_1"]
     assert (old.status, old.hook_api) == ("ok", 1)
     lines = inspect.getsource(modules["api_1"]).splitlines()
@@ -50,8 +48,8 @@ def test_an_older_plugin_works_and_is_told_what_is_deprecated():
         f"fsl_evaluated: argument 'split' {gone} result['split'] (plugin_for_api_1.py:{second})",
         f"fsl_step_finished {gone} fsl_batch_finished (plugin_for_api_1.py:{first})",
     ]
-    registry.hook.fsl_step_finished(run=None, step=4, metrics={})
-    registry.hook.fsl_evaluated(run=None, split="test", result={})
+    loaded.observers.tell("fsl_step_finished", run=None, step=4, metrics={})
+    loaded.observers.tell("fsl_evaluated", run=None, split="test", result={})
     assert modules["api_1"].seen == [4, "test"]
 
 
@@ -76,14 +74,14 @@ def test_a_newer_plugin_is_welcome_once_core_is_new_enough():
 
 
 def test_a_plugin_can_work_with_older_and_newer_hooks(request: pytest.FixtureRequest):
-    registry, plugins, modules = load_api("apis_1_to_3")
+    loaded, plugins, modules = load_api("apis_1_to_3")
     assert (plugins["apis_1_to_3"].status, plugins["apis_1_to_3"].notes) == ("ok", [])
-    registry.hook.fsl_run_started(run=None)
+    loaded.observers.tell("fsl_run_started", run=None)
     assert modules["apis_1_to_3"].seen == [("started", None)]
     request.getfixturevalue("later_core")
-    registry, plugins, modules = load_api("apis_1_to_3")
+    loaded, plugins, modules = load_api("apis_1_to_3")
     assert plugins["apis_1_to_3"].status == "ok"
-    registry.hook.fsl_batch_finished(run=None, step=2, metrics={}, episodes=None)
+    loaded.observers.tell("fsl_batch_finished", run=None, step=2, metrics={}, episodes=None)
     assert modules["apis_1_to_3"].seen == [("batch", 2)]
 
 
@@ -111,8 +109,8 @@ def test_a_distribution_made_for_another_core(
 ):
     distribution = SimpleNamespace(name="fsl-old", version="0.3", requires=requires)
     entry = SimpleNamespace(name="old", dist=distribution, load=lambda: _module("old"))
-    monkeypatch.setattr(registry_module.metadata, "entry_points", lambda group: [entry])
-    monkeypatch.setattr(registry_module.metadata, "version", lambda name: "0.1.0")
+    monkeypatch.setattr(loader.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(loader.metadata, "version", lambda name: "0.1.0")
     loaded = load().plugins[-1]
     assert (loaded.origin, loaded.notes) == ("fsl-old 0.3", notes)
 

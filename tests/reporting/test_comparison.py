@@ -17,7 +17,7 @@ from scipy import stats
 
 from fsl_core.cli import main
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.run import new_run
 from fsl_core.training.outer_loop import judge, train
 
@@ -42,14 +42,14 @@ def compare(
 
 
 @pytest.fixture
-def runs(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Path:
+def runs(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
     """Runs `a` and `b` of two seeds, and `c` on other episodes."""
     changes = {"a": ["seed=0"], "b": ["seed=1"], "c": ["evaluate.seed=7", "episodes.spread=0.4"]}
     for name, overrides in changes.items():
         recipe = read_recipe(
-            toy_recipe, toy_registry, ["outer.steps=3", "episodes.spread=1.5", *overrides]
+            toy_recipe, toy_plugins.catalogue, ["outer.steps=3", "episodes.spread=1.5", *overrides]
         )
-        with new_run(tmp_path / name, recipe, toy_registry, torch.device("cpu"), []) as run:
+        with new_run(tmp_path / name, recipe, toy_plugins, torch.device("cpu"), []) as run:
             train(run)
             judge(run)
     return tmp_path

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.reporting.figures import running_mean
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.report import write_report
@@ -55,9 +55,9 @@ def trained(recipe: Path, out: Path, *overrides: str) -> Path:
     plugin = recipe.parent / "line.py"
     plugin.write_text(LINE)
     files = [recipe.parent / "fslplugin.py", plugin]
-    registry = load(entry_points=False, files=files)
+    loaded = load(entry_points=False, files=files)
     changes = ["outer.steps=4", "outer.validate_every=2", "evaluate.episodes=12", *overrides]
-    with new_run(out, read_recipe(recipe, registry, changes), registry, CPU, files) as run:
+    with new_run(out, read_recipe(recipe, loaded.catalogue, changes), loaded, CPU, files) as run:
         train(run)
         judge(run)
         write_report(out, run)
@@ -124,7 +124,7 @@ def test_conflict_of_meta_gradients_is_drawn_where_it_was_recorded(
     assert "Not shown: left out here." in page
 
 
-def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     out = trained(toy_recipe, tmp_path / "out")
     assert "Not shown: items of shape (2,) are no pictures." in (out / "report.html").read_text()
     (tmp_path / "fslplugin.py").unlink()

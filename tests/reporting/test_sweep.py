@@ -14,7 +14,7 @@ from scipy import stats
 
 from fsl_core.config.matrix import read_matrix
 from fsl_core.errors import RunError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.scores import RunScores
 from fsl_core.reporting.sweep import (
     Row,
@@ -55,17 +55,17 @@ def recipe(toy_recipe: Path) -> Path:
     return toy_recipe
 
 
-def swept(
-    recipe: Path, registry: Registry, leave_out: int | None = None
-) -> tuple[SweepResult, list]:
+def swept(recipe: Path, loaded: Loaded, leave_out: int | None = None) -> tuple[SweepResult, list]:
     """Every run of the recipe's matrix, in this process; one of them may have failed."""
-    plan = plan_sweep(read_matrix(recipe, registry, ["outer.steps=3", "outer.validate_every=0"]))
+    plan = plan_sweep(
+        read_matrix(recipe, loaded.catalogue, ["outer.steps=3", "outer.validate_every=0"])
+    )
     jobs = make_jobs(plan.cells, recipe.parent / "sweep" / "runs")
     for i, job in enumerate(jobs):
         if i == leave_out:
             job.state, job.error = "failed", "outer step 2: the loss is nan"
             continue
-        with new_run(job.directory, job.cell.recipe, registry, torch.device("cpu"), []) as run:
+        with new_run(job.directory, job.cell.recipe, loaded, torch.device("cpu"), []) as run:
             train(run)
             judge(run)
         job.state = "finished"
@@ -85,8 +85,8 @@ def scores(jobs: list) -> np.ndarray:
     return np.array(each).reshape(ROWS, 2, 40)
 
 
-def test_the_tables_are_those_of_the_runs(recipe: Path, toy_registry: Registry, tmp_path: Path):
-    result, jobs = swept(recipe, toy_registry)
+def test_the_tables_are_those_of_the_runs(recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    result, jobs = swept(recipe, toy_plugins)
     write_tables(result, tmp_path)
     table, over_seeds = read(tmp_path / "sweep.csv"), scores(jobs).mean(axis=1)
     assert [float(row["accuracy"]) for row in table] == pytest.approx(
@@ -125,9 +125,9 @@ def test_the_tables_are_those_of_the_runs(recipe: Path, toy_registry: Registry, 
 
 
 def test_a_failed_run_is_in_the_table_and_leaves_the_rest(
-    recipe: Path, toy_registry: Registry, tmp_path: Path
+    recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
-    result, jobs = swept(recipe, toy_registry, leave_out=3)
+    result, jobs = swept(recipe, toy_plugins, leave_out=3)
     write_tables(result, tmp_path)
     row = read(tmp_path / "sweep.csv")[1]
     assert (row["seeds"], row["failed"], row["error"]) == (
@@ -146,8 +146,8 @@ def test_a_failed_run_is_in_the_table_and_leaves_the_rest(
     assert "Mean ranks left out: 1 of 6 rows have a run that did not finish." in page
 
 
-def test_a_run_deleted_before_the_end_fails_alone(recipe: Path, toy_registry: Registry):
-    result, jobs = swept(recipe, toy_registry)
+def test_a_run_deleted_before_the_end_fails_alone(recipe: Path, toy_plugins: Loaded):
+    result, jobs = swept(recipe, toy_plugins)
     shutil.rmtree(jobs[4].directory)
     again = collect(result.plan, jobs)
     assert [job.state for job in jobs].count("failed") == 1
@@ -155,8 +155,8 @@ def test_a_run_deleted_before_the_end_fails_alone(recipe: Path, toy_registry: Re
     assert [len(item.runs) for item in again.rows] == [2, 2, 1, 2, 2, 2]
 
 
-def test_runs_on_other_data_are_not_compared(recipe: Path, toy_registry: Registry):
-    result, jobs = swept(recipe, toy_registry)
+def test_runs_on_other_data_are_not_compared(recipe: Path, toy_plugins: Loaded):
+    result, jobs = swept(recipe, toy_plugins)
     path = jobs[2].directory / "result.json"
     path.write_text(re.sub(r'"episode_set": "\w+"', '"episode_set": "0123"', path.read_text()))
     with pytest.raises(
@@ -166,10 +166,8 @@ def test_runs_on_other_data_are_not_compared(recipe: Path, toy_registry: Registr
         collect(result.plan, jobs)
 
 
-def test_the_page_holds_its_tables_and_pictures(
-    recipe: Path, toy_registry: Registry, tmp_path: Path
-):
-    result, jobs = swept(recipe, toy_registry)
+def test_the_page_holds_its_tables_and_pictures(recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    result, jobs = swept(recipe, toy_plugins)
     page = write_sweep_report(
         tmp_path / "page.html", result, jobs, recipe, ["outer.steps=3"]
     ).read_text()
@@ -265,13 +263,13 @@ def test_an_axis_with_the_name_of_a_column():
     ]
 
 
-def test_names_in_tables_are_no_formulas(recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_names_in_tables_are_no_formulas(recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     hostile = '"\\e[2J$\\\\frac{$"'
     names = ["=1+1", "-3", hostile]
     budgets = ", ".join(f"{name}: {{outer.steps: {n + 2}}}" for n, name in enumerate(names))
     budgets = f"budget: {{{budgets}}}"
     recipe.write_text(recipe.read_text().split("matrix:")[0] + f"matrix:\n  {budgets}\n")
-    plan = plan_sweep(read_matrix(recipe, toy_registry))
+    plan = plan_sweep(read_matrix(recipe, toy_plugins.catalogue))
     runs = {"0": judged(np.linspace(0, 1, 9))}
     result = SweepResult(
         plan, "accuracy", tuple(RowResult(r, runs, (), 1.0) for r in plan.rows), ()
@@ -308,9 +306,9 @@ def test_a_page_of_odd_names_in_a_narrow_window(look, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (420, True)])
 def test_the_page_in_a_browser(
-    look, recipe: Path, toy_registry: Registry, tmp_path: Path, width: int, dark: bool
+    look, recipe: Path, toy_plugins: Loaded, tmp_path: Path, width: int, dark: bool
 ):
-    result, jobs = swept(recipe, toy_registry)
+    result, jobs = swept(recipe, toy_plugins)
     seen = look(
         write_sweep_report(tmp_path / "page.html", result, jobs, recipe),
         tmp_path / "profile",

@@ -8,17 +8,17 @@ import pytest
 
 from fsl_core.config.matrix import read_matrix
 from fsl_core.errors import DataError, RecipeError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.sweeping.plan import Plan, plan_sweep
 
 
 @pytest.fixture
-def plan(toy_recipe: Path, toy_registry: Registry):
+def plan(toy_recipe: Path, toy_plugins: Loaded):
     base = toy_recipe.read_text()
 
     def of(*lines: str, overrides: tuple[str, ...] = ()) -> Plan:
         toy_recipe.write_text(base + "matrix:\n" + "".join(f"  {line}\n" for line in lines))
-        return plan_sweep(read_matrix(toy_recipe, toy_registry, overrides))
+        return plan_sweep(read_matrix(toy_recipe, toy_plugins.catalogue, overrides))
 
     return of
 

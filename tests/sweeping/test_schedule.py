@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from fsl_core.config.matrix import read_matrix
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.run import IN_USE
 from fsl_core.sweeping import schedule
 from fsl_core.sweeping.processes import Processes
@@ -49,9 +49,9 @@ def run(arguments):
 
 
 @pytest.fixture
-def queue(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Callable[[], list[Job]]:
+def queue(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Callable[[], list[Job]]:
     toy_recipe.write_text(toy_recipe.read_text() + "matrix: {seed: [0, 1, 2]}\n")
-    matrix = read_matrix(toy_recipe, toy_registry)
+    matrix = read_matrix(toy_recipe, toy_plugins.catalogue)
     return lambda: make_jobs(matrix.cells, tmp_path / "runs")
 
 

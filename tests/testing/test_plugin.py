@@ -264,7 +264,7 @@ def fsl_register_adapters(register):
 def test_an_installed_adapter_without_super_is_one_failure(
     kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from fsl_core.hooks.registry import load
+    from fsl_core.hooks.loader import load
     from fsl_core.testing import installed
 
     (tmp_path / "no_super.py").write_text(NO_SUPER)

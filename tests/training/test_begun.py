@@ -16,7 +16,7 @@ from fsl_core.cli import main
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RunError
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.begun import differences
 from fsl_core.runs.run import Run, new_run, open_run, prepare_run
 from fsl_core.training.outer_loop import judge, train
@@ -44,9 +44,9 @@ def also(register):
 """
 
 
-def run_recipe(path: Path, registry: Registry, out: Path, *overrides: str) -> Run:
-    recipe = read_recipe(path, registry, overrides)
-    with new_run(out, recipe, registry, CPU, [path.parent / "fslplugin.py"]) as run:
+def run_recipe(path: Path, loaded: Loaded, out: Path, *overrides: str) -> Run:
+    recipe = read_recipe(path, loaded.catalogue, overrides)
+    with new_run(out, recipe, loaded, CPU, [path.parent / "fslplugin.py"]) as run:
         train(run)
         judge(run)
         return run
@@ -67,8 +67,8 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture
-def finished(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Path:
-    run_recipe(toy_recipe, toy_registry, tmp_path / "out")
+def finished(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -125,9 +125,9 @@ def test_a_directory_of_an_earlier_version_is_taken_as_it_is(finished: Path):
 
 
 def test_a_prepared_directory_is_held_to_its_recipe_too(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
-    recipe = read_recipe(toy_recipe, toy_registry)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
     environment = {"recipe": "toy", "plugin_files": [str(tmp_path / "fslplugin.py")]}
     prepare_run(tmp_path / "cell", recipe, environment)
     edit(tmp_path / "cell" / "recipe.yaml", "steps: 12", "steps: 1")
@@ -146,10 +146,10 @@ def ended(out: Path) -> tuple[object, ...]:
 
 
 def test_more_steps_of_a_plain_recipe_are_a_longer_run(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     """No schedule, no warm-up, no validation beside the regular ones: equal bits."""
-    run_recipe(toy_recipe, toy_registry, tmp_path / "out", "outer.steps=10")
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "out", "outer.steps=10")
     shorter = (tmp_path / "out" / "result.json").read_text()
     table = (tmp_path / "out" / "episodes.csv").read_text()
     run = go_on(tmp_path / "out", 15)
@@ -157,7 +157,7 @@ def test_more_steps_of_a_plain_recipe_are_a_longer_run(
         "steps changed at step 10 from 10 to 15; "
         "figures are those of a run of 15 steps from the start"
     ]
-    run_recipe(toy_recipe, toy_registry, tmp_path / "whole", "outer.steps=15")
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "whole", "outer.steps=15")
     assert ended(tmp_path / "out") == ended(tmp_path / "whole")
     recipes = [(tmp_path / name / "recipe.yaml").read_text() for name in ("out", "whole")]
     assert recipes[0] == recipes[1]
@@ -173,9 +173,9 @@ def test_more_steps_of_a_plain_recipe_are_a_longer_run(
 def test_what_is_stretched_is_told(toy_recipe: Path, tmp_path: Path):
     plugin = tmp_path / "fslplugin.py"
     plugin.write_text(plugin.read_text() + PROGRESS)
-    registry = load(entry_points=False, files=[plugin])
+    loaded = load(entry_points=False, files=[plugin])
     overrides = ("outer.schedule=cosine", "adapter=following")
-    run_recipe(toy_recipe, registry, tmp_path / "out", *overrides)
+    run_recipe(toy_recipe, loaded, tmp_path / "out", *overrides)
     run = go_on(tmp_path / "out", 18)
     (change,) = json.loads((tmp_path / "out" / "result.json").read_text())["steps_changed"]
     assert change == {
@@ -196,7 +196,7 @@ def test_what_is_stretched_is_told(toy_recipe: Path, tmp_path: Path):
     assert [(c["at"], c["from"], c["to"]) for c in changes] == [(12, 12, 18), (18, 18, 20)]
 
 
-def test_steps_that_do_not_fit(finished: Path, toy_recipe: Path, toy_registry: Registry):
+def test_steps_that_do_not_fit(finished: Path, toy_recipe: Path, toy_plugins: Loaded):
     before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with (
         pytest.raises(RunError, match=r"--steps 11: 12 steps are done\. 12 or more"),
@@ -227,8 +227,8 @@ def test_edited_steps_are_what_the_option_is_for(finished: Path):
     assert "steps: 13" in (finished / "recipe.yaml").read_text()
 
 
-def test_a_run_of_a_sweep_keeps_its_steps(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    (cell, _) = read_matrix(toy_recipe, toy_registry, ["matrix={seed: [0, 1]}"]).cells
+def test_a_run_of_a_sweep_keeps_its_steps(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    (cell, _) = read_matrix(toy_recipe, toy_plugins.catalogue, ["matrix={seed: [0, 1]}"]).cells
     environment = {"recipe": "toy", "plugin_files": [str(tmp_path / "fslplugin.py")]}
     directory = tmp_path / cell.directory_name
     prepare_run(directory, cell.recipe, environment)
@@ -240,12 +240,12 @@ def test_a_run_of_a_sweep_keeps_its_steps(toy_recipe: Path, toy_registry: Regist
 
 
 def test_an_unfinished_run_may_become_shorter(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
-    recipe = read_recipe(toy_recipe, toy_registry, ["outer.checkpoint_every=1"])
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, ["outer.checkpoint_every=1"])
     plugins = [tmp_path / "fslplugin.py"]
-    with new_run(tmp_path / "out", recipe, toy_registry, CPU, plugins) as run:
-        toy_registry.observe(EndsAt(7))
+    with new_run(tmp_path / "out", recipe, toy_plugins, CPU, plugins) as run:
+        toy_plugins.observers.add(EndsAt(7))
         with pytest.raises(OSError, match="ended"):
             train(run)
     assert go_on(tmp_path / "out", 8).step == 8
@@ -263,9 +263,9 @@ class EndsAt:
             raise OSError("ended")
 
 
-def test_a_run_of_no_steps_may_be_trained(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    run_recipe(toy_recipe, toy_registry, tmp_path / "out", "outer.steps=0")
-    run_recipe(toy_recipe, toy_registry, tmp_path / "whole")
+def test_a_run_of_no_steps_may_be_trained(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "out", "outer.steps=0")
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "whole")
     run = go_on(tmp_path / "out", 12)
     assert ended(tmp_path / "out") == ended(tmp_path / "whole")
     assert run.notes == []

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import FslError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.predicting.predictor import load_predictor
 from fsl_core.reporting.scores import read_scores
 from fsl_core.runs.files import check_files
@@ -57,16 +57,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(finished: Path, toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Path:
+def run(finished: Path, toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
     """A copy of it, to be damaged."""
     if not finished.exists():
-        recipe = read_recipe(toy_recipe, toy_registry, SHORT)
-        with new_run(finished, recipe, toy_registry, CPU, []) as made:
+        recipe = read_recipe(toy_recipe, toy_plugins.catalogue, SHORT)
+        with new_run(finished, recipe, toy_plugins, CPU, []) as made:
             train(made)
             judge(made)
     shutil.copytree(finished, tmp_path / "run")
     environment = json.loads((finished / "environment.json").read_text())
-    changed = {**environment, "plugin_files": toy_registry.files}
+    changed = {**environment, "plugin_files": toy_plugins.files}
     (tmp_path / "run" / "environment.json").write_text(json.dumps(changed))
     return tmp_path / "run"
 

@@ -16,7 +16,7 @@ from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.config.recipe import read_recipe
 from fsl_core.data.pool import LabelledPool, PooledEpisodes
 from fsl_core.errors import DataError, RunError
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.runs.data_record import data_changes, keep_data_record, refuse_other_data
 from fsl_core.runs.run import new_run, open_run
 from fsl_core.training.outer_loop import judge, train
@@ -201,9 +201,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         paint(tmp_path / "data" / f"c{i:02d}")
     (tmp_path / "data" / "README.md").write_text("")
     (tmp_path / "r.yaml").write_text(RECIPE)
-    registry = load(entry_points=False)
-    recipe = read_recipe(tmp_path / "r.yaml", registry)
-    with new_run(tmp_path / "run", recipe, registry, CPU, []) as run:
+    loaded = load(entry_points=False)
+    recipe = read_recipe(tmp_path / "r.yaml", loaded.catalogue)
+    with new_run(tmp_path / "run", recipe, loaded, CPU, []) as run:
         train(run)
         judge(run)
         assert run.notes == [

@@ -16,7 +16,7 @@ import torch
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RunError
 from fsl_core.files.writing import UNFINISHED
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.files import check_files, is_file
 from fsl_core.runs.run import new_run, open_run
 from fsl_core.training.outer_loop import judge, train
@@ -26,9 +26,12 @@ SHORT = ["outer.steps=2", "outer.validate_every=2", "evaluate.episodes=4"]
 
 
 @pytest.fixture
-def run(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> Path:
-    recipe, plugins = read_recipe(toy_recipe, toy_registry, SHORT), [tmp_path / "fslplugin.py"]
-    with new_run(tmp_path / "run", recipe, toy_registry, CPU, plugins) as made:
+def run(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
+    recipe, plugins = (
+        read_recipe(toy_recipe, toy_plugins.catalogue, SHORT),
+        [tmp_path / "fslplugin.py"],
+    )
+    with new_run(tmp_path / "run", recipe, toy_plugins, CPU, plugins) as made:
         train(made)
         judge(made)
     return tmp_path / "run"
@@ -145,13 +148,13 @@ def test_what_a_killed_process_left_is_gone_at_the_next_start(run: Path):
 
 
 def test_a_folder_where_a_run_was_killed_at_once_can_be_used(
-    run: Path, toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    run: Path, toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     fresh = tmp_path / "fresh"
     (fresh / f"{UNFINISHED}a").mkdir(parents=True)
     shutil.copy(run / "environment.json", fresh)
-    recipe = read_recipe(toy_recipe, toy_registry, SHORT)
-    with new_run(fresh, recipe, toy_registry, CPU, []):
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, SHORT)
+    with new_run(fresh, recipe, toy_plugins, CPU, []):
         assert not (fresh / f"{UNFINISHED}a").exists()
         assert (fresh / "recipe.yaml").exists()
 

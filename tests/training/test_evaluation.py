@@ -8,7 +8,7 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.engine.evaluation import evaluate, mean_and_interval
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 
 
 class Steps(fsl.Adapter):
@@ -29,8 +29,8 @@ class Steps(fsl.Adapter):
         return [lambda x, scale=scale: -scale * torch.cdist(x, means) for scale in (0.0, 1.0, 10.0)]
 
 
-def judged(registry: Registry, **options: object):
-    source = registry.get("episodes", "blobs").factory(n_way=3)
+def judged(loaded: Loaded, **options: object):
+    source = loaded.catalogue.get("episodes", "blobs").factory(n_way=3)
     return evaluate(fsl.Learner(nn.Identity(), Steps(3)), source, "test", 25, **options)
 
 
@@ -40,8 +40,8 @@ def test_the_interval_is_that_of_the_mean_over_episodes():
     assert interval == pytest.approx(1.96 * (1 / 3) ** 0.5 / 2)
 
 
-def test_scores_before_adaptation_and_after_each_step(toy_registry: Registry):
-    evaluation = judged(toy_registry)
+def test_scores_before_adaptation_and_after_each_step(toy_plugins: Loaded):
+    evaluation = judged(toy_plugins)
     summary = evaluation.summary()
     assert len(evaluation.after_steps) == 3
     assert summary["accuracy_after_0"] == pytest.approx(
@@ -51,41 +51,41 @@ def test_scores_before_adaptation_and_after_each_step(toy_registry: Registry):
     assert summary["episodes"] == 25
 
 
-def test_without_each_step_the_scores_are_the_same(toy_registry: Registry):
-    full, quick = judged(toy_registry), judged(toy_registry, each_step=False)
+def test_without_each_step_the_scores_are_the_same(toy_plugins: Loaded):
+    full, quick = judged(toy_plugins), judged(toy_plugins, each_step=False)
     assert quick.scores == full.scores
     assert quick.losses == full.losses
     assert quick.after_steps == []
     assert quick.episode_set == full.episode_set
 
 
-def test_the_hash_tells_episode_sets_apart(toy_registry: Registry):
+def test_the_hash_tells_episode_sets_apart(toy_plugins: Loaded):
     shape = fsl.TaskShape("classification", 3, 2, 5, (2,), 3)
     sets = {
-        judged(toy_registry, **options).episode_set
+        judged(toy_plugins, **options).episode_set
         for options in ({}, {"seed": 1}, {"task": shape}, {})
     }
     assert len(sets) == 3
 
 
-def test_every_episode_is_counted(toy_registry: Registry):
+def test_every_episode_is_counted(toy_plugins: Loaded):
     seen = []
-    judged(toy_registry, on_episode=lambda: seen.append(1))
+    judged(toy_plugins, on_episode=lambda: seen.append(1))
     assert len(seen) == 25
 
 
 def test_evaluation_leaves_no_gradient_and_sets_evaluation_mode(
-    toy_registry: Registry, toy_recipe: Path
+    toy_plugins: Loaded, toy_recipe: Path
 ):
-    source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+    source = toy_plugins.catalogue.get("episodes", "blobs").factory(n_way=3)
     learner = fsl.Learner(nn.Linear(2, 2), Steps(3)).train()
     evaluate(learner, source, "test", 3)
     assert not learner.training
     assert learner.backbone.weight.grad is None
 
 
-def test_better_is_higher_accuracy_or_lower_error(toy_registry: Registry):
-    evaluation = judged(toy_registry)
+def test_better_is_higher_accuracy_or_lower_error(toy_plugins: Loaded):
+    evaluation = judged(toy_plugins)
     mean = sum(evaluation.scores) / 25
     assert evaluation.better_than(None)
     assert evaluation.better_than(mean - 0.1)
@@ -110,8 +110,8 @@ class Overflows(Steps):
         return [lambda x, size=size: torch.full((len(x), 1), size) for size in self.sizes]
 
 
-def test_a_loss_that_is_not_a_number_is_refused(toy_registry: Registry):
-    source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+def test_a_loss_that_is_not_a_number_is_refused(toy_plugins: Loaded):
+    source = toy_plugins.catalogue.get("episodes", "blobs").factory(n_way=3)
     message = r"evaluation, test episode 0: the loss is nan\. Finite items and weights"
     with pytest.raises(fsl.RunError, match=message):
         evaluate(fsl.Learner(nn.Identity(), Lost(3)), source, "test", 5)
@@ -121,10 +121,10 @@ def test_a_loss_that_is_not_a_number_is_refused(toy_registry: Registry):
     ("sizes", "found"),
     [((0.0, 1e30), "the loss is inf"), ((1e30, 0.0), "the score after 0 inner steps is inf")],
 )
-def test_what_overflows_is_refused(toy_registry: Registry, sizes: tuple, found: str):
+def test_what_overflows_is_refused(toy_plugins: Loaded, sizes: tuple, found: str):
     """Squares of 1e30 are beyond float32; means and JSON of infinity would be of no use."""
 
-    class Values(type(toy_registry.get("episodes", "blobs").factory(n_way=3))):
+    class Values(type(toy_plugins.catalogue.get("episodes", "blobs").factory(n_way=3))):
         def _episode(self, split, index, seed, task):
             (x, _), (query_x, _), index = super()._episode(split, index, seed, self.task)
             values = fsl.LabelledSet(x, x[:, :1]), fsl.LabelledSet(query_x, query_x[:, :1])
@@ -157,8 +157,8 @@ class Numbered(fsl.Adapter):
 
 
 @pytest.mark.parametrize("how", ["buffer", "random", "nothing"])
-def test_workers_do_not_change_what_is_predicted(toy_registry: Registry, how: str):
-    source = toy_registry.get("episodes", "blobs").factory(n_way=3)
+def test_workers_do_not_change_what_is_predicted(toy_plugins: Loaded, how: str):
+    source = toy_plugins.catalogue.get("episodes", "blobs").factory(n_way=3)
     found = []
     for workers in (1, 3):
         learner = fsl.Learner(nn.Identity(), Numbered(how))

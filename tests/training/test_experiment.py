@@ -11,7 +11,7 @@ import fsl_core as fsl_public
 from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 
 WEIGHTING = """
 import fsl_core as fsl
@@ -34,32 +34,38 @@ def fsl_register_weightings(register):
 
 
 @pytest.fixture
-def registry(toy_recipe: Path) -> Registry:
+def loaded(toy_recipe: Path) -> Loaded:
     extra = toy_recipe.parent / "told.py"
     extra.write_text(WEIGHTING)
     return load(entry_points=False, files=[toy_recipe.parent / "fslplugin.py", extra])
 
 
-def test_a_weighting_is_told_columns_and_tasks(toy_recipe: Path, registry: Registry):
-    endless = read_recipe(toy_recipe, registry, ["outer.weighting={name: told, part: backbone.}"])
+def test_a_weighting_is_told_columns_and_tasks(toy_recipe: Path, loaded: Loaded):
+    endless = read_recipe(
+        toy_recipe, loaded.catalogue, ["outer.weighting={name: told, part: backbone.}"]
+    )
     experiment = build_experiment(endless)
     assert experiment.weighting.columns == fsl_public.gradient_columns(experiment.learner)
     assert experiment.weighting.columns
     assert experiment.weighting.tasks is None
-    options = registry.get("weighting", "told").options.model_fields
+    options = loaded.catalogue.get("weighting", "told").options.model_fields
     assert list(options) == ["name", "part"]
 
 
 def test_the_number_of_tasks_is_the_sources(
-    toy_recipe: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    toy_recipe: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = read_recipe(toy_recipe, registry, ["outer.weighting={name: told, part: backbone.}"])
+    recipe = read_recipe(
+        toy_recipe, loaded.catalogue, ["outer.weighting={name: told, part: backbone.}"]
+    )
     monkeypatch.setattr(recipe.chosen["episodes",].factory, "tasks", 12)
     assert build_experiment(recipe).weighting.tasks == 12
 
 
-def test_what_a_weighting_refuses_is_a_fault_of_the_recipe(toy_recipe: Path, registry: Registry):
-    recipe = read_recipe(toy_recipe, registry, ["outer.weighting={name: told, part: head.}"])
+def test_what_a_weighting_refuses_is_a_fault_of_the_recipe(toy_recipe: Path, loaded: Loaded):
+    recipe = read_recipe(
+        toy_recipe, loaded.catalogue, ["outer.weighting={name: told, part: head.}"]
+    )
     with pytest.raises(
         RecipeError,
         match=r"outer\.weighting: told: part: 'head\.': no such parameter\. One of backbone\.",
@@ -93,8 +99,8 @@ class Named(nn.Module):
     ],
 )
 def test_results_name_the_norm_of_the_layers(
-    toy_recipe: Path, toy_registry: Registry, backbone: nn.Module, norm: str
+    toy_recipe: Path, toy_plugins: Loaded, backbone: nn.Module, norm: str
 ):
-    experiment = build_experiment(read_recipe(toy_recipe, toy_registry))
+    experiment = build_experiment(read_recipe(toy_recipe, toy_plugins.catalogue))
     experiment.learner.backbone = backbone
     assert experiment.norm == norm

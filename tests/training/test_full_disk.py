@@ -18,7 +18,7 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RunError
 from fsl_core.files.writing import UNFINISHED
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.comparison import write_comparison
 from fsl_core.reporting.scores import read_scores
 from fsl_core.runs import checkpoints
@@ -81,17 +81,17 @@ WHOLE: dict[str, bytes] = {}
 
 
 @pytest.fixture
-def whole(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> dict[str, bytes]:
+def whole(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> dict[str, bytes]:
     """The outcome of a run that had room."""
     if not WHOLE:
-        begin(toy_recipe, toy_registry, tmp_path / "whole")
+        begin(toy_recipe, toy_plugins, tmp_path / "whole")
         WHOLE.update(outcome(tmp_path / "whole"))
     return WHOLE
 
 
-def begin(recipe: Path, registry: Registry, out: Path) -> None:
+def begin(recipe: Path, loaded: Loaded, out: Path) -> None:
     plugins = [recipe.parent / "fslplugin.py"]
-    with new_run(out, read_recipe(recipe, registry, SHORT), registry, CPU, plugins) as run:
+    with new_run(out, read_recipe(recipe, loaded.catalogue, SHORT), loaded, CPU, plugins) as run:
         complete(run)
 
 
@@ -113,17 +113,17 @@ def complete(run: Run) -> None:
     ("name", "after"), [*((name, 0) for name in WRITTEN), ("last.safetensors", 1)]
 )
 def test_every_file_of_a_run(
-    toy_recipe: Path, toy_registry: Registry, whole, tmp_path: Path, name: str, after: int
+    toy_recipe: Path, toy_plugins: Loaded, whole, tmp_path: Path, name: str, after: int
 ):
     out = tmp_path / "run"
     with full(name, after), pytest.raises(RunError) as raised:
-        begin(toy_recipe, toy_registry, out)
+        begin(toy_recipe, toy_plugins, out)
     assert str(raised.value).endswith(
         f"/{name}: No space left on device. A folder with room that can be written to"
     )
     assert not [*out.rglob(f"{UNFINISHED}*")]
     if name in ("recipe.yaml", "environment.json"):
-        begin(toy_recipe, toy_registry, out)
+        begin(toy_recipe, toy_plugins, out)
     else:
         go_on(out)
     assert outcome(out) == whole
@@ -131,12 +131,12 @@ def test_every_file_of_a_run(
 
 
 def test_a_disk_that_stays_full_keeps_what_was_there(
-    toy_recipe: Path, toy_registry: Registry, whole, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, whole, tmp_path: Path
 ):
     path = tmp_path / "run" / "checkpoints" / "last.safetensors"
     with full("last.safetensors", after=1):
         with pytest.raises(RunError, match="last.safetensors: No space left on device"):
-            begin(toy_recipe, toy_registry, tmp_path / "run")
+            begin(toy_recipe, toy_plugins, tmp_path / "run")
         kept = path.read_bytes()
         with pytest.raises(RunError, match="last.safetensors: No space left on device"):
             go_on(tmp_path / "run")
@@ -158,13 +158,15 @@ def test_the_programs_own_observer_says_one_line(call, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["report.html", "sweep.csv", "differences.csv"])
 def test_every_file_of_a_finished_sweep(
-    call, toy_recipe: Path, toy_registry: Registry, tmp_path: Path, name: str
+    call, toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, name: str
 ):
     """Of runs that are there already: the tables of a sweep are made again whenever it is called."""
     recipe = toy_recipe.read_text().replace("steps: 12", "steps: 1")
     toy_recipe.write_text(f"{recipe}matrix: {{seed: [0, 1]}}\n")
-    for job in make_jobs(read_matrix(toy_recipe, toy_registry).cells, tmp_path / "out" / "runs"):
-        with new_run(job.directory, job.cell.recipe, toy_registry, CPU, []) as run:
+    for job in make_jobs(
+        read_matrix(toy_recipe, toy_plugins.catalogue).cells, tmp_path / "out" / "runs"
+    ):
+        with new_run(job.directory, job.cell.recipe, toy_plugins, CPU, []) as run:
             complete(run)
     with full(name):
         ended = call("sweep", "toy.yaml", "--out", "out")
@@ -175,8 +177,8 @@ def test_every_file_of_a_finished_sweep(
     ]
 
 
-def test_the_page_of_a_comparison(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    begin(toy_recipe, toy_registry, tmp_path / "run")
+def test_the_page_of_a_comparison(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    begin(toy_recipe, toy_plugins, tmp_path / "run")
     scores, page = read_scores(tmp_path / "run"), tmp_path / "page.html"
     page.write_text("earlier")
     with full("page.html"), pytest.raises(RunError, match="page.html: No space left on device"):
@@ -209,15 +211,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_is_full(toy_recipe: Path, toy_registry: Registry, whole, small_disk: Path):
+def test_a_disk_that_is_full(toy_recipe: Path, toy_plugins: Loaded, whole, small_disk: Path):
     """The same on a real one, with less room each time, so that it is full at different files."""
     for room in (0, 8192, 12288, 16384):
         out, filler = small_disk / f"run{room}", small_disk / "filler"
         filler.write_bytes(bytes(60 * 1024 - room))
         with pytest.raises(RunError, match="No space left on device"):
-            begin(toy_recipe, toy_registry, out)
+            begin(toy_recipe, toy_plugins, out)
         filler.unlink()
         begun = (out / "recipe.yaml").exists()
-        go_on(out) if begun else begin(toy_recipe, toy_registry, out)
+        go_on(out) if begun else begin(toy_recipe, toy_plugins, out)
         assert outcome(out) == whole
         shutil.rmtree(out)

@@ -11,7 +11,7 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import RunError, TrainingError
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.run import new_run
 from fsl_core.training import outer_loop
 
@@ -48,7 +48,7 @@ def test_what_torch_says_is_understood():
 )
 def test_a_meta_batch_that_does_not_fit(
     toy_recipe: Path,
-    toy_registry: Registry,
+    toy_plugins: Loaded,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     execution: str,
@@ -56,10 +56,10 @@ def test_a_meta_batch_that_does_not_fit(
     remedy: str,
 ):
     changes = [f"execution={execution}", f"outer.meta_batch_size={tasks}"]
-    recipe = read_recipe(toy_recipe, toy_registry, changes)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, changes)
     monkeypatch.setattr(outer_loop, "MetaGradient", lambda *_: too_large)  # a trial had room
     with (
-        new_run(tmp_path / "run", recipe, toy_registry, CPU, []) as run,
+        new_run(tmp_path / "run", recipe, toy_plugins, CPU, []) as run,
         pytest.raises(TrainingError) as raised,
     ):
         outer_loop.train(run)
@@ -68,7 +68,7 @@ def test_a_meta_batch_that_does_not_fit(
 
 
 def test_a_trial_that_does_not_fit(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Then one task at a time is computed, and the reason says what would fit."""
     compute = MetaGradient.__call__
@@ -80,8 +80,8 @@ def test_a_trial_that_does_not_fit(
 
     monkeypatch.setattr(MetaGradient, "__call__", short)
     changes = ["execution={mode: vmap}", "outer.steps=1", "outer.validate_every=0"]
-    recipe = read_recipe(toy_recipe, toy_registry, changes)
-    with new_run(tmp_path / "run", recipe, toy_registry, CPU, []) as run:
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, changes)
+    with new_run(tmp_path / "run", recipe, toy_plugins, CPU, []) as run:
         outer_loop.train(run)
         assert run.execution.execution.mode == "loop"
         assert run.execution.reason == (
@@ -91,10 +91,12 @@ def test_a_trial_that_does_not_fit(
 
 
 def test_an_evaluation_that_does_not_fit(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = read_recipe(toy_recipe, toy_registry, ["outer.steps=1", "outer.validate_every=0"])
-    with new_run(tmp_path / "run", recipe, toy_registry, CPU, []) as run:
+    recipe = read_recipe(
+        toy_recipe, toy_plugins.catalogue, ["outer.steps=1", "outer.validate_every=0"]
+    )
+    with new_run(tmp_path / "run", recipe, toy_plugins, CPU, []) as run:
         outer_loop.train(run)
         monkeypatch.setattr(outer_loop, "evaluate", too_large)
         with pytest.raises(RunError, match=rf"^evaluation on test: not enough memory\. {SMALLER}$"):
@@ -102,15 +104,15 @@ def test_an_evaluation_that_does_not_fit(
 
 
 def test_other_errors_stay_as_they_are(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(MetaGradient, "__call__", broken)
-    recipe = read_recipe(toy_recipe, toy_registry)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
     with (
-        new_run(tmp_path / "run", recipe, toy_registry, CPU, []) as run,
+        new_run(tmp_path / "run", recipe, toy_plugins, CPU, []) as run,
         pytest.raises(RuntimeError, match=r"^shapes do not match$"),
     ):
         outer_loop.train(run)

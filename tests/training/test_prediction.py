@@ -10,7 +10,7 @@ from PIL import Image
 
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.reporting.predictions import Predictions
 from fsl_core.runs.run import new_run
 from fsl_core.training.outer_loop import judge, train
@@ -118,11 +118,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "r.yaml").write_text(
             RECIPE.format(adapter=adapter, norm=norm, episodes=episodes)
         )
-        registry = load(files=[tmp_path / "own.py"])
+        loaded = load(files=[tmp_path / "own.py"])
         directory = tmp_path / f"run-{adapter}-{norm}"
-        recipe = read_recipe(tmp_path / "r.yaml", registry)
+        recipe = read_recipe(tmp_path / "r.yaml", loaded.catalogue)
         with new_run(
-            directory, recipe, registry, torch.device("cpu"), [tmp_path / "own.py"]
+            directory, recipe, loaded, torch.device("cpu"), [tmp_path / "own.py"]
         ) as started:
             train(started)
             judge(started)

@@ -15,7 +15,7 @@ from fsl_core.assembly.preflight import made_up_episodes, preflight, preflight_a
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.run import new_run, open_run, prepare_run
 from fsl_core.training.outer_loop import judge, train
 
@@ -32,7 +32,7 @@ evaluate: {episodes: 4}
 
 
 @pytest.fixture(scope="module")
-def registry() -> Registry:
+def loaded() -> Loaded:
     return load(entry_points=False, files=[PARTS])
 
 
@@ -43,9 +43,9 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def built(recipe: Path, registry: Registry):
+def built(recipe: Path, loaded: Loaded):
     def build(*overrides: str) -> Experiment:
-        return build_experiment(read_recipe(recipe, registry, overrides))
+        return build_experiment(read_recipe(recipe, loaded.catalogue, overrides))
 
     return build
 
@@ -244,27 +244,25 @@ def test_a_traceback_is_there_for_who_asks(built, monkeypatch: pytest.MonkeyPatc
         built("backbone={name: constructor-raises}")
 
 
-def test_a_run_is_refused_before_anything_is_written(
-    recipe: Path, registry: Registry, tmp_path: Path
-):
-    faulty = read_recipe(recipe, registry, ["backbone={name: wrong-feature-dim}"])
+def test_a_run_is_refused_before_anything_is_written(recipe: Path, loaded: Loaded, tmp_path: Path):
+    faulty = read_recipe(recipe, loaded.catalogue, ["backbone={name: wrong-feature-dim}"])
     cpu, run = torch.device("cpu"), tmp_path / "run"
     with (
         pytest.raises(PluginError, match="feature_dim is 64"),
-        new_run(run, faulty, registry, cpu, []),
+        new_run(run, faulty, loaded, cpu, []),
     ):
         pass
     assert not run.exists()
 
 
 def test_a_prepared_run_is_tried_when_it_begins_and_not_again(
-    recipe: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tried, cpu, run = [], torch.device("cpu"), tmp_path / "run"
     monkeypatch.setattr("fsl_core.runs.run.preflight", tried.append)
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
     environment = {"recipe": "r", "plugin_files": [str(PARTS)]}
-    prepare_run(run, read_recipe(recipe, registry), environment)
+    prepare_run(run, read_recipe(recipe, loaded.catalogue), environment)
     for steps in (1, 1):
         with open_run(run, cpu, write=True) as opened:
             opened.restore_last()
@@ -290,7 +288,7 @@ def test_check_says_it_in_one_line_and_run_says_nothing_when_all_is_well(
 
 
 def test_rows_of_a_matrix_share_what_is_alike(
-    built, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    built, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ):
     whole = []
     monkeypatch.setattr("fsl_core.assembly.preflight.preflight", whole.append)

@@ -17,16 +17,20 @@ from filelock import FileLock
 import fsl_core as fsl_public
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DataError, RunError, TrainingError
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")
 
 
-def run_recipe(path: Path, registry: Registry, out: Path, *overrides: str) -> Run:
+def run_recipe(path: Path, loaded: Loaded, out: Path, *overrides: str) -> Run:
     with new_run(
-        out, read_recipe(path, registry, overrides), registry, CPU, [path.parent / "fslplugin.py"]
+        out,
+        read_recipe(path, loaded.catalogue, overrides),
+        loaded,
+        CPU,
+        [path.parent / "fslplugin.py"],
     ) as run:
         train(run)
         judge(run)
@@ -48,8 +52,8 @@ def outcome(directory: Path) -> dict[str, object]:
     }
 
 
-def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+def test_a_run_directory_holds_everything(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
     written = {
         str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()
     }
@@ -79,17 +83,17 @@ def test_a_run_directory_holds_everything(toy_recipe: Path, toy_registry: Regist
     )
 
 
-def test_two_runs_of_one_recipe_are_equal(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_two_runs_of_one_recipe_are_equal(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     for name in ("a", "b"):
-        run_recipe(toy_recipe, toy_registry, tmp_path / name)
+        run_recipe(toy_recipe, toy_plugins, tmp_path / name)
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
 
 
 def test_another_seed_trains_on_other_episodes_and_is_judged_on_the_same(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
-    run_recipe(toy_recipe, toy_registry, tmp_path / "a")
-    run_recipe(toy_recipe, toy_registry, tmp_path / "b", "seed=1")
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "a")
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "b", "seed=1")
     first, second = outcome(tmp_path / "a"), outcome(tmp_path / "b")
     assert first["metrics"] != second["metrics"]
     assert first["result"]["episode_set"] == second["result"]["episode_set"]
@@ -97,7 +101,7 @@ def test_another_seed_trains_on_other_episodes_and_is_judged_on_the_same(
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     """A real process is killed with SIGKILL at several moments, resumed each time, and ends like one left alone."""
     settings = [
@@ -148,8 +152,8 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def test_a_second_writer_is_refused(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+def test_a_second_writer_is_refused(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
     with (
         FileLock(tmp_path / "run" / ".lock"),
         pytest.raises(RunError, match="another process is writing to this run"),
@@ -158,18 +162,18 @@ def test_a_second_writer_is_refused(toy_recipe: Path, toy_registry: Registry, tm
         pass
 
 
-def test_a_directory_in_use_is_refused(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
-    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+def test_a_directory_in_use_is_refused(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
     with pytest.raises(RunError, match="holds a finished run of this recipe. `fsl resume"):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+        run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
     with pytest.raises(
         RunError, match=r"holds a run of another recipe \(seed: 0 → 1\)\. Another --out"
     ):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "run", "seed=1")
+        run_recipe(toy_recipe, toy_plugins, tmp_path / "run", "seed=1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(RunError, match="holds other files. An empty or new folder for --out"):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "full")
+        run_recipe(toy_recipe, toy_plugins, tmp_path / "full")
     with pytest.raises(RunError, match="no run here"), open_run(tmp_path / "full", CPU, write=True):
         pass
     message = f"no run here .recipe.yaml is absent.. {tmp_path / 'run'}$"
@@ -178,7 +182,7 @@ def test_a_directory_in_use_is_refused(toy_recipe: Path, toy_registry: Registry,
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     with pytest.raises(
         TrainingError,
@@ -186,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good(
     ):
         run_recipe(
             toy_recipe,
-            toy_registry,
+            toy_plugins,
             tmp_path / "run",
             "adapter={name: explodes}",
             "outer.checkpoint_every=2",
@@ -195,9 +199,9 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good(
 
 
 def test_data_that_cannot_give_the_episodes_is_refused_before_training(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, monkeypatch
 ):
-    recipe = read_recipe(toy_recipe, toy_registry)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
     blobs = recipe.chosen["episodes",].factory
 
     def check(self, split, task=None):
@@ -208,15 +212,15 @@ def test_data_that_cannot_give_the_episodes_is_refused_before_training(
         DataError,
         match="split train is too small\nsplit test is too small\nsplit validation is too small",
     ):
-        run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+        run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
 
 
 def test_evaluation_with_other_ways_and_shots(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     run = run_recipe(
         toy_recipe,
-        toy_registry,
+        toy_plugins,
         tmp_path / "run",
         "evaluate.n_way=6",
         "evaluate.n_shot=1",
@@ -228,23 +232,23 @@ def test_evaluation_with_other_ways_and_shots(
         match=r"evaluate.n_way: adapter.head.weight of adapter 'explodes' has a size fixed by n_way 3",
     ):
         run_recipe(
-            toy_recipe, toy_registry, tmp_path / "b", "evaluate.n_way=6", "adapter={name: explodes}"
+            toy_recipe, toy_plugins, tmp_path / "b", "evaluate.n_way=6", "adapter={name: explodes}"
         )
 
 
 def test_an_expectation_of_no_result_is_refused(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     with pytest.raises(
         fsl_public.RecipeError,
         match="expect.acuracy: no such result. Expected accuracy, or accuracy_after_",
     ):
         run_recipe(
-            toy_recipe, toy_registry, tmp_path / "a", "expect.acuracy={value: 1, tolerance: 0}"
+            toy_recipe, toy_plugins, tmp_path / "a", "expect.acuracy={value: 1, tolerance: 0}"
         )
 
 
-def test_observers_see_the_run(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_observers_see_the_run(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     seen = []
 
     class Observer:
@@ -261,8 +265,8 @@ def test_observers_see_the_run(toy_recipe: Path, toy_registry: Registry, tmp_pat
         def fsl_evaluated(self, split, result):
             seen.append((split, result["episodes"]))
 
-    toy_registry.observe(Observer())
-    run_recipe(toy_recipe, toy_registry, tmp_path / "run")
+    toy_plugins.observers.add(Observer())
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
     assert seen[:2] == [("started", 0), ("step", 1)]
     assert [s for s in seen if s[0] == "validation"] == [("validation", 4)] * 3
     assert seen[-1] == ("test", 10)
@@ -297,14 +301,14 @@ def test_an_observer_that_raises_is_named_and_left_out(
 ):
     (tmp_path / "fragile.py").write_text(FRAGILE.format(fault=fault))
     (tmp_path / "sound.py").write_text(FRAGILE.format(fault="pass"))
-    registry = load(
+    loaded = load(
         entry_points=False,
         files=[tmp_path / name for name in ("fslplugin.py", "fragile.py", "sound.py")],
     )
     with pytest.warns(
         fsl_public.PluginWarning, match=rf"plugin fragile \(.*\): fsl_step_finished raised {reason}"
     ) as told:
-        run_recipe(toy_recipe, registry, tmp_path / "watched")
+        run_recipe(toy_recipe, loaded, tmp_path / "watched")
     assert len(told) == 1
     assert (
         "It is left out from here on and the run goes on; FSL_STRICT_PLUGINS=1 ends the run"
@@ -313,7 +317,7 @@ def test_an_observer_that_raises_is_named_and_left_out(
     assert told[0].filename.endswith("outer_loop.py")
     assert sys.modules["fsl_plugin_file_fragile"].seen == [1, 2, 3]
     assert len(sys.modules["fsl_plugin_file_sound"].seen) == 12 + 3 + 1
-    assert next(p for p in registry.plugins if p.name == "fragile").notes
+    assert next(p for p in loaded.plugins if p.name == "fragile").notes
     run_recipe(
         toy_recipe, load(entry_points=False, files=[tmp_path / "fslplugin.py"]), tmp_path / "alone"
     )
@@ -324,17 +328,17 @@ def test_a_strict_run_ends_with_the_observers_error(
     toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "fragile.py").write_text(FRAGILE.format(fault="raise OSError('disk full')"))
-    registry = load(entry_points=False, files=[tmp_path / "fslplugin.py", tmp_path / "fragile.py"])
+    loaded = load(entry_points=False, files=[tmp_path / "fslplugin.py", tmp_path / "fragile.py"])
     monkeypatch.setenv("FSL_STRICT_PLUGINS", "1")
     with pytest.raises(OSError, match="disk full"):
-        run_recipe(toy_recipe, registry, tmp_path / "run")
+        run_recipe(toy_recipe, loaded, tmp_path / "run")
 
 
-def test_schedules_move_the_step_size(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_schedules_move_the_step_size(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     def rates(name: str, schedule: str) -> list[float]:
         run = run_recipe(
             toy_recipe,
-            toy_registry,
+            toy_plugins,
             tmp_path / name,
             f"outer.schedule={schedule}",
             "outer.optimizer.lr=1.0",
@@ -351,11 +355,11 @@ def test_schedules_move_the_step_size(toy_recipe: Path, toy_registry: Registry, 
     assert 0.5 < cosine[-1] < 0.52
 
 
-def test_gradients_are_clipped(toy_recipe: Path, toy_registry: Registry, tmp_path: Path):
+def test_gradients_are_clipped(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     with new_run(
         tmp_path / "run",
-        read_recipe(toy_recipe, toy_registry, ["outer.clip_gradient_norm=1e-9"]),
-        toy_registry,
+        read_recipe(toy_recipe, toy_plugins.catalogue, ["outer.clip_gradient_norm=1e-9"]),
+        toy_plugins,
         CPU,
         [],
     ) as run:
@@ -367,9 +371,9 @@ def test_gradients_are_clipped(toy_recipe: Path, toy_registry: Registry, tmp_pat
 
 
 def test_a_restored_adapter_is_told_what_the_last_step_of_its_weights_was_told(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run_recipe(toy_recipe, toy_registry, tmp_path / "run", "evaluate.checkpoint=last")
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run", "evaluate.checkpoint=last")
     told: list[float] = []
     monkeypatch.setattr(
         "fsl_core.builtin.nearest_centroid.NearestCentroid.on_progress",

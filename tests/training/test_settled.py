@@ -15,7 +15,7 @@ from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.cli.runs import _print_result
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs import checkpoints
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.training.outer_loop import judge, state_of, train
@@ -58,18 +58,18 @@ HOOK = "@fsl.hookimpl\ndef fsl_register_adapters"
 
 
 @pytest.fixture
-def registry(toy_recipe: Path) -> Registry:
+def loaded(toy_recipe: Path) -> Loaded:
     """The toy plugin with one adapter more; twelve steps, validated after 5, 10 and 12."""
     plugin = toy_recipe.parent / "fslplugin.py"
     plugin.write_text(plugin.read_text().split(HOOK)[0] + WARMING)
     return load(entry_points=False, files=[plugin])
 
 
-def run_warming(recipe: Path, registry: Registry, out: Path, until: float) -> Run:
+def run_warming(recipe: Path, loaded: Loaded, out: Path, until: float) -> Run:
     overrides = [f"adapter={{name: warming, until: {until}}}"]
     plugins = [recipe.parent / "fslplugin.py"]
-    read = read_recipe(recipe, registry, overrides)
-    with new_run(out, read, registry, CPU, plugins) as run:
+    read = read_recipe(recipe, loaded.catalogue, overrides)
+    with new_run(out, read, loaded, CPU, plugins) as run:
         train(run)
         judge(run)
         return run
@@ -80,9 +80,9 @@ def validations(run: Run) -> dict[int, float]:
     return {record["step"]: record["accuracy"] for record in records}
 
 
-def test_the_best_checkpoint_is_never_from_inside_a_warm_up(toy_recipe, registry, tmp_path):
+def test_the_best_checkpoint_is_never_from_inside_a_warm_up(toy_recipe, loaded, tmp_path):
     """Step 5 was told 4/12 and scores highest; steps 10 and 12 were told 9/12 and 11/12."""
-    run = run_warming(toy_recipe, registry, tmp_path / "run", until=0.5)
+    run = run_warming(toy_recipe, loaded, tmp_path / "run", until=0.5)
     scores = validations(run)
     assert list(scores) == [5, 10, 12]  # recorded, whether or not they may be the best
     assert scores[5] > max(scores[10], scores[12])
@@ -92,15 +92,15 @@ def test_the_best_checkpoint_is_never_from_inside_a_warm_up(toy_recipe, registry
 
 
 @pytest.mark.parametrize(("until", "step"), [(9 / 12, 10), (9.01 / 12, 12), (11 / 12, 12)])
-def test_what_counts_is_what_the_last_step_was_told(toy_recipe, registry, tmp_path, until, step):
+def test_what_counts_is_what_the_last_step_was_told(toy_recipe, loaded, tmp_path, until, step):
     """Step 10 of 12 was told 9/12: settled at exactly that, and not beyond."""
-    run = run_warming(toy_recipe, registry, tmp_path / "run", until)
+    run = run_warming(toy_recipe, loaded, tmp_path / "run", until)
     assert run.result()["checkpoint_step"] == step
     assert run.result()["adapter_state"] == {"warm": 0.0, "told": (step - 1) / 12}
 
 
-def test_a_run_that_never_settles_is_judged_by_its_last_checkpoint(toy_recipe, registry, tmp_path):
-    run = run_warming(toy_recipe, registry, tmp_path / "run", until=1.0)
+def test_a_run_that_never_settles_is_judged_by_its_last_checkpoint(toy_recipe, loaded, tmp_path):
+    run = run_warming(toy_recipe, loaded, tmp_path / "run", until=1.0)
     result = run.result()
     assert not run.checkpoint_path("best").exists()
     assert (result["checkpoint"], result["checkpoint_step"]) == ("last", 12)
@@ -108,9 +108,9 @@ def test_a_run_that_never_settles_is_judged_by_its_last_checkpoint(toy_recipe, r
     assert result["adapter_state"] == {"warm": 1.0, "told": 11 / 12}
 
 
-def test_validation_and_checkpoint_are_told_the_same(toy_recipe, registry, tmp_path):
+def test_validation_and_checkpoint_are_told_the_same(toy_recipe, loaded, tmp_path):
     """A validation of training and an evaluation of the checkpoint it wrote see one progress."""
-    run = run_warming(toy_recipe, registry, tmp_path / "run", until=9.5 / 12)
+    run = run_warming(toy_recipe, loaded, tmp_path / "run", until=9.5 / 12)
     assert checkpoints.progress_of(run.checkpoint_path("best"))["step"] == 12
     with open_run(tmp_path / "run", CPU, write=False) as opened:
         for which, told in (("best", 11 / 12), ("last", 11 / 12)):
@@ -118,8 +118,8 @@ def test_validation_and_checkpoint_are_told_the_same(toy_recipe, registry, tmp_p
             assert opened.experiment.learner.adapter.now == told
 
 
-def test_the_command_line_says_both(capsys, toy_recipe, registry, tmp_path):
-    run = run_warming(toy_recipe, registry, tmp_path / "run", until=1.0)
+def test_the_command_line_says_both(capsys, toy_recipe, loaded, tmp_path):
+    run = run_warming(toy_recipe, loaded, tmp_path / "run", until=1.0)
     _print_result(run.result(), tmp_path / "run", as_json=False)
     shown = capsys.readouterr().out
     assert "adapter: warm 1, told 0.916667\n" in shown
@@ -127,11 +127,11 @@ def test_the_command_line_says_both(capsys, toy_recipe, registry, tmp_path):
 
 
 def test_an_adapter_that_says_nothing_leaves_the_result_as_it_was(
-    toy_recipe, toy_registry, tmp_path
+    toy_recipe, toy_plugins, tmp_path
 ):
-    read = read_recipe(toy_recipe, toy_registry, [])
+    read = read_recipe(toy_recipe, toy_plugins.catalogue, [])
     with new_run(
-        tmp_path / "run", read, toy_registry, CPU, [toy_recipe.parent / "fslplugin.py"]
+        tmp_path / "run", read, toy_plugins, CPU, [toy_recipe.parent / "fslplugin.py"]
     ) as run:
         train(run)
         judge(run)
@@ -166,9 +166,9 @@ def test_what_is_no_number_is_refused_by_name(settled, state, message):
         state_of(Odd())
 
 
-def test_it_is_refused_before_training(toy_recipe, registry, tmp_path, monkeypatch):
-    adapter = registry.get("adapter", "warming").factory
+def test_it_is_refused_before_training(toy_recipe, loaded, tmp_path, monkeypatch):
+    adapter = loaded.catalogue.get("adapter", "warming").factory
     monkeypatch.setattr(adapter, "describe", lambda self: {"told": None})
     with pytest.raises(PluginError, match=r"adapter 'warming': describe\(\) gave 'told': None"):
-        run_warming(toy_recipe, registry, tmp_path / "run", until=0.5)
+        run_warming(toy_recipe, loaded, tmp_path / "run", until=0.5)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

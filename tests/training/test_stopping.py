@@ -10,7 +10,7 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import Registry
+from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.checkpoints import progress_of
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.runs.stopping import Interrupted, Stop
@@ -20,17 +20,17 @@ CPU = torch.device("cpu")
 RARELY = ("outer.checkpoint_every=100", "outer.schedule=cosine")
 
 
-def run_whole(path: Path, registry: Registry, out: Path, *overrides: str) -> Run:
-    recipe = read_recipe(path, registry, [*RARELY, *overrides])
-    with new_run(out, recipe, registry, CPU, [path.parent / "fslplugin.py"]) as run:
+def run_whole(path: Path, loaded: Loaded, out: Path, *overrides: str) -> Run:
+    recipe = read_recipe(path, loaded.catalogue, [*RARELY, *overrides])
+    with new_run(out, recipe, loaded, CPU, [path.parent / "fslplugin.py"]) as run:
         train(run)
         judge(run)
         return run
 
 
-def interrupt(path: Path, registry: Registry, out: Path, stop: Stop) -> Run:
-    recipe = read_recipe(path, registry, RARELY)
-    with new_run(out, recipe, registry, CPU, [path.parent / "fslplugin.py"]) as run:
+def interrupt(path: Path, loaded: Loaded, out: Path, stop: Stop) -> Run:
+    recipe = read_recipe(path, loaded.catalogue, RARELY)
+    with new_run(out, recipe, loaded, CPU, [path.parent / "fslplugin.py"]) as run:
         run.stop = stop
         with pytest.raises(Interrupted):
             train(run)
@@ -65,18 +65,18 @@ class AtStep:
 
 
 @pytest.fixture
-def whole(toy_recipe: Path, toy_registry: Registry, tmp_path: Path) -> dict[str, object]:
-    run_whole(toy_recipe, toy_registry, tmp_path / "whole")
+def whole(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> dict[str, object]:
+    run_whole(toy_recipe, toy_plugins, tmp_path / "whole")
     return ended(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 12])
 def test_the_step_is_finished_and_kept(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, whole: dict, step: int
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, whole: dict, step: int
 ):
     stop = Stop()
-    toy_registry.observe(AtStep(stop, step))
-    run = interrupt(toy_recipe, toy_registry, tmp_path / "run", stop)
+    toy_plugins.observers.add(AtStep(stop, step))
+    run = interrupt(toy_recipe, toy_plugins, tmp_path / "run", stop)
     assert (run.step, run.kept_step(), stop.heeded) == (step, step, False)
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     resume(tmp_path / "run")
@@ -95,9 +95,9 @@ class AfterChecks(Stop):
 
 
 def test_an_interrupted_validation_is_done_by_the_resume(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, whole: dict
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, whole: dict
 ):
-    run = interrupt(toy_recipe, toy_registry, tmp_path / "run", AfterChecks())
+    run = interrupt(toy_recipe, toy_plugins, tmp_path / "run", AfterChecks())
     assert (run.step, run.kept_step(), run.best) == (5, 5, None)
     path = run.checkpoint_path("last")
     assert progress_of(path) == {"step": 5, "best": None, "unvalidated": True}
@@ -112,7 +112,7 @@ def test_an_interrupted_validation_is_done_by_the_resume(
 
 
 def test_a_request_after_the_last_look_is_heard(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     with (stop := Stop()).heeding():
         assert stop.heeded
@@ -123,7 +123,7 @@ def test_a_request_after_the_last_look_is_heard(
 
 def test_checkpoints_by_time_change_no_bit(
     toy_recipe: Path,
-    toy_registry: Registry,
+    toy_plugins: Loaded,
     tmp_path: Path,
     whole: dict,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,14 +131,14 @@ def test_checkpoints_by_time_change_no_bit(
     saved = []
     save = Run.save
     monkeypatch.setattr(Run, "save", lambda run, which: (saved.append(run.step), save(run, which)))
-    run_whole(toy_recipe, toy_registry, tmp_path / "often", "outer.checkpoint_seconds=1e-9")
+    run_whole(toy_recipe, toy_plugins, tmp_path / "often", "outer.checkpoint_seconds=1e-9")
     assert set(range(1, 13)) <= set(saved)
     assert ended(tmp_path / "often") == whole
     saved.clear()
     often = ("outer.checkpoint_seconds=null", "outer.validate_every=0")
-    run_whole(toy_recipe, toy_registry, tmp_path / "never", *often)
+    run_whole(toy_recipe, toy_plugins, tmp_path / "never", *often)
     assert saved == [12]
 
 
-def test_a_minute_is_the_longest_time_by_default(toy_recipe: Path, toy_registry: Registry):
-    assert read_recipe(toy_recipe, toy_registry).sections.outer.checkpoint_seconds == 60
+def test_a_minute_is_the_longest_time_by_default(toy_recipe: Path, toy_plugins: Loaded):
+    assert read_recipe(toy_recipe, toy_plugins.catalogue).sections.outer.checkpoint_seconds == 60

@@ -13,7 +13,7 @@ from fsl_core.assembly.experiment import build_experiment, build_optimizer
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
-from fsl_core.hooks.registry import Registry, load
+from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.checkpoints import progress_of
 from fsl_core.runs.run import new_run, open_run
 from fsl_core.training.outer_loop import train
@@ -60,14 +60,14 @@ def fsl(*arguments: object):
     return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
 
 
-def registry_of(recipe: Path) -> Registry:
+def plugins_of(recipe: Path) -> Loaded:
     files = sorted((recipe.parent / "plugins").glob("*.py"))
     return load(entry_points=False, files=files)
 
 
 def test_steps_with_nothing_to_train_are_refused(frozen: Path):
-    registry = registry_of(frozen)
-    recipe = read_recipe(frozen, registry, ["backbone={name: fixed}"])
+    loaded = plugins_of(frozen)
+    recipe = read_recipe(frozen, loaded.catalogue, ["backbone={name: fixed}"])
     message = (
         r"toy\.yaml:8: outer\.steps: 12 steps with nothing to train: adapter 'nearest-centroid' "
         r"and backbone 'fixed' have no parameter that requires a gradient\. "
@@ -78,7 +78,7 @@ def test_steps_with_nothing_to_train_are_refused(frozen: Path):
 
 
 def test_no_optimizer_is_built_over_nothing(frozen: Path):
-    recipe = read_recipe(frozen, registry_of(frozen), ["backbone={name: fixed}", "outer.steps=0"])
+    recipe = read_recipe(frozen, plugins_of(frozen), ["backbone={name: fixed}", "outer.steps=0"])
     assert build_optimizer(recipe, build_experiment(recipe)) is None
 
 
@@ -108,13 +108,13 @@ def test_a_run_of_no_steps_is_judged_resumed_and_judged_again(frozen: Path, tmp_
 
 
 def test_weights_that_could_be_trained_stay_as_they_begin(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     schedules = ["outer.steps=0", "outer.schedule={name: cosine}", "execution.mode=vmap"]
-    recipe = read_recipe(toy_recipe, toy_registry, schedules)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, schedules)
     before = build_experiment(recipe).learner.state_dict()
     files = [toy_recipe.parent / "fslplugin.py"]
-    with new_run(tmp_path / "run", recipe, toy_registry, torch.device("cpu"), files) as run:
+    with new_run(tmp_path / "run", recipe, toy_plugins, torch.device("cpu"), files) as run:
         train(run)
     with open_run(tmp_path / "run", torch.device("cpu"), write=False) as opened:
         assert opened.restore_for_evaluation() == "last"
@@ -123,31 +123,31 @@ def test_weights_that_could_be_trained_stay_as_they_begin(
 
 
 def test_training_data_is_not_asked_for(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = read_recipe(toy_recipe, toy_registry, ["outer.steps=0"])
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, ["outer.steps=0"])
     asked = []
     blobs = recipe.chosen["episodes",].factory
     monkeypatch.setattr(blobs, "check", lambda self, split, task=None: asked.append(split))
-    with new_run(tmp_path / "run", recipe, toy_registry, torch.device("cpu"), []):
+    with new_run(tmp_path / "run", recipe, toy_plugins, torch.device("cpu"), []):
         pass
     assert asked == ["test"]
 
 
 def test_an_adapter_is_told_that_training_is_over(
-    toy_recipe: Path, toy_registry: Registry, tmp_path: Path
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
     changed = ["outer.steps=0", "adapter={name: explodes, at_progress: 2}"]
-    recipe = read_recipe(toy_recipe, toy_registry, changed)
-    with new_run(tmp_path / "run", recipe, toy_registry, torch.device("cpu"), []) as run:
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, changed)
+    with new_run(tmp_path / "run", recipe, toy_plugins, torch.device("cpu"), []) as run:
         train(run)
         run.restore_for_evaluation()
         assert run.experiment.learner.adapter.now == 1.0
 
 
-def test_a_sweep_runs_cells_without_steps(toy_recipe: Path, toy_registry: Registry):
+def test_a_sweep_runs_cells_without_steps(toy_recipe: Path, toy_plugins: Loaded):
     from fsl_core.config.matrix import read_matrix
     from fsl_core.sweeping.plan import plan_sweep
 
-    matrix = read_matrix(toy_recipe, toy_registry, ["matrix={outer.steps: [0, 3]}"])
+    matrix = read_matrix(toy_recipe, toy_plugins.catalogue, ["matrix={outer.steps: [0, 3]}"])
     assert [cell.recipe.sections.outer.steps for cell in plan_sweep(matrix).cells] == [0, 3]

@@ -11,7 +11,7 @@ import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.runs.run import new_run
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
 from fsl_core.training.outer_loop import judge, train
@@ -190,9 +190,9 @@ def finished(path, text, *overrides):
     """The result of a run and the steps that were validated."""
     path.mkdir()
     (path / "tiny.yaml").write_text(text)
-    registry = load()
-    recipe = read_recipe(path / "tiny.yaml", registry, overrides)
-    with new_run(path / "run", recipe, registry, torch.device("cpu"), []) as run:
+    loaded = load()
+    recipe = read_recipe(path / "tiny.yaml", loaded.catalogue, overrides)
+    with new_run(path / "run", recipe, loaded, torch.device("cpu"), []) as run:
         train(run)
         judge(run)
         records = [r for r in run.read_metrics() if r.get("split") == "validation"]

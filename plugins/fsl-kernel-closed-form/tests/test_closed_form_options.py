@@ -9,7 +9,7 @@ import fsl_core as fsl
 import fsl_kernel_closed_form
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import TrainingError
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.runs.run import new_run
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 from fsl_core.testing.tiny import TinyBackbone
@@ -292,9 +292,9 @@ def run(tmp_path):
     def start(adapter, *overrides):
         path = tmp_path / "recipe.yaml"
         path.write_text(RECIPE.format(adapter=adapter))
-        registry = load()
-        recipe = read_recipe(path, registry, overrides)
-        return new_run(tmp_path / "run", recipe, registry, torch.device("cpu"), [])
+        loaded = load()
+        recipe = read_recipe(path, loaded.catalogue, overrides)
+        return new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), [])
 
     return start
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fsl_core as fsl
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 
 Weights = dict[str, Tensor]
 LOSS, WEIGHTS = torch.tensor([0.0]), torch.tensor([1.0])
@@ -103,7 +103,7 @@ class MAML(nn.Module):
         """The adapter for these weights, made once, so that rates it learns are the same for every clone."""
         if self.adapted != names:
             backbone, task = _Posed(weights, names), _LossItself("regression", 1, 1, 1, (1,), 1)
-            component = load().get("adapter", "maml")
+            component = load().catalogue.get("adapter", "maml")
             options = component.options(name="maml", adapted="body", **self.options)
             self.adapted = names
             self.adapter = component.build(options, task=task, backbone=backbone).train()

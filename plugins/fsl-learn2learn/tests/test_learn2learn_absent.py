@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fsl_core.errors import PluginError
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.testing import tiny_task
 from fsl_core.testing.tiny import TinyBackbone
 from fsl_learn2learn import install, library
@@ -31,12 +31,12 @@ def absent(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("absent")
 def test_every_component_says_what_to_do():
-    registry = load()
-    (plugin,) = [p for p in registry.plugins if p.distribution == "fsl-learn2learn"]
+    loaded = load()
+    (plugin,) = [p for p in loaded.plugins if p.distribution == "fsl-learn2learn"]
     assert plugin.status == "ok"
     assert {kind for kind, _ in plugin.offers} == {"episodes", "backbone", "adapter"}
     for kind, name in plugin.offers:
-        component = registry.get(kind, name)
+        component = loaded.catalogue.get(kind, name)
         with pytest.raises(
             PluginError,
             match=r"^fsl-learn2learn: learn2learn cannot be imported \(.+\)\. " + COMMAND,

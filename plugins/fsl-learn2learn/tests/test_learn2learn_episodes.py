@@ -20,7 +20,7 @@ import fsl_core as fsl
 from fsl_core.builtin import omniglot
 from fsl_core.builtin.omniglot import Omniglot
 from fsl_core.data.vision import torchvision
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_learn2learn import datasets
 from fsl_learn2learn.datasets import SOURCES
 from fsl_learn2learn.episodes import splits_of
@@ -154,12 +154,12 @@ def test_every_data_set_has_a_toy():
     assert (
         set(TOYS) | {"l2l-omniglot"}
         == set(CLASSES)
-        == {n for n in load().names("episodes") if load_is_ours(n)}
+        == {n for n in load().catalogue.names("episodes") if load_is_ours(n)}
     )
 
 
 def load_is_ours(name: str) -> bool:
-    return load().get("episodes", name).origin.startswith("fsl-learn2learn")
+    return load().catalogue.get("episodes", name).origin.startswith("fsl-learn2learn")
 
 
 @pytest.mark.parametrize("name", TOYS)

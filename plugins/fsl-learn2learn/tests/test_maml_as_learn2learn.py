@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.testing import double_precision
 
 
@@ -25,7 +25,7 @@ def l2l():
 
 @pytest.fixture(scope="module")
 def shim():
-    if "maml" not in load().names("adapter"):
+    if "maml" not in load().catalogue.names("adapter"):
         pytest.skip("fsl-maml is not installed")
     spec = importlib.util.spec_from_file_location(
         "learn2learn_shim", Path(__file__).parent / "shim.py"

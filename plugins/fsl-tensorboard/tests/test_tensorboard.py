@@ -15,7 +15,7 @@ import torch
 import fsl_core as fsl
 import fsl_tensorboard
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
@@ -48,20 +48,22 @@ evaluate: {episodes: 2}
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "waves.yaml"
-    path.write_text(RECIPE if "maml" in load().names("adapter") else CENTROID)
+    path.write_text(RECIPE if "maml" in load().catalogue.names("adapter") else CENTROID)
     return path
 
 
 def run_recipe(recipe: Path, out: Path) -> Run:
-    registry = load()
-    with new_run(out, read_recipe(recipe, registry), registry, torch.device("cpu"), []) as run:
+    loaded = load()
+    with new_run(
+        out, read_recipe(recipe, loaded.catalogue), loaded, torch.device("cpu"), []
+    ) as run:
         finish(run)
         return run
 
 
 def finish(run: Run) -> None:
     train(run)
-    run.registry.hook.fsl_run_finished(run=run, result=judge(run))
+    run.observers.tell("fsl_run_finished", run=run, result=judge(run))
 
 
 def read(run: Path):
@@ -157,7 +159,7 @@ def test_hyperparameters_are_the_options_of_the_recipe(recipe: Path, tmp_path: P
         content[metadata.SESSION_START_INFO_TAG]
     ).hparams
     assert options["outer.optimizer.lr"].number_value == pytest.approx(
-        read_recipe(recipe, load()).sections.outer.optimizer.lr
+        read_recipe(recipe, load().catalogue).sections.outer.optimizer.lr
     )
     assert options["backbone.name"].string_value in ("mlp", "conv4")
     assert options["seed"].number_value == 0
@@ -190,12 +192,12 @@ def test_a_resumed_run_continues_without_repeated_or_missing_steps(
     recipe: Path, tmp_path: Path, stopped_at: int
 ):
     """Stopped before a checkpoint, at one that is not written yet, and between two."""
-    registry = load()
-    registry.observe(stop_at(stopped_at))
+    loaded = load()
+    loaded.observers.add(stop_at(stopped_at))
     with (
         pytest.raises(StoppedError),
         new_run(
-            tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+            tmp_path / "run", read_recipe(recipe, loaded.catalogue), loaded, torch.device("cpu"), []
         ) as run,
     ):
         train(run)
@@ -219,7 +221,7 @@ import os, torch
 from pathlib import Path
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
-from fsl_core.hooks.registry import load
+from fsl_core.hooks.loader import load
 from fsl_core.training.outer_loop import train
 from fsl_core.runs.run import new_run
 
@@ -229,9 +231,9 @@ class Dying:
         if run.step == 10:
             os._exit(9)
 
-registry = load()
-registry.observe(Dying())
-with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), registry), registry, torch.device("cpu"), []) as run:
+loaded = load()
+loaded.observers.add(Dying())
+with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), loaded), loaded, torch.device("cpu"), []) as run:
     train(run)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 9
@@ -240,12 +242,12 @@ with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), registry), registry
 
 
 def test_a_run_begun_without_the_plugin_gets_its_history(recipe: Path, tmp_path: Path):
-    registry = load(no_plugin=["tensorboard"])
-    registry.observe(stop_at(11))
+    loaded = load(no_plugin=["tensorboard"])
+    loaded.observers.add(stop_at(11))
     with (
         pytest.raises(StoppedError),
         new_run(
-            tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+            tmp_path / "run", read_recipe(recipe, loaded.catalogue), loaded, torch.device("cpu"), []
         ) as run,
     ):
         train(run)
@@ -258,9 +260,9 @@ def test_a_run_begun_without_the_plugin_gets_its_history(recipe: Path, tmp_path:
 
 def test_the_run_is_the_same_with_and_without_it(recipe: Path, tmp_path: Path):
     run_recipe(recipe, tmp_path / "with")
-    registry = load(no_plugin=["fsl-tensorboard"])
+    loaded = load(no_plugin=["fsl-tensorboard"])
     with new_run(
-        tmp_path / "without", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+        tmp_path / "without", read_recipe(recipe, loaded.catalogue), loaded, torch.device("cpu"), []
     ) as run:
         finish(run)
     weights = [
@@ -273,9 +275,9 @@ def test_the_run_is_the_same_with_and_without_it(recipe: Path, tmp_path: Path):
 def test_a_folder_that_cannot_be_written_ends_the_curves_and_not_the_run(
     recipe: Path, tmp_path: Path
 ):
-    registry = load()
+    loaded = load()
     with new_run(
-        tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+        tmp_path / "run", read_recipe(recipe, loaded.catalogue), loaded, torch.device("cpu"), []
     ) as run:
         (tmp_path / "run" / "tensorboard").write_text("a file in the way")
         with pytest.warns(
@@ -289,9 +291,9 @@ def test_a_folder_that_cannot_be_written_ends_the_curves_and_not_the_run(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here that is always full")
 def test_a_full_disk_ends_the_curves_in_one_line_and_not_the_run(recipe: Path, tmp_path: Path):
     """Also where the run is collected, and what is left in the file's buffer with it."""
-    registry = load()
+    loaded = load()
     with new_run(
-        tmp_path / "run", read_recipe(recipe, registry), registry, torch.device("cpu"), []
+        tmp_path / "run", read_recipe(recipe, loaded.catalogue), loaded, torch.device("cpu"), []
     ) as run:
 
         class FillsTheDisk:
@@ -302,7 +304,7 @@ def test_a_full_disk_ends_the_curves_in_one_line_and_not_the_run(recipe: Path, t
                     records._writer.close()
                     records._writer = open("/dev/full", "wb")  # noqa: SIM115 (closed by its owner)
 
-        registry.observe(FillsTheDisk())
+        loaded.observers.add(FillsTheDisk())
         with pytest.warns(fsl.PluginWarning, match="raised OSError.*No space left on") as told:
             finish(run)
     assert len(told) == 1
