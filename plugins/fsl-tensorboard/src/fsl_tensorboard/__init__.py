@@ -41,7 +41,7 @@ def fsl_run_started(run: Any) -> None:
         step=0,
     )
     for record in (
-        run.read_metrics() if run.step else ()
+        run.records.metrics() if run.step else ()
     ):  # steps done before this plugin was installed
         split = record.get("split", "train")
         file.scalars(
