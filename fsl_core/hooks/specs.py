@@ -99,7 +99,7 @@ def fsl_run_started(run: Run) -> None:
 
     :param run: recipe, directory, learner, the step it starts from. Observers read it; they do not steer. One of a plugin that
         raises is left out for the rest of the run, with a warning that names it; the run goes on.
-    Since hook API 1. Example: the progress bar of fsl_core/cli/progress.py.
+    Since hook API 1. Example: the progress bar of fsl_core/reporting/progress.py.
     """
 
 
@@ -110,7 +110,7 @@ def fsl_step_finished(run: Run, step: int, metrics: dict[str, float]) -> None:
     :param run: as in fsl_run_started.
     :param step: number of outer steps done, from 1.
     :param metrics: `loss`, the score by its name (`accuracy` or `mse`), `lr`, `gradient_norm`, `seconds`.
-    Since hook API 1. Example: fsl_core/cli/progress.py.
+    Since hook API 1. Example: fsl_core/reporting/progress.py.
     """
 
 
@@ -121,7 +121,7 @@ def fsl_evaluated(run: Run, split: str, result: dict[str, Any]) -> None:
     :param run: as in fsl_run_started.
     :param split: `validation` or `test`.
     :param result: mean and 95 % interval of the score, number of episodes and hash of the episode set.
-    Since hook API 1. Example: fsl_core/cli/progress.py.
+    Since hook API 1. Example: fsl_core/reporting/progress.py.
     """
 
 
