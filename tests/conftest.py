@@ -6,14 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from fsl_core.hooks.registry import Registry, load
+from fsl_core.testing import double_precision
+from tests.parts.command_line import Call, Ended
 
 TOY = Path(__file__).parent / "parts" / "toy"
 
@@ -30,6 +31,13 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def random() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64, and the global generator is seeded."""
+    with double_precision():
+        yield
 
 
 @pytest.fixture
@@ -63,20 +71,11 @@ def fsl(tmp_path: Path):
     return call
 
 
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
 @pytest.fixture
-def call(
-    toy_recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., Ended]:
-    """The command line in this process: `fsl` without its start-up time, on the toy recipe."""
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """The command line in this process: its entry point, without its start-up time."""
     from fsl_core.cli import main
 
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
@@ -91,3 +90,9 @@ def call(
         return Ended(ended.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def call(toy_recipe: Path, in_process: Call) -> Call:
+    """`in_process`, in a folder with the toy recipe."""
+    return in_process

@@ -18,10 +18,7 @@ from fsl_core.training.evaluation import evaluate
 TASK = tiny_task()
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Plain(fsl.Adapter):
