@@ -165,7 +165,8 @@ def test_a_choice_survives_as_plain_data():
 def test_a_real_measurement_chooses_something():
     found = choose(Execution(), setting_of(make_learner()), steps=5, measure_workers=True)
     assert found.execution.mode in ("loop", "vmap")
-    assert all(0 < seconds < 60 for seconds in found.seconds.values())
+    assert str(found.execution) in found.seconds
+    assert min(found.seconds.values()) > 0
 
 
 class Remembers(NearestCentroid):
