@@ -64,7 +64,7 @@ def fsl(tmp_path: Path):
             env={**os.environ, "FSL_LOAD_PLUGINS": "none", **environment},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
 

@@ -688,5 +688,5 @@ def process(*arguments: str, **options: object) -> subprocess.Popen[str]:
 def test_a_reader_that_leaves_early(toy_recipe: Path, tmp_path: Path):
     listed = process("schema", cwd=tmp_path, stdout=subprocess.PIPE)
     listed.stdout.close()
-    _, err = listed.communicate(timeout=60)
+    _, err = listed.communicate(timeout=600)
     assert not err

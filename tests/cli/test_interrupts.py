@@ -144,7 +144,7 @@ def test_a_process_that_is_terminated(call, tmp_path: Path):
     )
     assert process.stdout.readline() == "1\n"
     process.terminate()
-    printed, told = process.communicate(timeout=120)
+    printed, told = process.communicate(timeout=600)
     step = int(printed.split()[-1]) if printed else 1
     resume = f"`fsl resume out` goes on from step {step}"
     assert told == f"interrupted at step {step} of 12; nothing is lost. {resume}\n"

@@ -73,7 +73,7 @@ def _look(page: Path, profile: Path, width: int = 1200, dark: bool = False) -> S
         ),
         probed.as_uri(),
     ]
-    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     found = re.search(r'<pre id="probe">(.*?)</pre>', drawn, re.DOTALL)
     assert found, drawn[-500:]
     return Seen(**json.loads(found[1]))

@@ -85,7 +85,7 @@ def begun(jobs: list[Job]) -> list[str]:
 
 def test_two_sweeps_share_a_folder(queue, processes):
     """Each run is begun once, and both sweeps end with all of them, whoever ran which."""
-    both, queues, seen = threading.Barrier(2, timeout=60), [queue(), queue()], [set(), set()]
+    both, queues, seen = threading.Barrier(2, timeout=600), [queue(), queue()], [set(), set()]
 
     def sweep(jobs: list[Job], states_seen: set[str]) -> None:
         def prepare_together(job: Job) -> None:

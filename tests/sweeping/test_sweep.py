@@ -75,7 +75,7 @@ def test_two_sweeps_at_once_end_with_one_table(recipe: Path, tmp_path: Path):
     options = {"env": {**os.environ, "FSL_LOAD_PLUGINS": ""}, "text": True}
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     both = [subprocess.Popen(command, **options) for _ in range(2)]
-    told = [sweep.communicate(timeout=300) for sweep in both]
+    told = [sweep.communicate(timeout=600) for sweep in both]
     assert [sweep.returncode for sweep in both] == [0, 0], told
     assert "failed" not in "".join(error for _, error in told)
     assert [row["seeds"] for row in table(tmp_path / "out")] == ["0 1 2"]
@@ -117,7 +117,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(
         assert started.poll() is None
         time.sleep(0.02)
     started.send_signal(ended_by)
-    _, told = started.communicate(timeout=60)
+    _, told = started.communicate(timeout=600)
     while any(in_use(path) for path in (out / "runs").glob("*-*")):
         time.sleep(0.02)  # a killed sweep takes its processes along
     kept = results(out)

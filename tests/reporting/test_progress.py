@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsl_core import cli
-from fsl_core.cli import progress
+from fsl_core.reporting import progress
 from fsl_core.data.work import for_each
 from fsl_core.errors import DataError
 
