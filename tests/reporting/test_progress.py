@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fsl_core import cli
-from fsl_core.reporting import progress
 from fsl_core.data.work import for_each
 from fsl_core.errors import DataError
+from fsl_core.reporting import progress
 
 
 @pytest.fixture
