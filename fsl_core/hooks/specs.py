@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
-if TYPE_CHECKING:
-    from fsl_core.runs.run import Run
+if TYPE_CHECKING:  # it needs torch, which commands that build nothing do not wait for
+    from fsl_core.hooks.run_view import RunView
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -94,17 +94,17 @@ def fsl_register_weightings(register: Register) -> None:
 
 
 @hookspec(since=1)
-def fsl_run_started(run: Run) -> None:
+def fsl_run_started(run: RunView) -> None:
     """Called when training starts or resumes, before the first outer step.
 
-    :param run: recipe, directory, learner, the step it starts from. Observers read it; they do not steer. One of a plugin that
-        raises is left out for the rest of the run, with a warning that names it; the run goes on.
+    :param run: a RunView: the run as it is now. Observers read it; they do not steer. One of a plugin that raises is left out
+        for the rest of the run, with a warning that names it; the run goes on.
     Since hook API 1. Example: the progress bar of fsl_core/cli/progress.py.
     """
 
 
 @hookspec(since=1)
-def fsl_step_finished(run: Run, step: int, metrics: dict[str, float]) -> None:
+def fsl_step_finished(run: RunView, step: int, metrics: dict[str, float]) -> None:
     """Called after each outer step.
 
     :param run: as in fsl_run_started.
@@ -115,7 +115,7 @@ def fsl_step_finished(run: Run, step: int, metrics: dict[str, float]) -> None:
 
 
 @hookspec(since=1)
-def fsl_evaluated(run: Run, split: str, result: dict[str, Any]) -> None:
+def fsl_evaluated(run: RunView, split: str, result: dict[str, Any]) -> None:
     """Called after each evaluation, in training (`validation`) and at the end (`test`).
 
     :param run: as in fsl_run_started.
@@ -126,7 +126,7 @@ def fsl_evaluated(run: Run, split: str, result: dict[str, Any]) -> None:
 
 
 @hookspec(since=1)
-def fsl_run_finished(run: Run, result: dict[str, Any]) -> None:
+def fsl_run_finished(run: RunView, result: dict[str, Any]) -> None:
     """Called once a run is complete and its result.json is written.
 
     :param run: as in fsl_run_started.

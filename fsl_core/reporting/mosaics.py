@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.engine.evaluation import predict_episodes
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
+from fsl_core.hooks.run_view import RunView
 from fsl_core.reporting import figures
-from fsl_core.runs.run import Run
 
 SHOWN = 6
 QUERIES_A_CLASS = 8
@@ -43,13 +42,12 @@ class ShownEpisode:
     figure: str = ""
 
 
-def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
+def show_episodes(run: RunView, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
     """The test episodes with the worst scores, predicted again from the run's present weights; or none, and why.
 
     scores: of all test episodes, as the run was judged.
     """
-    experiment, judged = run.experiment, run.recipe.sections.evaluate
-    task = experiment.test_task
+    task = run.test_task
     picture = len(task.input_shape) == 3 and task.input_shape[0] in (1, 3)
     if task.kind == "classification" and not picture:
         return [], f"items of shape {task.input_shape} are no pictures"
@@ -60,9 +58,7 @@ def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode]
     )
     worst = [int(i) for i in order[:SHOWN]]
     try:
-        predicted = predict_episodes(
-            experiment.test_learner(), experiment.source, "test", worst, judged.seed, task
-        )
+        predicted = run.predict_episodes("test", worst)
         return [_show(i, task, *shown) for i, shown in zip(worst, predicted, strict=True)], ""
     except DataError as error:
         return [], str(error)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +17,7 @@ from typing import Annotated, Any, Literal
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
+from torch import Tensor
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
@@ -22,13 +25,15 @@ from fsl_core.assembly.preflight import preflight
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
-from fsl_core.engine.evaluation import Evaluation
+from fsl_core.engine.evaluation import Evaluation, predict_episodes
 from fsl_core.engine.execution import Mode
+from fsl_core.episode import Episode
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.files.writing import UNFINISHED, append_file, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin
+from fsl_core.hooks.run_view import Best, RunView
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.runs import checkpoints
 from fsl_core.runs.begun import (
@@ -97,12 +102,13 @@ class _Chosen(Record):
 
 @dataclass
 class Run:
-    """A recipe being trained, or trained, in a directory. Observers receive it; they read and do not steer.
+    """A recipe being trained, or trained, in a directory. Observers receive views of it.
 
     name: of the recipe's file, without `.yaml`.
     observers: told of what happens.    plugin_files: sha256 of its one-file plugins, by path.
     optimizer: None where there is nothing to train.
-    step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
+    step: outer steps done.    resumed_from: those that were done when it was taken up again.
+    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
     unvalidated: the validation of this step was interrupted and is still to be done.
     stop: asks its training to stop.
@@ -119,6 +125,7 @@ class Run:
     optimizer: torch.optim.Optimizer | None
     device: torch.device
     step: int = 0
+    resumed_from: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
     unvalidated: bool = False
@@ -131,6 +138,41 @@ class Run:
     @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
+
+    def view(self) -> RunView:
+        """What observers are shown of it now."""
+        return RunView(
+            name=self.name,
+            directory=self.directory,
+            seed=self.recipe.sections.seed,
+            steps=self.steps,
+            step=self.step,
+            resumed_from=self.resumed_from,
+            best=Best(int(self.best["step"]), self.best["score"]) if self.best else None,
+            execution=self.execution.in_full if self.execution else "",
+            device=str(self.device),
+            learner=self.experiment.learner,
+            task=self.experiment.source.task,
+            test_task=self.experiment.test_task,
+            notes=tuple(self.notes),
+            _run=self,
+        )
+
+    def resolved_recipe(self) -> dict[str, Any]:
+        """The whole recipe as plain data, in a copy."""
+        return deepcopy(self._resolved)
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        return self.recipe.resolved()
+
+    def predict_episodes(
+        self, split: Literal["validation", "test"], indices: Sequence[int]
+    ) -> Iterator[tuple[Episode, Tensor]]:
+        """Frozen evaluation episodes with the predictions of the present weights."""
+        experiment, seed = self.experiment, self.recipe.sections.evaluate.seed
+        learner, task = experiment.test_learner(), experiment.test_task
+        return predict_episodes(learner, experiment.source, split, indices, seed, task)
 
     def try_parts(self) -> None:
         """Try the recipe's parts on a made-up episode, once, before the first step."""
@@ -148,6 +190,11 @@ class Run:
 
     def checkpoint_path(self, which: str) -> Path:
         return self.directory / "checkpoints" / f"{which}.safetensors"
+
+    def kept_checkpoints(self) -> dict[str, Path]:
+        """The checkpoints that there are, by name."""
+        paths = {which: self.checkpoint_path(which) for which in ("last", "best")}
+        return {which: path for which, path in paths.items() if is_file(path)}
 
     def save(self, which: str) -> None:
         """Write the checkpoint `last` or `best`, and the metrics up to it.
@@ -173,6 +220,7 @@ class Run:
             progress = self._restore(path, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
             self.unvalidated = progress.get("unvalidated", False)
+            self.resumed_from = self.step
         kept = [record for record in self.read_metrics() if record["step"] <= self.step]
         write_atomically(
             self.directory / METRICS, "".join(to_json(record, METRICS) + "\n" for record in kept)
@@ -184,8 +232,7 @@ class Run:
         return checkpoints.progress_of(path)["step"] if path else 0
 
     def _kept(self) -> Path | None:
-        paths = [self.checkpoint_path(which) for which in ("last", "best")]
-        return next((path for path in paths if is_file(path)), None)
+        return next(iter(self.kept_checkpoints().values()), None)
 
     def change_steps(self) -> None:
         """Take the steps of its recipe, whatever the run began with; a note says what follows."""

@@ -11,6 +11,7 @@ import torch
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import check_data, splits_in_use
+from fsl_core.assembly.parts import build_part
 from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
@@ -44,10 +45,10 @@ def train(run: Run) -> None:
     if run.steps == 0:
         _keep_untrained(run)
         return
-    factor = run.recipe.build(("outer", "schedule"))
+    factor = build_part(run.recipe, ("outer", "schedule"))
     base_rates = _base_rates(run)
     compute = _prepare(run)
-    run.observers.tell("fsl_run_started", run=run)
+    run.observers.tell("fsl_run_started", run=run.view())
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
@@ -60,7 +61,7 @@ def train(run: Run) -> None:
             metrics = _outer_step(run, compute)
             run.step += 1
             run.record({"step": run.step, **metrics})
-            run.observers.tell("fsl_step_finished", run=run, step=run.step, metrics=metrics)
+            run.observers.tell("fsl_step_finished", run=run.view(), step=run.step, metrics=metrics)
             if _due(run, run.recipe.sections.outer.validate_every):
                 _validate(run)
             stopping = run.stop.requested  # read once: what raises below has saved above
@@ -85,7 +86,7 @@ def _checkpoint_due(run: Run, seconds: float) -> bool:
 def _keep_untrained(run: Run) -> None:
     """Of a run of no steps: what it begins with is what is judged."""
     run.execution = choose_execution(run)
-    run.observers.tell("fsl_run_started", run=run)
+    run.observers.tell("fsl_run_started", run=run.view())
     run.save("last")
 
 
@@ -118,7 +119,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.write_result(result, evaluation)
-    run.observers.tell("fsl_evaluated", run=run, split="test", result=result)
+    run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
     return result
 
 
@@ -268,7 +269,7 @@ def _validate(run: Run) -> None:
     if settled and evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}
         run.save("best")
-    run.observers.tell("fsl_evaluated", run=run, split="validation", result=summary)
+    run.observers.tell("fsl_evaluated", run=run.view(), split="validation", result=summary)
 
 
 def _base_rates(run: Run) -> list[float]:
