@@ -44,7 +44,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"errors", "hooks.loader", "words"},
+    | {"errors", "hooks.loader", "text", "blame"},
 }
 
 

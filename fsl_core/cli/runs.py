@@ -94,7 +94,7 @@ def resume(
         interruptible() as watched,
         open_run(directory, choose_device(device), write=True, steps=steps, **plugins) as opened,
     ):
-        result = opened.result()
+        result = opened.records.result()
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):

@@ -41,7 +41,7 @@ def tune_execution(
     from fsl_core.assembly.experiment import build_experiment, check_data
     from fsl_core.config.recipe import read_recipe
     from fsl_core.engine.memory import keep_freed_memory
-    from fsl_core.training import execution
+    from fsl_core.training import mode_choice as execution
 
     where = choose_device(device)
     checked = read_recipe(recipe, load_plugins(no_plugin, plugins_dir, recipe).catalogue, overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class Document:
         """`<file>:<line>: <key>`, or `-s <key>`, of a key path or of its nearest written parent."""
         place = self.place(path)
         key = ".".join(str(part) for part in path)
-        return place if not key or place == f"-s {key}" else f"{place}: {key}"
+        already = (f"-s {key}", f"overrides: {key}")
+        return place if not key or place in already else f"{place}: {key}"
 
     def where_built(self, path: KeyPath) -> str:
         """The same for a section, with the overrides of its keys: any of them may be to blame."""
@@ -60,13 +61,38 @@ class Document:
         return f"{own} (with {', '.join(told)})" if told else own
 
 
-def read_document(
-    path: Path, overrides: Iterable[str] = (), named: Container[KeyPath] = ()
-) -> Document:
-    """Read a recipe file (YAML 1.2, so `1e-3` is a number) and apply `key.path=value` overrides.
+Overrides = Iterable[str] | Mapping[str, Any]
+"""Changes to a recipe: texts such as `adapter.inner_lr=0.1`, or values by key path."""
 
+
+def read_document(
+    recipe: Path | Mapping[str, Any],
+    overrides: Overrides = (),
+    named: Container[KeyPath] = (),
+) -> Document:
+    """Read a recipe and change it as the overrides say.
+
+    recipe: a file (YAML 1.2, so `1e-3` is a number), or the data itself.
     named: sections that an override may give as a word alone: `uniform` for {name: uniform}.
+    Raises RecipeError with every fault of the overrides.
     """
+    document = _of_data(recipe) if isinstance(recipe, Mapping) else _of_file(recipe)
+    faults: list[str] = []
+    by_path = isinstance(overrides, Mapping)
+    for override in overrides:
+        try:
+            if by_path:
+                _set(document, override, overrides[override], named)
+            else:
+                _override(document, override, named)
+        except RecipeError as error:
+            faults += error.faults
+    if faults:
+        raise RecipeError(faults)
+    return document
+
+
+def _of_file(path: Path) -> Document:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
@@ -75,16 +101,32 @@ def read_document(
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"{path}: {reason}. A recipe file in YAML") from error
-    document = parse_document(text, str(path))
-    faults: list[str] = []
-    for override in overrides:
-        try:
-            _override(document, override, named)
-        except RecipeError as error:
-            faults += error.faults
-    if faults:
-        raise RecipeError(faults)
+    return parse_document(text, str(path))
+
+
+def _of_data(recipe: Mapping[str, Any]) -> Document:
+    document = Document("recipe", {}, {(): "recipe"})
+    document.data = _as_plain(recipe, document, ())
     return document
+
+
+def _as_plain(value: Any, document: Document, path: KeyPath) -> Any:
+    """The value as a file could hold it: mappings, lists, texts, numbers, true, false, nothing."""
+    if isinstance(value, Mapping):
+        strange = next((key for key in value if not isinstance(key, str)), None)
+        if strange is not None:
+            raise RecipeError(f"{document.where(path)}: key {strange!r}. Keys are texts")
+        return {key: _as_plain(item, document, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_plain(item, document, (*path, i)) for i, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    where = ".".join(map(str, path)) or document.source
+    raise RecipeError(
+        f"{document.source}: {where}: a {type(value).__name__}. A number, a text, a list or a mapping"
+    )
 
 
 def parse_document(text: str, source: str) -> Document:
@@ -163,6 +205,15 @@ def _override(document: Document, override: str, named: Container[KeyPath]) -> N
     path = tuple(key.split("."))
     value = _words_named(path, read_value(text, f"-s {key}"), named)
     set_key(document, path, value, f"-s {key}", said=f"-s {override}")
+
+
+def _set(document: Document, key: str, value: Any, named: Container[KeyPath]) -> None:
+    """Change what a key path holds, as a program asks for it."""
+    if not isinstance(key, str) or not all(key.split(".")):
+        raise RecipeError(f"overrides: {key!r}: not a key path. Such as adapter.inner_lr")
+    path, place = tuple(key.split(".")), f"overrides: {key}"
+    plain = _as_plain(value, Document(place, {}, {(): place}), ())
+    set_key(document, path, _words_named(path, plain, named), place, said=place)
 
 
 def _words_named(path: KeyPath, value: Any, named: Container[KeyPath]) -> Any:

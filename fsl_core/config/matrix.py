@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fsl_core.config.document import Document, KeyPath, by_name, read_document, set_key
+from fsl_core.config.document import Document, KeyPath, Overrides, by_name, read_document, set_key
 from fsl_core.config.faults import in_file_order
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS, Catalogue
@@ -114,14 +114,19 @@ def has_matrix(path: Path, overrides: Iterable[str] = ()) -> bool:
     return read_document(path, overrides, SECTIONS).data.get("matrix") is not None
 
 
-def read_matrix(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Matrix:
-    """Read a recipe with a `matrix:` and check every combination. RecipeError lists every fault of every combination once."""
-    document = read_document(path, overrides, SECTIONS)
+def read_matrix(
+    recipe: Path | Mapping[str, Any], catalogue: Catalogue, overrides: Overrides = ()
+) -> Matrix:
+    """Read a recipe with a `matrix:` and check every combination.
+
+    RecipeError lists every fault of every combination once.
+    """
+    document = read_document(recipe, overrides, SECTIONS)
     section = document.data.pop("matrix", None)
     where = document.where(("matrix",))
     if section is None:
         raise RecipeError(
-            f"{path}: no `matrix:`, so there is nothing to sweep. matrix: {{adapter: [...], seed: [0, 1]}}"
+            f"{document.source}: no `matrix:`, so there is nothing to sweep. matrix: {{adapter: [...], seed: [0, 1]}}"
         )
     if not isinstance(section, dict) or not [name for name in section if name not in RESERVED]:
         raise RecipeError(

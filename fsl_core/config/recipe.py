@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from pydantic import ValidationError
 
-from fsl_core.config.document import Document, KeyPath, read_document
+from fsl_core.config.document import Document, KeyPath, Overrides, read_document
 from fsl_core.config.faults import (
     encodes_as_utf8,
     huge_numbers,
@@ -101,13 +101,18 @@ def _in_written_order(data: Any, written: Any) -> Any:
     return {key: _in_written_order(data[key], written.get(key)) for key in keys}
 
 
-def read_recipe(path: Path, catalogue: Catalogue, overrides: Iterable[str] = ()) -> Recipe:
-    """Read and check a recipe of one run. RecipeError lists every fault with file, line and key."""
-    document = read_document(path, overrides, SECTIONS)
+def read_recipe(
+    recipe: Path | Mapping[str, Any], catalogue: Catalogue, overrides: Overrides = ()
+) -> Recipe:
+    """Read and check a recipe of one run: a file, or its data.
+
+    RecipeError lists every fault with file, line and key.
+    """
+    document = read_document(recipe, overrides, SECTIONS)
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
         raise RecipeError(
-            f"{where}: a matrix of many runs. `fsl sweep {path}` runs them all, `-s matrix=null` leaves it out"
+            f"{where}: a matrix of many runs. `fsl sweep {document.source}` runs them all, `-s matrix=null` leaves it out"
         )
     return check_document(document, catalogue)
 

@@ -123,7 +123,7 @@ _AXIS = {
 }
 
 
-class _Outer(_Section):
+class Outer(_Section):
     """The outer loop; weighting, optimizer and schedule are added from what is installed."""
 
     meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
@@ -170,7 +170,7 @@ def recipe_model(
         path[-1]: (section(path), Field(default={"name": name}, validate_default=True))
         for path, name in DEFAULT_NAMES.items()
     }
-    outer = create_model("outer", __base__=_Outer, **by_default)
+    outer = create_model("outer", __base__=Outer, **by_default)
     return create_model(
         "recipe",
         __base__=_Section,

@@ -31,16 +31,16 @@ AS_IT_WAS = "The data as it was, or a new run"
 
 
 def keep_data_record(
-    directory: Path, source: EpisodeSource, splits: Iterable[Split], begun: bool
+    directory: Path | None, source: EpisodeSource, splits: Iterable[Split], begun: bool
 ) -> list[str]:
     """Write what the splits in use are made of, where training begins and it is not written yet.
 
-    begun: steps have been done. Returns what a user should know of the data.
+    directory: None where a run keeps nothing.    begun: steps have been done. Returns what a user should know of the data.
     """
     contents = {split: source.inspect(split) for split in splits}
     told = counted(passed_over(contents.values()))
     notes = [f"data: passed over: {told}. `fsl check --data` lists them"] if told else []
-    if not (directory / DATA).is_file():
+    if directory is not None and not (directory / DATA).is_file():
         if begun:
             notes.append(f"data: no {DATA}, so its data may have changed since training began")
         else:

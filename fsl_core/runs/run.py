@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,15 +19,17 @@ from torch import Tensor
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
+from fsl_core.assembly.parts import build_part
 from fsl_core.assembly.preflight import preflight
 from fsl_core.config.document import read_document
+from fsl_core.config.outer import Schedule
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
-from fsl_core.engine.evaluation import Evaluation, predict_episodes
+from fsl_core.engine.evaluation import predict_episodes
 from fsl_core.engine.execution import Mode
 from fsl_core.episode import Episode
 from fsl_core.errors import RunError, TrainingError
-from fsl_core.files.writing import UNFINISHED, append_file, remove_unfinished
+from fsl_core.files.writing import UNFINISHED, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin
@@ -46,7 +46,6 @@ from fsl_core.runs.begun import (
 from fsl_core.runs.files import (
     BEGUN,
     ENVIRONMENT,
-    EPISODES,
     EXECUTION,
     METRICS,
     RECIPE,
@@ -59,16 +58,16 @@ from fsl_core.runs.files import (
     is_file,
     parse_record,
     read_json,
-    read_result,
-    reading,
     refuse_name,
     to_json,
     write_atomically,
     writing,
 )
+from fsl_core.runs.records import InDirectory, InMemory, Progress, Records
 from fsl_core.runs.stopping import Stop
 from fsl_core.text import name_of
 
+CHECKPOINTS = ("last", "best")
 IN_USE = "another process is writing to this run"
 
 Some = Annotated[int, Field(gt=0, le=1024)]
@@ -102,11 +101,12 @@ class _Chosen(Record):
 
 @dataclass
 class Run:
-    """A recipe being trained, or trained, in a directory. Observers receive views of it.
+    """A recipe being trained, or trained. Observers receive views of it.
 
+    records: what it keeps, in a directory or in memory.
     name: of the recipe's file, without `.yaml`.
     observers: told of what happens.    plugin_files: sha256 of its one-file plugins, by path.
-    optimizer: None where there is nothing to train.
+    optimizer: None where there is nothing to train.    schedule: factor on its step sizes.
     step: outer steps done.    resumed_from: those that were done when it was taken up again.
     best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
@@ -116,13 +116,14 @@ class Run:
     steps_changed: when the number of its steps changed, and from what to what.
     """
 
-    directory: Path
+    records: Records
     name: str
     recipe: Recipe
     observers: Observers
     plugin_files: Mapping[str, str]
     experiment: Experiment
     optimizer: torch.optim.Optimizer | None
+    schedule: Schedule
     device: torch.device
     step: int = 0
     resumed_from: int = 0
@@ -134,6 +135,18 @@ class Run:
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
     _pending: list[str] = field(default_factory=list)
     _tried: bool = False
+    base_rates: list[float] = field(init=False)
+    """The step size of each parameter group before any schedule."""
+
+    def __post_init__(self) -> None:
+        # Read before anything is restored: a restored optimizer holds the scheduled rates.
+        groups = self.optimizer.param_groups if self.optimizer else []
+        self.base_rates = [group["lr"] for group in groups]
+
+    @property
+    def directory(self) -> Path | None:
+        """Where its files lie; None where it keeps nothing."""
+        return self.records.directory
 
     @property
     def steps(self) -> int:
@@ -188,13 +201,16 @@ class Run:
     def modules(self) -> dict[str, torch.nn.Module]:
         return {"learner": self.experiment.learner, "weighting": self.experiment.weighting}
 
-    def checkpoint_path(self, which: str) -> Path:
-        return self.directory / "checkpoints" / f"{which}.safetensors"
-
     def kept_checkpoints(self) -> dict[str, Path]:
-        """The checkpoints that there are, by name."""
-        paths = {which: self.checkpoint_path(which) for which in ("last", "best")}
-        return {which: path for which, path in paths.items() if is_file(path)}
+        """The checkpoint files that there are, by name; none of a run in memory."""
+        if self.directory is None:
+            return {}
+        kept = [which for which in CHECKPOINTS if self.records.has(which)]
+        return {which: Path(self.records.named(which)) for which in kept}
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of training, those among them that are not written yet."""
+        return [*self.records.metrics(), *filter(None, map(parse_record, self._pending))]
 
     def save(self, which: str) -> None:
         """Write the checkpoint `last` or `best`, and the metrics up to it.
@@ -207,35 +223,32 @@ class Run:
                 f"outer step {self.step}: {name} is not finite. "
                 f"A smaller step size or clipping may help; an earlier {which} checkpoint is kept"
             )
-        path = self.checkpoint_path(which)
-        progress = {"step": self.step, "best": self.best}
+        progress: Progress = {"step": self.step, "best": self.best}
         if self.unvalidated:
             progress["unvalidated"] = True
-        with writing(path):
-            checkpoints.save(path, self.modules, self.optimizer, progress)
+        self.records.save(which, self.modules, self.optimizer, progress)
 
     def restore_last(self) -> None:
         """Go back to the last checkpoint, to the best where that is lost, or to the start."""
-        if path := self._kept():
-            progress = self._restore(path, self.optimizer)
+        if which := self._kept():
+            progress = self._restore(which, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
             self.unvalidated = progress.get("unvalidated", False)
             self.resumed_from = self.step
-        kept = [record for record in self.read_metrics() if record["step"] <= self.step]
-        write_atomically(
-            self.directory / METRICS, "".join(to_json(record, METRICS) + "\n" for record in kept)
-        )
+        kept = [record for record in self.records.metrics() if record["step"] <= self.step]
+        self.records.replace_metrics([to_json(record, METRICS) for record in kept])
 
     def kept_step(self) -> int:
         """The step that a resume goes on from: 0 where there is no checkpoint."""
-        path = self._kept()
-        return checkpoints.progress_of(path)["step"] if path else 0
+        which = self._kept()
+        return self.records.progress_of(which)["step"] if which else 0
 
-    def _kept(self) -> Path | None:
-        return next(iter(self.kept_checkpoints().values()), None)
+    def _kept(self) -> str | None:
+        return next((which for which in CHECKPOINTS if self.records.has(which)), None)
 
     def change_steps(self) -> None:
         """Take the steps of its recipe, whatever the run began with; a note says what follows."""
+        assert self.directory is not None  # only a run that is opened again changes its steps
         follows = type(self.experiment.learner.adapter).on_progress is not Adapter.on_progress
         if told := change_steps(self.directory, self.recipe, self.kept_step(), follows):
             self.notes.append(told)
@@ -243,77 +256,61 @@ class Run:
     def restore_for_evaluation(self, which: str | None = None) -> str:
         """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
         which = which or self.recipe.sections.evaluate.checkpoint
-        if which == "best" and not is_file(self.checkpoint_path("best")):
+        if which == "best" and not self.records.has("best"):
             which = "last"  # never validated, or never settled
-        progress = self._restore(self.checkpoint_path(which))
+        progress = self._restore(which)
         told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
         self.experiment.learner.adapter.on_progress(self.progress(told))
         return which
 
-    def _restore(
-        self, path: Path, optimizer: torch.optim.Optimizer | None = None
-    ) -> dict[str, Any]:
+    def _restore(self, which: str, optimizer: torch.optim.Optimizer | None = None) -> Progress:
         try:
-            progress = check_record(checkpoints.restore(path, self.modules, optimizer), _Progress)
+            restored = self.records.restore(which, self.modules, optimizer)
+            progress = check_record(restored, _Progress)
             if progress["step"] > self.steps:
                 raise ValueError(f"step {progress['step']}, and the recipe has {self.steps}")
         except ValueError as error:
-            raise RunError(f"{path}: {error}. A checkpoint of this run") from error
+            where = self.records.named(which)
+            raise RunError(f"{where}: {error}. A checkpoint of this run") from error
         return progress
 
     def record(self, metrics: dict[str, Any]) -> None:
-        self._pending.append(to_json(metrics, f"step {metrics['step']}") + "\n")
+        """Take the metrics of a step; they are written a hundred at a time."""
+        self._pending.append(to_json(metrics, f"step {metrics['step']}"))
         if len(self._pending) >= 100:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
         """Append what is not written yet; where there is no room, nothing of it."""
-        path = self.directory / METRICS
-        with writing(path):
-            append_file(path, "".join(self._pending).encode())
+        self.records.append_metrics(self._pending)
         self._pending.clear()
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of training, without lines that are none, as the last that a dying process left incomplete."""
-        path = self.directory / METRICS
-        if not is_file(path):
-            return []
-        with reading(path):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [record for line in lines if (record := parse_record(line))]
-
-    def result(self) -> dict[str, Any] | None:
-        """What result.json holds, or None before the run is complete."""
-        return read_result(self.directory) if is_file(self.directory / RESULT) else None
-
-    def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
-        steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["episode", evaluation.metric, "loss", *steps])
-        columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
-        writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
-        write_atomically(self.directory / EPISODES, table.getvalue())
-        write_atomically(self.directory / RESULT, to_json(result, RESULT, indent=2) + "\n")
 
 
 @contextmanager
 def new_run(
-    directory: Path,
+    directory: Path | None,
     recipe: Recipe,
     loaded: Loaded,
     device: torch.device | str,
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
-    """Begin a run in an empty or absent directory and hold its lock. Recipe and data are refused before anything is written."""
+    """Begin a run in an empty or absent directory and hold its lock; None: in memory.
+
+    Recipe and data are refused before anything is written.
+    """
     name = name_of(Path(recipe.document.source))
     files = [str(Path(file).resolve()) for file in plugins]
     for path in files:
         refuse_name(Path(path))
-    run = _assemble(directory, name, recipe, loaded, device)
-    _refuse_used(directory, recipe)
+    records = InDirectory(directory) if directory else InMemory()
+    run = _assemble(records, name, recipe, loaded, device)
+    if directory:
+        _refuse_used(directory, recipe)
     run.try_parts()
     check_data(run.experiment)
+    if directory is None:
+        yield run
+        return
     environment = {
         "recipe": name,
         **describe_environment(loaded.plugins),
@@ -374,7 +371,7 @@ def open_run(
     loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     overrides = [] if steps is None else [f"outer.steps={steps}"]
     recipe = read_recipe(directory / RECIPE, loaded.catalogue, overrides)
-    run = _assemble(directory, environment["recipe"], recipe, loaded, device)
+    run = _assemble(InDirectory(directory), environment["recipe"], recipe, loaded, device)
     run.execution = read_choice(directory)
     with _only_writer(directory) if write else nullcontext():
         if write and steps is not None:
@@ -384,19 +381,21 @@ def open_run(
 
 
 def _assemble(
-    directory: Path, name: str, recipe: Recipe, loaded: Loaded, device: torch.device | str
+    records: Records, name: str, recipe: Recipe, loaded: Loaded, device: torch.device | str
 ) -> Run:
-    refuse_name(directory)
+    if records.directory is not None:
+        refuse_name(records.directory)
     experiment = build_experiment(recipe, device)
     optimizer = build_optimizer(recipe, experiment)
     return Run(
-        directory,
+        records,
         name,
         recipe,
         loaded.observers,
         loaded.files,
         experiment,
         optimizer,
+        build_part(recipe, ("outer", "schedule")),
         torch.device(device),
     )
 

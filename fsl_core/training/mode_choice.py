@@ -27,7 +27,6 @@ from fsl_core.engine.execution import Execution
 from fsl_core.engine.kept import ChoiceFile
 from fsl_core.engine.traces import random_state_kept
 from fsl_core.errors import RecipeError, RunError
-from fsl_core.runs.files import EXECUTION, to_json, write_atomically
 from fsl_core.runs.run import Run
 
 AGAIN = "`fsl tune-execution RECIPE` measures again"
@@ -38,8 +37,7 @@ def choose_execution(run: Run) -> Choice:
     if run.step > 0 and run.execution is not None:
         return run.execution
     choice = _Question(run.experiment, run.device).answer()
-    path = run.directory / EXECUTION
-    write_atomically(path, to_json(choice.as_dict(), EXECUTION, indent=2) + "\n")
+    run.records.keep_choice(choice)
     return choice
 
 

@@ -11,7 +11,6 @@ import torch
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import check_data, splits_in_use
-from fsl_core.assembly.parts import build_part
 from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
@@ -19,7 +18,6 @@ from fsl_core.episode import Episode
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
 from fsl_core.nn.norms import Norm, collect_statistics
-from fsl_core.runs import checkpoints
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data
 from fsl_core.runs.run import Run
 from fsl_core.runs.stopping import Interrupted
@@ -37,7 +35,8 @@ def train(run: Run) -> None:
     stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
     """
     source, splits = run.experiment.source, splits_in_use(run.experiment)
-    refuse_other_data(run.directory, source, splits)  # before a change makes the data too small
+    if run.directory is not None:  # before a change makes the data too small
+        refuse_other_data(run.directory, source, splits)
     check_data(run.experiment)
     run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
@@ -45,8 +44,6 @@ def train(run: Run) -> None:
     if run.steps == 0:
         _keep_untrained(run)
         return
-    factor = build_part(run.recipe, ("outer", "schedule"))
-    base_rates = _base_rates(run)
     compute = _prepare(run)
     run.observers.tell("fsl_run_started", run=run.view())
     with run.stop.heeding():
@@ -56,8 +53,8 @@ def train(run: Run) -> None:
             _validate(run)
             run.save("last")
         while run.step < run.steps:
-            for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor(run.step, run.steps)
+            for group, rate in zip(run.optimizer.param_groups, run.base_rates, strict=True):
+                group["lr"] = rate * run.schedule(run.step, run.steps)
             metrics = _outer_step(run, compute)
             run.step += 1
             run.record({"step": run.step, **metrics})
@@ -108,17 +105,17 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "weighting": chosen["outer", "weighting"].name,
         "seed": run.recipe.sections.seed,
         "checkpoint": which,
-        "checkpoint_step": checkpoints.progress_of(run.checkpoint_path(which))["step"],
+        "checkpoint_step": run.records.progress_of(which)["step"],
         "steps": run.steps,
         "parameters": sum(p.numel() for p in run.experiment.learner.parameters()),
         "adaptation_seconds": evaluation.adaptation_seconds,
-        "training_seconds": sum(r["seconds"] for r in run.read_metrics() if "seconds" in r),
+        "training_seconds": sum(r["seconds"] for r in run.records.metrics() if "seconds" in r),
         "device": str(run.device),
         "execution": str(run.execution),
         **state_of(run.experiment.learner.adapter),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
-    run.write_result(result, evaluation)
+    run.records.write_result(result, evaluation)
     run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
     return result
 
@@ -226,10 +223,9 @@ def _refuse_non_finite(run: Run, episodes: Episode, outcome: MetaBatchResult) ->
 
 
 def _advice(run: Run) -> str:
-    kept = run.checkpoint_path("last")
-    state = (
-        f"The last good checkpoint is {kept}" if kept.is_file() else "No checkpoint was written yet"
-    )
+    state = "No checkpoint was written yet"
+    if run.records.has("last"):
+        state = f"The last good checkpoint is {run.records.named('last')}"
     return f"A smaller step size or clipping may help. {state}"
 
 
@@ -270,8 +266,3 @@ def _validate(run: Run) -> None:
         run.best = {"step": run.step, "score": score}
         run.save("best")
     run.observers.tell("fsl_evaluated", run=run.view(), split="validation", result=summary)
-
-
-def _base_rates(run: Run) -> list[float]:
-    """The recipe's step size of each group; a restored optimizer holds the scheduled one."""
-    return [run.recipe.sections.outer.optimizer.lr for _ in run.optimizer.param_groups]

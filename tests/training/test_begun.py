@@ -114,7 +114,7 @@ def test_what_changes_no_number_may_be_edited(finished: Path):
     with (finished / "recipe.yaml").open("a") as file:
         file.write("seed: 0\n")
     with open_run(finished, CPU, write=False) as run:
-        assert run.result()
+        assert run.records.result()
 
 
 def test_a_directory_of_an_earlier_version_is_taken_as_it_is(finished: Path):
@@ -189,7 +189,7 @@ def test_what_is_stretched_is_told(toy_recipe: Path, tmp_path: Path):
         ],
     }
     assert "figures differ from a run of 18 steps from the start: schedule cosine" in run.notes[0]
-    rates = [record["lr"] for record in run.read_metrics() if "lr" in record]
+    rates = [record["lr"] for record in run.records.metrics() if "lr" in record]
     assert rates[11] < rates[12] == pytest.approx(0.01 * (1 + math.cos(math.pi * 12 / 18)) / 2)
     go_on(tmp_path / "out", 20)
     changes = json.loads((tmp_path / "out" / "result.json").read_text())["steps_changed"]
@@ -223,7 +223,7 @@ def test_edited_steps_are_what_the_option_is_for(finished: Path):
     assert go_on(finished, 13).step == 13
     edit(finished / "recipe.yaml", "steps: 13", "steps: 12")
     with open_run(finished, CPU, write=True, steps=13) as run:  # what it was: nothing changes
-        assert run.result()["steps"] == 13
+        assert run.records.result()["steps"] == 13
     assert "steps: 13" in (finished / "recipe.yaml").read_text()
 
 
@@ -269,7 +269,7 @@ def test_a_run_of_no_steps_may_be_trained(toy_recipe: Path, toy_plugins: Loaded,
     run = go_on(tmp_path / "out", 12)
     assert ended(tmp_path / "out") == ended(tmp_path / "whole")
     assert run.notes == []
-    assert "steps_changed" not in run.result()
+    assert "steps_changed" not in run.records.result()
 
 
 def test_differences():

@@ -76,7 +76,7 @@ def use(directory: Path) -> None:
     read_scores(directory)
     check_files(directory)
     with open_run(directory, CPU, write=True) as opened:
-        opened.result()
+        opened.records.result()
         opened.restore_for_evaluation()
         opened.restore_last()
 
@@ -305,11 +305,11 @@ def test_weights_that_are_not_finite_are_not_saved(run: Path):
     with open_run(run, CPU, write=True) as opened:
         opened.restore_last()
         next(opened.experiment.learner.parameters()).data[0] = torch.nan
-        before = opened.checkpoint_path("last").read_bytes()
+        before = opened.records.path("last").read_bytes()
         refusal(
             lambda: opened.save("last"), "outer step 2: learner.backbone.layers.0.0.weight is no"
         )
-        assert opened.checkpoint_path("last").read_bytes() == before
+        assert opened.records.path("last").read_bytes() == before
 
 
 SAVED = {

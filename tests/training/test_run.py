@@ -432,7 +432,7 @@ def test_schedules_move_the_step_size(toy_recipe: Path, toy_plugins: Loaded, tmp
             f"outer.schedule={schedule}",
             "outer.optimizer.lr=1.0",
         )
-        return [record["lr"] for record in run.read_metrics() if "lr" in record]
+        return [record["lr"] for record in run.records.metrics() if "lr" in record]
 
     assert (
         rates("a", "{name: multistep, milestones: [4, 8], gamma: 0.5}")

@@ -76,7 +76,7 @@ def run_warming(recipe: Path, loaded: Loaded, out: Path, until: float) -> Run:
 
 
 def validations(run: Run) -> dict[int, float]:
-    records = [record for record in run.read_metrics() if record.get("split") == "validation"]
+    records = [record for record in run.records.metrics() if record.get("split") == "validation"]
     return {record["step"]: record["accuracy"] for record in records}
 
 
@@ -86,23 +86,23 @@ def test_the_best_checkpoint_is_never_from_inside_a_warm_up(toy_recipe, loaded, 
     scores = validations(run)
     assert list(scores) == [5, 10, 12]  # recorded, whether or not they may be the best
     assert scores[5] > max(scores[10], scores[12])
-    assert run.result()["checkpoint"] == "best"
-    assert run.result()["checkpoint_step"] in (10, 12)
-    assert "settled" not in run.result()
+    assert run.records.result()["checkpoint"] == "best"
+    assert run.records.result()["checkpoint_step"] in (10, 12)
+    assert "settled" not in run.records.result()
 
 
 @pytest.mark.parametrize(("until", "step"), [(9 / 12, 10), (9.01 / 12, 12), (11 / 12, 12)])
 def test_what_counts_is_what_the_last_step_was_told(toy_recipe, loaded, tmp_path, until, step):
     """Step 10 of 12 was told 9/12: settled at exactly that, and not beyond."""
     run = run_warming(toy_recipe, loaded, tmp_path / "run", until)
-    assert run.result()["checkpoint_step"] == step
-    assert run.result()["adapter_state"] == {"warm": 0.0, "told": (step - 1) / 12}
+    assert run.records.result()["checkpoint_step"] == step
+    assert run.records.result()["adapter_state"] == {"warm": 0.0, "told": (step - 1) / 12}
 
 
 def test_a_run_that_never_settles_is_judged_by_its_last_checkpoint(toy_recipe, loaded, tmp_path):
     run = run_warming(toy_recipe, loaded, tmp_path / "run", until=1.0)
-    result = run.result()
-    assert not run.checkpoint_path("best").exists()
+    result = run.records.result()
+    assert not run.records.path("best").exists()
     assert (result["checkpoint"], result["checkpoint_step"]) == ("last", 12)
     assert result["settled"] is False
     assert result["adapter_state"] == {"warm": 1.0, "told": 11 / 12}
@@ -111,7 +111,7 @@ def test_a_run_that_never_settles_is_judged_by_its_last_checkpoint(toy_recipe, l
 def test_validation_and_checkpoint_are_told_the_same(toy_recipe, loaded, tmp_path):
     """A validation of training and an evaluation of the checkpoint it wrote see one progress."""
     run = run_warming(toy_recipe, loaded, tmp_path / "run", until=9.5 / 12)
-    assert checkpoints.progress_of(run.checkpoint_path("best"))["step"] == 12
+    assert checkpoints.progress_of(run.records.path("best"))["step"] == 12
     with open_run(tmp_path / "run", CPU, write=False) as opened:
         for which, told in (("best", 11 / 12), ("last", 11 / 12)):
             opened.restore_for_evaluation(which)
@@ -120,7 +120,7 @@ def test_validation_and_checkpoint_are_told_the_same(toy_recipe, loaded, tmp_pat
 
 def test_the_command_line_says_both(capsys, toy_recipe, loaded, tmp_path):
     run = run_warming(toy_recipe, loaded, tmp_path / "run", until=1.0)
-    _print_result(run.result(), tmp_path / "run", as_json=False)
+    _print_result(run.records.result(), tmp_path / "run", as_json=False)
     shown = capsys.readouterr().out
     assert "adapter: warm 1, told 0.916667\n" in shown
     assert "not settled: the judged weights are from inside the adapter's warm-up\n" in shown

@@ -99,7 +99,7 @@ def test_an_interrupted_validation_is_done_by_the_resume(
 ):
     run = interrupt(toy_recipe, toy_plugins, tmp_path / "run", AfterChecks())
     assert (run.step, run.kept_step(), run.best) == (5, 5, None)
-    path = run.checkpoint_path("last")
+    path = run.records.path("last")
     assert progress_of(path) == {"step": 5, "best": None, "unvalidated": True}
     again = AfterChecks()
     with open_run(tmp_path / "run", CPU, write=True) as opened:  # and interrupted once more
