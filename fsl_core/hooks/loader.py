@@ -83,8 +83,6 @@ def load(
     empty: none) names the only installed plugins to load. It leaves `files` alone; where it is
     empty, nothing recorded is imported either.
     """
-    # What every component is made of: the first plugin to need it is not charged with it.
-    import_module("torch")
     files = list(files)
     left_out = LeftOut(set(no_plugin))
     # Before anything else is imported, so that a refusal comes first.
