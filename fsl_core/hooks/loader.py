@@ -233,6 +233,8 @@ def _of_record(
 def _add_builtins(loader: Loader, left_out: LeftOut) -> None:
     version = metadata.version("fsl-core")
     for found in pkgutil.iter_modules(import_module(BUILTIN).__path__):
+        if found.name.startswith("_"):  # a part of another one
+            continue
         reason = left_out(found.name, "fsl-core", external=False)
         loader.add(found.name, _importer(f"{BUILTIN}.{found.name}"), "fsl-core", version, reason)
 
