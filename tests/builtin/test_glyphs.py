@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 
 import fsl_core as fsl
-from fsl_core.builtin.glyphs import Glyphs
 from fsl_core.builtin._strokes import CHUNK, draw_characters
+from fsl_core.builtin.glyphs import Glyphs
 from fsl_core.hooks.loader import load
 
 DIGEST = "1355f2c193db6fb36a294ac19cbe50bb"
