@@ -90,11 +90,12 @@ class ProgressBar:
 def format_score(result: dict[str, Any]) -> str:
     """`accuracy 0.9512 ± 0.0034 (95 % interval, 600 episodes)`."""
     metric = result["metric"]
-    return f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+    score = f"{metric} {result[metric]:.4f} ± {result['interval']:.4f}"
+    return f"{score} (95 % interval, {result['episodes']} episodes)"
 
 
 class EvaluationBar:
-    """A bar over evaluation episodes, as a context manager that gives the function to call after each."""
+    """A bar over evaluation episodes: a context manager that gives what to call after each."""
 
     def __init__(self, console: Console, episodes: int):
         self._bar, self._episodes = _progress(console), episodes

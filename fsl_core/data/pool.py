@@ -66,7 +66,7 @@ class LabelledPool:
 
     @classmethod
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
-        """The pool kept on disk for this `content_key`, else what `build` makes, which is then kept."""
+        """The pool kept for this `content_key`, else what `build` makes, which is then kept."""
         # Not under the bare key, where earlier versions kept names in another form.
         name = f"pool-{key}"
         kept, digest = cached_tensors(name, lambda: build()._tensors, check=cls._from_tensors)

@@ -194,7 +194,9 @@ class Loader:
 
 @dataclass
 class LeftOut:
-    """Which plugins the user leaves out: calling it gives the switch that says so, or an empty text.
+    """Which plugins the user leaves out.
+
+    Calling it gives the switch that says so, or an empty text.
 
     no_plugin: names on the command line.    disabled, only: those of the environment.
     """

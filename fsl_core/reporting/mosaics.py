@@ -34,7 +34,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """rows: (support, queries, queries left out) for each class of a classification.    figure: of a regression on a line."""
+    """One episode of the page.
+
+    rows: (support, queries, queries left out) for each class of a classification.
+    figure: of a regression on a line.
+    """
 
     index: int
     score: float
@@ -43,7 +47,9 @@ class ShownEpisode:
 
 
 def show_episodes(run: RunView, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
-    """The test episodes with the worst scores, predicted again from the run's present weights; or none, and why.
+    """The test episodes with the worst scores, or none, and why.
+
+    They are predicted again from the run's present weights.
 
     scores: of all test episodes, as the run was judged.
     """
@@ -100,7 +106,7 @@ def _class_row(
 
 
 def _data_uri(x: Tensor, low: float, high: float) -> str:
-    """An image of (channels, height, width) values, low as black and high as full, inside the page."""
+    """An image of (channels, height, width) values inside the page, low as black, high as full."""
     values = ((x.detach().float().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1)
     pixels = (255 * values).round().astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

@@ -66,7 +66,7 @@ def write_report(
 def _plots(
     result: dict[str, Any], records: list[dict[str, Any]], scores: list[float]
 ) -> list[tuple[str, str]]:
-    """(caption, SVG) of each figure; the conflict of meta-gradients where the engine recorded it."""
+    """(caption, SVG) of each figure; the conflict of meta-gradients where it was recorded."""
     metric = result["metric"]
     training = [r for r in records if "split" not in r]
     validation = [r for r in records if r.get("split") == "validation"]

@@ -125,7 +125,7 @@ def test_long_text_is_cut(tmp_path: Path):
 def test_a_log_handler_made_while_loading_works_afterwards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    text = "import logging; handler = logging.StreamHandler(); logging.getLogger('shaky').addHandler(handler)"
+    text = "import logging; logging.getLogger('shaky').addHandler(logging.StreamHandler())"
     try:
         assert load_text(tmp_path, text).notes == []
         logging.getLogger("shaky").warning("later")
@@ -201,9 +201,11 @@ def test_commands_tell_and_their_json_stays_json(zoo: Path, monkeypatch: pytest.
         f"--plugins-dir {zoo}: broken.py, leaving.py, loud.py, seeding.py; "
         "passed over: test_loud.py (a test, or without hookimpl)",
         f"plugin loud ({zoo / 'loud.py'}): printed while it loaded: {{",
-        f"plugin broken ({zoo / 'broken.py'}) failed to load: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+        f"plugin broken ({zoo / 'broken.py'}) failed to load: ModuleNotFoundError: "
+        "No module named 'nowhere_to_be_found'",
         f"plugin leaving ({zoo / 'leaving.py'}) failed to load: called sys.exit(1). ",
-        f"plugin seeding ({zoo / 'seeding.py'}): changed torch's random state while it loaded. It was put back",
+        f"plugin seeding ({zoo / 'seeding.py'}): changed torch's random state while it loaded. "
+        "It was put back",
     ]:
         assert line in listed.stderr
     rows = {
@@ -233,11 +235,11 @@ def test_tracing_says_who_is_loading_and_who_is_called(
     told = capsys.readouterr().err
     loud = f"plugin loud ({zoo / 'loud.py'})"
     assert (
-        f"fsl trace: loading {loud}\nfsl trace: fsl_register_weightings of {loud}\nfsl trace: {loud}: ok, 0."
-        in told
-    )
+        f"fsl trace: loading {loud}\nfsl trace: fsl_register_weightings of {loud}\n"
+        f"fsl trace: {loud}: ok, 0."
+    ) in told
     assert "s; printed while it loaded: {\n" in told
     assert (
-        f"fsl trace: fsl_step_finished(step=3, metrics={{'loss': 0.5}}) of plugin watching ({zoo / 'watching.py'}): 0."
-        in told
-    )
+        "fsl trace: fsl_step_finished(step=3, metrics={'loss': 0.5}) of plugin watching "
+        f"({zoo / 'watching.py'}): 0."
+    ) in told

@@ -67,9 +67,8 @@ def test_every_builtin_offers_something():
 def test_a_misspelled_hook_is_the_plugins_error():
     _, plugins = load_modules(module("typo", **offers(Even, hook="fsl_register_weighting")))
     assert plugins["typo"].status == "failed"
-    assert (
-        plugins["typo"].reason
-        == "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
+    assert plugins["typo"].reason == (
+        "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
     )
 
 

@@ -1,4 +1,4 @@
-"""Curves, recipe and result of every run as TensorBoard event files, written while it trains. The hooks of an observer."""
+"""The hooks of an observer: curves, recipe and result of each run as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def _abandon(directory: Path, file: EventFile) -> None:
 
 def _score(result: dict[str, Any]) -> str:
     metric = result["metric"]
-    return f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+    score = f"{metric} {result[metric]:.4f} ± {result['interval']:.4f}"
+    return f"{score} (95 % interval, {result['episodes']} episodes)"
 
 
 def _after_steps(result: dict[str, Any]) -> list[float]:
@@ -128,7 +129,10 @@ def _after_steps(result: dict[str, Any]) -> list[float]:
 def _options(
     section: dict[str, Any], path: str = ""
 ) -> Iterator[tuple[str, bool | int | float | str]]:
-    """Every option of a recipe by its key path, such as `adapter.inner_lr`; lists as text, without those that are absent."""
+    """Every option of a recipe by its key path, such as `adapter.inner_lr`.
+
+    Lists come as text; options that are null are left out.
+    """
     for key, value in section.items():
         name = f"{path}.{key}" if path else key
         if isinstance(value, dict):
