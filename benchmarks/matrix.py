@@ -17,18 +17,22 @@ ROOT = Path(__file__).parent.parent
 MEASURED = {"interval", "seeds"}
 HEADER = """# The matrix: adapters and weightings
 
-Each table is one `fsl sweep` of a file of `recipes/matrix/`: the same backbone, budget and frozen
-test episodes for every cell. The budgets are small, so that a table takes minutes: they show what
-learns quickly, not what ends highest.
+After this page you know which adapters and weightings learn quickly on three data sets.
 
-**Bold**: better than the cell marked baseline (of the same test episodes), *italic*: worse, by a
-paired test over episodes with Holm's correction over the whole table, at the level 0.05. ±: 95 %
-over test episodes. Both tell of these trained runs on new episodes, not of other trainings. There
-are no mean ranks: their blocks are seeds on data sets, and a table has one or two of them.
+Each table is one `fsl sweep` of a file of `recipes/matrix/`. All its cells have the same backbone,
+budget and frozen test episodes. The budgets are small, so that a table takes minutes. So the tables
+show what learns quickly, not what ends highest.
 
-Adaptation: milliseconds a task, mean over the row, beside whatever else the machine ran; the
-[races](speed.md#adaptation-time) compare times.
-Written by `benchmarks/matrix.py`.
+- **Bold** is better than the cell marked baseline (of the same test episodes), *italic* is worse.
+  This is by a paired test over episodes with Holm's correction over the whole table, at the level
+  0.05.
+- ± is 95 % over test episodes. It and the test tell about these trained runs on new episodes, not
+  about other trainings.
+- There are no mean ranks: their blocks are seeds on data sets, and a table has one or two of them.
+- Adaptation is in milliseconds a task, the mean over the row, beside whatever else the machine ran.
+  The [races](speed.md#adaptation-time) compare times.
+
+`benchmarks/matrix.py` writes this page.
 
 """
 

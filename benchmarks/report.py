@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from textwrap import fill
 
 from benchmarks import plots
 
@@ -66,18 +67,29 @@ RACES = {
 INTRODUCTION = """\
 # Speed
 
-Written by `make bench`, which installs the peers into an environment of its own and races them: same network, same initial
-weights, same episodes, same precision (float32). MAML is of second order. First every meta-gradient has to agree, to 1e-9 in
-float64 (on four tasks of the meta-batch; what compiles is held to it in the tests) and to 1e-3 in float32, in units of its
-largest element; the differences found stand in the tables. In float32 those of MAML on Conv4 are told and not limited: with
-steps of 0.4 the number of threads alone moves one contender by up to 0.4 (another of two nearly equal pixels is pooled). Then
-contenders take turns, one after the other in each round; for meta-gradients each is a process of its own, as its users have
-it: ours with the memory settings of `fsl run`.
-A ratio is the median over rounds of the paired ratios, with its 95 % bootstrap interval.
-Milliseconds are of this machine alone. Compiling and warming up are not counted.
+After this page you know how fast fsl-core computes a meta-gradient, and how that compares with
+other libraries on the same machine.
 
-The peers' network has `BatchNorm2d(track_running_stats=False)`, ours `norm: transductive`: both normalise by the very batch, and
-give the same numbers. Characters of the Omniglot-shaped races are `glyphs`; drawing and training use Omniglot itself.
+`make bench` writes this page. It installs the other libraries into an environment of its own and
+races them.
+
+- **Same work.** Same network, same initial weights, same episodes, same precision (float32). MAML
+  is of second order.
+- **Same result.** First, all meta-gradients have to agree, in units of the largest element: to 1e-9
+  in float64 and to 1e-3 in float32. In float64 this is checked on four tasks of the meta-batch; the
+  tests hold what compiles to it. The tables show the differences that were found.
+- **One exception.** In float32, the differences of MAML on Conv4 are shown and not limited. With
+  steps of 0.4, the number of threads alone moves one contender by up to 0.4, because another of two
+  nearly equal pixels is pooled.
+- **In turns.** Contenders take turns, one after the other in each round. For meta-gradients, each
+  is a process of its own, as its users have it. Ours has the memory settings of `fsl run`.
+- **Ratios.** A ratio is the median over rounds of the paired ratios, with its 95 % bootstrap
+  interval.
+- **Times.** Milliseconds are of this machine alone. Compiling and warming up do not count.
+
+The other libraries' network has `BatchNorm2d(track_running_stats=False)`, ours has
+`norm: transductive`. Both normalise by the current batch and give the same numbers. The characters
+of the Omniglot-shaped races are `glyphs`. Drawing and training use Omniglot itself.
 """
 
 
@@ -183,16 +195,22 @@ def _roofline(result: dict) -> Iterator[str]:
     )
     achieved = result["operations_per_second"][result["ours"]]
     yield (
-        f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain torch computes it; "
-        f"{result['ours']} reaches {achieved / best:.1%} of the machine's best rate in the same rounds ({rates}).\n"
+        f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain "
+        "torch computes it.\n"
+        f"In the same rounds, {result['ours']} reaches {achieved / best:.1%} of the machine's best rate.\n"
+        f"{_wrapped(f'The machine reached: {rates}.')}\n"
     )
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        "One task, Conv4-64, 28x28, 5-way 1-shot: from the support set to a predictor, without a graph; then with its 75 queries "
-        "predicted. Every installed adapter with its default options. "
-        f"Ratio: how many times as long {result['reference']} takes.\n"
+        "One task, Conv4-64, 28x28, 5-way 1-shot. First the time from the support set to a predictor,\n"
+        "without a graph; then the time with its 75 queries predicted. Every installed adapter has its\n"
+        f"default options. The ratio says how many times as long {result['reference']} takes.\n"
     )
     rows = []
     for name, row in sorted(result["adapters"].items(), key=lambda item: item[1]["seconds"]):
@@ -214,8 +232,9 @@ def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 
 def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}: how many times as long a meta-gradient takes under each "
-        "weighting as under `uniform`. The aim for `gradient-similarity` is 1.3.\n"
+        f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}.\n"
+        "The table says how many times as long a meta-gradient takes under each weighting as under\n"
+        "`uniform`. The aim for `gradient-similarity` is 1.3.\n"
     )
     rows = [
         [name, f"{v:.2f}", f"{low:.2f} to {high:.2f}"]
@@ -228,7 +247,7 @@ def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     start = result["start"]
     yield (
-        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class; where not said otherwise "
+        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class. Unless a table says otherwise:\n"
         f"{start['tasks']} tasks, {start['steps']} step, {start['n_way']} ways, {start['channels']} channels. "
         "The exponent p is fitted to cost = c * size^p.\n"
     )
@@ -246,8 +265,9 @@ def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 
 def _memory(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        f"Second-order {CONV4}, 16 tasks: peak resident memory above what the process held before, each contender in a process "
-        "of its own, in the second meta-gradient (what compiling keeps counts).\n"
+        f"Second-order {CONV4}, 16 tasks. Peak resident memory above what\n"
+        "the process held before, in the second meta-gradient. Each contender has a process of its own.\n"
+        "What compiling keeps counts too.\n"
     )
     cases = result["bytes"]
     names = dict.fromkeys(name for found in cases.values() for name in found)

@@ -118,13 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     text = f"""# Cost of closed-form inner loops
 
-Written by `python benchmarks/solver.py`: torch {torch.__version__}, {platform.machine()}, {given.threads} thread(s), CPU,
-median of 15.
+After this page you know what one solution in closed form costs as the support set grows.
+
+`python benchmarks/solver.py` writes this page. Measured with torch {torch.__version__},
+{platform.machine()}, {given.threads} thread(s), CPU, median of 15.
 
 ## Solver
 
-Milliseconds for one task in float64, kernel matrix of 64 features included: dual weights alone / with their gradient. `solve` is
-the Cholesky solution, the others the finite time of `meta-rkhs-ii`.
+Milliseconds for one task in float64, with the kernel matrix of 64 features: dual weights alone /
+with their gradient. `solve` is the Cholesky solution. The others are the finite time of
+`meta-rkhs-ii`.
 
 {table(["support set", "n", *SOLVERS], solver_rows())}
 """
@@ -145,7 +148,9 @@ Conv4-64 on pictures of 28x28, one task, from support set to predictor without g
 {table(header, adaptation_rows(Path(folder)))}
 """
     else:
-        text += "\nWhole adaptations are on the page of [speed](speed.md#adaptation-time).\n"
+        text += (
+            "\nThe page on [speed](speed.md#adaptation-time) has the times of whole adaptations.\n"
+        )
     PAGE.write_text(text)
     print(text)
 

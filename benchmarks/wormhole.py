@@ -170,7 +170,8 @@ def section(experiment: str, runs: dict[str, list[Finished]], figure: str) -> st
         [
             f"## {TITLES[experiment]}",
             "",
-            f"{recipes}; {episodes} test episodes, the same for all. Wormhole is better where the difference is {better}.",
+            f"{recipes}.",
+            f"{episodes} test episodes, the same for all. Wormhole is better if the difference is {better}.",
             "",
             f"| seed | wormhole, {metric} | MAML, {metric} | difference |",
             "|---|---|---|---|",
@@ -216,9 +217,12 @@ def _conflict_rows(runs: dict[str, list[Finished]]) -> list[str]:
 
 HEADER = """# Wormhole against MAML
 
-After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the paper's text
-was not available. Nothing here reproduces a figure of the paper: none was known. Written by `benchmarks/wormhole.py`; intervals
-are 95 %.
+After this page you know whether `wormhole` differed from MAML on three experiments with tasks that
+conflict.
+
+After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's
+interpretation; the paper's text was not available. No figure here reproduces one of the paper,
+because we knew none. Intervals are 95 %. `benchmarks/wormhole.py` writes this page.
 
 """
 

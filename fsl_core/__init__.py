@@ -5,9 +5,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fsl_core.adapter import Adapter, call_declared
+    from fsl_core.api import (
+        RunResult,
+        SweepTable,
+        compare,
+        evaluate,
+        load_recipe,
+        resume,
+        run,
+        sweep,
+        train,
+    )
+    from fsl_core.config.recipe import Recipe
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
+    from fsl_core.engine.evaluation import Evaluation
     from fsl_core.episode import Episode, LabelledSet, Loss, Predictor, TaskShape, one_hot
     from fsl_core.errors import (
         DataError,
@@ -35,9 +48,12 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adapter": "Adapter call_declared",
+    "api": "RunResult SweepTable compare evaluate load_recipe resume run sweep train",
+    "config.recipe": "Recipe",
     "data.draws": "draw_bits to_distinct to_uniform",
     "data.pool": "LabelledPool PooledEpisodes",
     "data.source": "EpisodeSource Split SplitContents",
+    "engine.evaluation": "Evaluation",
     "episode": "Episode LabelledSet Loss Predictor TaskShape one_hot",
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
     "hooks.run_view": "RunView",
@@ -54,14 +70,15 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 
 __version__ = "0.1.0"
 __all__ = [
-    "HOOK_API",
     "AdaptedPredictor",
     "Adapter",
     "ConvBlock",
     "DataError",
     "Episode",
     "EpisodeSource",
+    "Evaluation",
     "FslError",
+    "HOOK_API",
     "LabelledPool",
     "LabelledSet",
     "Learner",
@@ -74,26 +91,36 @@ __all__ = [
     "PluginWarning",
     "PooledEpisodes",
     "Predictor",
+    "Recipe",
     "RecipeError",
     "RunError",
+    "RunResult",
     "RunView",
     "ShapeError",
     "Split",
     "SplitContents",
+    "SweepTable",
     "TaskShape",
     "TaskWeighting",
     "adapt_to_folder",
     "call_declared",
     "call_with",
+    "compare",
     "derivatives_of_any_order",
     "draw_bits",
+    "evaluate",
     "gradient_columns",
     "hookimpl",
     "load_predictor",
+    "load_recipe",
     "one_hot",
     "replace_norms",
+    "resume",
+    "run",
+    "sweep",
     "to_distinct",
     "to_uniform",
+    "train",
 ]
 
 

@@ -3,112 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.testing import double_precision
+from tests.parts.command_line import Call, Ended
 
-TOY_PLUGIN = '''
-"""Episodes of Gaussian blobs, far quicker than pictures."""
-from typing import Annotated
-
-import torch
-from pydantic import Field
-from torch.nn import functional as F
-
-import fsl_core as fsl
-
-
-class Blobs(fsl.EpisodeSource):
-    """Classes are points in the plane, items are points around them."""
-
-    name = "blobs"
-
-    def __init__(self, n_way: Annotated[int, Field(gt=0)] = 3, n_shot: int = 2, n_query: int = 4, spread: float = 0.3):
-        self.task = fsl.TaskShape("classification", n_way, n_shot, n_query, (2,), n_way)
-        self.spread = spread
-
-    def batch(self, split, indices, seed, task=None):
-        task = task or self.task
-        return torch.utils.data.default_collate([self._episode(split, i, seed, task) for i in indices])
-
-    def _episode(self, split, index, seed, task):
-        random = torch.Generator().manual_seed(hash_of(split, index, seed))
-        centres = 3 * torch.randn(task.n_way, 1, 2, generator=random)
-
-        def items(n):
-            x = centres + self.spread * torch.randn(task.n_way, n, 2, generator=random)
-            return fsl.LabelledSet(x.flatten(0, 1), torch.arange(task.n_way).repeat_interleave(n))
-
-        return fsl.Episode(items(task.n_shot), items(task.n_query), torch.tensor(index))
-
-
-def hash_of(split, index, seed):
-    return ["train", "validation", "test"].index(split) * 10**9 + index * 1000 + seed
-
-
-class Explodes(fsl.Adapter):
-    """Gives a loss that is not a number from one step on.
-
-    Not at progress 1, as the trial before a run would find it.
-    """
-
-    name = "explodes"
-
-    def __init__(self, task: fsl.TaskShape, backbone: torch.nn.Module, at_progress: float = 0.5):
-        super().__init__()
-        self.head, self.at, self.now = torch.nn.Linear(backbone.feature_dim, task.output_dim), at_progress, 0.0
-
-    def on_progress(self, progress):
-        self.now = progress
-
-    def adapt(self, backbone, support):
-        return lambda x: self.head(backbone(x)) * (float("nan") if self.at <= self.now < 1 else 1.0)
-
-
-class Picky(fsl.Adapter):
-    """Its constructor refuses what no type can."""
-
-    name = "picky"
-
-    def __init__(self, even: int):
-        super().__init__()
-        if even % 2:
-            raise ValueError(f"even: {even}. A multiple of two")
-
-
-@fsl.hookimpl
-def fsl_register_episodes(register):
-    register(Blobs)
-
-
-@fsl.hookimpl
-def fsl_register_adapters(register):
-    register(Explodes)
-    register(Picky)
-'''
-
-TOY_RECIPE = """\
-seed: 0
-episodes: {name: blobs, n_way: 3}
-backbone: {name: mlp, hidden: [8]}
-adapter: {name: nearest-centroid}
-outer:
-  optimizer: {name: adam, lr: 0.01}
-  meta_batch_size: 2
-  steps: 12
-  validate_every: 5
-  validate_episodes: 4
-  checkpoint_every: 4
-execution: {mode: loop}
-evaluate: {episodes: 10}
-"""
+TOY = Path(__file__).parent / "parts" / "toy"
 
 
 @pytest.fixture(autouse=True)
@@ -126,12 +34,18 @@ def random() -> torch.Generator:
 
 
 @pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64, and the global generator is seeded."""
+    with double_precision():
+        yield
+
+
+@pytest.fixture
 def toy_recipe(tmp_path: Path) -> Path:
     """A recipe that trains in a second, with its one-file plugin beside it."""
-    (tmp_path / "fslplugin.py").write_text(TOY_PLUGIN)
-    recipe = tmp_path / "toy.yaml"
-    recipe.write_text(TOY_RECIPE)
-    return recipe
+    for name in ("fslplugin.py", "toy.yaml"):
+        shutil.copyfile(TOY / name, tmp_path / name)
+    return tmp_path / "toy.yaml"
 
 
 @pytest.fixture
@@ -157,20 +71,11 @@ def fsl(tmp_path: Path):
     return call
 
 
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
 @pytest.fixture
-def call(
-    toy_recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., Ended]:
-    """The command line in this process: `fsl` without its start-up time, on the toy recipe."""
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """The command line in this process: its entry point, without its start-up time."""
     from fsl_core.cli import main
 
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
@@ -185,3 +90,9 @@ def call(
         return Ended(ended.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def call(toy_recipe: Path, in_process: Call) -> Call:
+    """`in_process`, in a folder with the toy recipe."""
+    return in_process

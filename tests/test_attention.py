@@ -13,15 +13,12 @@ from torch.nn import functional as F
 import fsl_core as fsl
 from fsl_core.engine.execution import Execution
 from fsl_core.nn.attention import plain_attention
-from fsl_core.testing import GradientSteps, checks, double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import GradientSteps, checks, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Attention(nn.Module):

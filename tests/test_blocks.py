@@ -8,14 +8,8 @@ from torch.nn import functional as F
 
 import fsl_core as fsl
 from fsl_core.nn.norms import NORM_POLICIES
-from fsl_core.testing import double_precision
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Blocks(fsl.NormedBackbone):

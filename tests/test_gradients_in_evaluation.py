@@ -18,10 +18,7 @@ from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny
 TASK = tiny_task()
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Plain(fsl.Adapter):

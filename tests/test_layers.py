@@ -28,6 +28,7 @@ LAYERS = [
     "predicting",
     "sweeping",
     "reporting",
+    "api",
     "cli",
 ]
 PUBLIC_USERS = {"builtin", "testing"}

@@ -16,7 +16,6 @@ from fsl_core.nn.norms import (
     normalise_over_batch,
     support_reference,
 )
-from fsl_core.testing import double_precision
 
 
 class SmoothNet(NormedBackbone):
@@ -35,10 +34,7 @@ class SmoothNet(NormedBackbone):
         return self.head(self.norm3(self.linear(x)).tanh())
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture

@@ -10,13 +10,8 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.nn.norms import collect_statistics, support_reference
-from fsl_core.testing import double_precision
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def used(layer: nn.Module, *shape: int) -> nn.Module:

@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:
-    from fsl_core.cli.progress import report_work  # rich is imported late
+    from fsl_core.reporting.progress import report_work  # rich is imported late
 
     return report_work(what, total)
 

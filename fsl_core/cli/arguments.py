@@ -10,6 +10,8 @@ import typer
 from fsl_core.text import printable
 
 if TYPE_CHECKING:
+    import torch
+
     from fsl_core.hooks.loader import Loaded
 
 
@@ -127,19 +129,8 @@ def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
     warn(f"--plugins-dir {plugins_dir}: {used}{passed}")
 
 
-def choose_device(name: str):
-    """A torch device; `auto` takes a GPU where there is one. Raises RunError for one that is absent."""
-    import torch
+def choose_device(name: str) -> torch.device:
+    """The torch device with that name; torch is imported only now."""
+    from fsl_core.engine import devices
 
-    from fsl_core.errors import RunError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(
-            f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present"
-        ) from error
-    return device
+    return devices.choose_device(name)

@@ -8,7 +8,7 @@ from importlib import import_module
 
 IMPORTED = (
     "fsl_core.cli",  # first: it settles what torch reads when it is imported
-    "fsl_core.cli.progress",
+    "fsl_core.reporting.progress",
     "fsl_core.engine.memory",
     "fsl_core.reporting.report",
     "fsl_core.training.outer_loop",

@@ -11,7 +11,6 @@ from contextlib import (
     nullcontext,
     redirect_stdout,
 )
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -283,27 +282,11 @@ def _run(
 
 
 def _complete(run: Run, watched: Watched) -> dict[str, Any]:
-    from fsl_core.cli.progress import ProgressBar
+    from fsl_core.api import complete
     from fsl_core.engine.memory import keep_freed_memory
-    from fsl_core.reporting.report import ReportWriter
-    from fsl_core.training.outer_loop import judge, train
 
     keep_freed_memory()
-    watched.follow(run)
-    console = _console()
-    bar = ProgressBar(console)
-    run.observers.warn = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    run.observers.add(bar)
-    run.observers.add(ReportWriter())
-    try:
-        train(run)
-        with _evaluation_bar(run.recipe.sections.evaluate.episodes) as on_episode:
-            result = judge(run, on_episode)
-    finally:
-        bar.stop()
-        run.flush_metrics()
-    run.observers.tell("fsl_run_finished", run=run.view(), result=result)
-    return result
+    return complete(run, _console(), watched.follow)
 
 
 def _note_data(run: Run, split: Split) -> None:
@@ -334,14 +317,14 @@ def _console():
 
 @contextmanager
 def _evaluation_bar(episodes: int) -> Iterator[Any]:
-    from fsl_core.cli.progress import EvaluationBar
+    from fsl_core.reporting.progress import EvaluationBar
 
     with EvaluationBar(_console(), episodes) as on_episode:
         yield on_episode
 
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
-    from fsl_core.cli.progress import format_score
+    from fsl_core.reporting.progress import format_score
     from fsl_core.runs.begun import describe_change
     from fsl_core.runs.files import to_json
 

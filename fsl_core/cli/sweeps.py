@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,6 @@ from fsl_core.cli.arguments import (
 from fsl_core.text import name_of, printable
 
 if TYPE_CHECKING:
-    from fsl_core.config.matrix import Cell
-    from fsl_core.hooks.loader import Loaded
     from fsl_core.reporting.sweep import SweepResult
     from fsl_core.sweeping.schedule import Job
 
@@ -67,8 +64,8 @@ def sweep(
     from fsl_core.reporting.sweep_report import write_sweep_report
     from fsl_core.runs.files import to_json
     from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.sweeping.processes import Processes
-    from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer, run_jobs, threads_of
+    from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer
+    from fsl_core.sweeping.start import start
 
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     context.with_resource(granting(loaded.files))
@@ -76,21 +73,17 @@ def sweep(
     plan = plan_sweep(read_matrix(recipe, loaded.catalogue, overrides))
     directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
-    prepare = _preparer(loaded, device, jobs)
-    options = ["--device", device, *(word for name in no_plugin for word in ("--no-plugin", name))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(jobs))}
-    processes = Processes("fsl_core.cli.cells", no_plugin, environment)
     kept = sum(job.state == "finished" for job in queue)
     if kept:
         typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
     try:
         with _interruptible(), _live(queue) as show:
-            run_jobs(queue, jobs, prepare, processes, options, show)
+            why_not_forked = start(queue, loaded, device, jobs, no_plugin, show)
     except KeyboardInterrupt:
         typer.echo("interrupted. The same command goes on with what is not finished", err=True)
         raise typer.Exit(130) from None
-    if processes.reason and any(job.seconds for job in queue):
-        told = f"note: no run was forked, so each imported everything again: {processes.reason}"
+    if why_not_forked and any(job.seconds for job in queue):
+        told = f"note: no run was forked, so each imported everything again: {why_not_forked}"
         typer.echo(told, err=True)
     result = collect(plan, queue)
     with only_writer(directory / "runs"):
@@ -112,27 +105,6 @@ def sweep(
                 where = job.directory / OUTPUT
                 typer.echo(printable(f"{job.cell.title}: {job.error} ({where})"), err=True)
         raise typer.Exit(1)
-
-
-def _preparer(loaded: Loaded, device: str, workers: int):
-    from fsl_core.runs.run import describe_environment, prepare_run
-    from fsl_core.sweeping.schedule import threads_of
-
-    environment = {
-        **describe_environment(loaded.plugins),
-        "threads": threads_of(workers),
-        "device": device,
-        "plugin_files": loaded.files,
-    }
-
-    def prepare(job: Job) -> None:
-        prepare_run(job.directory, job.cell.recipe, {"recipe": _run_name(job.cell), **environment})
-
-    return prepare
-
-
-def _run_name(cell: Cell) -> str:
-    return f"{name_of(Path(cell.recipe.document.source))}: {cell.title}"
 
 
 @contextmanager

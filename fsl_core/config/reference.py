@@ -25,8 +25,10 @@ from fsl_core.config.sections import (
 HEAD = """\
 # Recipe reference
 
-Every key of a [recipe](recipes.md), made from the constructors themselves: {origins}. `fsl schema --markdown` prints this page
-for what you have installed, and `fsl show KIND NAME` one component of it.
+On this page you can look up every key of a [recipe](recipes.md): its type, default and meaning.
+
+The page is made from the constructors themselves: {origins}. `fsl schema --markdown` prints it for
+what you have installed. `fsl show KIND NAME` prints one component of it.
 """
 
 MEANINGS: dict[Kind, str] = {

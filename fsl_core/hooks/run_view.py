@@ -71,7 +71,11 @@ class RunView:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The whole recipe as plain data, defaults included: a copy, as `recipe.yaml` has it."""
+        """The whole recipe as plain data, defaults included: a copy, as `recipe.yaml` has it.
+
+        A program that trains without a recipe has given its parts as objects. Then it holds only
+        `seed`, `outer`, `execution` and `evaluate`.
+        """
         return self._run.resolved_recipe()
 
     @property

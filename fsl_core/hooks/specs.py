@@ -117,7 +117,7 @@ def fsl_run_started(run: RunView) -> None:
     :param run: a RunView: the run as it is now. Observers read it; they do not steer. One of a
         plugin that raises is left out for the rest of the run, with a warning that names it; the
         run goes on.
-    Since hook API 1. Example: the progress bar of fsl_core/cli/progress.py.
+    Since hook API 1. Example: the progress bar of fsl_core/reporting/progress.py.
     """
 
 
@@ -129,7 +129,7 @@ def fsl_step_finished(run: RunView, step: int, metrics: dict[str, float]) -> Non
     :param step: number of outer steps done, from 1.
     :param metrics: `loss`, the score by its name (`accuracy` or `mse`), `lr`, `gradient_norm`,
         `seconds`.
-    Since hook API 1. Example: fsl_core/cli/progress.py.
+    Since hook API 1. Example: fsl_core/reporting/progress.py.
     """
 
 
@@ -141,7 +141,7 @@ def fsl_evaluated(run: RunView, split: str, result: dict[str, Any]) -> None:
     :param split: `validation` or `test`.
     :param result: mean and 95 % interval of the score, number of episodes and hash of the episode
         set.
-    Since hook API 1. Example: fsl_core/cli/progress.py.
+    Since hook API 1. Example: fsl_core/reporting/progress.py.
     """
 
 

@@ -6,13 +6,9 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.builtin.nearest_centroid import NearestCentroid
-from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import TinyBackbone, tiny_episodes, tiny_task
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def dense(backbone, episode, distance, temperature):

@@ -8,49 +8,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
-from fsl_core.cli import main
+from tests.parts.command_line import Call, Ended
 
 QUICK = ["-s", "outer.steps=2", "-s", "outer.validate_every=0", "-s", "evaluate.episodes=4"]
 PICTURES = "{name: image-folder, root: pictures, n_way: 2, n_shot: 1, n_query: 2, image_size: 16}"
 CONV4 = ["-s", "backbone={name: conv4, channels: 4}"]
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(
-    toy_recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Call:
-    """`fsl` with these arguments, in this process: its entry point, but not its start-up time."""
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
-    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("FSL_DATA", raising=False)
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["fsl", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 def refused(ended: Ended, *messages: str, code: int = 2) -> None:

@@ -7,15 +7,13 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
-from fsl_core.cli import main
+from tests.parts.command_line import Call, Ended
 
 RECIPE = """\
 episodes: {name: image-folder, root: data, n_way: 2, n_shot: 1, n_query: 1, image_size: 16}
@@ -29,30 +27,11 @@ BYTES = os.fsdecode(b"caf\xe9")
 DECOMPOSED, COMPOSED = "cafe\u0301", "café"
 
 
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Call = Callable[..., Ended]
-
-
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """`fsl` with these arguments, in this process, beside a recipe of image-folder."""
-    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
+def call(tmp_path: Path, in_process: Call) -> Call:
+    """`fsl` in this process, beside a recipe of image-folder."""
     (tmp_path / "r.yaml").write_text(RECIPE)
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["fsl", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
+    return in_process
 
 
 def paint(folder: Path, n: int = 3, size: int = 8) -> None:

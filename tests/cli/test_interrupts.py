@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core.cli import main
 from fsl_core.cli.interrupts import SIGNALS, interruptible
 
 RUN = ["run", "toy.yaml", "-s", "outer.validate_every=0", "--out", "out"]
@@ -34,20 +33,6 @@ def watch(folder: Path, hook: str, then: str) -> None:
     """The toy plugin with an observer."""
     plugin = folder / "fslplugin.py"
     plugin.write_text(plugin.read_text() + OBSERVER.format(hook=hook, then=then))
-
-
-@pytest.fixture
-def call(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """`fsl` in this process; returns its code and what it said on stderr."""
-    monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
-
-    def run(*arguments: str) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["fsl", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, capsys.readouterr().err
-
-    return run
 
 
 AT_STEP_3 = "fsl_step_finished(step)", "if step == 3: send({})"
@@ -79,9 +64,9 @@ def test_every_phase(
     hook, then = observed
     watch(tmp_path, hook, then.format(", ".join(f"'{name}'" for name in signals)))
     before = [signal.getsignal(number) for number in SIGNALS]
-    code, told = call(*RUN, "-s", f"outer.checkpoint_every={every}")
-    assert told == f"interrupted {message}\n"
-    assert code == 128 + getattr(signal, signals[0])
+    ended = call(*RUN, "-s", f"outer.checkpoint_every={every}")
+    assert ended.err == f"interrupted {message}\n"
+    assert ended.code == 128 + getattr(signal, signals[0])
     assert [signal.getsignal(number) for number in SIGNALS] == before
     watch(tmp_path, hook, "pass")
     command = "report" if "`fsl report out`" in message else "resume"
@@ -96,7 +81,7 @@ def test_the_choice_of_execution(call, tmp_path: Path, monkeypatch: pytest.Monke
             "fsl_core.training.outer_loop.choose_execution",
             lambda run: send(os.getpid(), signal.SIGTERM),
         )
-        assert call(*RUN) == (143, f"interrupted {BEFORE}\n")
+        assert call(*RUN) == (143, "", f"interrupted {BEFORE}\n")
     assert call("resume", "out")[0] == 0
 
 
@@ -105,7 +90,7 @@ def test_an_evaluation(call, tmp_path: Path):
     text, first = plugin.read_text(), "        task = task or self.task\n"
     sends = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
     plugin.write_text(text.replace(first, f"        if split == 'test': {sends}\n{first}"))
-    assert call(*RUN) == (143, f"interrupted {TRAINED}\n")
+    assert call(*RUN) == (143, "", f"interrupted {TRAINED}\n")
     assert not (tmp_path / "out" / "result.json").exists()
     plugin.write_text(text)
     assert call("resume", "out", "--trust-plugins")[0] == 0
@@ -114,7 +99,7 @@ def test_an_evaluation(call, tmp_path: Path):
 def test_loading_plugins(call, tmp_path: Path):
     with (tmp_path / "fslplugin.py").open("a") as file:
         file.write("\nimport os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    assert call(*RUN) == (130, "interrupted before the run began\n")
+    assert call(*RUN) == (130, "", "interrupted before the run began\n")
     assert not (tmp_path / "out").exists()
 
 

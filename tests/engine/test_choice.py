@@ -16,15 +16,12 @@ from fsl_core.engine import choice, soundness
 from fsl_core.engine.choice import Choice, Setting, choose, settle, why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.traces import Traces
-from fsl_core.testing import checks, double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import checks, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def make_learner(**backbone) -> fsl.Learner:
@@ -168,7 +165,8 @@ def test_a_choice_survives_as_plain_data():
 def test_a_real_measurement_chooses_something():
     found = choose(Execution(), setting_of(make_learner()), steps=5, measure_workers=True)
     assert found.execution.mode in ("loop", "vmap")
-    assert all(0 < seconds < 60 for seconds in found.seconds.values())
+    assert str(found.execution) in found.seconds
+    assert min(found.seconds.values()) > 0
 
 
 class Remembers(NearestCentroid):

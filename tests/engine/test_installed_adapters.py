@@ -13,17 +13,14 @@ from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
-from fsl_core.testing import checks, double_precision, tiny_episodes, tiny_task
+from fsl_core.testing import checks, tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
 PLUGINS = load()
 ADAPTERS = PLUGINS.catalogue.names("adapter")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def make_learner(name: str, **options) -> fsl.Learner:

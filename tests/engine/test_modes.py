@@ -17,7 +17,6 @@ from fsl_core.testing import (
     GradientSteps,
     Uneven,
     checks,
-    double_precision,
     tiny_episodes,
     tiny_task,
 )
@@ -25,10 +24,7 @@ from fsl_core.testing import (
 TASK = tiny_task("classification")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with double_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def make_learner(adapter: str, norm: str, conv: bool = True) -> fsl.Learner:

@@ -5,40 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from fsl_core.cli import main
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.run import new_run
 from fsl_core.training.outer_loop import judge, train
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
+from tests.parts.command_line import Call
 
 
 @pytest.fixture
-def compare(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["fsl", "compare", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return call
+def compare(in_process: Call) -> Call:
+    return partial(in_process, "compare")
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ def test_two_sweeps_at_once_end_with_one_table(recipe: Path, tmp_path: Path):
     assert [sweep.returncode for sweep in both] == [0, 0], told
     assert "failed" not in "".join(error for _, error in told)
     assert [row["seeds"] for row in table(tmp_path / "out")] == ["0 1 2"]
-    for run in (tmp_path / "out" / "runs").glob("*-*"):
+    runs = list((tmp_path / "out" / "runs").glob("*-*"))
+    assert len(runs) == 3
+    for run in runs:
         steps = (run / "metrics.jsonl").read_text().splitlines()
         assert len(steps) == len(set(steps)) > 24
 

@@ -43,15 +43,17 @@ def test_equal_states_give_equal_files(tmp_path: Path):
 
 
 def test_tied_weights_are_kept(tmp_path: Path):
-    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    second.weight = first.weight
-    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
-    checkpoints.save(
-        tmp_path / "a.safetensors", {"learner": nn.ModuleList([first, second])}, optimizer, {}
-    )
-    checkpoints.restore(
-        tmp_path / "a.safetensors", {"learner": nn.ModuleList([first, second])}, optimizer
-    )
+    def tied() -> tuple[nn.ModuleList, torch.optim.Optimizer]:
+        layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        layers[1].weight = layers[0].weight
+        return layers, torch.optim.SGD(layers.parameters(), lr=0.1)
+
+    (saved, optimizer), (layers, other) = tied(), tied()
+    checkpoints.save(tmp_path / "a.safetensors", {"learner": saved}, optimizer, {})
+    checkpoints.restore(tmp_path / "a.safetensors", {"learner": layers}, other)
+    assert layers[1].weight is layers[0].weight
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(layers.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])

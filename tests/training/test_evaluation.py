@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fsl_core as fsl
-from fsl_core.engine.evaluation import evaluate, mean_and_interval
+from fsl_core.engine.evaluation import Evaluation, evaluate, mean_and_interval
 from fsl_core.hooks.loader import Loaded
 
 
@@ -84,12 +84,13 @@ def test_evaluation_leaves_no_gradient_and_sets_evaluation_mode(
     assert learner.backbone.weight.grad is None
 
 
-def test_better_is_higher_accuracy_or_lower_error(toy_plugins: Loaded):
-    evaluation = judged(toy_plugins)
-    mean = sum(evaluation.scores) / 25
+@pytest.mark.parametrize(("metric", "worse", "better"), [("accuracy", 0.4, 0.6), ("mse", 0.6, 0.4)])
+def test_better_is_higher_accuracy_or_lower_error(metric: str, worse: float, better: float):
+    evaluation = Evaluation(metric, [0.25, 0.75], [1.0, 1.0], [], "0", 1.0)
     assert evaluation.better_than(None)
-    assert evaluation.better_than(mean - 0.1)
-    assert not evaluation.better_than(mean)
+    assert evaluation.better_than(worse)
+    assert not evaluation.better_than(0.5)
+    assert not evaluation.better_than(better)
 
 
 class Lost(Steps):

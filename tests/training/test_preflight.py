@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.run import new_run, open_run, prepare_run
 from fsl_core.training.outer_loop import judge, train
 
-HERE = Path(__file__).parent
-PARTS = HERE / "faulty_parts.py"
+PARTS = Path(__file__).parents[1] / "parts" / "preflight"
+PLUGINS = sorted(PARTS.glob("[!_]*.py"))
 RECIPE = """\
 episodes: {name: points, n_way: 3, n_shot: 2, n_query: 4}
 backbone: {name: net}
@@ -33,7 +34,7 @@ evaluate: {episodes: 4}
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    return load(entry_points=False, files=[PARTS])
+    return load(entry_points=False, files=PLUGINS)
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def built(recipe: Path, loaded: Loaded):
 
 
 BACKBONES = {
-    "no-super": r"NoSuper of .*faulty_parts\.py: its constructor does not call that of torch\.nn\.Mod"
+    "no-super": r"NoSuper of .*backbones\.py: its constructor does not call that of torch\.nn\.Mod"
     r"ule\. super\(\)\.__init__\(\) in its first line$",
     "no-super-either": r"its constructor does not call that of torch\.nn\.Module\. super\(\)",
-    "constructor-raises": r"its constructor raised KeyError: 'width' \(faulty_parts\.py:\d+\)\. FSL_S",
+    "constructor-raises": r"its constructor raised KeyError: 'width' \(backbones\.py:\d+\)\. FSL_S",
     "no-module": r"not a Module of torch\. A class derived from it$",
     "no-feature-dim": r"no attribute feature_dim\. self\.feature_dim = the length of an item's",
     "feature-dim-is-text": r"feature_dim is '4'\. self\.feature_dim = ",
@@ -63,8 +64,8 @@ BACKBONES = {
     "maps": r"forward: features of shape \(6, 4, 1\)\. Expected \(6, 4\)$",
     "tuple": r"forward: features: a tuple\. A tensor of shape \(6, 4\)$",
     "in-place": r"forward changes the items it is given, .*\. A new tensor: no operation in place",
-    "raises": r"forward raised ZeroDivisionError: division by zero \(faulty_parts\.py:\d+\)\. FSL_ST",
-    "double": r"forward raised RuntimeError: .*\(faulty_parts\.py:\d+\)\. map\.weight is torch\.flo"
+    "raises": r"forward raised ZeroDivisionError: division by zero \(backbones\.py:\d+\)\. FSL_ST",
+    "double": r"forward raised RuntimeError: .*\(backbones\.py:\d+\)\. map\.weight is torch\.flo"
     r"at64 on cpu, and items are torch\.float32 on cpu\. FSL_STRICT_PLUGINS=1 shows the traceback",
     "double-constant": r"forward raised RuntimeError: .* mixing is torch\.float64 on cpu, and items",
     "meta": r"map\.weight is on the meta device, without values\. A constructor that makes them$",
@@ -101,7 +102,7 @@ ADAPTERS = {
     "detached": r"the loss depends on none of the parameters that training would move\. Nothing det",
     "gradient-not-finite": r"the meta-gradient of adapter\.scale is not finite\. Safe square roots",
     "disables-gradients": r"objective leaves gradients disabled for all that follows\. A context",
-    "raises-in-adapt": r"objective raised IndexError: .* \(faulty_parts\.py:\d+\)\. FSL_STRICT_PLU",
+    "raises-in-adapt": r"objective raised IndexError: .* \(adapters\.py:\d+\)\. FSL_STRICT_PLU",
     "other-in-evaluation": r"predictions in evaluation of shape \(12, 2\)\. Expected \(12, 3\)$",
     "trains-in-evaluation": r"an evaluation changes the value of adapter\.seen\. Nothing: episodes",
     "other-trajectory": r"the last predictor of trajectory is not that of adapt: validation would ju",
@@ -118,7 +119,7 @@ def test_adapters(built, name: str):
     with pytest.raises(PluginError, match=rf"^-s adapter: .*{ADAPTERS[name]}") as told:
         preflight(built(f"adapter={{name: {name}}}"))
     assert "\n" not in str(told.value)
-    assert "faulty_parts.py: " in str(told.value)
+    assert "adapters.py: " in str(told.value)
 
 
 LOST = "moves its {} in training, which adapter {} cannot keep: it computes with other weights"
@@ -138,7 +139,7 @@ def test_statistics_that_training_does_not_move(
     built, name: str, adapter: str, layer: str, buffer: str, fits: str
 ):
     found = LOST.format(buffer, f"'{adapter}'")
-    message = rf"^-s backbone: .*faulty_parts\.py: {layer} {found} .*\. {fits}, or an adapter that"
+    message = rf"^-s backbone: .*backbones\.py: {layer} {found} .*\. {fits}, or an adapter that"
     with pytest.raises(PluginError, match=message):
         preflight(built(f"backbone={{name: {name}}}", f"adapter={{name: {adapter}}}"))
 
@@ -170,7 +171,7 @@ def test_sound_parts_pass(built, backbone: str, adapter: str):
 WEIGHTINGS = {
     "scalar-weight": r"weights of shape \(\)\. Expected \(2,\)$",
     "infinite-weight": r"weights not finite\. Finite numbers for items of unit size$",
-    "raising-weighting": r"weigh raised TypeError: .* \(faulty_parts\.py:\d+\)\. FSL_STRICT",
+    "raising-weighting": r"weigh raised TypeError: .* \(weightings\.py:\d+\)\. FSL_STRICT",
     "vector-objective": r"loss of shape \(2,\)\. A scalar$",
     "no-weighting": r"not a TaskWeighting of fsl_core\. A class derived from it$",
 }
@@ -178,7 +179,7 @@ WEIGHTINGS = {
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_weightings(built, name: str):
-    message = rf"^-s outer\.weighting: .*faulty_parts\.py: {WEIGHTINGS[name]}"
+    message = rf"^-s outer\.weighting: .*weightings\.py: {WEIGHTINGS[name]}"
     with pytest.raises(PluginError, match=message):
         preflight(built(f"outer.weighting={{name: {name}}}"))
 
@@ -191,7 +192,7 @@ def test_weightings(built, name: str):
     ],
 )
 def test_episodes(built, name: str, message: str):
-    with pytest.raises(PluginError, match=rf"^-s episodes: .*faulty_parts\.py: {message}"):
+    with pytest.raises(PluginError, match=rf"^-s episodes: .*episodes\.py: {message}"):
         built(f"episodes={{name: {name}}}")
 
 
@@ -261,7 +262,7 @@ def test_a_prepared_run_is_tried_when_it_begins_and_not_again(
     tried, cpu, run = [], torch.device("cpu"), tmp_path / "run"
     monkeypatch.setattr("fsl_core.runs.run.preflight", tried.append)
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
-    environment = {"recipe": "r", "plugin_files": [str(PARTS)]}
+    environment = {"recipe": "r", "plugin_files": [str(file) for file in PLUGINS]}
     prepare_run(run, read_recipe(recipe, loaded.catalogue), environment)
     for steps in (1, 1):
         with open_run(run, cpu, write=True) as opened:
@@ -275,14 +276,12 @@ def test_check_says_it_in_one_line_and_run_says_nothing_when_all_is_well(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "none")
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    (folder / "parts.py").write_text(PARTS.read_text())
+    folder = str(shutil.copytree(PARTS, tmp_path / "parts"))
     ended = CliRunner().invoke(
-        app, ["check", str(recipe), "--plugins-dir", str(folder), "-s", "backbone={name: tuple}"]
+        app, ["check", str(recipe), "--plugins-dir", folder, "-s", "backbone={name: tuple}"]
     )
     assert isinstance(ended.exception, PluginError)
-    ran = CliRunner().invoke(app, ["run", str(recipe), "--plugins-dir", str(folder), "--out", "r"])
+    ran = CliRunner().invoke(app, ["run", str(recipe), "--plugins-dir", folder, "--out", "r"])
     assert ran.exit_code == 0, ran.output
     assert ran.stdout.startswith("test accuracy ")
 
@@ -302,8 +301,8 @@ def test_rows_of_a_matrix_share_what_is_alike(
 
 def test_a_matrix_is_tried_by_check(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "")
-    (tmp_path / "fslplugin.py").write_text(PARTS.read_text())
+    folder = str(shutil.copytree(PARTS, tmp_path / "parts"))
     matrix = "matrix={adapter: [nearest-centroid, {name: transposed}]}"
-    ended = CliRunner().invoke(app, ["check", str(recipe), "-s", matrix])
+    ended = CliRunner().invoke(app, ["check", str(recipe), "--plugins-dir", folder, "-s", matrix])
     assert isinstance(ended.exception, PluginError)
     assert "predictions of shape (12, 3, 1). Expected (12, 3)" in str(ended.exception)

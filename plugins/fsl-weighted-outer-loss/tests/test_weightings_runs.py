@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import fsl_core as fsl
+from fsl_core.cli import app
 
 RECIPE = """
 seed: 0
@@ -62,59 +67,52 @@ WEIGHTINGS = [
 ]  # one that compares gradients, one with parameters, one that draws, one that remembers
 
 
-@pytest.fixture
-def command(tmp_path: Path):
+@pytest.fixture(autouse=True)
+def _recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe and its plugin, and of what is installed these weightings alone."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "fslplugin.py").write_text(PLUGIN)
-
-    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        given = {**os.environ, "FSL_LOAD_PLUGINS": "weighted-outer-loss", **environment}
-        line = [sys.executable, "-m", "fsl_core", *arguments]
-        return subprocess.run(
-            line, cwd=tmp_path, env=given, capture_output=True, text=True, check=False
-        )
-
-    return call
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "weighted-outer-loss")
 
 
-def test_a_part_that_does_not_exist_is_refused_before_anything_runs(command):
-    refused = command(
-        "check",
-        "recipe.yaml",
-        "-s",
-        "outer.weighting={name: gradient-similarity, gradient: neck.*}",
+def command(*arguments: str) -> Result:
+    """`fsl` with these arguments, in this process."""
+    return CliRunner().invoke(app, [*arguments])
+
+
+def test_a_part_that_does_not_exist_is_refused_before_anything_runs():
+    weighting = "outer.weighting={name: gradient-similarity, gradient: neck.*}"
+    refused = command("check", "recipe.yaml", "-s", weighting)
+    assert isinstance(refused.exception, fsl.RecipeError)
+    message = (
+        "-s outer.weighting: gradient-similarity: gradient: 'neck.*': no such parameter. "
+        "all, head, last-block, or a pattern over backbone."
     )
-    assert refused.returncode != 0
-    assert refused.stderr.splitlines()[-1].startswith("-s outer.weighting: ")
-    message = "gradient-similarity: gradient: 'neck.*': no such parameter. all, head, last-block, or a pattern over backbone."
-    assert message in " ".join(refused.stderr.split())
-    assert "Traceback" not in refused.stderr
+    assert str(refused.exception).startswith(message)
 
 
 @pytest.mark.parametrize("weighting", ["{name: memory}", "{name: uncertainty, of: task}"])
-def test_tasks_that_come_once_are_refused_where_they_must_be_told_apart(command, weighting):
-    refused = command(
-        "check", "recipe.yaml", "-s", f"outer.weighting={weighting}", "-s", "episodes.tasks=null"
-    )
-    assert refused.returncode != 0
-    assert "these episodes have no finite set of tasks to tell apart" in " ".join(
-        refused.stderr.split()
-    )
-    assert command("check", "recipe.yaml", "-s", f"outer.weighting={weighting}").returncode == 0
+def test_tasks_that_come_once_are_refused_where_they_must_be_told_apart(weighting):
+    chosen = ["check", "recipe.yaml", "-s", f"outer.weighting={weighting}"]
+    refused = command(*chosen, "-s", "episodes.tasks=null")
+    assert isinstance(refused.exception, fsl.RecipeError)
+    assert "these episodes have no finite set of tasks to tell apart" in str(refused.exception)
+    assert command(*chosen).exit_code == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_an_interrupted_run_ends_as_one_that_was_not(command, tmp_path, weighting):
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, weighting):
     chosen = ("-s", f"outer.weighting={weighting}")
-    assert command("run", "recipe.yaml", *chosen, "--out", "whole").returncode == 0
-    assert command("run", "recipe.yaml", *chosen, "--out", "parts", STOP_AT="5").returncode == 7
+    assert command("run", "recipe.yaml", *chosen, "--out", "whole").exit_code == 0
+    stopped = [sys.executable, "-m", "fsl_core", "run", "recipe.yaml", *chosen, "--out", "parts"]
+    environment = {**os.environ, "STOP_AT": "5"}
+    ended = subprocess.run(stopped, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 7
     assert not (tmp_path / "parts" / "result.json").exists()
     resumed = command("resume", "parts")
-    assert resumed.returncode == 0, resumed.stderr
-    files = ["checkpoints/last.safetensors", "episodes.csv"]
-    assert all(
-        (tmp_path / "whole" / f).read_bytes() == (tmp_path / "parts" / f).read_bytes()
-        for f in files
-    )
+    assert resumed.exit_code == 0, resumed.output
+    for file in ("checkpoints/last.safetensors", "episodes.csv"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["weighting"] in weighting

@@ -95,14 +95,17 @@ def format_score(result: dict[str, Any]) -> str:
 
 
 class EvaluationBar:
-    """A bar over evaluation episodes: a context manager that gives what to call after each."""
+    """A bar over episodes: a context manager that gives what to call after each.
 
-    def __init__(self, console: Console, episodes: int):
-        self._bar, self._episodes = _progress(console), episodes
+    what: the work that the bar names.
+    """
+
+    def __init__(self, console: Console, episodes: int, what: str = "evaluating"):
+        self._bar, self._episodes, self._what = _progress(console), episodes, what
 
     def __enter__(self):
         self._bar.start()
-        task = self._bar.add_task("evaluating", total=self._episodes, status="")
+        task = self._bar.add_task(self._what, total=self._episodes, status="")
         return lambda: self._bar.advance(task)
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,393 @@
+"""What one calls from Python: the same runs, trainings and comparisons as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fsl_core.assembly.by_hand import by_hand
+from fsl_core.config.document import Overrides
+from fsl_core.config.matrix import read_matrix
+from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.config.shipped import find_recipe
+from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine import evaluation
+from fsl_core.engine.devices import choose_device
+from fsl_core.engine.evaluation import Evaluation
+from fsl_core.episode import TaskShape
+from fsl_core.errors import RunError
+from fsl_core.hooks.loader import Loaded, load
+from fsl_core.hooks.trust import granting
+from fsl_core.learner import Learner
+from fsl_core.reporting.comparison import compare_runs
+from fsl_core.reporting.progress import EvaluationBar, ProgressBar, format_score
+from fsl_core.reporting.report import ReportWriter
+from fsl_core.reporting.scores import read_scores
+from fsl_core.reporting.statistics import PairedDifference
+from fsl_core.reporting.sweep import SweepResult, collect, table, write_tables
+from fsl_core.reporting.sweep_report import write_sweep_report
+from fsl_core.runs.records import InMemory
+from fsl_core.runs.run import Run, new_run, open_run
+from fsl_core.sweeping.plan import plan_sweep
+from fsl_core.sweeping.schedule import make_jobs, only_writer
+from fsl_core.sweeping.start import start
+from fsl_core.training.outer_loop import judge
+from fsl_core.training.outer_loop import train as train_run
+from fsl_core.weighting import TaskWeighting
+
+AnyPath = str | Path
+AnyRecipe = AnyPath | Mapping[str, Any] | Recipe
+"""A recipe file, the name of a shipped recipe such as `glyphs/5w1s-maml`, its data, or itself."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that is trained and evaluated.
+
+    result:    what result.json holds, such as `result["accuracy"]` and `result["interval"]`.
+    metrics:   one record for each outer step, and one for each validation.
+    learner:   the trained learner, with the weights that were judged.
+    directory: where its files are; None if nothing was written.
+    notes:     what is worth knowing, such as what was passed over in the data.
+    """
+
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]] = field(repr=False)
+    learner: Learner = field(repr=False)
+    directory: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """The mean test score: accuracy in 0 .. 1, or mean squared error."""
+        return self.result[self.result["metric"]]
+
+    @property
+    def interval(self) -> float:
+        """Half the width of its 95 % interval over episodes."""
+        return self.result["interval"]
+
+    def __str__(self) -> str:
+        return f"test {format_score(self.result)}"
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """A finished sweep.
+
+    rows:      one mapping for each row of its table, as in sweep.csv.
+    result:    scores of every run and paired differences.
+    failed:    titles and reasons of the runs that did not finish.
+    """
+
+    rows: list[dict[str, Any]]
+    result: SweepResult = field(repr=False)
+    directory: Path
+    failed: dict[str, str]
+
+
+def load_recipe(
+    recipe: AnyRecipe, overrides: Overrides = (), *, plugins: Sequence[AnyPath] = ()
+) -> Recipe:
+    """Read and check a recipe.
+
+    recipe:    a file, the name of a shipped recipe such as `glyphs/5w1s-maml`, or its data.
+    overrides: values by key path, such as `{"outer.steps": 100}`, or texts such as `outer.steps=100`.
+    plugins:   one-file plugins to import, which the recipe may name.
+    Raises RecipeError, with every fault, for a recipe that does not fit.
+    """
+    return _recipe(recipe, overrides, _load(plugins))
+
+
+def run(
+    recipe: AnyRecipe,
+    overrides: Overrides = (),
+    *,
+    out: AnyPath | None = None,
+    device: str | torch.device = "auto",
+    plugins: Sequence[AnyPath] = (),
+    progress: bool = True,
+) -> RunResult:
+    """Train and evaluate a recipe, as `fsl run` does.
+
+    recipe, overrides, plugins: as for `load_recipe`.
+    out:      directory of the run. None: no file is written, and what was learned is in the result.
+    device:   auto, cpu, cuda, cuda:1.
+    progress: show bars and validations, in a terminal and in a notebook.
+    Raises RecipeError, DataError, TrainingError and their like, all of them `fsl.FslError`.
+    """
+    loaded = _load(plugins)
+    checked = _recipe(recipe, overrides, loaded)
+    directory = None if out is None else Path(out)
+    files = map(Path, loaded.files)
+    with new_run(directory, checked, loaded, choose_device(device), files) as started:
+        return _finished(started, complete(started, _console(progress)))
+
+
+def resume(
+    directory: AnyPath,
+    *,
+    steps: int | None = None,
+    device: str | torch.device = "auto",
+    plugins: Sequence[AnyPath] = (),
+    trust_plugins: bool = False,
+    progress: bool = True,
+) -> RunResult:
+    """Continue a run from its last checkpoint, exactly as if it had never stopped.
+
+    A finished run is only read.
+    steps: train for this many outer steps in all, instead of the recipe's.
+    plugins, trust_plugins: as for `adapt_to_folder`.
+    """
+    opening = open_run(
+        Path(directory),
+        choose_device(device),
+        write=True,
+        steps=steps,
+        plugins=[Path(file) for file in plugins],
+        trust_plugins=trust_plugins,
+    )
+    with opening as opened:
+        result = opened.records.result()
+        if result is None:
+            opened.restore_last()
+            return _finished(opened, complete(opened, _console(progress)))
+        opened.restore_for_evaluation()
+        return _finished(opened, result)
+
+
+def train(
+    learner: Learner,
+    source: EpisodeSource,
+    *,
+    steps: int,
+    meta_batch_size: int = 4,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: Callable[[int, int], float] = lambda step, steps: 1.0,
+    weighting: TaskWeighting | None = None,
+    seed: int = 0,
+    validate_every: int = 0,
+    validate_episodes: int = 100,
+    clip_gradient_norm: float | None = None,
+    clip_gradient_value: float | None = None,
+    mode: str = "loop",
+    workers: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train a learner in place, without a recipe and without a file.
+
+    steps:      outer steps of meta_batch_size episodes each.
+    optimizer:  over `learner.parameters()`; None: Adam with step size 0.001. A weighting with
+                parameters of its own needs one that has these too.
+    schedule:   (steps done, steps in all) -> factor on the optimizer's step sizes.
+    weighting:  of the tasks of a meta-batch; None: all count the same.
+    seed:       of the training episodes and of every random number of a step.
+    validate_every: outer steps between validations; with them, the learner ends with the weights
+                that were best in validation instead of the last ones.
+    mode, workers: how a meta-batch is computed: see the recipe's section `execution`. `auto` needs
+                a recipe, which tells learners apart.
+    Returns one record for each outer step and each validation: step, loss, score, seconds.
+    Raises FslError and its like for parts that do not fit each other or a loss that is not finite.
+    """
+    if mode == "auto":
+        raise RunError("fsl.train: mode 'auto' needs a recipe. loop, vmap or compiled")
+    loaded, wanted = _load(()), choose_device(device)
+    chosen = (
+        loaded.catalogue.get("weighting", "uniform").factory() if weighting is None else weighting
+    )
+    experiment = by_hand(
+        learner,
+        source,
+        chosen,
+        wanted,
+        seed,
+        {"mode": mode, "workers": workers},
+        {
+            "steps": steps,
+            "meta_batch_size": meta_batch_size,
+            "validate_every": validate_every,
+            "validate_episodes": validate_episodes,
+            "clip_gradient_norm": clip_gradient_norm,
+            "clip_gradient_value": clip_gradient_value,
+            "checkpoint_every": steps,
+            "checkpoint_seconds": None,
+        },
+    )
+    learned = [p for p in learner.parameters() if p.requires_grad]
+    if not learned:
+        raise RunError("fsl.train: nothing to train. A parameter that requires a gradient")
+    rule = optimizer or torch.optim.Adam(learned, lr=0.001)
+    begun = Run(
+        InMemory(),
+        "fsl.train",
+        experiment.recipe,
+        loaded.observers,
+        {},
+        experiment,
+        rule,
+        schedule,
+        wanted,
+    )
+    with _shown(begun, _console(progress)):
+        train_run(begun)
+    if begun.records.has("best"):
+        begun.restore_for_evaluation("best")
+    return begun.records.metrics()
+
+
+def evaluate(
+    learner: Learner,
+    source: EpisodeSource,
+    *,
+    episodes: int = 600,
+    split: Split = "test",
+    seed: int = 0,
+    task: TaskShape | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> Evaluation:
+    """Judge a learner on the first frozen episodes of a split.
+
+    seed: of the episodes, which are the same for every learner.
+    task: their shape, if it is not the one of training.    workers: episodes at a time.
+    Raises DataError if the split cannot give such episodes.
+    """
+    if episodes < 2:
+        raise RunError(f"fsl.evaluate: {episodes} episodes. At least 2, for an interval")
+    source.check_splits({split: task or source.task})
+    console = _console(progress)
+    with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
+        return evaluation.evaluate(
+            learner, source, split, episodes, seed, task, on_episode=on_episode, workers=workers
+        )
+
+
+def sweep(
+    recipe: AnyPath | Mapping[str, Any],
+    overrides: Overrides = (),
+    *,
+    out: AnyPath,
+    jobs: int = 1,
+    device: str = "auto",
+    plugins: Sequence[AnyPath] = (),
+    progress: bool = True,
+) -> SweepTable:
+    """Run every combination of a recipe's `matrix:`, as `fsl sweep` does.
+
+    The same call goes on where it was stopped.
+    out:  directory of the sweep, with one run in each folder of `runs`.
+    jobs: runs at a time; cores are shared among them.
+    """
+    if jobs < 1:
+        raise RunError(f"fsl.sweep: {jobs} jobs. One at a time or more")
+    loaded = _load(plugins)
+    choose_device(device)
+    given = recipe if isinstance(recipe, Mapping) else find_recipe(Path(recipe))
+    plan = plan_sweep(read_matrix(given, loaded.catalogue, overrides))
+    directory = Path(out)
+    queue = make_jobs(plan.cells, directory / "runs")
+    console = _console(progress)
+    bar = EvaluationBar(console, len(queue), "runs") if console else nullcontext(_nothing)
+    told = {id(job) for job in queue if job.state == "finished"}
+    with granting(loaded.files), bar as advance:
+
+        def show() -> None:
+            for job in queue:
+                if id(job) not in told and job.state in ("finished", "failed"):
+                    told.add(id(job))
+                    advance()
+
+        start(queue, loaded, str(device), jobs, (), show)
+    result = collect(plan, queue)
+    with only_writer(directory / "runs"):
+        write_tables(result, directory)
+        page = directory / "report.html"
+        named = Path("recipe") if isinstance(given, Mapping) else given
+        write_sweep_report(page, result, queue, named, _as_texts(overrides))
+    failed = {job.cell.title: str(job.error) for job in queue if job.state == "failed"}
+    return SweepTable(table(result), result, directory, failed)
+
+
+def compare(first: AnyPath, second: AnyPath) -> PairedDifference:
+    """The second run minus the first on the same frozen episodes, as `fsl compare` does.
+
+    first, second: directories of finished runs. RunError if their episodes differ.
+    """
+    return compare_runs(read_scores(Path(first)), read_scores(Path(second)))
+
+
+def complete(
+    started: Run, console: Console | None, follow: Callable[[Run], object] = lambda run: None
+) -> dict[str, Any]:
+    """Train and judge a run that has begun, and tell its observers; returns its result.
+
+    console: where progress is shown, if anywhere.    follow: is told of the run before it trains.
+    """
+    follow(started)
+    if started.directory is not None:
+        started.observers.add(ReportWriter())
+    with _shown(started, console):
+        try:
+            train_run(started)
+            episodes = started.recipe.sections.evaluate.episodes
+            bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
+            with bar as on_episode:
+                result = judge(started, on_episode)
+        finally:
+            started.flush_metrics()
+    started.observers.tell("fsl_run_finished", run=started.view(), result=result)
+    return result
+
+
+@contextmanager
+def _shown(started: Run, console: Console | None) -> Iterator[None]:
+    """Within this context the progress of a run is shown."""
+    if console is None:
+        yield
+        return
+    bar = ProgressBar(console)
+    started.observers.warn = lambda text: console.print(
+        text, highlight=False, markup=False, soft_wrap=True
+    )
+    started.observers.add(bar)
+    try:
+        yield
+    finally:
+        bar.stop()
+
+
+def _finished(run: Run, result: dict[str, Any]) -> RunResult:
+    metrics = run.records.metrics()
+    return RunResult(result, metrics, run.experiment.learner.eval(), run.directory, run.notes)
+
+
+def _load(plugins: Sequence[AnyPath]) -> Loaded:
+    return load(files=[Path(file) for file in plugins])
+
+
+def _recipe(recipe: AnyRecipe, overrides: Overrides, loaded: Loaded) -> Recipe:
+    if isinstance(recipe, Recipe):
+        recipe = recipe.resolved()
+    given = recipe if isinstance(recipe, Mapping) else find_recipe(Path(recipe))
+    return read_recipe(given, loaded.catalogue, overrides)
+
+
+def _as_texts(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, Mapping):
+        return [f"{key}={value}" for key, value in overrides.items()]
+    return list(overrides)
+
+
+def _console(progress: bool) -> Console | None:
+    return Console(stderr=True) if progress else None
+
+
+def _nothing() -> None:
+    pass

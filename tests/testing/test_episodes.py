@@ -1,0 +1,34 @@
+"""The kit passes sound sources of episodes, and catches each faulty one by the property named."""
+
+import pytest
+
+from fsl_core.builtin.sinusoid import Sinusoid
+from fsl_core.testing import EpisodesContract
+from tests.parts.kit import caught, check, every, named
+from tests.parts.kit.episodes import FAULTS, Blobs
+
+
+class SinusoidContract(EpisodesContract):
+    def make(self):
+        return Sinusoid(tasks=5)
+
+
+class BlobsContract(EpisodesContract):
+    def make(self):
+        return Blobs()
+
+
+@pytest.mark.parametrize(
+    ("contract", "property_name"), every(SinusoidContract, BlobsContract), ids=named
+)
+def test_sound_sources_pass(contract, property_name):
+    check(contract, property_name)
+
+
+@pytest.mark.parametrize(("fault", "property_name"), FAULTS, ids=named)
+def test_faulty_sources_are_caught(fault, property_name):
+    class Contract(EpisodesContract):
+        def make(self):
+            return fault()
+
+    caught(Contract, property_name)
