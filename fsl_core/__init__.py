@@ -70,6 +70,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 
 __version__ = "0.1.0"
 __all__ = [
+    "HOOK_API",
     "AdaptedPredictor",
     "Adapter",
     "ConvBlock",
@@ -78,7 +79,6 @@ __all__ = [
     "EpisodeSource",
     "Evaluation",
     "FslError",
-    "HOOK_API",
     "LabelledPool",
     "LabelledSet",
     "Learner",

@@ -16,10 +16,12 @@ import torch
 from filelock import FileLock
 
 import fsl_core as fsl_public
+from fsl_core.assembly.by_hand import by_hand
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DataError, RunError, TrainingError
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.runs.records import InMemory
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
@@ -361,6 +363,48 @@ def test_a_view_says_what_a_run_was_resumed_from(
     (started,) = kept.started
     assert (started.step, started.resumed_from) == (8, 8)
     assert kept.steps[-1].resumed_from == 8
+
+
+def test_a_view_of_a_run_in_memory_has_no_files(toy_recipe: Path, toy_plugins: Loaded):
+    kept = Keeps()
+    toy_plugins.observers.add(kept)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
+    with new_run(None, recipe, toy_plugins, torch.device("cpu"), []) as run:
+        train(run)
+        judge(run)
+    (view,) = kept.finished
+    assert (view.directory, view.checkpoints()) == (None, {})
+    assert view.metrics()[0]["step"] == 1
+    assert view.recipe["outer"]["steps"] == 12
+    assert len(list(view.predict_episodes("test", range(3)))) == 3
+
+
+def test_training_without_a_recipe_shows_its_options(toy_plugins: Loaded):
+    """The progress bar reads them."""
+    make = toy_plugins.catalogue.get
+    source = make("episodes", "blobs").factory(n_way=3)
+    backbone = make("backbone", "mlp").factory(task=source.task, hidden=[8])
+    adapter = make("adapter", "nearest-centroid").factory(task=source.task)
+    learner = fsl_public.Learner(backbone, adapter)
+    weighting = make("weighting", "uniform").factory()
+    experiment = by_hand(
+        learner, source, weighting, torch.device("cpu"), 4, {"mode": "loop"}, {"steps": 3}
+    )
+    told = Run(
+        InMemory(),
+        "by hand",
+        experiment.recipe,
+        toy_plugins.observers,
+        {},
+        experiment,
+        None,
+        lambda step, steps: 1.0,
+        torch.device("cpu"),
+    ).view()
+    assert (told.seed, told.steps) == (4, 3)
+    assert [*told.recipe] == ["seed", "outer", "execution", "evaluate"]
+    assert told.recipe["outer"]["meta_batch_size"] == 4
+    assert len(fsl_public.train(learner, source, steps=3)) == 3
 
 
 FRAGILE = """
