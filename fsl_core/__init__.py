@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RunError,
         ShapeError,
     )
+    from fsl_core.hooks.run_view import RunView
     from fsl_core.hooks.specs import HOOK_API, hookimpl
     from fsl_core.learner import Learner, gradient_columns
     from fsl_core.nn.blocks import ConvBlock
@@ -55,6 +56,7 @@ _NAMES = {
     "engine.evaluation": "Evaluation",
     "episode": "Episode LabelledSet Loss Predictor TaskShape one_hot",
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
+    "hooks.run_view": "RunView",
     "hooks.specs": "HOOK_API hookimpl",
     "learner": "Learner gradient_columns",
     "nn.blocks": "ConvBlock",
@@ -93,6 +95,7 @@ __all__ = [
     "RecipeError",
     "RunError",
     "RunResult",
+    "RunView",
     "ShapeError",
     "Split",
     "SplitContents",

@@ -342,7 +342,7 @@ def complete(
                 result = judge(started, on_episode)
         finally:
             started.flush_metrics()
-    started.observers.tell("fsl_run_finished", run=started, result=result)
+    started.observers.tell("fsl_run_finished", run=started.view(), result=result)
     return result
 
 

@@ -36,6 +36,17 @@ class ByHand(Experiment):
         )
 
 
+@dataclass(frozen=True)
+class _OfParts(Recipe):
+    """Stands for a recipe where a program gave the parts themselves, so that none has a name."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The seed and the options, without a section of episodes, backbone or adapter."""
+        names = ("outer", "execution", "evaluate")
+        options = {name: getattr(self.sections, name).model_dump() for name in names}
+        return {"seed": self.sections.seed, **options}
+
+
 def by_hand(
     learner: Learner,
     source: EpisodeSource,
@@ -67,7 +78,7 @@ def by_hand(
         ("outer", "weighting"): ("weighting", weighting),
     }
     chosen = {path: _component(kind, part) for path, (kind, part) in parts.items()}
-    recipe = Recipe(Document(SOURCE, {}, {(): SOURCE}), sections, chosen)
+    recipe = _OfParts(Document(SOURCE, {}, {(): SOURCE}), sections, chosen)
     learner, weighting, source = learner.to(device), weighting.to(device), source.to(device)
     return ByHand(recipe, source, learner, weighting, source.task, device)
 

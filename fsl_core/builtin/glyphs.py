@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.builtin import strokes
+from fsl_core.builtin import _strokes as strokes
 from fsl_core.data.cache import content_key
 
 PER_CLASS = 20

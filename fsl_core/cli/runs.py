@@ -200,12 +200,12 @@ def report(
             )
             opened.restore_for_evaluation()
             _note_data(opened, "test")
-            why = ""
+            shown, why = opened.view(), ""
         except FslError as error:  # plugin, weights or data may be elsewhere, or are not trusted
             warn(f"without episodes: {error}")
-            opened, why = None, str(error)
+            shown, why = None, str(error)
         try:
-            path = write_report(directory, opened, why, out)
+            path = write_report(directory, shown, why, out)
         except RunError as error:
             raise error if out else RunError(f"{error}: --out FILE") from error
     typer.echo(f"report: {path}")

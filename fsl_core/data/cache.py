@@ -53,7 +53,11 @@ def data_root(root: Path | str | None = None) -> Path:
     return folder
 
 
-def content_key(*parts: object, under: Path | None = None, tolerant: bool = False) -> str:
+Part = Path | str | float | tuple[float, ...] | None
+"""What a key may be made of: a file, or a plain value."""
+
+
+def content_key(*parts: Part, under: Path | None = None, tolerant: bool = False) -> str:
     """A digest of all parts in their order: of a Path the bytes of its file, else the `str`.
 
     under: a folder that the files lie in. What their bytes were is then remembered, and a file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
 from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.data.draws import draw_bits, to_distinct
-from fsl_core.data.folders import name_bytes, shown
+from fsl_core.data.folders import shown
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import DataError, ShapeError
@@ -65,8 +66,10 @@ class LabelledPool:
 
     @classmethod
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
-        """The pool kept on disk under this `content_key`, else the one that `build` makes, which is then kept."""
-        kept, digest = cached_tensors(key, lambda: build()._tensors, check=cls._from_tensors)
+        """The pool kept for this `content_key`, else what `build` makes, which is then kept."""
+        # Not under the bare key, where earlier versions kept names in another form.
+        name = f"pool-{key}"
+        kept, digest = cached_tensors(name, lambda: build()._tensors, check=cls._from_tensors)
         pool = cls._from_tensors(kept)
         pool.__dict__["digest"] = digest  # which was computed to check what was kept
         return pool
@@ -104,18 +107,19 @@ class LabelledPool:
         }
         if found != wanted:
             raise ValueError(f"tensors {sorted(found)}, not those of a pool")
-        names = bytes(tensors["classes"].numpy()).decode("utf-8", "surrogatepass").split("\0")
+        names = json.loads(bytes(tensors["classes"].numpy()))
         counts = tuple(tensors["counts"].tolist())
-        if names.pop() or min(counts, default=0) < 0:
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not named or min(counts, default=0) < 0:
             raise ValueError("not the names and counts of a pool")
         return cls(tensors["images"], tuple(names), counts)
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        names = name_bytes("".join(f"{name}\0" for name in self.classes))
+        names = json.dumps(self.classes).encode("ascii")  # escapes what is no Unicode, too
         return {
             "images": self.images,
-            "classes": torch.tensor(list(names), dtype=torch.uint8),
+            "classes": torch.frombuffer(bytearray(names), dtype=torch.uint8),
             "counts": torch.tensor(self.counts, dtype=torch.int64),
         }
 

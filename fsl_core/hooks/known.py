@@ -31,6 +31,8 @@ PACKAGES: dict[str, dict[str, str]] = {
     "episodes": {
         "mini-imagenet": "fsl-learn2learn",
         "tiered-imagenet": "fsl-learn2learn",
+        "threshold-comparison": "fsl-wormhole",
+        "wavelet-transform": "fsl-wormhole",
         "l2l-cifar-fs": "fsl-learn2learn",
         "l2l-fc100": "fsl-learn2learn",
         "l2l-omniglot": "fsl-learn2learn",

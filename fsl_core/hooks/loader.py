@@ -83,8 +83,6 @@ def load(
     empty: none) names the only installed plugins to load. It leaves `files` alone; where it is
     empty, nothing recorded is imported either.
     """
-    # What every component is made of: the first plugin to need it is not charged with it.
-    import_module("torch")
     files = list(files)
     left_out = LeftOut(set(no_plugin))
     # Before anything else is imported, so that a refusal comes first.
@@ -196,7 +194,9 @@ class Loader:
 
 @dataclass
 class LeftOut:
-    """Which plugins the user leaves out: calling it gives the switch that says so, or an empty text.
+    """Which plugins the user leaves out.
+
+    Calling it gives the switch that says so, or an empty text.
 
     no_plugin: names on the command line.    disabled, only: those of the environment.
     """
@@ -235,6 +235,8 @@ def _of_record(
 def _add_builtins(loader: Loader, left_out: LeftOut) -> None:
     version = metadata.version("fsl-core")
     for found in pkgutil.iter_modules(import_module(BUILTIN).__path__):
+        if found.name.startswith("_"):  # a part of another one
+            continue
         reason = left_out(found.name, "fsl-core", external=False)
         loader.add(found.name, _importer(f"{BUILTIN}.{found.name}"), "fsl-core", version, reason)
 

@@ -63,7 +63,7 @@ class Observers:
     def _drop(
         self, plugin: Plugin, hook: str, implementation: object, error: BaseException
     ) -> None:
-        """Training goes on without an observer that raises: a run is worth more than its watchers."""
+        """Go on without an observer that raises: a run is worth more than its watchers."""
         self._manager.unregister(implementation)
         fault = f"{hook} raised {reason_of(error)}"
         plugin.notes.append(f"{fault}. It was left out of the rest of the run")

@@ -1,8 +1,8 @@
 """One-file plugins: read once, and imported where this user has asked for those very bytes.
 
 A file that the command line names, or that lies beside a recipe, is a program which the user runs.
-A run directory and a saved predictor name such files too, and may come from somebody else: then only
-files are imported that this user has run before, unless he says otherwise.
+A run directory and a saved predictor name such files too, and may come from somebody else: then
+only files are imported that this user has run before, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fsl_core.text import printable
 
 LIST = "trusted-plugins.json"
 GRANTED = "FSL_GRANTED_PLUGINS"
-"""Environment variable by which a command hands the files it was given to the processes it starts."""
+"""Environment variable by which a command hands its files to the processes it starts."""
 
 KEPT = 1000
 LARGEST = 2**24

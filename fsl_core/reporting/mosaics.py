@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.engine.evaluation import predict_episodes
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
+from fsl_core.hooks.run_view import RunView
 from fsl_core.reporting import figures
-from fsl_core.runs.run import Run
 
 SHOWN = 6
 QUERIES_A_CLASS = 8
@@ -35,7 +34,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """rows: (support, queries, queries left out) for each class of a classification.    figure: of a regression on a line."""
+    """One episode of the page.
+
+    rows: (support, queries, queries left out) for each class of a classification.
+    figure: of a regression on a line.
+    """
 
     index: int
     score: float
@@ -43,13 +46,14 @@ class ShownEpisode:
     figure: str = ""
 
 
-def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
-    """The test episodes with the worst scores, predicted again from the run's present weights; or none, and why.
+def show_episodes(run: RunView, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
+    """The test episodes with the worst scores, or none, and why.
+
+    They are predicted again from the run's present weights.
 
     scores: of all test episodes, as the run was judged.
     """
-    experiment, judged = run.experiment, run.recipe.sections.evaluate
-    task = experiment.test_task
+    task = run.test_task
     picture = len(task.input_shape) == 3 and task.input_shape[0] in (1, 3)
     if task.kind == "classification" and not picture:
         return [], f"items of shape {task.input_shape} are no pictures"
@@ -60,9 +64,7 @@ def show_episodes(run: Run, scores: Sequence[float]) -> tuple[list[ShownEpisode]
     )
     worst = [int(i) for i in order[:SHOWN]]
     try:
-        predicted = predict_episodes(
-            experiment.test_learner(), experiment.source, "test", worst, judged.seed, task
-        )
+        predicted = run.predict_episodes("test", worst)
         return [_show(i, task, *shown) for i, shown in zip(worst, predicted, strict=True)], ""
     except DataError as error:
         return [], str(error)
@@ -104,7 +106,7 @@ def _class_row(
 
 
 def _data_uri(x: Tensor, low: float, high: float) -> str:
-    """An image of (channels, height, width) values, low as black and high as full, inside the page."""
+    """An image of (channels, height, width) values inside the page, low as black, high as full."""
     values = ((x.detach().float().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1)
     pixels = (255 * values).round().astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

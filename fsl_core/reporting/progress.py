@@ -36,15 +36,16 @@ class ProgressBar:
     def __init__(self, console: Console):
         self._console, self._bar = console, _progress(console)
         self._recent: deque[dict[str, float]] = deque(maxlen=AVERAGED_STEPS)
-        self._task = self._shown = 0
+        self._episodes = self._task = self._shown = 0
 
     @fsl.hookimpl
-    def fsl_run_started(self, run: Any) -> None:
+    def fsl_run_started(self, run: fsl.RunView) -> None:
+        self._episodes = run.recipe["outer"]["meta_batch_size"]
         for note in run.notes:
             self._console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if run.step < run.steps:
             if self._console.is_terminal:
-                told = f"execution {run.execution.in_full}"
+                told = f"execution {run.execution}"
                 self._console.print(told, highlight=False, soft_wrap=True)
             self._bar.start()
             self._task = self._bar.add_task(
@@ -52,7 +53,7 @@ class ProgressBar:
             )
 
     @fsl.hookimpl
-    def fsl_step_finished(self, run: Any, step: int, metrics: dict[str, float]) -> None:
+    def fsl_step_finished(self, run: fsl.RunView, step: int, metrics: dict[str, float]) -> None:
         self._recent.append(metrics)
         now = time.monotonic()
         if now - self._shown > 0.2 or step == run.steps:
@@ -62,10 +63,10 @@ class ProgressBar:
             self._bar.stop()
 
     @fsl.hookimpl
-    def fsl_evaluated(self, run: Any, split: str, result: dict[str, Any]) -> None:
+    def fsl_evaluated(self, run: fsl.RunView, split: str, result: dict[str, Any]) -> None:
         if split == "validation":
-            best = "  (best so far)" if run.best and run.best["step"] == run.step else ""
-            if not run.experiment.learner.adapter.settled:
+            best = "  (best so far)" if run.best and run.best.step == run.step else ""
+            if not run.learner.adapter.settled:
                 best = "  (inside the adapter's warm-up, so never the best)"
             self._console.print(
                 f"step {run.step}: validation {format_score(result)}{best}",
@@ -73,13 +74,13 @@ class ProgressBar:
                 soft_wrap=True,
             )
 
-    def _status(self, run: Any) -> str:
-        metric = run.experiment.source.task.metric
+    def _status(self, run: fsl.RunView) -> str:
+        metric = run.task.metric
         mean = {
             key: sum(m[key] for m in self._recent) / len(self._recent)
             for key in ("loss", metric, "seconds")
         }
-        rate = run.recipe.sections.outer.meta_batch_size / mean["seconds"]
+        rate = self._episodes / mean["seconds"]
         return f"loss {mean['loss']:.3f}  {metric} {mean[metric]:.3f}  {rate:.0f} episodes/s"
 
     def stop(self) -> None:
@@ -89,11 +90,12 @@ class ProgressBar:
 def format_score(result: dict[str, Any]) -> str:
     """`accuracy 0.9512 ± 0.0034 (95 % interval, 600 episodes)`."""
     metric = result["metric"]
-    return f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+    score = f"{metric} {result[metric]:.4f} ± {result['interval']:.4f}"
+    return f"{score} (95 % interval, {result['episodes']} episodes)"
 
 
 class EvaluationBar:
-    """A bar over episodes, as a context manager that gives the function to call after each.
+    """A bar over episodes: a context manager that gives what to call after each.
 
     what: the work that the bar names.
     """

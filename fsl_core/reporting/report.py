@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fsl_core.hooks.run_view import RunView
 from fsl_core.hooks.specs import hookimpl
 from fsl_core.reporting.figures import curve, histogram, inner_steps
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.scores import judging_of
 from fsl_core.runs.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
-from fsl_core.runs.run import Run
 
 CONFLICT_CAPTIONS = {
     "gradient_cosine": "Cosine between the meta-gradients of the tasks",
@@ -25,13 +25,14 @@ class ReportWriter:
     """Writes report.html when a run is complete: an observer plugin like any other."""
 
     @hookimpl
-    def fsl_run_finished(self, run: Run) -> None:
-        write_report(run.directory, run)
+    def fsl_run_finished(self, run: RunView) -> None:
+        if run.directory is not None:
+            write_report(run.directory, run)
 
 
 def write_report(
     directory: Path,
-    run: Run | None = None,
+    run: RunView | None = None,
     why_no_episodes: str = "",
     page: Path | None = None,
 ) -> Path:
@@ -65,7 +66,7 @@ def write_report(
 def _plots(
     result: dict[str, Any], records: list[dict[str, Any]], scores: list[float]
 ) -> list[tuple[str, str]]:
-    """(caption, SVG) of each figure; the conflict of meta-gradients where the engine recorded it."""
+    """(caption, SVG) of each figure; the conflict of meta-gradients where it was recorded."""
     metric = result["metric"]
     training = [r for r in records if "split" not in r]
     validation = [r for r in records if r.get("split") == "validation"]

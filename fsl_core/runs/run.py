@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
+from torch import Tensor
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
@@ -22,12 +25,15 @@ from fsl_core.config.document import read_document
 from fsl_core.config.outer import Schedule
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.engine.choice import Choice
+from fsl_core.engine.evaluation import predict_episodes
 from fsl_core.engine.execution import Mode
+from fsl_core.episode import Episode
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.files.writing import UNFINISHED, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin
+from fsl_core.hooks.run_view import Best, RunView
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.runs import checkpoints
 from fsl_core.runs.begun import (
@@ -50,6 +56,7 @@ from fsl_core.runs.files import (
     by_path,
     check_record,
     is_file,
+    parse_record,
     read_json,
     refuse_name,
     to_json,
@@ -60,6 +67,7 @@ from fsl_core.runs.records import InDirectory, InMemory, Progress, Records
 from fsl_core.runs.stopping import Stop
 from fsl_core.text import name_of
 
+CHECKPOINTS = ("last", "best")
 IN_USE = "another process is writing to this run"
 
 Some = Annotated[int, Field(gt=0, le=1024)]
@@ -93,13 +101,14 @@ class _Chosen(Record):
 
 @dataclass
 class Run:
-    """A recipe being trained, or trained. Observers receive it; they read and do not steer.
+    """A recipe being trained, or trained. Observers receive views of it.
 
     records: what it keeps, in a directory or in memory.
     name: of the recipe's file, without `.yaml`.
     observers: told of what happens.    plugin_files: sha256 of its one-file plugins, by path.
     optimizer: None where there is nothing to train.    schedule: factor on its step sizes.
-    step: outer steps done.    best: {"step", "score"} of the best validation so far, or None.
+    step: outer steps done.    resumed_from: those that were done when it was taken up again.
+    best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
     unvalidated: the validation of this step was interrupted and is still to be done.
     stop: asks its training to stop.
@@ -117,6 +126,7 @@ class Run:
     schedule: Schedule
     device: torch.device
     step: int = 0
+    resumed_from: int = 0
     best: dict[str, float] | None = None
     execution: Choice | None = None
     unvalidated: bool = False
@@ -142,6 +152,41 @@ class Run:
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
 
+    def view(self) -> RunView:
+        """What observers are shown of it now."""
+        return RunView(
+            name=self.name,
+            directory=self.directory,
+            seed=self.recipe.sections.seed,
+            steps=self.steps,
+            step=self.step,
+            resumed_from=self.resumed_from,
+            best=Best(int(self.best["step"]), self.best["score"]) if self.best else None,
+            execution=self.execution.in_full if self.execution else "",
+            device=str(self.device),
+            learner=self.experiment.learner,
+            task=self.experiment.source.task,
+            test_task=self.experiment.test_task,
+            notes=tuple(self.notes),
+            _run=self,
+        )
+
+    def resolved_recipe(self) -> dict[str, Any]:
+        """The whole recipe as plain data, in a copy."""
+        return deepcopy(self._resolved)
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        return self.recipe.resolved()
+
+    def predict_episodes(
+        self, split: Literal["validation", "test"], indices: Sequence[int]
+    ) -> Iterator[tuple[Episode, Tensor]]:
+        """Frozen evaluation episodes with the predictions of the present weights."""
+        experiment, seed = self.experiment, self.recipe.sections.evaluate.seed
+        learner, task = experiment.test_learner(), experiment.test_task
+        return predict_episodes(learner, experiment.source, split, indices, seed, task)
+
     def try_parts(self) -> None:
         """Try the recipe's parts on a made-up episode, once, before the first step."""
         if self.step == 0 and not self._tried:
@@ -155,6 +200,17 @@ class Run:
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         return {"learner": self.experiment.learner, "weighting": self.experiment.weighting}
+
+    def kept_checkpoints(self) -> dict[str, Path]:
+        """The checkpoint files that there are, by name; none of a run in memory."""
+        if self.directory is None:
+            return {}
+        kept = [which for which in CHECKPOINTS if self.records.has(which)]
+        return {which: Path(self.records.named(which)) for which in kept}
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of training, those among them that are not written yet."""
+        return [*self.records.metrics(), *filter(None, map(parse_record, self._pending))]
 
     def save(self, which: str) -> None:
         """Write the checkpoint `last` or `best`, and the metrics up to it.
@@ -178,6 +234,7 @@ class Run:
             progress = self._restore(which, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
             self.unvalidated = progress.get("unvalidated", False)
+            self.resumed_from = self.step
         kept = [record for record in self.records.metrics() if record["step"] <= self.step]
         self.records.replace_metrics([to_json(record, METRICS) for record in kept])
 
@@ -187,7 +244,7 @@ class Run:
         return self.records.progress_of(which)["step"] if which else 0
 
     def _kept(self) -> str | None:
-        return next((which for which in ("last", "best") if self.records.has(which)), None)
+        return next((which for which in CHECKPOINTS if self.records.has(which)), None)
 
     def change_steps(self) -> None:
         """Take the steps of its recipe, whatever the run began with; a note says what follows."""

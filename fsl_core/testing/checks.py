@@ -29,7 +29,6 @@ SLOPE_TOLERANCE = 1e-6  # of central differences
 SLOPE_STEPS = (1e-5, 1e-6, 1e-4)  # one that crosses no kink and loses few digits agrees
 NOT_COMPILED = "not run: --fsl-compiled was not given, for it takes a minute"
 NO_CUDA = "not run: no CUDA"
-DEVICES = ("cuda", "meta")
 
 
 class Contract:

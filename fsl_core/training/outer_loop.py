@@ -45,7 +45,7 @@ def train(run: Run) -> None:
         _keep_untrained(run)
         return
     compute = _prepare(run)
-    run.observers.tell("fsl_run_started", run=run)
+    run.observers.tell("fsl_run_started", run=run.view())
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
@@ -58,7 +58,7 @@ def train(run: Run) -> None:
             metrics = _outer_step(run, compute)
             run.step += 1
             run.record({"step": run.step, **metrics})
-            run.observers.tell("fsl_step_finished", run=run, step=run.step, metrics=metrics)
+            run.observers.tell("fsl_step_finished", run=run.view(), step=run.step, metrics=metrics)
             if _due(run, run.recipe.sections.outer.validate_every):
                 _validate(run)
             stopping = run.stop.requested  # read once: what raises below has saved above
@@ -83,7 +83,7 @@ def _checkpoint_due(run: Run, seconds: float) -> bool:
 def _keep_untrained(run: Run) -> None:
     """Of a run of no steps: what it begins with is what is judged."""
     run.execution = choose_execution(run)
-    run.observers.tell("fsl_run_started", run=run)
+    run.observers.tell("fsl_run_started", run=run.view())
     run.save("last")
 
 
@@ -116,7 +116,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.records.write_result(result, evaluation)
-    run.observers.tell("fsl_evaluated", run=run, split="test", result=result)
+    run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
     return result
 
 
@@ -265,4 +265,4 @@ def _validate(run: Run) -> None:
     if settled and evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}
         run.save("best")
-    run.observers.tell("fsl_evaluated", run=run, split="validation", result=summary)
+    run.observers.tell("fsl_evaluated", run=run.view(), split="validation", result=summary)

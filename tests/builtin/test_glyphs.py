@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 
 import fsl_core as fsl
+from fsl_core.builtin._strokes import CHUNK, draw_characters
 from fsl_core.builtin.glyphs import Glyphs
-from fsl_core.builtin.strokes import CHUNK, draw_characters
 from fsl_core.hooks.loader import load
 
 DIGEST = "1355f2c193db6fb36a294ac19cbe50bb"
@@ -105,7 +105,7 @@ def test_default_set_is_the_recorded_one_in_any_process_and_without_a_cache(
 
 def test_second_source_reads_the_cache(glyphs: Glyphs, monkeypatch: pytest.MonkeyPatch):
     expected = glyphs.pool("test").digest
-    monkeypatch.delattr("fsl_core.builtin.strokes.draw_characters")
+    monkeypatch.delattr("fsl_core.builtin._strokes.draw_characters")
     assert Glyphs().pool("test").digest == expected
 
 

@@ -100,7 +100,7 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
         (
             ["run", "toy.yaml", "--no-plugin", "nothing"],
             2,
-            "--no-plugin nothing: no plugin is called so. ",
+            "--no-plugin nothing: there is no plugin with that name. ",
         ),
         (
             ["run", "toy.yaml", "--plugins-dir", "absent"],

@@ -258,6 +258,10 @@ def test_to_moves_what_is_loaded_and_what_comes_later(source: Numbered):
     assert source.pool("test").images.is_meta
 
 
+def text(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
 class TestLabelledPool:
     def test_class_names_of_any_bytes_are_kept(self, tmp_path, monkeypatch):
         monkeypatch.setenv("FSL_CACHE", str(tmp_path))
@@ -319,10 +323,13 @@ class TestLabelledPool:
             {"counts": torch.tensor([-1, 6])},
             {"counts": torch.tensor([[2, 3]])},
             {"counts": torch.tensor([2, 2, 1])},
-            {"classes": torch.tensor([97, 0, 97, 0], dtype=torch.uint8)},
-            {"classes": torch.tensor([97, 0, 98], dtype=torch.uint8)},
-            {"classes": torch.tensor([255, 0, 98, 0], dtype=torch.uint8)},
-            {"classes": torch.tensor([97.0, 0, 98, 0])},
+            {"classes": text(b'["a", "a"]')},
+            {"classes": text(b'["a", "b"')},
+            {"classes": text(b'["a", 2]')},
+            {"classes": text(b'{"a": 2, "b": 3}')},
+            {"classes": text(b"a\0b\0")},
+            {"classes": text(b'["\xff", "b"]')},
+            {"classes": text(b'["a", "b"]').float()},
         ],
     )
     def test_a_kept_pool_of_wrong_parts_is_built_again(
@@ -331,10 +338,10 @@ class TestLabelledPool:
         monkeypatch.setenv("FSL_CACHE", str(tmp_path))
         pool = numbered([2, 3])
         parts = {n: t for n, t in {**pool._tensors, **change}.items() if t is not None}
-        cached_tensors("k", lambda: parts)
+        cached_tensors("pool-k", lambda: parts)
         assert fsl.LabelledPool.cached("k", lambda: pool).digest == pool.digest
         (line,) = (record.getMessage() for record in caplog.records)
-        assert line.startswith(f"{tmp_path / 'decoded' / 'k.safetensors'}: not used (")
+        assert line.startswith(f"{tmp_path / 'decoded' / 'pool-k.safetensors'}: not used (")
         again = fsl.LabelledPool.cached("k", lambda: pytest.fail("built again"))
         assert again.digest == pool.digest == tensors_digest(again._tensors)
 

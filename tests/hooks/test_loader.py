@@ -58,12 +58,17 @@ def test_builtins_enter_by_the_same_hooks_and_can_be_left_out():
         loaded.catalogue.get("weighting", "uniform")
 
 
+def test_every_builtin_offers_something():
+    _, plugins = load_modules()
+    assert len(plugins) > 8
+    assert all(plugin.offers for plugin in plugins.values())
+
+
 def test_a_misspelled_hook_is_the_plugins_error():
     _, plugins = load_modules(module("typo", **offers(Even, hook="fsl_register_weighting")))
     assert plugins["typo"].status == "failed"
-    assert (
-        plugins["typo"].reason
-        == "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
+    assert plugins["typo"].reason == (
+        "implements unknown hook 'fsl_register_weighting'. Did you mean 'fsl_register_weightings'?"
     )
 
 

@@ -1,4 +1,4 @@
-"""One-file plugins that a run names: imported where this user has run those very bytes, else not."""
+"""One-file plugins that a run names: imported where this user has run those very bytes."""
 
 from __future__ import annotations
 

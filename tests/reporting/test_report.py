@@ -60,7 +60,7 @@ def trained(recipe: Path, out: Path, *overrides: str) -> Path:
     with new_run(out, read_recipe(recipe, loaded.catalogue, changes), loaded, CPU, files) as run:
         train(run)
         judge(run)
-        write_report(out, run)
+        write_report(out, run.view())
     return out
 
 
@@ -78,7 +78,9 @@ def test_the_worst_episodes_with_the_scores_they_had(
     with open_run(out, CPU, write=False) as run:
         run.restore_for_evaluation()
         with (out / "episodes.csv").open() as file:
-            shown, why = show_episodes(run, [float(row[metric]) for row in csv.DictReader(file)])
+            shown, why = show_episodes(
+                run.view(), [float(row[metric]) for row in csv.DictReader(file)]
+            )
     assert not why
     assert [episode.index for episode in shown] == [index for index, _ in worst(out, metric)]
     assert [episode.score for episode in shown] == pytest.approx(
@@ -90,7 +92,7 @@ def test_a_mosaic_shows_what_was_mistaken(toy_recipe: Path, tmp_path: Path):
     out = trained(toy_recipe, tmp_path / "out", *GLYPHS)
     with open_run(out, CPU, write=False) as run:
         run.restore_for_evaluation()
-        (episode, *_), _ = show_episodes(run, np.linspace(1, 0, 12).tolist())
+        (episode, *_), _ = show_episodes(run.view(), np.linspace(1, 0, 12).tolist())
     assert episode.index == 11
     mistakes = 0
     for label, (support, queries, left_out) in enumerate(episode.rows):

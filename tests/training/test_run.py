@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -15,9 +16,12 @@ import torch
 from filelock import FileLock
 
 import fsl_core as fsl_public
+from fsl_core.assembly.by_hand import by_hand
+from fsl_core.config.document import read_document
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DataError, RunError, TrainingError
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.runs.records import InMemory
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
@@ -254,6 +258,7 @@ def test_observers_see_the_run(toy_recipe: Path, toy_plugins: Loaded, tmp_path: 
     class Observer:
         @fsl_public.hookimpl
         def fsl_run_started(self, run):
+            assert isinstance(run, fsl_public.RunView)
             seen.append(("started", run.step))
 
         @fsl_public.hookimpl
@@ -272,6 +277,134 @@ def test_observers_see_the_run(toy_recipe: Path, toy_plugins: Loaded, tmp_path: 
     assert measured == [{"loss", "accuracy", "lr", "gradient_norm", "seconds"}] * 12
     assert [s for s in seen if s[0] == "validation"] == [("validation", 4)] * 3
     assert seen[-1] == ("test", 10)
+
+
+class Keeps:
+    """An observer that keeps every view."""
+
+    def __init__(self):
+        self.started, self.steps, self.finished = [], [], []
+
+    @fsl_public.hookimpl
+    def fsl_run_started(self, run):
+        self.started.append(run)
+
+    @fsl_public.hookimpl
+    def fsl_step_finished(self, run):
+        self.steps.append(run)
+
+    @fsl_public.hookimpl
+    def fsl_evaluated(self, run, split):
+        if split == "test":
+            self.finished.append(run)
+
+
+def test_a_view_tells_all_of_a_run(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    kept = Keeps()
+    toy_plugins.observers.add(kept)
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
+    (started,), (finished,) = kept.started, kept.finished
+    assert (started.name, started.directory) == ("toy", tmp_path / "run")
+    assert (started.seed, started.steps, started.device) == (0, 12, "cpu")
+    assert (started.step, started.resumed_from, started.best) == (0, 0, None)
+    assert started.execution.startswith("loop")
+    assert (started.task.n_way, started.test_task.n_query) == (3, 4)
+    assert [view.step for view in kept.steps] == list(range(1, 13))
+    assert all(view.learner is started.learner for view in kept.steps)
+    written = read_document(tmp_path / "run" / "recipe.yaml").data
+    assert finished.recipe == written
+    finished.recipe["outer"]["steps"] = 0
+    assert finished.recipe == written
+    assert finished.best.step in (5, 10, 12)
+    assert [*finished.checkpoints()] == ["last", "best"]
+    assert all(path.is_file() for path in finished.checkpoints().values())
+    assert [r["step"] for r in finished.metrics() if "split" not in r] == list(range(1, 13))
+    assert finished.parameter_names == tuple(
+        name for name, _ in finished.learner.named_parameters()
+    )
+
+
+def test_a_view_predicts_the_episodes_that_the_run_was_judged_on(
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
+):
+    kept = Keeps()
+    toy_plugins.observers.add(kept)
+    run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
+    (view,) = kept.finished
+    with (tmp_path / "run" / "episodes.csv").open() as file:
+        scores = [float(row["accuracy"]) for row in csv.DictReader(file)]
+    shown = list(view.predict_episodes("test", [7, 2]))
+    assert [int(episode.id) for episode, _ in shown] == [7, 2]
+    assert [view.test_task.score(p, e.query.y) for e, p in shown] == [scores[7], scores[2]]
+
+
+def test_a_view_says_what_a_run_was_resumed_from(
+    toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path
+):
+    class Breaks:
+        @fsl_public.hookimpl
+        def fsl_step_finished(self, step):
+            if step == 9:
+                raise OSError("ended")
+
+    toy_plugins.observers.add(Breaks())
+    with pytest.raises(OSError, match="ended"):
+        run_recipe(toy_recipe, toy_plugins, tmp_path / "run")
+    kept = Keeps()
+    with open_run(
+        tmp_path / "run",
+        torch.device("cpu"),
+        write=True,
+        plugins=[toy_recipe.parent / "fslplugin.py"],
+    ) as run:
+        run.observers.add(kept)
+        run.restore_last()
+        train(run)
+    (started,) = kept.started
+    assert (started.step, started.resumed_from) == (8, 8)
+    assert kept.steps[-1].resumed_from == 8
+
+
+def test_a_view_of_a_run_in_memory_has_no_files(toy_recipe: Path, toy_plugins: Loaded):
+    kept = Keeps()
+    toy_plugins.observers.add(kept)
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue)
+    with new_run(None, recipe, toy_plugins, torch.device("cpu"), []) as run:
+        train(run)
+        judge(run)
+    (view,) = kept.finished
+    assert (view.directory, view.checkpoints()) == (None, {})
+    assert view.metrics()[0]["step"] == 1
+    assert view.recipe["outer"]["steps"] == 12
+    assert len(list(view.predict_episodes("test", range(3)))) == 3
+
+
+def test_training_without_a_recipe_shows_its_options(toy_plugins: Loaded):
+    """The progress bar reads them."""
+    make = toy_plugins.catalogue.get
+    source = make("episodes", "blobs").factory(n_way=3)
+    backbone = make("backbone", "mlp").factory(task=source.task, hidden=[8])
+    adapter = make("adapter", "nearest-centroid").factory(task=source.task)
+    learner = fsl_public.Learner(backbone, adapter)
+    weighting = make("weighting", "uniform").factory()
+    experiment = by_hand(
+        learner, source, weighting, torch.device("cpu"), 4, {"mode": "loop"}, {"steps": 3}
+    )
+    told = Run(
+        InMemory(),
+        "by hand",
+        experiment.recipe,
+        toy_plugins.observers,
+        {},
+        experiment,
+        None,
+        lambda step, steps: 1.0,
+        torch.device("cpu"),
+    ).view()
+    assert (told.seed, told.steps) == (4, 3)
+    assert [*told.recipe] == ["seed", "outer", "execution", "evaluate"]
+    assert told.recipe["outer"]["meta_batch_size"] == 4
+    assert len(fsl_public.train(learner, source, steps=3)) == 3
 
 
 FRAGILE = """

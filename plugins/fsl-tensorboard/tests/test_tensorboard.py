@@ -63,7 +63,7 @@ def run_recipe(recipe: Path, out: Path) -> Run:
 
 def finish(run: Run) -> None:
     train(run)
-    run.observers.tell("fsl_run_finished", run=run, result=judge(run))
+    run.observers.tell("fsl_run_finished", run=run.view(), result=judge(run))
 
 
 def read(run: Path):
@@ -201,7 +201,7 @@ def test_a_resumed_run_continues_without_repeated_or_missing_steps(
         ) as run,
     ):
         train(run)
-    fsl_tensorboard._files[id(run)].flush()  # steps after the checkpoint are on disk too
+    fsl_tensorboard._files[run.directory].flush()  # steps after the checkpoint are on disk too
     time.sleep(1.01)  # files are named after the second
     with open_run(tmp_path / "run", torch.device("cpu"), write=True) as run:
         run.restore_last()
@@ -233,7 +233,7 @@ class Dying:
 
 loaded = load()
 loaded.observers.add(Dying())
-with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), loaded), loaded, torch.device("cpu"), []) as run:
+with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), loaded.catalogue), loaded, torch.device("cpu"), []) as run:
     train(run)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 9
@@ -300,7 +300,7 @@ def test_a_full_disk_ends_the_curves_in_one_line_and_not_the_run(recipe: Path, t
             @fsl.hookimpl
             def fsl_step_finished(self, run, step):
                 if step == 2:
-                    records = fsl_tensorboard._files[id(run)]._writer._py_recordio_writer
+                    records = fsl_tensorboard._files[run.directory]._writer._py_recordio_writer
                     records._writer.close()
                     records._writer = open("/dev/full", "wb")  # noqa: SIM115 (closed by its owner)
 

@@ -1,10 +1,11 @@
-"""Curves, recipe and result of every run as TensorBoard event files, written while it trains. The hooks of an observer."""
+"""The hooks of an observer: curves, recipe and result of each run as TensorBoard event files."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import fsl_core as fsl
@@ -21,18 +22,24 @@ __all__ = [
 FSL_HOOK_API = 1
 FOLDER = "tensorboard"
 
-_files: dict[int, EventFile] = {}
-"""The open file of each run, by the id of the run; closed with the run at the latest."""
+_files: dict[Path, EventFile] = {}
+"""The open file of each run, by its directory; closed with its learner at the latest."""
 
 
 @fsl.hookimpl
-def fsl_run_started(run: Any) -> None:
-    """Begin an event file; TensorBoard forgets what an earlier one says of steps that are done again."""
-    _close(id(run))
+def fsl_run_started(run: fsl.RunView) -> None:
+    """Begin an event file, for a run that writes files.
+
+    TensorBoard forgets what an earlier one says of steps that are done again.
+    """
+    if run.directory is None:
+        return
+    _close(run.directory)
     folder = run.directory / FOLDER
     begun = folder.is_dir()
-    file = _files[id(run)] = EventFile(folder, first_step=run.step + 1 if run.step else 0)
-    weakref.finalize(run, _abandon, id(run))
+    file = EventFile(folder, first_step=run.step + 1 if run.step else 0)
+    _files[run.directory] = file
+    weakref.finalize(run.learner, _abandon, run.directory, file)
     if begun:
         return
     file.text(
@@ -40,9 +47,7 @@ def fsl_run_started(run: Any) -> None:
         f"```yaml\n{(run.directory / 'recipe.yaml').read_text(encoding='utf-8')}```",
         step=0,
     )
-    for record in (
-        run.records.metrics() if run.step else ()
-    ):  # steps done before this plugin was installed
+    for record in run.metrics() if run.step else ():  # steps done before this plugin was installed
         split = record.get("split", "train")
         file.scalars(
             split,
@@ -53,16 +58,18 @@ def fsl_run_started(run: Any) -> None:
 
 
 @fsl.hookimpl
-def fsl_step_finished(run: Any, step: int, metrics: dict[str, float]) -> None:
-    file = _files[id(run)]
+def fsl_step_finished(run: fsl.RunView, step: int, metrics: dict[str, float]) -> None:
+    file = _file_of(run)
+    if file is None:
+        return
     file.scalars("train", metrics, step)
-    if step % run.recipe.sections.outer.checkpoint_every == 0:
+    if step % run.recipe["outer"]["checkpoint_every"] == 0:
         file.flush()  # a run resumes from here: what came before must be on disk
 
 
 @fsl.hookimpl
-def fsl_evaluated(run: Any, split: str, result: dict[str, Any]) -> None:
-    file = _files.get(id(run))
+def fsl_evaluated(run: fsl.RunView, split: str, result: dict[str, Any]) -> None:
+    file = _file_of(run)
     if file is None:
         return  # judged without having been trained here
     metric = result["metric"]
@@ -73,8 +80,10 @@ def fsl_evaluated(run: Any, split: str, result: dict[str, Any]) -> None:
 
 
 @fsl.hookimpl
-def fsl_run_finished(run: Any, result: dict[str, Any]) -> None:
-    file = _files[id(run)]
+def fsl_run_finished(run: fsl.RunView, result: dict[str, Any]) -> None:
+    file = _file_of(run)
+    if run.directory is None or file is None:
+        return
     rows = [f"| {key} | {value} |" for key, value in result.items()]
     file.text(
         "result",
@@ -82,24 +91,34 @@ def fsl_run_finished(run: Any, result: dict[str, Any]) -> None:
         run.step,
     )
     measured = {f"test/{key}": result[key] for key in (result["metric"], "interval")}
-    file.hyperparameters(dict(_options(run.recipe.resolved())), measured, run.step)
-    _close(id(run))
+    file.hyperparameters(dict(_options(run.recipe)), measured, run.step)
+    _close(run.directory)
 
 
-def _close(key: int) -> None:
-    if key in _files:
-        _files.pop(key).close()
+def _file_of(run: fsl.RunView) -> EventFile | None:
+    """None where the run writes no files, or was not trained in this process."""
+    return _files.get(run.directory) if run.directory else None
 
 
-def _abandon(key: int) -> None:
-    """A run that ended by an error, such as a full disk, has said so: this would say it again."""
-    with suppress(OSError):
-        _close(key)
+def _close(directory: Path) -> None:
+    if directory in _files:
+        _files.pop(directory).close()
+
+
+def _abandon(directory: Path, file: EventFile) -> None:
+    """Close the file of a run that ended by an error, unless a later run has taken its place.
+
+    The run has said what is wrong, such as a full disk: this would say it again.
+    """
+    if _files.get(directory) is file:
+        with suppress(OSError):
+            _close(directory)
 
 
 def _score(result: dict[str, Any]) -> str:
     metric = result["metric"]
-    return f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+    score = f"{metric} {result[metric]:.4f} ± {result['interval']:.4f}"
+    return f"{score} (95 % interval, {result['episodes']} episodes)"
 
 
 def _after_steps(result: dict[str, Any]) -> list[float]:
@@ -110,7 +129,10 @@ def _after_steps(result: dict[str, Any]) -> list[float]:
 def _options(
     section: dict[str, Any], path: str = ""
 ) -> Iterator[tuple[str, bool | int | float | str]]:
-    """Every option of a recipe by its key path, such as `adapter.inner_lr`; lists as text, without those that are absent."""
+    """Every option of a recipe by its key path, such as `adapter.inner_lr`.
+
+    Lists come as text; options that are null are left out.
+    """
     for key, value in section.items():
         name = f"{path}.{key}" if path else key
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One event file, written record by record in the calling thread, so that what is flushed is on disk."""
+"""One event file, written record by record in the calling thread: what is flushed is on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLUSHED_EVERY = 5.0
 class EventFile:
     """Scalars, texts and hyperparameters of one run.
 
-    folder:     where event files of the run are; TensorBoard reads all of them in order of their names.
+    folder:     where event files of the run are; TensorBoard reads them in order of their names.
     first_step: events of earlier files from this step on are forgotten by TensorBoard.
     """
 
@@ -47,7 +47,10 @@ class EventFile:
     def hyperparameters(
         self, options: dict[str, Any], measured: dict[str, float], step: int
     ) -> None:
-        """For the table that compares runs. measured: final values of tags that were written as scalars."""
+        """For the table that compares runs.
+
+        measured: final values of tags that were written as scalars.
+        """
         from tensorboardX.summary import hparams
 
         for summary in hparams(options, measured):
@@ -58,7 +61,7 @@ class EventFile:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left. Where there is no room for it, OSError, and the file is closed too."""
+        """Write what is left. OSError where there is no room for it; the file is closed too."""
         try:
             self._writer.close()
         except OSError:
