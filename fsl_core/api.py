@@ -16,6 +16,7 @@ from fsl_core.config.document import Overrides
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.config.shipped import find_recipe
+from fsl_core.config.yaml_text import to_yaml
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
@@ -32,6 +33,7 @@ from fsl_core.reporting.scores import read_scores
 from fsl_core.reporting.statistics import PairedDifference
 from fsl_core.reporting.sweep import SweepResult, collect, table, write_tables
 from fsl_core.reporting.sweep_report import write_sweep_report
+from fsl_core.runs.files import RECIPE, write_atomically
 from fsl_core.runs.records import InMemory
 from fsl_core.runs.run import Run, new_run, open_run
 from fsl_core.sweeping.plan import plan_sweep
@@ -308,9 +310,9 @@ def sweep(
     result = collect(plan, queue)
     with only_writer(directory / "runs"):
         write_tables(result, directory)
+        file = _file_of(given, directory)
         page = directory / "report.html"
-        named = Path("recipe") if isinstance(given, Mapping) else given
-        write_sweep_report(page, result, queue, named, _as_texts(overrides))
+        write_sweep_report(page, result, queue, file, _as_texts(overrides))
     failed = {job.cell.title: str(job.error) for job in queue if job.state == "failed"}
     return SweepTable(table(result), result, directory, failed)
 
@@ -377,6 +379,15 @@ def _recipe(recipe: AnyRecipe, overrides: Overrides, loaded: Loaded) -> Recipe:
         recipe = recipe.resolved()
     given = recipe if isinstance(recipe, Mapping) else find_recipe(Path(recipe))
     return read_recipe(given, loaded.catalogue, overrides)
+
+
+def _file_of(recipe: Path | Mapping[str, Any], directory: Path) -> Path:
+    """The recipe's file; one that was given as data is written beside the runs of its sweep."""
+    if isinstance(recipe, Path):
+        return recipe
+    file = directory / RECIPE
+    write_atomically(file, to_yaml(dict(recipe)))
+    return file
 
 
 def _as_texts(overrides: Overrides) -> list[str]:

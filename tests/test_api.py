@@ -12,7 +12,6 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.assembly.experiment import build_experiment
-from fsl_core.testing import TinyBackbone
 
 SHORT = {"outer.steps": 6, "outer.validate_every": 3, "evaluate.episodes": 8}
 
@@ -180,8 +179,10 @@ def test_a_part_that_is_wrong_is_refused_before_the_first_step(
             return None  # type: ignore[return-value]  # the mistake
 
     _, source = by_hand(data, plugin)
-    learner = fsl.Learner(TinyBackbone(), Forgetful())
-    with pytest.raises(fsl.FslError, match=r"fsl\.train: Forgetful of .*adapt returned a NoneType"):
+    backbone = nn.Linear(2, 3)
+    backbone.feature_dim = 3  # type: ignore[assignment]  # a module takes any attribute
+    learner = fsl.Learner(backbone, Forgetful())
+    with pytest.raises(fsl.FslError, match=r"fsl\.train: adapter: Forgetful of .*adapt returned a NoneType"):
         fsl.train(learner, source, steps=1, progress=False)
 
 
