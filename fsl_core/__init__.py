@@ -32,7 +32,9 @@ if TYPE_CHECKING:
         ShapeError,
     )
     from fsl_core.forward import call_with
+    from fsl_core.functional import Functional
     from fsl_core.hooks.specs import HOOK_API, hookimpl
+    from fsl_core.inner import InnerProblem, Point, descend
     from fsl_core.norms import (
         Norm,
         NormedBackbone,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 _HOME = {
     "ConvBlock": "blocks",
     "call_with": "forward",
+    "Functional": "functional",
+    **dict.fromkeys(("InnerProblem", "Point", "descend"), "inner"),
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
     **dict.fromkeys(("EpisodeSource", "Split", "SplitContents"), "data.source"),
     **dict.fromkeys(("draw_bits", "to_distinct", "to_uniform"), "data.draws"),
@@ -84,6 +88,8 @@ __all__ = [
     "Episode",
     "EpisodeSource",
     "FslError",
+    "Functional",
+    "InnerProblem",
     "LabelledPool",
     "LabelledSet",
     "Learner",
@@ -94,6 +100,7 @@ __all__ = [
     "Outcomes",
     "PluginError",
     "PluginWarning",
+    "Point",
     "PooledEpisodes",
     "Predictor",
     "RecipeError",
@@ -107,6 +114,7 @@ __all__ = [
     "call_declared",
     "call_with",
     "derivatives_of_any_order",
+    "descend",
     "draw_bits",
     "gradient_columns",
     "hookimpl",

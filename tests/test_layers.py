@@ -17,6 +17,8 @@ LAYERS = [
     "norms",
     "forward",
     "blocks",
+    "functional",
+    "inner",
     "episode",
     "config",
     "hooks",
