@@ -56,6 +56,10 @@ def query(generator):
     )
 
 
+def weights_of(learner):
+    return fsl.Functional(learner.backbone, learner.adapter.head).weights
+
+
 def make(**options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -191,7 +195,7 @@ def frozen_in_part(**options):
 def test_frozen_layers_are_not_fast_weights(support, query, engine, training):
     learner = frozen_in_part(engine=engine, learn_inner_lr="per-parameter").train(training)
     fast, left = learner.adapter.fast_names, [f"backbone.0.{n}" for n in ("weight", "bias")]
-    assert set(fast) == set(learner.adapter._weights(learner.backbone)) - set(left)
+    assert set(fast) == set(weights_of(learner)) - set(left)
     assert len(learner.adapter.inner_lr.rate) == len(fast)
     seen = []
     learner.backbone[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
@@ -205,7 +209,7 @@ def test_frozen_layers_are_not_fast_weights(support, query, engine, training):
 def test_frozen_layers_are_adapted_where_an_option_says_so(support, query):
     kept = frozen_in_part()(support, query.x)
     moved = frozen_in_part(adapt_frozen=True)
-    assert moved.adapter.fast_names == list(moved.adapter._weights(moved.backbone))
+    assert moved.adapter.fast_names == list(weights_of(moved))
     assert not torch.equal(moved(support, query.x), kept)
 
 
