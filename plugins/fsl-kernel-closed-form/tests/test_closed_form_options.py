@@ -150,7 +150,7 @@ def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
         (
             KernelClosedForm,
             {"kernel": "ntk", "parameters": []},
-            r"parameters: '' matches no parameter\. ",
+            r"parameters: an empty list\. all, head, body, or ",
         ),
         (Ridge, {"regularisation": 0.0}, r"ridge: regularisation: 0\.0\. A number above 0"),
         (Ridge, {"scale": 0.0}, r"ridge: scale: 0\.0\. A number above 0, or null"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 from fsl_hypermaml.hypernetwork import ClassShared, Flat, Head
-from fsl_hypermaml.warmup import ROUNDING, gradient_share, gradient_steps
+from fsl_hypermaml.warmup import ROUNDING, Weights, gradient_share, steps_from_start
 
 Network = Literal["class-shared", "flat"]
 Labels = Literal["one-hot", "index"]
@@ -269,6 +270,17 @@ class HyperMaml(fsl.Adapter):
             self.register_buffer("previous_bias", self.head.bias.detach().clone())
         self._progress = 0.0
 
+    def inner_problem(
+        self, backbone: nn.Module, support: fsl.LabelledSet
+    ) -> fsl.InnerProblem | None:
+        """The gradient steps of the head, for as long as they alone make the update."""
+        if self._share() < 1 or self.gradient_target == "universal":
+            return None
+        net = fsl.Functional(backbone, self.head)
+        outer = {name: w for name, w in net.weights.items() if name.startswith("backbone.")}
+        head = Head(self.head.weight, self.head.bias)
+        return self._descent(net.features, support, head, outer, 1.0, None)
+
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return self.trajectory(backbone, support)[-1]
 
@@ -332,29 +344,62 @@ class HyperMaml(fsl.Adapter):
     def _evaluated_share(self) -> float:
         return 0.0 if self.evaluate_with == "hypernetwork" else self._trained_share()
 
+    def _share(self) -> float:
+        return self._trained_share() if self.training else self._evaluated_share()
+
     def _adapted(self, features: Tensor, y: Tensor) -> tuple[list[Head], Head | None]:
         """The head before, between and after its steps, and H's output; None where gradient steps alone make the update."""
         head = Head(self.head.weight, self.head.bias)
-        p = self._trained_share() if self.training else self._evaluated_share()
+        p = self._share()
         update = None if p == 1 else self.hypernetwork(self._rows(head, features, y))
         displacement = None if update is None else self._displacement(head, update)
         if p == 0:
             return [head, _sum(head, displacement)], update
+        known = fsl.LabelledSet(features, y)
+        problem = self._descent(lambda outer, x: x, known, head, {}, p, displacement)
+        if self.gradient_target == "universal" and not self.first_order:
+            # With constant gradients it makes no difference which head they are taken at.
+            steps = steps_from_start(
+                lambda phi: problem.loss(phi, {}),
+                problem.start,
+                problem.steps,
+                lambda phi, gradient: problem.step(phi, gradient, 0, {}),
+            )
+        else:
+            steps = [point.phi for point in problem.points(order=1 if self.first_order else 2)]
+        return [Head(**phi) for phi in steps], update
+
+    def _descent(
+        self,
+        features: Callable[[Weights, Tensor], Tensor],
+        support: fsl.LabelledSet,
+        head: Head,
+        outer: Weights,
+        p: float,
+        displacement: Head | None,
+    ) -> fsl.InnerProblem:
+        """The gradient steps of the head, each with its part of H's update.
+
+        features: (outer, items) -> (n, feature_dim).
+        """
         part = (1 - p) / (1 if self.repeat_delta == "each-step" else self.inner_steps)
 
-        def move(fast: Head, gradient: Head) -> Head:
-            if self.first_order:
-                gradient = Head(*(g.detach() for g in gradient))
-            fast = _sum(fast, gradient, -p * self.inner_lr)
-            return fast if displacement is None else _sum(fast, displacement, part)
+        def predict(phi: Weights, outer: Weights, x: Tensor) -> Tensor:
+            return Head(**phi).logits(features(outer, x))
 
-        def fit(fast: Head) -> Tensor:
-            return self.task.loss(fast.logits(features), y)
+        def step(phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
+            fast = _sum(Head(**phi), Head(**gradient), -p * self.inner_lr)
+            fast = fast if displacement is None else _sum(fast, displacement, part)
+            return fast._asdict()
 
-        from_start = (
-            self.gradient_target == "universal" and not self.first_order
-        )  # detached gradients: the same either way
-        return gradient_steps(fit, head, self.inner_steps, move, from_start), update
+        return fsl.InnerProblem(
+            start=head._asdict(),
+            outer=outer,
+            steps=self.inner_steps,
+            loss=lambda phi, outer: self.task.loss(predict(phi, outer, support.x), support.y),
+            step=step,
+            predict=predict,
+        )
 
     def _displacement(self, head: Head, update: Head) -> Head:
         """By how much H alone would move the head."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import fsl_core as fsl
 from fsl_hypernet.checkpointing import Checkpointed, check_recomputable
@@ -149,7 +150,7 @@ class Hypernet(fsl.Adapter):
         self, backbone: nn.Module, support: fsl.LabelledSet
     ) -> tuple[fsl.Predictor, fsl.Predictor, EncodedSupport]:
         """The predictor, its head, which takes features, and what the head was generated from."""
-        net = _Net(backbone, self.checkpoint and torch.is_grad_enabled())
+        net = _network(backbone, self.checkpoint and torch.is_grad_enabled())
         weights = dict(backbone.named_parameters())
         encoded = encode_labels(net(weights, support.x), support.y, self.task)
         if self.modulation is not None:
@@ -174,18 +175,17 @@ class Hypernet(fsl.Adapter):
         return value, prediction
 
 
-class _Net:
-    """The backbone as a function of named weights. Buffers are copied, so that no call changes the module."""
+def _network(backbone: nn.Module, checkpoint: bool) -> Callable[[Weights, Tensor], Tensor]:
+    """The backbone as a function of its weights by name; no call changes it."""
+    if not checkpoint:
+        return partial(fsl.call_with, backbone)
+    module = Checkpointed(backbone)
 
-    def __init__(self, backbone: nn.Module, checkpoint: bool):
-        self.module, self.prefix = (
-            (Checkpointed(backbone), "backbone.") if checkpoint else (backbone, "")
-        )
-        self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    def call(weights: Weights, x: Tensor) -> Tensor:
+        own = {f"backbone.{name}": weight for name, weight in weights.items()}
+        return fsl.call_with(module, own, x, keep=True)  # the blocks drop their activations
 
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        named = {self.prefix + name: tensor for name, tensor in (weights | self.buffers).items()}
-        return functional_call(self.module, named, (x,))
+    return call
 
 
 def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
