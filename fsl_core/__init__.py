@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fsl_core.blocks import ConvBlock
+    from fsl_core.config.validation import validated
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ConvBlock": "blocks",
     "call_with": "forward",
+    "validated": "config.validation",
     "Functional": "functional",
     **dict.fromkeys(("InnerProblem", "Point", "descend"), "inner"),
     **dict.fromkeys(("LabelledPool", "PooledEpisodes"), "data.pool"),
@@ -123,6 +125,7 @@ __all__ = [
     "replace_norms",
     "to_distinct",
     "to_uniform",
+    "validated",
 ]
 
 
