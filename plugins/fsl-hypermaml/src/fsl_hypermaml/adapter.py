@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -22,20 +22,9 @@ Predictions = Literal["universal", "stale"]
 GradientTarget = Literal["fast", "universal"]
 RepeatDelta = Literal["once", "each-step"]
 EvaluateWith = Literal["current", "hypernetwork"]
-WORDS = {
-    "network": Network,
-    "labels": Labels,
-    "aggregation": Aggregation,
-    "operator": Operator,
-    "detached": Detached,
-    "evaluate_with": EvaluateWith,
-    "gradient_target": GradientTarget,
-    "repeat_delta": RepeatDelta,
-    "predictions": Predictions,
-}
-"""Options that take one of a few words."""
 
 
+@fsl.validated
 class HyperMaml(fsl.Adapter):
     """head' = head - H(support embeddings, predictions of head, labels), in one forward pass.
 
@@ -181,50 +170,7 @@ class HyperMaml(fsl.Adapter):
         ] = "universal",
     ):
         super().__init__()
-        _require(
-            task.kind == "classification",
-            f"a {task.kind} task. Classification: H sees one row for each class",
-        )
-        sizes = (hidden_size, layers, inner_steps)
-        _require(
-            min(sizes) >= 1,
-            f"hidden_size, layers, inner_steps: {', '.join(map(str, sizes))}. Whole numbers from 1",
-        )
-        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
-        _require(update_penalty >= 0, f"update_penalty: {update_penalty}. A number from 0")
-        _require(
-            min(warmup, switch) >= 0,
-            f"warmup, switch: {warmup}, {switch}. Shares of training from 0",
-        )
-        _require(
-            warmup + switch <= 1,
-            f"warmup + switch: {warmup} + {switch}. At most 1, all of training",
-        )
-        _require(
-            evaluate_with == "current" or warmup + switch < 1 - ROUNDING,
-            f"warmup + switch: {warmup} + {switch}, so training ends inside the warm-up, while "
-            "evaluation takes the hypernetwork alone. Below 1, or evaluate_with: current",
-        )
-        words = (
-            network,
-            labels,
-            aggregation,
-            operator,
-            detached,
-            evaluate_with,
-            gradient_target,
-            repeat_delta,
-            predictions,
-        )
-        for (option, kind), word in zip(WORDS.items(), words, strict=True):
-            _require(
-                word in get_args(kind), f"{option}: {word!r}. One of {', '.join(get_args(kind))}"
-            )
-        _require(
-            enhance or predictions == "universal",
-            "predictions: 'stale' without enhance, where H sees none. 'universal'",
-        )
+        _check_together(task, enhance, predictions, evaluate_with, warmup, switch)
 
         self.task, self.enhance, self.labels, self.aggregation, self.operator = (
             task,
@@ -449,6 +395,26 @@ def _predictor(backbone: nn.Module, head: Head) -> fsl.Predictor:
     return lambda x: head.logits(backbone(x))
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(f"hypermaml: {message}")
+def _check_together(
+    task: fsl.TaskShape,
+    enhance: bool,
+    predictions: Predictions,
+    evaluate_with: EvaluateWith,
+    warmup: float,
+    switch: float,
+) -> None:
+    """Raise ValueError for options that do not go together."""
+    fault = ""
+    if task.kind != "classification":
+        fault = f"a {task.kind} task. Classification: H sees one row for each class"
+    elif warmup + switch > 1:
+        fault = f"warmup + switch: {warmup} + {switch}. At most 1, all of training"
+    elif evaluate_with != "current" and warmup + switch >= 1 - ROUNDING:
+        fault = (
+            f"warmup + switch: {warmup} + {switch}, so training ends inside the warm-up, while "
+            "evaluation takes the hypernetwork alone. Below 1, or evaluate_with: current"
+        )
+    elif predictions == "stale" and not enhance:
+        fault = "predictions: 'stale' without enhance, where H sees none. 'universal'"
+    if fault:
+        raise ValueError(f"hypermaml: {fault}")

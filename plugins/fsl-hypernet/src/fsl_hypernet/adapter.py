@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ Head = Literal["class", "task", "kernel"]
 SupportRows = Literal["class-means", "items"]
 
 
+@fsl.validated
 class Hypernet(fsl.Adapter):
     """head = H(encode(backbone(support))), with no inner step; by option the backbone's weights are changed first.
 
@@ -99,30 +100,11 @@ class Hypernet(fsl.Adapter):
         ] = False,
     ):
         super().__init__()
-        _require(head in get_args(Head), f"head: {head!r}. One of {', '.join(get_args(Head))}")
-        _require(
-            modulate in get_args(Modulate),
-            f"modulate: {modulate!r}. One of {', '.join(get_args(Modulate))}",
-        )
-        _require(
-            kernel in get_args(Kernel), f"kernel: {kernel!r}. One of {', '.join(get_args(Kernel))}"
-        )
-        _require(
-            support_rows is None or support_rows in get_args(SupportRows),
-            f"support_rows: {support_rows!r}. One of {', '.join(get_args(SupportRows))}, or null",
-        )
-        _require(
-            support_rows != "class-means" or task.kind == "classification",
-            f"support_rows: 'class-means' of a {task.kind} task, which has no classes. "
-            "null or 'items'",
-        )
-        for option, value in {
-            "rank": rank,
-            "embedding": embedding,
-            "hidden": hidden,
-            "target": target,
-        }.items():
-            _require(value > 0, f"{option}: {value}. A whole number above 0")
+        if support_rows == "class-means" and task.kind != "classification":
+            raise ValueError(
+                f"support_rows: 'class-means' of a {task.kind} task, which has no classes. "
+                "null or 'items'"
+            )
         if checkpoint:
             check_recomputable(backbone)
         self.task, self.support_loss, self.checkpoint = task, support_loss, checkpoint
@@ -199,13 +181,4 @@ def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
         raise ValueError(
             f"base: 'prototype' for {found}, which has no class means to start from. null or 'none'"
         )
-    _require(
-        base is None or base in get_args(Base),
-        f"base: {base!r}. One of {', '.join(get_args(Base))}, or null",
-    )
     return base or ("prototype" if possible else "none")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

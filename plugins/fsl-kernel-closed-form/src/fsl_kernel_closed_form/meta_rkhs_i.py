@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 
 import fsl_core as fsl
-from fsl_kernel_closed_form.checks import require, require_choice
 from fsl_kernel_closed_form.tangent import Weights
 
 Estimator = Literal["squared-norm", "two-batch"]
 
 
+@fsl.validated
 class MetaRkhsI(fsl.Adapter):
     """Training: L(theta) - alpha * ||grad L(theta)||^2. Test: inner_steps times theta <- theta - inner_lr * grad L_S(theta).
 
@@ -54,10 +54,6 @@ class MetaRkhsI(fsl.Adapter):
         ] = False,
     ):
         super().__init__()
-        require(alpha >= 0, f"meta-rkhs-i: alpha: {alpha}. A number from 0")
-        require(inner_lr > 0, f"meta-rkhs-i: inner_lr: {inner_lr}. A number above 0")
-        require(inner_steps >= 0, f"meta-rkhs-i: inner_steps: {inner_steps}. A whole number from 0")
-        require_choice("meta-rkhs-i", "estimator", estimator, Estimator)
         self.task, self.alpha, self.estimator = task, alpha, estimator
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ SMALLEST_SHARE = (
 )
 
 
+@fsl.validated
 class Maml(fsl.Adapter):
     """theta_i <- theta_i - inner_lr * grad L_support(theta_i), inner_steps times from theta_i = theta = (backbone, head).
 
@@ -134,29 +135,11 @@ class Maml(fsl.Adapter):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         options = inner_optimizer_options or {}
-        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(
-            min(inner_steps, test_steps) >= 0,
-            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
-        )
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
-        _require(
-            clip_inner_grad is None or clip_inner_grad > 0,
-            f"clip_inner_grad: {clip_inner_grad}. A number above 0, or null",
-        )
-        _require(
-            multi_step_loss is None or 0 < multi_step_loss <= 1,
-            f"multi_step_loss: {multi_step_loss}. In (0, 1], or null",
-        )
-        _require(
-            learn_inner_lr in get_args(RateKind),
-            f"learn_inner_lr: {learn_inner_lr!r}. One of {', '.join(get_args(RateKind))}",
-        )
-        _require(
-            not (norms_per_step and adapt_norms),
-            "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
-            "step. adapt_norms: false",
-        )
+        if norms_per_step and adapt_norms:
+            raise ValueError(
+                "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
+                "step. adapt_norms: false"
+            )
         check_optimizer(inner_optimizer, options, learned_rate=learn_inner_lr != "fixed")
 
         self.task, self.order = task, order
@@ -294,8 +277,3 @@ def _clipped(gradient: Weights, limit: float) -> Weights:
     squared = torch.stack([slope.square().sum() for slope in gradient.values()]).sum()
     scale = limit * squared.clamp(min=limit**2).rsqrt()
     return {name: slope * scale for name, slope in gradient.items()}
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

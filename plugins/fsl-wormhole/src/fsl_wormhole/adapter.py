@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ import fsl_core as fsl
 from fsl_wormhole.multipliers import Granularity, Location, Multipliers, Weights
 
 
+@fsl.validated
 class Wormhole(fsl.Adapter):
     """f(x) = a * h(x; theta): MAML on theta = (backbone, head) and on factors a that multiply the network.
 
@@ -93,30 +94,17 @@ class Wormhole(fsl.Adapter):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         multiplier_lr = inner_lr if multiplier_lr is None else multiplier_lr
-        _require(
-            multiplies in get_args(Location),
-            f"multiplies: {multiplies!r}. One of {', '.join(get_args(Location))}",
-        )
-        _require(
-            multipliers in get_args(Granularity),
-            f"multipliers: {multipliers!r}. One of {', '.join(get_args(Granularity))}",
-        )
-        _require(
-            (multiplies, multipliers) != ("all", "per-output"),
-            "multipliers: 'per-output' with multiplies: 'all', which has one factor. 'scalar', or multiplies: 'layers'",
-        )
-        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(multiplier_lr >= 0, f"multiplier_lr: {multiplier_lr}. A number from 0, or null")
-        _require(
-            min(inner_steps, test_steps) >= 0,
-            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
-        )
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
+        if (multiplies, multipliers) == ("all", "per-output"):
+            raise ValueError(
+                "multipliers: 'per-output' with multiplies: 'all', which has one factor. 'scalar', "
+                "or multiplies: 'layers'"
+            )
         moved = multiplier_lr > 0 or learn_multiplier_lr
-        _require(
-            adapt_weights or moved,
-            "adapt_weights: false with multiplier_lr: 0, which adapts nothing. true, or another multiplier_lr",
-        )
+        if not (adapt_weights or moved):
+            raise ValueError(
+                "adapt_weights: false with multiplier_lr: 0, which adapts nothing. true, or "
+                "another multiplier_lr"
+            )
 
         self.task, self.order = task, order
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
@@ -175,8 +163,3 @@ class _Multiplied(fsl.Functional):
         plain = {name: weights[name] for name in self.weights}
         multiplied = self.multipliers.on_weights(plain, factors)
         return self.multipliers.on_output(super().__call__(multiplied, x), factors)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
