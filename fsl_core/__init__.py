@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         train,
     )
     from fsl_core.config.recipe import Recipe
+    from fsl_core.config.validation import validated
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     )
     from fsl_core.hooks.run_view import RunView
     from fsl_core.hooks.specs import HOOK_API, hookimpl
+    from fsl_core.inner import InnerProblem, Point, descend
     from fsl_core.learner import Learner, gradient_columns
     from fsl_core.nn.blocks import ConvBlock
     from fsl_core.nn.forward import call_with
+    from fsl_core.nn.functional import Functional
     from fsl_core.nn.norms import (
         Norm,
         NormedBackbone,
@@ -50,6 +53,7 @@ _NAMES = {
     "adapter": "Adapter call_declared",
     "api": "RunResult SweepTable compare evaluate load_recipe resume run sweep train",
     "config.recipe": "Recipe",
+    "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
     "data.pool": "LabelledPool PooledEpisodes",
     "data.source": "EpisodeSource Split SplitContents",
@@ -58,9 +62,11 @@ _NAMES = {
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
     "hooks.run_view": "RunView",
     "hooks.specs": "HOOK_API hookimpl",
+    "inner": "InnerProblem Point descend",
     "learner": "Learner gradient_columns",
     "nn.blocks": "ConvBlock",
     "nn.forward": "call_with",
+    "nn.functional": "Functional",
     "nn.norms": "Norm NormPolicy NormedBackbone derivatives_of_any_order replace_norms",
     "predicting.predictor": "AdaptedPredictor adapt_to_folder load_predictor",
     "weighting": "Outcomes TaskWeighting",
@@ -79,6 +85,8 @@ __all__ = [
     "EpisodeSource",
     "Evaluation",
     "FslError",
+    "Functional",
+    "InnerProblem",
     "LabelledPool",
     "LabelledSet",
     "Learner",
@@ -89,6 +97,7 @@ __all__ = [
     "Outcomes",
     "PluginError",
     "PluginWarning",
+    "Point",
     "PooledEpisodes",
     "Predictor",
     "Recipe",
@@ -107,6 +116,7 @@ __all__ = [
     "call_with",
     "compare",
     "derivatives_of_any_order",
+    "descend",
     "draw_bits",
     "evaluate",
     "gradient_columns",
@@ -121,6 +131,7 @@ __all__ = [
     "to_distinct",
     "to_uniform",
     "train",
+    "validated",
 ]
 
 

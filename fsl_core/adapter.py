@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fsl_core.episode import Episode, LabelledSet, Loss, Predictor
 from fsl_core.errors import FslError
+from fsl_core.inner import InnerProblem
 
 
 class Adapter(nn.Module):
     """An inner loop: turns a support set into a predictor.
 
-    Subclasses set `name` and write `adapt` for one task in plain torch. The head and every other meta-parameter (of a
-    hypernetwork, a kernel, a learned step size) are parameters of the adapter; `adapt` changes none of them.
+    Subclasses set `name` and write `adapt` for one task in plain torch; those that take inner steps
+    write `inner_problem` instead. The head and every other meta-parameter (of a hypernetwork, a
+    kernel, a learned step size) are parameters of the adapter; `adapt` changes none of them.
 
     vectorizable: `adapt` works under torch.func.vmap: no value is read, no module is patched.
     threadable:   tasks may be computed by several threads at once; False where `adapt` differentiates in forward mode (jvp),
@@ -31,14 +35,35 @@ class Adapter(nn.Module):
     transductive: bool = False
     order: int = 2
 
+    def inner_problem(self, backbone: nn.Module, support: LabelledSet) -> InnerProblem | None:
+        """The optimisation that adapting to this support set is, in the present mode.
+
+        None, the default: there is none, and nothing but the adapter's own `objective` can be
+        followed. An adapter may declare `query_x` and `task_id` too, as for `adapt`; it then hands
+        them on in an `adapt` of its own.
+        """
+        return None
+
+    def predictors(self, problem: InnerProblem) -> Iterator[Predictor]:
+        """Those before the first and after each inner step; without a graph in evaluation mode."""
+        tracked = self.training and torch.is_grad_enabled()
+        for point in problem.points(1 if self.order == 1 else 2, tracked):
+            yield problem.predictor(point)
+
     def adapt(self, backbone: nn.Module, support: LabelledSet) -> Predictor:
-        """Fit the support set. Two further arguments are passed to an adapter that declares them:
+        """Fit the support set; by default, take the steps of `inner_problem`.
+
+        Two further arguments are passed to an adapter that declares them:
 
         query_x: (n, *input_shape), the unlabelled queries.    task_id: () int64, `Episode.id`.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__}.adapt: not written. A function of (backbone, support) that returns a predictor"
-        )
+        problem = self.inner_problem(backbone, support)
+        if problem is None:
+            raise NotImplementedError(
+                f"{type(self).__name__}.adapt: not written. A function of (backbone, support) that "
+                "returns a predictor, or inner_problem"
+            )
+        return deque(self.predictors(problem), maxlen=1).pop()
 
     def trajectory(
         self,
@@ -49,9 +74,13 @@ class Adapter(nn.Module):
     ) -> Sequence[Predictor]:
         """The predictors before adaptation and after each inner step; the last one is what `adapt` returns.
 
-        Arguments as for `adapt`; one that overrides it declares those it needs. Default: the last one alone.
+        Arguments as for `adapt`; one that overrides it declares those it needs. Default: those of
+        `inner_problem`, or the last one alone.
         """
         offered = {"query_x": query_x, "task_id": task_id}
+        problem = self.inner_problem(backbone, support, **_declared(self.inner_problem, offered))
+        if problem is not None:
+            return list(self.predictors(problem))
         return [self.adapt(backbone, support, **_declared(self.adapt, offered))]
 
     def objective(self, backbone: nn.Module, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,10 @@ class CacheError(FslError):
     """The cache folder is not safe to use: another user can write to it."""
 
 
+class OptionError(FslError, ValueError):
+    """A constructor was called with a value that its annotations do not allow."""
+
+
 class ShapeError(FslError, ValueError):
     """A tensor has a shape that the called function cannot take."""
 

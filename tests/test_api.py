@@ -182,7 +182,9 @@ def test_a_part_that_is_wrong_is_refused_before_the_first_step(
     backbone = nn.Linear(2, 3)
     backbone.feature_dim = 3  # type: ignore[assignment]  # a module takes any attribute
     learner = fsl.Learner(backbone, Forgetful())
-    with pytest.raises(fsl.FslError, match=r"fsl\.train: adapter: Forgetful of .*adapt returned a NoneType"):
+    with pytest.raises(
+        fsl.FslError, match=r"fsl\.train: adapter: Forgetful of .*adapt returned a NoneType"
+    ):
         fsl.train(learner, source, steps=1, progress=False)
 
 

@@ -14,6 +14,7 @@ LAYERS = [
     "blame",
     "files",
     "nn",
+    "inner",
     "episode",
     "adapter",
     "weighting",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fsl_core as fsl
 
 
+@fsl.validated
 class Conv4(fsl.NormedBackbone):
     """4 x [3x3 convolution (padding 1, bias) - norm - ReLU - 2x2 max-pooling], then the last map as one vector.
 

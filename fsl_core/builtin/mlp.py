@@ -17,6 +17,7 @@ Widths = Annotated[
 ]
 
 
+@fsl.validated
 class Mlp(fsl.NormedBackbone):
     """[linear - norm - ReLU] for each width in `hidden`: (n, *input_shape) -> (n, hidden[-1]).
 
@@ -36,8 +37,6 @@ class Mlp(fsl.NormedBackbone):
         ] = "none",
     ):
         super().__init__(norm)
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"mlp: hidden: {list(hidden)}. One or more positive widths")
         widths = [prod(task.input_shape), *hidden]
         layers = [
             nn.Sequential(nn.Linear(i, o), fsl.Norm(norm, o), nn.ReLU())

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 import fsl_core as fsl
 
 
+@fsl.validated
 class NearestCentroid(fsl.Adapter):
     """logits[i, c] = -temperature * ||f(x_i) - mean_c||^2, or temperature * cos(f(x_i), mean_c); no inner steps.
 
@@ -44,10 +45,6 @@ class NearestCentroid(fsl.Adapter):
             raise ValueError(
                 f"nearest-centroid: a {task.kind} task. Classification: it compares items with class means"
             )
-        if temperature <= 0:
-            raise ValueError(f"nearest-centroid: temperature: {temperature}. A number above 0")
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"nearest-centroid: distance: {distance!r}. 'euclidean' or 'cosine'")
         self.n_way, self.distance, self.start = task.n_way, distance, temperature
         self.log_temperature = (
             nn.Parameter(torch.tensor(log(temperature))) if learn_temperature else None

@@ -11,6 +11,7 @@ from torch import Tensor
 import fsl_core as fsl
 
 
+@fsl.validated
 class Uniform(fsl.TaskWeighting):
     """weights[i] = 1 / meta_batch_size, the mean over tasks; or 1, their sum.
 

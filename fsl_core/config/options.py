@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -54,12 +54,15 @@ class Component:
         return self.factory(**given, **{k: v for k, v in injected.items() if k in declared})
 
 
-def _options_model(component: Component) -> type[BaseModel]:
-    factory = component.factory
-    where = f"{component.kind} {component.name!r}"
-    options = [p for p in _parameters(factory) if p.name not in INJECTED[component.kind]]
+def fields_of(factory: Callable[..., Any], injected: Collection[str], where: str) -> dict[str, Any]:
+    """The options in a constructor's signature as pydantic takes them: (type, default) by name.
+
+    injected: arguments that are no options.    where: for messages.
+    TypeError for a signature that is no schema.
+    """
+    options = [p for p in _parameters(factory) if p.name not in injected]
     hints = _type_hints(factory, options)
-    fields: dict[str, Any] = {"name": (Literal[component.name], ...)}
+    fields: dict[str, Any] = {}
     for parameter in options:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(
@@ -71,6 +74,12 @@ def _options_model(component: Component) -> type[BaseModel]:
             )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
+    return fields
+
+
+def _options_model(component: Component) -> type[BaseModel]:
+    where = f"{component.kind} {component.name!r}"
+    fields = fields_of(component.factory, INJECTED[component.kind], where)
     config = ConfigDict(
         extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False
     )
@@ -78,6 +87,7 @@ def _options_model(component: Component) -> type[BaseModel]:
         f"{component.kind}.{component.name}",
         __config__=config,
         __doc__=component.doc or None,
+        name=(Literal[component.name], ...),
         **fields,
     )
 

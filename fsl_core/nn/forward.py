@@ -24,7 +24,10 @@ _state = _OfThread()
 
 @contextmanager
 def checkpointed(wanted: bool = True) -> Iterator[None]:
-    """Within this context, `call_with` keeps no activations where they would serve a first derivative alone."""
+    """Within this context, `call_with` keeps no activations that serve a first derivative alone.
+
+    wanted: False: it keeps them whatever a context around this one says, as for a second derivative.
+    """
     outer, _state.checkpointed = _state.checkpointed, wanted
     try:
         yield
@@ -41,19 +44,36 @@ def transformed() -> bool:
 
 
 def call_with(
-    module: nn.Module, weights: Mapping[str, Tensor], x: Tensor, *, keep: bool = False
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    *,
+    keep: bool = False,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """module(x) with these parameters and buffers in place of its own, which stay as they are.
 
-    keep: the activations are needed for a second derivative. Else they are computed again in the backward pass if the
-    recipe's `execution.checkpoint_gradients` says so (Chen et al. 2016, arXiv:1604.06174), but never within torch.func.
+    buffers: those that the call reads and may change copies of. None: the module's own, but for
+    those that `weights` names; a caller with many calls collects them once.
+    keep: the activations are needed for a second derivative. Else they are computed again in the
+    backward pass if the recipe's `execution.checkpoint_gradients` says so (Chen et al. 2016,
+    arXiv:1604.06174), but never within torch.func.
     """
+    own = dict(module.named_buffers() if buffers is None else buffers)
+    left = {name: buffer for name, buffer in own.items() if name not in weights}
+
+    def call(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        # Copied here, inside of every transform and of a recomputation: torch.func refuses to
+        # change what a transform captured, and a checkpoint what it saved.
+        copies = {name: buffer.clone() for name, buffer in left.items()}
+        return functional_call(module, {**copies, **tensors}, (x,))
+
     if keep or not _state.checkpointed or not torch.is_grad_enabled() or transformed():
-        return functional_call(module, dict(weights), (x,))
+        return call(weights, x)
     names, support = list(weights), current_support()
 
     def again(x: Tensor, *tensors: Tensor) -> Tensor:
         with support_reference(support):
-            return functional_call(module, dict(zip(names, tensors, strict=True)), (x,))
+            return call(dict(zip(names, tensors, strict=True)), x)
 
     return checkpoint(again, x, *weights.values(), use_reentrant=False)

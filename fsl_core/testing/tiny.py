@@ -100,34 +100,19 @@ class GradientSteps(fsl.Adapter):
         super().__init__()
         self.loss, self.inner_steps = task.loss, inner_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
-        self.names = [name for name, w in self._weights(backbone).items() if w.requires_grad]
+        self.names = fsl.Functional(backbone, self.head).adapted()
 
-    def _weights(self, backbone: nn.Module) -> dict[str, Tensor]:
-        weights = {f"backbone.{name}": w for name, w in backbone.named_parameters()}
-        return weights | {f"head.{name}": w for name, w in self.head.named_parameters()}
-
-    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        weights = self._weights(backbone)
-        fast = {name: weights[name] for name in self.names}
-        buffers = {name: b.clone() for name, b in backbone.named_buffers()}
-
-        def predict(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-            own = {
-                name.removeprefix("backbone."): w
-                for name, w in weights.items()
-                if name.startswith("backbone.")
-            }
-            return (
-                fsl.call_with(backbone, own | buffers, x) @ weights["head.weight"].T
-                + weights["head.bias"]
-            )
-
-        for _ in range(self.inner_steps):
-            slope = torch.func.grad(
-                lambda fast: self.loss(predict(weights | fast, support.x), support.y)
-            )(fast)
-            fast = {name: w - 0.1 * slope[name] for name, w in fast.items()}
-        return lambda x: predict(weights | fast, x)
+    def inner_problem(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.InnerProblem:
+        net = fsl.Functional(backbone, self.head)
+        start = {name: net.weights[name] for name in self.names}
+        return fsl.InnerProblem(
+            start=start,
+            outer={name: w for name, w in net.weights.items() if name not in start},
+            steps=self.inner_steps,
+            loss=lambda phi, outer: self.loss(net(outer | phi, support.x), support.y),
+            step=lambda phi, gradient, k, outer: fsl.descend(phi, gradient, 0.1),
+            predict=lambda phi, outer, x: net(outer | phi, x),
+        )
 
 
 class Uneven(fsl.TaskWeighting):

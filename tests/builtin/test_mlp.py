@@ -42,5 +42,5 @@ def test_hidden_is_a_list_in_recipes():
 
 
 def test_no_layer_is_refused():
-    with pytest.raises(ValueError, match=r"mlp: hidden: \[\]\. One or more positive widths"):
+    with pytest.raises(ValueError, match=r"mlp: hidden: \(\)\. 1 or more"):
         Mlp(SINE, hidden=())

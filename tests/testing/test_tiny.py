@@ -64,5 +64,6 @@ def test_gradient_steps_leave_frozen_weights_alone():
         seen.clear()
         predict(episode.query.x)
     assert torch.equal(seen[0], backbone.conv.weight)
-    left_out = set(learner.adapter._weights(backbone)) - set(learner.adapter.names)
+    weights = fsl.Functional(backbone, learner.adapter.head).weights
+    left_out = set(weights) - set(learner.adapter.names)
     assert left_out == {"backbone.conv.weight", "backbone.conv.bias"}

@@ -70,17 +70,17 @@ def make(task=TASK, backbone=None, **options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "linear"}, r"head: 'linear'\. One of class, task, kernel"),
-        ({"base": "zero"}, r"base: 'zero'\. One of prototype, none, or null"),
-        ({"modulate": "lora"}, r"modulate: 'lora'\. One of none, film, low-rank"),
-        ({"rank": 0}, r"rank: 0\. A whole number above 0"),
-        ({"embedding": -1}, r"embedding: -1\. A whole number above 0"),
-        ({"hidden": 0}, r"hidden: 0\. A whole number above 0"),
-        ({"target": 0}, r"target: 0\. A whole number above 0"),
-        ({"kernel": "rbf"}, r"kernel: 'rbf'\. One of cosine-distance, cosine"),
+        ({"head": "linear"}, r"hypernet: head: 'linear'\. 'class', 'task' or 'kernel'"),
+        ({"base": "zero"}, r"base: 'zero'\. 'prototype' or 'none', or None"),
+        ({"modulate": "lora"}, r"modulate: 'lora'\. 'none', 'film' or 'low-rank'"),
+        ({"rank": 0}, r"rank: 0\. A number above 0"),
+        ({"embedding": -1}, r"embedding: -1\. A number above 0"),
+        ({"hidden": 0}, r"hidden: 0\. A number above 0"),
+        ({"target": 0}, r"target: 0\. A number above 0"),
+        ({"kernel": "rbf"}, r"kernel: 'rbf'\. 'cosine-distance' or 'cosine'"),
         (
             {"support_rows": "rows"},
-            r"support_rows: 'rows'\. One of class-means, items, or null",
+            r"support_rows: 'rows'\. 'class-means' or 'items', or None",
         ),
         (
             {"task": REGRESSION, "head": "task", "support_rows": "class-means"},

@@ -10,7 +10,6 @@ import fsl_core as fsl
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 from fsl_core.testing.tiny import TinyBackbone
 from fsl_kernel_closed_form import KernelClosedForm, MetaRkhsI, MetaRkhsII, Ridge
-from fsl_kernel_closed_form.tangent import named_weights, network
 
 KINDS = ("classification", "regression")
 UNSCALED = {"scale": 1.0, "learn_scale": False}
@@ -113,8 +112,9 @@ def test_width_in_units_of_features():
 def dense_tangents(learner, x, outputs):
     """Rows of the Jacobian by jacrev, (n * output_dim, P); of the sum over sqrt(output_dim), (n, P), where shared."""
     backbone, head = learner.backbone, learner.adapter.head
-    weights = {k: v.detach() for k, v in named_weights(backbone, head).items()}
-    blocks = jacrev(lambda w: network(backbone, head, w, x))(weights)
+    net = fsl.Functional(backbone, head)
+    weights = {k: v.detach() for k, v in net.weights.items()}
+    blocks = jacrev(lambda w: net(w, x))(weights)
     n, c = len(x), learner.adapter.task.output_dim
     jacobian = torch.cat([block.reshape(n, c, -1) for block in blocks.values()], -1)
     return (jacobian.reshape(n * c, -1) if outputs == "full" else jacobian.sum(1) / c**0.5).numpy()

@@ -123,7 +123,7 @@ def test_layers_that_write_running_statistics_are_left_to_higher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "fast"}, r"engine: 'fast'\. auto, functional or higher"),
+        ({"engine": "fast"}, r"maml: engine: 'fast'\. 'auto', 'functional' or 'higher'"),
         (
             {"engine": "functional", "inner_optimizer": "adam"},
             r"engine: functional, with adam\. sgd alone on layers without, or engine: higher",

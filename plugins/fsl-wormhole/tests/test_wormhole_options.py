@@ -77,12 +77,12 @@ def make(backbone=SmallNet, **options):
     ("options", "message"),
     [
         ({"inner_lr": 0.0}, r"inner_lr: 0\.0\. A number above 0"),
-        ({"multiplier_lr": -0.1}, r"multiplier_lr: -0\.1\. A number from 0, or null"),
-        ({"inner_steps": -1}, r"inner_steps, test_steps: -1, -1\. Whole numbers from 0"),
-        ({"test_steps": -2}, r"inner_steps, test_steps: 5, -2\. Whole numbers from 0"),
+        ({"multiplier_lr": -0.1}, r"multiplier_lr: -0\.1\. A number from 0, or None"),
+        ({"inner_steps": -1}, r"wormhole: inner_steps: -1\. A number from 0"),
+        ({"test_steps": -2}, r"wormhole: test_steps: -2\. A number from 0, or None"),
         ({"order": 3}, r"order: 3\. 1 or 2"),
-        ({"multiplies": "head"}, r"multiplies: 'head'\. One of output, layers, all"),
-        ({"multipliers": "per-layer"}, r"multipliers: 'per-layer'\. One of scalar, per-output"),
+        ({"multiplies": "head"}, r"multiplies: 'head'\. 'output', 'layers' or 'all'"),
+        ({"multipliers": "per-layer"}, r"multipliers: 'per-layer'\. 'scalar' or 'per-output'"),
         (
             {"multiplies": "all", "multipliers": "per-output"},
             r"multipliers: 'per-output' with multiplies: 'all', which has one factor\. 'scalar', or multiplies: 'layers'",

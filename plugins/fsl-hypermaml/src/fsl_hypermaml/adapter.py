@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 from fsl_hypermaml.hypernetwork import ClassShared, Flat, Head
-from fsl_hypermaml.warmup import ROUNDING, gradient_share, gradient_steps
+from fsl_hypermaml.warmup import ROUNDING, Weights, gradient_share, steps_from_start
 
 Network = Literal["class-shared", "flat"]
 Labels = Literal["one-hot", "index"]
@@ -21,20 +22,9 @@ Predictions = Literal["universal", "stale"]
 GradientTarget = Literal["fast", "universal"]
 RepeatDelta = Literal["once", "each-step"]
 EvaluateWith = Literal["current", "hypernetwork"]
-WORDS = {
-    "network": Network,
-    "labels": Labels,
-    "aggregation": Aggregation,
-    "operator": Operator,
-    "detached": Detached,
-    "evaluate_with": EvaluateWith,
-    "gradient_target": GradientTarget,
-    "repeat_delta": RepeatDelta,
-    "predictions": Predictions,
-}
-"""Options that take one of a few words."""
 
 
+@fsl.validated
 class HyperMaml(fsl.Adapter):
     """head' = head - H(support embeddings, predictions of head, labels), in one forward pass.
 
@@ -180,50 +170,7 @@ class HyperMaml(fsl.Adapter):
         ] = "universal",
     ):
         super().__init__()
-        _require(
-            task.kind == "classification",
-            f"a {task.kind} task. Classification: H sees one row for each class",
-        )
-        sizes = (hidden_size, layers, inner_steps)
-        _require(
-            min(sizes) >= 1,
-            f"hidden_size, layers, inner_steps: {', '.join(map(str, sizes))}. Whole numbers from 1",
-        )
-        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
-        _require(update_penalty >= 0, f"update_penalty: {update_penalty}. A number from 0")
-        _require(
-            min(warmup, switch) >= 0,
-            f"warmup, switch: {warmup}, {switch}. Shares of training from 0",
-        )
-        _require(
-            warmup + switch <= 1,
-            f"warmup + switch: {warmup} + {switch}. At most 1, all of training",
-        )
-        _require(
-            evaluate_with == "current" or warmup + switch < 1 - ROUNDING,
-            f"warmup + switch: {warmup} + {switch}, so training ends inside the warm-up, while "
-            "evaluation takes the hypernetwork alone. Below 1, or evaluate_with: current",
-        )
-        words = (
-            network,
-            labels,
-            aggregation,
-            operator,
-            detached,
-            evaluate_with,
-            gradient_target,
-            repeat_delta,
-            predictions,
-        )
-        for (option, kind), word in zip(WORDS.items(), words, strict=True):
-            _require(
-                word in get_args(kind), f"{option}: {word!r}. One of {', '.join(get_args(kind))}"
-            )
-        _require(
-            enhance or predictions == "universal",
-            "predictions: 'stale' without enhance, where H sees none. 'universal'",
-        )
+        _check_together(task, enhance, predictions, evaluate_with, warmup, switch)
 
         self.task, self.enhance, self.labels, self.aggregation, self.operator = (
             task,
@@ -268,6 +215,17 @@ class HyperMaml(fsl.Adapter):
             self.register_buffer("previous_weight", self.head.weight.detach().clone())
             self.register_buffer("previous_bias", self.head.bias.detach().clone())
         self._progress = 0.0
+
+    def inner_problem(
+        self, backbone: nn.Module, support: fsl.LabelledSet
+    ) -> fsl.InnerProblem | None:
+        """The gradient steps of the head, for as long as they alone make the update."""
+        if self._share() < 1 or self.gradient_target == "universal":
+            return None
+        net = fsl.Functional(backbone, self.head)
+        outer = {name: w for name, w in net.weights.items() if name.startswith("backbone.")}
+        head = Head(self.head.weight, self.head.bias)
+        return self._descent(net.features, support, head, outer, 1.0, None)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return self.trajectory(backbone, support)[-1]
@@ -332,29 +290,62 @@ class HyperMaml(fsl.Adapter):
     def _evaluated_share(self) -> float:
         return 0.0 if self.evaluate_with == "hypernetwork" else self._trained_share()
 
+    def _share(self) -> float:
+        return self._trained_share() if self.training else self._evaluated_share()
+
     def _adapted(self, features: Tensor, y: Tensor) -> tuple[list[Head], Head | None]:
         """The head before, between and after its steps, and H's output; None where gradient steps alone make the update."""
         head = Head(self.head.weight, self.head.bias)
-        p = self._trained_share() if self.training else self._evaluated_share()
+        p = self._share()
         update = None if p == 1 else self.hypernetwork(self._rows(head, features, y))
         displacement = None if update is None else self._displacement(head, update)
         if p == 0:
             return [head, _sum(head, displacement)], update
+        known = fsl.LabelledSet(features, y)
+        problem = self._descent(lambda outer, x: x, known, head, {}, p, displacement)
+        if self.gradient_target == "universal" and not self.first_order:
+            # With constant gradients it makes no difference which head they are taken at.
+            steps = steps_from_start(
+                lambda phi: problem.loss(phi, {}),
+                problem.start,
+                problem.steps,
+                lambda phi, gradient: problem.step(phi, gradient, 0, {}),
+            )
+        else:
+            steps = [point.phi for point in problem.points(order=1 if self.first_order else 2)]
+        return [Head(**phi) for phi in steps], update
+
+    def _descent(
+        self,
+        features: Callable[[Weights, Tensor], Tensor],
+        support: fsl.LabelledSet,
+        head: Head,
+        outer: Weights,
+        p: float,
+        displacement: Head | None,
+    ) -> fsl.InnerProblem:
+        """The gradient steps of the head, each with its part of H's update.
+
+        features: (outer, items) -> (n, feature_dim).
+        """
         part = (1 - p) / (1 if self.repeat_delta == "each-step" else self.inner_steps)
 
-        def move(fast: Head, gradient: Head) -> Head:
-            if self.first_order:
-                gradient = Head(*(g.detach() for g in gradient))
-            fast = _sum(fast, gradient, -p * self.inner_lr)
-            return fast if displacement is None else _sum(fast, displacement, part)
+        def predict(phi: Weights, outer: Weights, x: Tensor) -> Tensor:
+            return Head(**phi).logits(features(outer, x))
 
-        def fit(fast: Head) -> Tensor:
-            return self.task.loss(fast.logits(features), y)
+        def step(phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
+            fast = _sum(Head(**phi), Head(**gradient), -p * self.inner_lr)
+            fast = fast if displacement is None else _sum(fast, displacement, part)
+            return fast._asdict()
 
-        from_start = (
-            self.gradient_target == "universal" and not self.first_order
-        )  # detached gradients: the same either way
-        return gradient_steps(fit, head, self.inner_steps, move, from_start), update
+        return fsl.InnerProblem(
+            start=head._asdict(),
+            outer=outer,
+            steps=self.inner_steps,
+            loss=lambda phi, outer: self.task.loss(predict(phi, outer, support.x), support.y),
+            step=step,
+            predict=predict,
+        )
 
     def _displacement(self, head: Head, update: Head) -> Head:
         """By how much H alone would move the head."""
@@ -404,6 +395,26 @@ def _predictor(backbone: nn.Module, head: Head) -> fsl.Predictor:
     return lambda x: head.logits(backbone(x))
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(f"hypermaml: {message}")
+def _check_together(
+    task: fsl.TaskShape,
+    enhance: bool,
+    predictions: Predictions,
+    evaluate_with: EvaluateWith,
+    warmup: float,
+    switch: float,
+) -> None:
+    """Raise ValueError for options that do not go together."""
+    fault = ""
+    if task.kind != "classification":
+        fault = f"a {task.kind} task. Classification: H sees one row for each class"
+    elif warmup + switch > 1:
+        fault = f"warmup + switch: {warmup} + {switch}. At most 1, all of training"
+    elif evaluate_with != "current" and warmup + switch >= 1 - ROUNDING:
+        fault = (
+            f"warmup + switch: {warmup} + {switch}, so training ends inside the warm-up, while "
+            "evaluation takes the hypernetwork alone. Below 1, or evaluate_with: current"
+        )
+    elif predictions == "stale" and not enhance:
+        fault = "predictions: 'stale' without enhance, where H sees none. 'universal'"
+    if fault:
+        raise ValueError(f"hypermaml: {fault}")

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.func import grad
 
-from fsl_hypermaml.hypernetwork import Head
-
 ROUNDING = 1e-9  # of shares of training: 0.1 + 0.2 is more than 0.3
-Move = Callable[[Head, Head], Head]
+Weights = dict[str, Tensor]
+Move = Callable[[Weights, Weights], Weights]
 """(fast weights, gradient) -> the next fast weights."""
 
 
@@ -28,22 +27,18 @@ def gradient_share(progress: float, warmup: float, switch: float) -> float:
     return 1.0 if past < ROUNDING else left / switch
 
 
-def gradient_steps(
-    loss: Callable[[Head], Tensor], start: Head, steps: int, move: Move, from_start: bool
-) -> list[Head]:
+def steps_from_start(
+    loss: Callable[[Weights], Tensor], start: Weights, steps: int, move: Move
+) -> list[Weights]:
     """`start` and the fast weights after each step, steps + 1 in all.
 
+    The gradient at step k is that of loss(fast weights k) with respect to `start`, through all
+    steps before, and not with respect to the fast weights; it takes 2**steps - 1 gradients.
+
     loss: of the support set, a scalar.    move: makes a step from fast weights and a gradient.
-    from_start: the gradient at step k is that of loss(fast weights k) with respect to `start`, through all steps
-    before, and not with respect to the fast weights; it takes 2**steps - 1 gradients.
     """
     heads = [start]
     for step in range(steps):
-        if from_start:
-            gradient = grad(
-                lambda head, k=step: loss(gradient_steps(loss, head, k, move, True)[-1])
-            )(start)
-        else:
-            gradient = grad(loss)(heads[-1])
+        gradient = grad(lambda head, k=step: loss(steps_from_start(loss, head, k, move)[-1]))(start)
         heads.append(move(heads[-1], gradient))
     return heads

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import fsl_core as fsl
 from fsl_hypernet.checkpointing import Checkpointed, check_recomputable
@@ -19,6 +20,7 @@ Head = Literal["class", "task", "kernel"]
 SupportRows = Literal["class-means", "items"]
 
 
+@fsl.validated
 class Hypernet(fsl.Adapter):
     """head = H(encode(backbone(support))), with no inner step; by option the backbone's weights are changed first.
 
@@ -98,30 +100,11 @@ class Hypernet(fsl.Adapter):
         ] = False,
     ):
         super().__init__()
-        _require(head in get_args(Head), f"head: {head!r}. One of {', '.join(get_args(Head))}")
-        _require(
-            modulate in get_args(Modulate),
-            f"modulate: {modulate!r}. One of {', '.join(get_args(Modulate))}",
-        )
-        _require(
-            kernel in get_args(Kernel), f"kernel: {kernel!r}. One of {', '.join(get_args(Kernel))}"
-        )
-        _require(
-            support_rows is None or support_rows in get_args(SupportRows),
-            f"support_rows: {support_rows!r}. One of {', '.join(get_args(SupportRows))}, or null",
-        )
-        _require(
-            support_rows != "class-means" or task.kind == "classification",
-            f"support_rows: 'class-means' of a {task.kind} task, which has no classes. "
-            "null or 'items'",
-        )
-        for option, value in {
-            "rank": rank,
-            "embedding": embedding,
-            "hidden": hidden,
-            "target": target,
-        }.items():
-            _require(value > 0, f"{option}: {value}. A whole number above 0")
+        if support_rows == "class-means" and task.kind != "classification":
+            raise ValueError(
+                f"support_rows: 'class-means' of a {task.kind} task, which has no classes. "
+                "null or 'items'"
+            )
         if checkpoint:
             check_recomputable(backbone)
         self.task, self.support_loss, self.checkpoint = task, support_loss, checkpoint
@@ -149,7 +132,7 @@ class Hypernet(fsl.Adapter):
         self, backbone: nn.Module, support: fsl.LabelledSet
     ) -> tuple[fsl.Predictor, fsl.Predictor, EncodedSupport]:
         """The predictor, its head, which takes features, and what the head was generated from."""
-        net = _Net(backbone, self.checkpoint and torch.is_grad_enabled())
+        net = _network(backbone, self.checkpoint and torch.is_grad_enabled())
         weights = dict(backbone.named_parameters())
         encoded = encode_labels(net(weights, support.x), support.y, self.task)
         if self.modulation is not None:
@@ -174,18 +157,17 @@ class Hypernet(fsl.Adapter):
         return value, prediction
 
 
-class _Net:
-    """The backbone as a function of named weights. Buffers are copied, so that no call changes the module."""
+def _network(backbone: nn.Module, checkpoint: bool) -> Callable[[Weights, Tensor], Tensor]:
+    """The backbone as a function of its weights by name; no call changes it."""
+    if not checkpoint:
+        return partial(fsl.call_with, backbone)
+    module = Checkpointed(backbone)
 
-    def __init__(self, backbone: nn.Module, checkpoint: bool):
-        self.module, self.prefix = (
-            (Checkpointed(backbone), "backbone.") if checkpoint else (backbone, "")
-        )
-        self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    def call(weights: Weights, x: Tensor) -> Tensor:
+        own = {f"backbone.{name}": weight for name, weight in weights.items()}
+        return fsl.call_with(module, own, x, keep=True)  # the blocks drop their activations
 
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        named = {self.prefix + name: tensor for name, tensor in (weights | self.buffers).items()}
-        return functional_call(self.module, named, (x,))
+    return call
 
 
 def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
@@ -199,13 +181,4 @@ def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
         raise ValueError(
             f"base: 'prototype' for {found}, which has no class means to start from. null or 'none'"
         )
-    _require(
-        base is None or base in get_args(Base),
-        f"base: {base!r}. One of {', '.join(get_args(Base))}, or null",
-    )
     return base or ("prototype" if possible else "none")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

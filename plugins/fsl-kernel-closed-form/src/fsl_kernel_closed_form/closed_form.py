@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
-from fsl_kernel_closed_form.checks import require, require_choice
 from fsl_kernel_closed_form.dual import Dual, Prediction, feature_dual
 from fsl_kernel_closed_form.kernels import Rbf, cosine, linear
 from fsl_kernel_closed_form.labels import Targets, label_vectors
@@ -33,6 +32,7 @@ AdaptFrozen = Annotated[
 ]
 
 
+@fsl.validated
 class KernelClosedForm(fsl.Adapter):
     """scale * (f(x) + k(z, Z) (K + regularisation * I)^-1 (Y - f(S))), z = backbone(x), f = head(backbone(x)); no inner steps.
 
@@ -104,23 +104,11 @@ class KernelClosedForm(fsl.Adapter):
     ):
         super().__init__()
         self.threadable = kernel != "ntk"  # that one takes Jacobian-vector products
-        require_choice("kernel-closed-form", "kernel", kernel, Kernel)
-        require_choice("kernel-closed-form", "targets", targets, Targets)
-        require_choice("kernel-closed-form", "outputs", outputs, Outputs)
-        positive = regularisation > 0 or (regularisation == 0 and not learn_regularisation)
-        require(
-            positive,
-            f"kernel-closed-form: regularisation: {regularisation}. A number above 0, or 0 where it is not learned",
-        )
-        require(
-            scale is None or scale > 0,
-            f"kernel-closed-form: scale: {scale}. A number above 0, or null",
-        )
-        require(
-            width == "median" or float(width) > 0,
-            f"kernel-closed-form: width: {width}. A number above 0, or median",
-        )
-        require(jitter >= 0, f"kernel-closed-form: jitter: {jitter}. A number from 0")
+        if regularisation == 0 and learn_regularisation:
+            raise ValueError(
+                "kernel-closed-form: regularisation: 0 with learn_regularisation: true, which "
+                "trains its logarithm. A number above 0"
+            )
 
         self.task, self.kernel, self.residual = task, kernel, residual
         self.targets, self.jitter, self.outputs = targets, jitter, outputs

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,12 +9,12 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 
 import fsl_core as fsl
-from fsl_kernel_closed_form.checks import require, require_choice
-from fsl_kernel_closed_form.tangent import Weights, named_weights, network
+from fsl_kernel_closed_form.tangent import Weights
 
 Estimator = Literal["squared-norm", "two-batch"]
 
 
+@fsl.validated
 class MetaRkhsI(fsl.Adapter):
     """Training: L(theta) - alpha * ||grad L(theta)||^2. Test: inner_steps times theta <- theta - inner_lr * grad L_S(theta).
 
@@ -56,21 +54,28 @@ class MetaRkhsI(fsl.Adapter):
         ] = False,
     ):
         super().__init__()
-        require(alpha >= 0, f"meta-rkhs-i: alpha: {alpha}. A number from 0")
-        require(inner_lr > 0, f"meta-rkhs-i: inner_lr: {inner_lr}. A number above 0")
-        require(inner_steps >= 0, f"meta-rkhs-i: inner_steps: {inner_steps}. A whole number from 0")
-        require_choice("meta-rkhs-i", "estimator", estimator, Estimator)
         self.task, self.alpha, self.estimator = task, alpha, estimator
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
-        weights = named_weights(backbone, self.head)
-        self.names = [name for name, w in weights.items() if w.requires_grad or adapt_frozen]
+        net = fsl.Functional(backbone, self.head)
+        self.names = net.adapted(frozen=adapt_frozen)
 
-    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        return deque(self._descend(backbone, support), maxlen=1).pop()
+    def inner_problem(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.InnerProblem:
+        """Fine-tuning, as evaluation does it."""
+        net = fsl.Functional(backbone, self.head)
+        start = {name: net.weights[name] for name in self.names}
 
-    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
-        return list(self._descend(backbone, support))
+        def loss(phi: Weights, outer: Weights) -> Tensor:
+            return self.task.loss(net(outer | phi, support.x), support.y)
+
+        return fsl.InnerProblem(
+            start=start,
+            outer={name: w for name, w in net.weights.items() if name not in start},
+            steps=self.inner_steps,
+            loss=loss,
+            step=lambda phi, gradient, k, outer: fsl.descend(phi, gradient, self.inner_lr),
+            predict=lambda phi, outer, x: net(outer | phi, x),
+        )
 
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
@@ -78,10 +83,11 @@ class MetaRkhsI(fsl.Adapter):
         """In training mode the regularised loss and unadapted predictions; in evaluation mode those after fine-tuning."""
         if not self.training:
             return super().objective(backbone, episode, loss)
-        weights, theta = self._weights(backbone)
+        net = fsl.Functional(backbone, self.head)
+        theta = {name: net.weights[name] for name in self.names}
 
         def of(theta: Weights, items: fsl.LabelledSet) -> tuple[Tensor, Tensor]:
-            prediction = network(backbone, self.head, weights | theta, items.x)
+            prediction = net(net.weights | theta, items.x)
             return loss(prediction, items.y), prediction
 
         gradient, (value, prediction) = grad_and_value(of, has_aux=True)(theta, episode.query)
@@ -92,26 +98,3 @@ class MetaRkhsI(fsl.Adapter):
         )
         reward = sum((gradient[name] * other[name]).sum() for name in theta)
         return value - self.alpha * reward, prediction
-
-    def _descend(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
-        """Predictors before the first and after each step of fine-tuning."""
-
-        def loss(theta: Weights) -> Tensor:
-            prediction = network(backbone, self.head, weights | theta, support.x)
-            return self.task.loss(prediction, support.y)
-
-        weights, theta = self._weights(backbone)
-        yield _fixed(backbone, self.head, weights)
-        for _ in range(self.inner_steps):
-            gradient = grad(loss)(theta)
-            theta = {name: w - self.inner_lr * gradient[name] for name, w in theta.items()}
-            yield _fixed(backbone, self.head, weights | theta)
-
-    def _weights(self, backbone: nn.Module) -> tuple[Weights, Weights]:
-        """All weights, and theta: those that are adapted."""
-        weights = named_weights(backbone, self.head)
-        return weights, {name: weights[name] for name in self.names}
-
-
-def _fixed(backbone: nn.Module, head: nn.Module, weights: Weights) -> fsl.Predictor:
-    return lambda x: network(backbone, head, weights, x)

@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
-from fsl_kernel_closed_form.checks import require, require_choice
 from fsl_kernel_closed_form.closed_form import (
     AdaptFrozen,
     Jitter,
@@ -23,6 +22,7 @@ from fsl_kernel_closed_form.solver import solve
 from fsl_kernel_closed_form.tangent import Outputs, tangent_dual, tangent_names
 
 
+@fsl.validated
 class MetaRkhsII(fsl.Adapter):
     """scale * f_t(x), f_t(x) = f(x) + H(x, S) H(S, S)^-1 (exp(-t H(S, S)) - I) (f(S) - Y).
 
@@ -73,20 +73,6 @@ class MetaRkhsII(fsl.Adapter):
     ):
         super().__init__()
         self.threadable = False  # tangent kernels take Jacobian-vector products
-        require(
-            time == "infinite" or float(time) > 0,
-            f"meta-rkhs-ii: time: {time}. A number above 0, or infinite",
-        )
-        require(
-            scale is None or scale > 0, f"meta-rkhs-ii: scale: {scale}. A number above 0, or null"
-        )
-        require(jitter >= 0, f"meta-rkhs-ii: jitter: {jitter}. A number from 0")
-        for option, value, choices in (
-            ("exponential", exponential, Exponential),
-            ("outputs", outputs, Outputs),
-            ("targets", targets, Targets),
-        ):
-            require_choice("meta-rkhs-ii", option, value, choices)
         self.task, self.time, self.exponential = task, time, exponential
         self.outputs, self.targets, self.jitter = outputs, targets, jitter
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
-from fsl_kernel_closed_form.checks import require, require_choice
 from fsl_kernel_closed_form.closed_form import default_scale
 from fsl_kernel_closed_form.labels import Targets, label_vectors
 from fsl_kernel_closed_form.positive import Positive
@@ -18,6 +17,7 @@ from fsl_kernel_closed_form.solver import solve
 Form = Literal["smaller", "primal", "woodbury"]
 
 
+@fsl.validated
 class Ridge(fsl.Adapter):
     """scale * [z, 1] W with W = (X^T X + regularisation * I)^-1 X^T Y, X = [Z, 1] / sqrt(n), Y = labels / sqrt(n).
 
@@ -65,10 +65,6 @@ class Ridge(fsl.Adapter):
         ] = "smaller",
     ):
         super().__init__()
-        require(regularisation > 0, f"ridge: regularisation: {regularisation}. A number above 0")
-        require(scale is None or scale > 0, f"ridge: scale: {scale}. A number above 0, or null")
-        require_choice("ridge", "targets", targets, Targets)
-        require_choice("ridge", "form", form, Form)
         self.task, self.targets, self.form = task, targets, form
         self.regularisation = Positive(regularisation, learn_regularisation)
         self.scale = Positive(scale or default_scale(task), learn_scale)

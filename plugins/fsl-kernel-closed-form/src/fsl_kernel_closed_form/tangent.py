@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import jvp, vjp, vmap
 from torch.nn.modules.batchnorm import _NormBase
 
 import fsl_core as fsl
@@ -18,7 +17,6 @@ from fsl_kernel_closed_form.dual import Dual, Prediction
 
 Outputs = Literal["shared", "full"]
 Weights = dict[str, Tensor]
-WORDS = {"all": ["*"], "head": ["head.*"], "body": ["backbone.*"]}
 
 
 @cache
@@ -40,14 +38,8 @@ def tangent_names(
     (beyond second derivatives it takes mean and variance for constants).
     """
     prepare_forward_mode()
-    weights = named_weights(backbone, head)
-    matching = chosen_names(parameters, list(weights))
-    names = [name for name in matching if weights[name].requires_grad or adapt_frozen]
-    if not names:
-        raise ValueError(
-            f"parameters: {parameters!r} matches frozen parameters alone, {', '.join(matching)}. "
-            "adapt_frozen: true, or patterns of others"
-        )
+    net = fsl.Functional(backbone, head)
+    names = list(net.adapted(parameters, frozen=adapt_frozen, option="parameters"))
     inexact = {
         type(module).__name__ for module in backbone.modules() if isinstance(module, _NormBase)
     }
@@ -57,36 +49,6 @@ def tangent_names(
             "A backbone with fsl.Norm, or parameters: head"
         )
     return names
-
-
-def named_weights(backbone: nn.Module, head: nn.Module) -> Weights:
-    """All weights by name, such as `backbone.blocks.0.0.weight` and `head.bias`."""
-    own = {f"head.{name}": weight for name, weight in head.named_parameters()}
-    return {f"backbone.{name}": weight for name, weight in backbone.named_parameters()} | own
-
-
-def chosen_names(parameters: str | list[str], names: list[str]) -> list[str]:
-    """Names that `all`, `head`, `body` or shell patterns choose. ValueError for a pattern that matches none."""
-    patterns = WORDS.get(parameters, [parameters]) if isinstance(parameters, str) else parameters
-    for pattern in patterns or [""]:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"parameters: {pattern!r} matches no parameter. all, head, body, or patterns over {', '.join(names)}"
-            )
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def network(backbone: nn.Module, head: nn.Module, weights: Weights, x: Tensor) -> Tensor:
-    """head(backbone(x)) with these weights in place of the modules' own, (n, output_dim)."""
-
-    def of(part: str) -> Weights:
-        return {
-            name.removeprefix(part): weight
-            for name, weight in weights.items()
-            if name.startswith(part)
-        }
-
-    return functional_call(head, of("head."), (functional_call(backbone, of("backbone."), (x,)),))
 
 
 def tangent_dual(
@@ -105,11 +67,11 @@ def tangent_dual(
     Normalisation by the batch is part of the network: J of an item then depends on the other items of its set. The kernel
     between queries and support set is never formed: its product with the dual weights is a directional derivative of f.
     """
-    weights = named_weights(backbone, head)
-    moved = {name: weights[name] for name in names}
+    net = fsl.Functional(backbone, head)
+    moved = {name: net.weights[name] for name in names}
 
     def f(moved: Weights, x: Tensor) -> Tensor:
-        return network(backbone, head, weights | moved, x)
+        return net(net.weights | moved, x)
 
     values, pullback = vjp(lambda moved: f(moved, support_x), moved)
     c = values.shape[1]

@@ -47,11 +47,6 @@ class GradientAdapter(fsl.Adapter):
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
-        _require(
-            min(inner_steps, test_steps) >= 0,
-            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
-        )
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
         learn2learn()
         self.task, self.order = task, order
         self.inner_steps, self.test_steps = inner_steps, test_steps
@@ -107,6 +102,7 @@ class GradientAdapter(fsl.Adapter):
         return self.order == 1 or not tracked
 
 
+@fsl.validated
 class L2lMaml(GradientAdapter):
     """learn2learn's MAML: theta_i <- theta_i - inner_lr * grad L_support(theta_i), for backbone and head.
 
@@ -126,7 +122,7 @@ class L2lMaml(GradientAdapter):
         order: Order = 2,
     ):
         super().__init__(task, backbone, inner_steps, test_steps, order)
-        self.inner_lr = _positive(inner_lr)
+        self.inner_lr = inner_lr
 
     def learner(self, net: nn.Module) -> nn.Module:
         return learn2learn().algorithms.MAML(
@@ -148,6 +144,7 @@ class L2lAnil(L2lMaml):
         return backbone, self.head
 
 
+@fsl.validated
 class L2lMetaSgd(GradientAdapter):
     """learn2learn's Meta-SGD: steps of MAML with a learned rate for each weight of backbone and head, all from `inner_lr`.
 
@@ -167,9 +164,7 @@ class L2lMetaSgd(GradientAdapter):
     ):
         super().__init__(task, backbone, inner_steps, test_steps, order)
         weights = _trained(backbone, self.head)
-        self.rates = nn.ParameterList(
-            [torch.full_like(weight, _positive(inner_lr)) for weight in weights]
-        )
+        self.rates = nn.ParameterList([torch.full_like(weight, inner_lr) for weight in weights])
 
     def learner(self, net: nn.Module) -> nn.Module:
         return learn2learn().algorithms.MetaSGD(net, first_order=self.order == 1, lrs=self.rates)
@@ -181,6 +176,7 @@ class L2lMetaSgd(GradientAdapter):
         )
 
 
+@fsl.validated
 class L2lGbml(GradientAdapter):
     """learn2learn's GBML: theta_i <- theta_i - inner_lr * T(grad L_support(theta_i)) with a learned map T for each weight tensor.
 
@@ -210,17 +206,17 @@ class L2lGbml(GradientAdapter):
         order: Order = 2,
     ):
         super().__init__(task, backbone, inner_steps, test_steps, order)
-        _require(
-            not (adapt_transform and order == 1),
-            "adapt_transform: true with order: 1, which learn2learn cannot. order: 2",
-        )
-        self.inner_lr, self.adapt_transform = _positive(inner_lr), adapt_transform
+        if adapt_transform and order == 1:
+            raise ValueError(
+                "adapt_transform: true with order: 1, which learn2learn cannot. order: 2"
+            )
+        self.inner_lr, self.adapt_transform = inner_lr, adapt_transform
         weights = _trained(backbone, self.head)
         for weight in weights:
-            _require(
-                weight.dim() in (1, 2, 4),
-                f"{self.name}: a weight of shape {tuple(weight.shape)}. One, two or four axes",
-            )
+            if weight.dim() not in (1, 2, 4):
+                raise ValueError(
+                    f"{self.name}: a weight of shape {tuple(weight.shape)}. One, two or four axes"
+                )
         self.update = learn2learn().optim.ParameterUpdate(weights, _transforms(transform))
 
     def learner(self, net: nn.Module) -> nn.Module:
@@ -241,6 +237,7 @@ class L2lGbml(GradientAdapter):
         )  # which differentiates one loss twice
 
 
+@fsl.validated
 class L2lMetaCurvature(L2lGbml):
     """learn2learn's Meta-Curvature: `l2l-gbml` with transform meta-curvature. Park and Oliva 2019, arXiv:1902.03356."""
 
@@ -285,7 +282,6 @@ def _transforms(name: Transform):
         "kronecker": l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear),
         "scale": lambda weight: l2l.nn.Scale(tuple(weight.shape)),
     }
-    _require(name in kinds, f"transform: {name!r}. One of {', '.join(kinds)}")
     return lambda weight: _Contiguous(kinds[name](weight))
 
 
@@ -330,13 +326,3 @@ def _detach(learner: nn.Module) -> None:
         rates := learner.__dict__.get("lrs"), list
     ):  # of a clone of MetaSGD: plain tensors
         learner.lrs = [rate.detach() for rate in rates]
-
-
-def _positive(inner_lr: float) -> float:
-    _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-    return inner_lr
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

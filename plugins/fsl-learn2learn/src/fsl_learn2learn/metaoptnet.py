@@ -11,6 +11,7 @@ import fsl_core as fsl
 from fsl_learn2learn.library import learn2learn, require_qpth
 
 
+@fsl.validated
 class L2lMetaOptNet(fsl.Adapter):
     """logits = W z with W the multi-class support vector machine of the support features, solved as a quadratic program.
 
@@ -41,10 +42,6 @@ class L2lMetaOptNet(fsl.Adapter):
         super().__init__()
         if task.kind != "classification":
             raise ValueError(f"l2l-metaoptnet: {task.kind} episodes. Classification")
-        if regularisation <= 0 or max_iterations < 1:
-            raise ValueError(
-                f"regularisation, max_iterations: {regularisation}, {max_iterations}. Numbers above 0"
-            )
         require_qpth()
         self.n_way = task.n_way
         self.options = {

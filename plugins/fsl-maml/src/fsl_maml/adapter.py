@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fsl_core as fsl
 from fsl_maml.norms import StepNorms, norm_names
@@ -20,17 +17,20 @@ from fsl_maml.optimizers import (
     check_optimizer,
     uses_functional,
 )
-from fsl_maml.patterns import Adapted, adapted_names
+from fsl_maml.patterns import Adapted, pattern_schedule
 from fsl_maml.rates import InnerRates, RateKind
 
 Weights = dict[str, Tensor]
-"""All weights of backbone and head by name, such as `backbone.blocks.0.weight` and `head.bias`."""
+"""By name, such as `backbone.blocks.0.weight`, `head.bias` and `inner_lr.rate`."""
+
+FEATURES = "features of the support set"
 
 SMALLEST_SHARE = (
     0.03  # of 1 / n: what the multi-step loss leaves to the steps before the last (MAML++ code)
 )
 
 
+@fsl.validated
 class Maml(fsl.Adapter):
     """theta_i <- theta_i - inner_lr * grad L_support(theta_i), inner_steps times from theta_i = theta = (backbone, head).
 
@@ -135,40 +135,23 @@ class Maml(fsl.Adapter):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         options = inner_optimizer_options or {}
-        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(
-            min(inner_steps, test_steps) >= 0,
-            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
-        )
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
-        _require(
-            clip_inner_grad is None or clip_inner_grad > 0,
-            f"clip_inner_grad: {clip_inner_grad}. A number above 0, or null",
-        )
-        _require(
-            multi_step_loss is None or 0 < multi_step_loss <= 1,
-            f"multi_step_loss: {multi_step_loss}. In (0, 1], or null",
-        )
-        _require(
-            learn_inner_lr in get_args(RateKind),
-            f"learn_inner_lr: {learn_inner_lr!r}. One of {', '.join(get_args(RateKind))}",
-        )
-        _require(
-            not (norms_per_step and adapt_norms),
-            "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
-            "step. adapt_norms: false",
-        )
+        if norms_per_step and adapt_norms:
+            raise ValueError(
+                "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
+                "step. adapt_norms: false"
+            )
         check_optimizer(inner_optimizer, options, learned_rate=learn_inner_lr != "fixed")
 
         self.task, self.order = task, order
         self.inner_steps, self.test_steps = inner_steps, test_steps
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
-        weights = self._weights(backbone)
-        frozen = {name for name, w in weights.items() if not (w.requires_grad or adapt_frozen)}
-        norms = list(norm_names(backbone))
-        named = [name for name in weights if adapt_norms or name not in norms]
-        self.schedule = adapted_names(adapted, named, max(inner_steps, test_steps), frozen)
+        net, norms = fsl.Functional(backbone, self.head), list(norm_names(backbone))
+        weights, left_out = net.weights, () if adapt_norms else norms
+        self.schedule = [
+            net.adapted(patterns, frozen=adapt_frozen, without=left_out)
+            for patterns in pattern_schedule(adapted, max(inner_steps, test_steps))
+        ]
         self.fast_names = [
             name for name in weights if any(name in names for names in self.schedule)
         ]
@@ -189,11 +172,30 @@ class Maml(fsl.Adapter):
         )
         self._progress = 0.0
 
-    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        return deque(self._unroll(backbone, support), maxlen=1).pop()
+    def inner_problem(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.InnerProblem:
+        net = fsl.Functional(backbone, self.head)
+        start = {name: net.weights[name] for name in self.fast_names}
+        outer = {name: w for name, w in net.weights.items() if name not in start}
+        outer |= self.inner_lr.learned()
 
-    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
-        return list(self._unroll(backbone, support))
+        def loss(phi: Weights, outer: Weights) -> Tensor:
+            weights = outer | phi
+            known = outer.get(FEATURES)
+            features = net.features(weights, support.x) if known is None else known
+            return self.task.loss(net.head(weights, features), support.y)
+
+        return fsl.InnerProblem(
+            start=start,
+            outer=self._norms_of(outer | self._step_norms(), self.inner_steps - 1),
+            steps=self.inner_steps if self.training else self.test_steps,
+            loss=loss,
+            step=_Steps(self),
+            predict=lambda phi, outer, x: net(outer | phi, x),
+            schedule=self.schedule,
+            at=self._norms_of,
+            share=_SupportFeatures(net, support.x),
+            by_autograd=not self.vectorizable,
+        )
 
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
@@ -224,144 +226,54 @@ class Maml(fsl.Adapter):
         early = max(1 - self._progress / self.multi_step_loss, SMALLEST_SHARE) / steps
         return [early] * (steps - 1) + [1 - early * (steps - 1)]
 
-    def _weights(self, backbone: nn.Module) -> Weights:
-        own = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
-        return {f"backbone.{name}": weight for name, weight in backbone.named_parameters()} | own
+    def _step_norms(self) -> Weights:
+        return {} if self.step_norms is None else self.step_norms.learned()
 
-    def _unroll(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
-        """Predictors before the first and after each inner step.
+    def _norms_of(self, outer: Weights, step: int) -> Weights:
+        """With the scales and shifts that belong to one step, unless all steps share them."""
+        return outer if self.step_norms is None else outer | self.step_norms.at(step, outer)
 
-        Features of the support set are computed once for as long as the steps adapt the head alone
-        and see one norm.
-        """
-        tracked = self.training and torch.is_grad_enabled()
-        second = tracked and self.order == 2
-        net, optimizer = _Net(backbone), self.optimizer.start(tracked)
-        weights = self._initial(backbone, tracked) | self._norms_of(0, tracked)
-        features = None
-        yield net.predictor(weights)
-        for step in range(self.inner_steps if self.training else self.test_steps):
-            names = self.schedule[min(step, len(self.schedule) - 1)]
-            moves_body = names[0].startswith("backbone.")  # those of the backbone come first
-            weights = weights | self._norms_of(step, tracked)
-            source = weights if second else _cut(weights)
-            if not moves_body and features is None:
-                features = net.features(source, support.x, keep=second)
 
-            def support_loss(
-                weights: Weights, known: Tensor | None = None if moves_body else features
-            ) -> Tensor:
-                found = net.features(weights, support.x, keep=second) if known is None else known
-                return self.task.loss(net.head(weights, found), support.y)
+class _Steps:
+    """The inner steps of one task; step 0 begins without history."""
 
-            gradients = self._gradients(support_loss, source, names, create_graph=second)
-            with torch.set_grad_enabled(tracked):
-                weights = self._update(optimizer, weights, gradients, step)
-            features = None if moves_body or self.step_norms is not None else features
-            yield net.predictor(weights)
+    def __init__(self, adapter: Maml):
+        self.adapter = adapter
 
-    def _norms_of(self, step: int, tracked: bool) -> Weights:
-        """Scales and shifts that belong to one step; none where all steps share them."""
-        if self.step_norms is None:
-            return {}
-        return self.step_norms.at(step) if tracked else _cut(self.step_norms.at(step))
-
-    def _initial(self, backbone: nn.Module, tracked: bool) -> Weights:
-        """The meta-parameters as the first fast weights; frozen ones that are moved become leaves."""
-        weights = self._weights(backbone)
-        if not tracked:
-            return _cut(weights)
-        if self.vectorizable:
-            return weights
-        frozen = {
-            name: weights[name].detach().requires_grad_()
-            for name in self.fast_names
-            if not weights[name].requires_grad
-        }
-        return weights | frozen
-
-    def _gradients(
-        self,
-        support_loss: Callable[[Weights], Tensor],
-        weights: Weights,
-        names: tuple[str, ...],
-        create_graph: bool,
-    ) -> Weights:
-        """The support loss differentiated by the weights of `names`, each as a node of its own.
-
-        A weight that no step has moved yet is an ancestor of those that were moved; its gradient must not go through them.
-        """
-        if self.vectorizable:
-            moved = {name: weights[name] for name in names}
-            by_name = torch.func.grad(lambda moved: support_loss(weights | moved))(moved)
-            gradients = [
-                by_name[name] if create_graph else by_name[name].detach() for name in names
-            ]
-        else:
-            with torch.enable_grad():
-                source = _branched(weights, names) if create_graph else _cut(weights, names)
-                nodes = [source[name] for name in names]
-                gradients = torch.autograd.grad(
-                    support_loss(source), nodes, create_graph=create_graph, allow_unused=True
-                )
-        if self.clip_inner_grad is not None:
-            gradients = _clipped(gradients, self.clip_inner_grad)
-        return dict(zip(names, gradients, strict=True))
-
-    def _update(self, optimizer, weights: Weights, gradients: Weights, step: int) -> Weights:
-        fast_params = [weights[name] for name in self.fast_names]
-        updated = optimizer.update(
-            fast_params, [gradients.get(name) for name in self.fast_names], self.inner_lr.at(step)
+    def __call__(self, phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
+        adapter, names = self.adapter, self.adapter.fast_names
+        if k == 0:
+            self.optimizer = adapter.optimizer.start(tracked=torch.is_grad_enabled())
+        if adapter.clip_inner_grad is not None:
+            gradient = _clipped(gradient, adapter.clip_inner_grad)
+        updated = self.optimizer.update(
+            [phi[name] for name in names],
+            [gradient.get(name) for name in names],
+            adapter.inner_lr.at(k, outer),
         )
-        if not torch.is_grad_enabled():
-            updated = [weight.detach() for weight in updated]
-        return weights | dict(zip(self.fast_names, updated, strict=True))
+        return dict(zip(names, updated, strict=True))
 
 
-class _Net:
-    """Backbone and head as functions of named weights. Buffers are copied, so that no call changes the module."""
+class _SupportFeatures:
+    """Features of the support set, computed once for as long as they come from the same weights."""
 
-    def __init__(self, backbone: nn.Module):
-        self.backbone = backbone
-        self.buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    def __init__(self, net: fsl.Functional, x: Tensor):
+        self.net, self.x = net, x
+        self.names = [name for name in net.weights if name.startswith("backbone.")]
+        self.source: list[Tensor] | None = None
 
-    def features(self, weights: Weights, x: Tensor, keep: bool = False) -> Tensor:
-        own = {
-            name.removeprefix("backbone."): weight
-            for name, weight in weights.items()
-            if name.startswith("backbone.")
-        }
-        return fsl.call_with(self.backbone, own | self.buffers, x, keep=keep)
-
-    def head(self, weights: Weights, features: Tensor) -> Tensor:
-        return F.linear(features, weights["head.weight"], weights["head.bias"])
-
-    def predictor(self, weights: Weights) -> fsl.Predictor:
-        return lambda x: self.head(weights, self.features(weights, x))
+    def __call__(self, fixed: Weights) -> Weights:
+        """Nothing where a step moves the backbone."""
+        if not all(name in fixed for name in self.names):
+            return {}
+        source = [fixed[name] for name in self.names]
+        if self.source is None or any(a is not b for a, b in zip(source, self.source, strict=True)):
+            self.source, self.features = source, self.net.features(fixed, self.x)
+        return {FEATURES: self.features}
 
 
-def _cut(weights: Weights, names: tuple[str, ...] = ()) -> Weights:
-    """The same values without a graph; those of `names` are leaves that can be differentiated."""
-    cut = {name: weight.detach() for name, weight in weights.items()}
-    for name in names:
-        cut[name].requires_grad_()
-    return cut
-
-
-def _branched(weights: Weights, names: tuple[str, ...]) -> Weights:
-    """The same values and graph, with those of `names` as nodes of their own."""
-    return weights | {name: weights[name].view_as(weights[name]) for name in names}
-
-
-def _clipped(gradients: tuple[Tensor | None, ...], limit: float) -> list[Tensor | None]:
+def _clipped(gradient: Weights, limit: float) -> Weights:
     """gradient * min(1, limit / norm over all tensors); differentiable, also at zero."""
-    squares = torch.stack(
-        [gradient.square().sum() for gradient in gradients if gradient is not None]
-    ).sum()
-    scale = limit * squares.clamp(min=limit**2).rsqrt()
-    return [None if gradient is None else gradient * scale for gradient in gradients]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+    squared = torch.stack([slope.square().sum() for slope in gradient.values()]).sum()
+    scale = limit * squared.clamp(min=limit**2).rsqrt()
+    return {name: slope * scale for name, slope in gradient.items()}

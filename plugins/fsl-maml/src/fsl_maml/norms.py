@@ -40,7 +40,15 @@ class StepNorms(nn.Module):
             for weight in weights.values()
         )
 
-    def at(self, step: int) -> dict[str, Tensor]:
-        """Scales and shifts of this step by name."""
-        rows = (values[min(step, len(values) - 1)] for values in self.values)
+    def learned(self) -> dict[str, Tensor]:
+        """The meta-parameters, by their names in the adapter."""
+        return {f"step_norms.{name}": values for name, values in self.named_parameters()}
+
+    def at(self, step: int, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scales and shifts of this step by name.
+
+        learned: what `learned` returned, or other values by those names.
+        """
+        values = [learned[f"step_norms.values.{i}"] for i in range(len(self.names))]
+        rows = (each[min(max(step, 0), len(each) - 1)] for each in values)
         return dict(zip(self.names, rows, strict=True))

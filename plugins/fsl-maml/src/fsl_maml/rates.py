@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -42,17 +42,23 @@ class InnerRates(nn.Module):
         """Every parameter tensor has the same rate."""
         return self.kind in ("fixed", "scalar")
 
-    def at(self, step: int) -> list[Tensor] | None:
-        """Learned rates of this step, one or one for each parameter tensor; None if they are fixed."""
+    def learned(self) -> dict[str, Tensor]:
+        """The meta-parameters, by their names in the adapter."""
+        return {f"inner_lr.{name}": rate for name, rate in self.named_parameters()}
+
+    def at(self, step: int, learned: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """Rates of this step, one or one for each parameter tensor; None if they are fixed.
+
+        learned: what `learned` returned, or other values by those names.
+        """
         if self.kind == "fixed":
             return None
         if self.kind == "elementwise":
-            return list(self.rates)
+            return [learned[f"inner_lr.rates.{i}"] for i in range(len(self.rates))]
+        rate = learned["inner_lr.rate"]
         if self.kind == "scalar":
-            return [self.rate]
-        row = (
-            self.rate if self.kind == "per-parameter" else self.rate[min(step, len(self.rate) - 1)]
-        )
+            return [rate]
+        row = rate if self.kind == "per-parameter" else rate[min(step, len(rate) - 1)]
         return list(row.unbind())
 
     def extra_repr(self) -> str:

@@ -19,10 +19,6 @@ def require(condition: bool, weighting: str, message: str) -> None:
         raise ValueError(f"{weighting}: {message}")
 
 
-def require_temperature(temperature: float, weighting: str) -> None:
-    require(temperature > 0, weighting, f"temperature: {temperature}. A number above 0")
-
-
 def softmax(scores: Tensor, temperature: float = 1.0) -> Tensor:
     """exp(scores / temperature), summing to one; finite for any finite scores, whatever their size."""
     return ((scores - scores.max()) / temperature).softmax(0)

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss.checks import require
 from fsl_weighted_outer_loss.geometry import Columns, GradientPart, Part, compare
 
 SHORTEST = 1e-12  # share of the longest gradient below which one is taken for zero
 
 
+@fsl.validated
 class ConflictFree(fsl.TaskWeighting):
     """`min-norm`: the shortest convex combination of the gradients. `pcgrad`: conflicting components projected away.
 
@@ -42,11 +42,6 @@ class ConflictFree(fsl.TaskWeighting):
         gradient: Part = "all",
     ):
         super().__init__()
-        require(
-            method in ("min-norm", "pcgrad"),
-            self.name,
-            f"method: {method!r}. 'min-norm' or 'pcgrad'",
-        )
         self.method, self.total = method, "one" if method == "min-norm" else "any"
         self.part = GradientPart(columns, gradient, self.name)
 

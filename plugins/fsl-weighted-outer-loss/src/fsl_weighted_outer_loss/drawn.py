@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss.checks import require, softmax
+from fsl_weighted_outer_loss.checks import softmax
 
 
+@fsl.validated
 class Random(fsl.TaskWeighting):
     """weights = softmax(z) with standard normal z, or uniform on the simplex; drawn anew at each outer step.
 
@@ -30,11 +31,6 @@ class Random(fsl.TaskWeighting):
         ] = "normal",
     ):
         super().__init__()
-        require(
-            distribution in ("normal", "simplex"),
-            self.name,
-            f"distribution: {distribution!r}. 'normal' or 'simplex'",
-        )
         self.distribution = distribution
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:

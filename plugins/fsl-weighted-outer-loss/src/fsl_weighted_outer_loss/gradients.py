@@ -12,13 +12,12 @@ import fsl_core as fsl
 from fsl_weighted_outer_loss.checks import (
     Temperature,
     positive_log,
-    require,
-    require_temperature,
     softmax,
 )
 from fsl_weighted_outer_loss.geometry import Columns, GradientPart, Part, compare
 
 
+@fsl.validated
 class GradientSimilarity(fsl.TaskWeighting):
     """weights = softmax(agreement / temperature): tasks that pull where the others pull count more.
 
@@ -42,12 +41,6 @@ class GradientSimilarity(fsl.TaskWeighting):
         gradient: Part = "all",
     ):
         super().__init__()
-        require(
-            agreement in ("mean", "pairwise"),
-            self.name,
-            f"agreement: {agreement!r}. 'mean' or 'pairwise'",
-        )
-        require_temperature(temperature, self.name)
         self.agreement, self.temperature = agreement, temperature
         self.part = GradientPart(columns, gradient, self.name)
 
@@ -70,6 +63,7 @@ def _to_others(cosines: Tensor) -> Tensor:
     return (cosines.sum(1) - cosines.diagonal()) / max(1, len(cosines) - 1)
 
 
+@fsl.validated
 class GradientNorm(fsl.TaskWeighting):
     """weights proportional to loss^alpha / |g|: with alpha 0 every task pulls equally hard, above it harder ones more.
 
@@ -94,8 +88,6 @@ class GradientNorm(fsl.TaskWeighting):
         gradient: Part = "all",
     ):
         super().__init__()
-        require(alpha >= 0, self.name, f"alpha: {alpha}. A number from 0")
-        require(0 < floor <= 1, self.name, f"floor: {floor}. Above 0, at most 1")
         self.alpha, self.floor = alpha, floor
         self.part = GradientPart(columns, gradient, self.name)
         self.needs = frozenset({"losses", "gradients"}) if alpha else frozenset({"gradients"})

@@ -12,12 +12,11 @@ import fsl_core as fsl
 from fsl_weighted_outer_loss.checks import (
     Temperature,
     positive_log,
-    require,
-    require_temperature,
     softmax,
 )
 
 
+@fsl.validated
 class SoftmaxLoss(fsl.TaskWeighting):
     """weights = softmax(loss / temperature) for hard tasks first, softmax(-loss / temperature) for easy ones first.
 
@@ -36,14 +35,13 @@ class SoftmaxLoss(fsl.TaskWeighting):
         temperature: Temperature = 1.0,
     ):
         super().__init__()
-        require(first in ("hard", "easy"), self.name, f"first: {first!r}. 'hard' or 'easy'")
-        require_temperature(temperature, self.name)
         self.sign, self.temperature = 1 if first == "hard" else -1, temperature
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
         return softmax(self.sign * outcomes.losses, self.temperature)
 
 
+@fsl.validated
 class Focal(fsl.TaskWeighting):
     """weights proportional to (1 - p)^gamma with p = exp(-loss): tasks that are solved fade out.
 
@@ -62,13 +60,13 @@ class Focal(fsl.TaskWeighting):
         ] = 2.0,
     ):
         super().__init__()
-        require(gamma >= 0, self.name, f"gamma: {gamma}. A number from 0")
         self.gamma = gamma
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
         return softmax(self.gamma * positive_log(-torch.expm1(-outcomes.losses)))
 
 
+@fsl.validated
 class WorstCase(fsl.TaskWeighting):
     """The mean of the hardest `share` of the meta-batch (CVaR); share 0: the hardest task alone, share 1: uniform.
 
@@ -89,7 +87,6 @@ class WorstCase(fsl.TaskWeighting):
         ] = 0.0,
     ):
         super().__init__()
-        require(0 <= share <= 1, self.name, f"share: {share}. A number in 0 .. 1")
         self.share = share
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:

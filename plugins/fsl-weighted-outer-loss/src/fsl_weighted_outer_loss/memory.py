@@ -9,12 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss.checks import Temperature, require, require_temperature, softmax
+from fsl_weighted_outer_loss.checks import Temperature, softmax
 from fsl_weighted_outer_loss.uncertainty import known_ids, known_tasks
 
 LARGEST_RATIO = 1e6  # of a loss to its average
 
 
+@fsl.validated
 class Memory(fsl.TaskWeighting):
     """weights = softmax(score / temperature) over the tasks of the meta-batch, from what each task's losses were before.
 
@@ -48,13 +49,6 @@ class Memory(fsl.TaskWeighting):
         temperature: Temperature = 1.0,
     ):
         super().__init__()
-        require(
-            score in ("loss", "progress", "sum"),
-            self.name,
-            f"score: {score!r}. 'loss', 'progress' or 'sum'",
-        )
-        require(0 <= decay < 1, self.name, f"decay: {decay}. From 0, below 1")
-        require_temperature(temperature, self.name)
         self.tasks = known_tasks(tasks, self.name, "or `softmax-loss`")
         self.score, self.decay, self.temperature = score, decay, temperature
         self.register_buffer("remembered", torch.zeros(self.tasks))

@@ -14,6 +14,7 @@ from fsl_weighted_outer_loss.checks import require
 SMALLEST = 1e-12  # a loss below it counts as this
 
 
+@fsl.validated
 class Uncertainty(fsl.TaskWeighting):
     """weights[i] = exp(-s_i) / meta_batch_size with log-variances s_i that minimise mean_i(exp(-s_i) * loss_i + s_i).
 
@@ -37,7 +38,6 @@ class Uncertainty(fsl.TaskWeighting):
         ] = "loss",
     ):
         super().__init__()
-        require(of in ("loss", "task"), self.name, f"of: {of!r}. 'loss' or 'task'")
         self.tasks = known_tasks(tasks, self.name, "or `of: loss`") if of == "task" else None
         if of == "task":
             self.log_variance = nn.Parameter(torch.zeros(self.tasks))

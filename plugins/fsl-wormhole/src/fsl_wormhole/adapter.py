@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call, grad
-from torch.nn import functional as F
 
 import fsl_core as fsl
 from fsl_wormhole.multipliers import Granularity, Location, Multipliers, Weights
 
 
+@fsl.validated
 class Wormhole(fsl.Adapter):
     """f(x) = a * h(x; theta): MAML on theta = (backbone, head) and on factors a that multiply the network.
 
@@ -98,36 +94,24 @@ class Wormhole(fsl.Adapter):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         multiplier_lr = inner_lr if multiplier_lr is None else multiplier_lr
-        _require(
-            multiplies in get_args(Location),
-            f"multiplies: {multiplies!r}. One of {', '.join(get_args(Location))}",
-        )
-        _require(
-            multipliers in get_args(Granularity),
-            f"multipliers: {multipliers!r}. One of {', '.join(get_args(Granularity))}",
-        )
-        _require(
-            (multiplies, multipliers) != ("all", "per-output"),
-            "multipliers: 'per-output' with multiplies: 'all', which has one factor. 'scalar', or multiplies: 'layers'",
-        )
-        _require(inner_lr > 0, f"inner_lr: {inner_lr}. A number above 0")
-        _require(multiplier_lr >= 0, f"multiplier_lr: {multiplier_lr}. A number from 0, or null")
-        _require(
-            min(inner_steps, test_steps) >= 0,
-            f"inner_steps, test_steps: {inner_steps}, {test_steps}. Whole numbers from 0",
-        )
-        _require(order in (1, 2), f"order: {order}. 1 or 2")
+        if (multiplies, multipliers) == ("all", "per-output"):
+            raise ValueError(
+                "multipliers: 'per-output' with multiplies: 'all', which has one factor. 'scalar', "
+                "or multiplies: 'layers'"
+            )
         moved = multiplier_lr > 0 or learn_multiplier_lr
-        _require(
-            adapt_weights or moved,
-            "adapt_weights: false with multiplier_lr: 0, which adapts nothing. true, or another multiplier_lr",
-        )
+        if not (adapt_weights or moved):
+            raise ValueError(
+                "adapt_weights: false with multiplier_lr: 0, which adapts nothing. true, or "
+                "another multiplier_lr"
+            )
 
         self.task, self.order = task, order
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
         self.head = nn.Linear(backbone.feature_dim, task.output_dim)
-        weights = self._weights(backbone)
-        moving = {name: w for name, w in weights.items() if w.requires_grad or adapt_frozen}
+        net = fsl.Functional(backbone, self.head)
+        weights = net.weights
+        moving = {name: weights[name] for name in net.adapted(frozen=adapt_frozen)}
         self.multipliers = Multipliers(
             multiplies, multipliers, initial, learn_initial, moving, task.output_dim
         )
@@ -140,77 +124,42 @@ class Wormhole(fsl.Adapter):
             *(self.multipliers.shapes if moved else ()),
         )
 
-    def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        return deque(self._unroll(backbone, support), maxlen=1).pop()
+    def inner_problem(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.InnerProblem:
+        net = _Multiplied(backbone, self.head, self.multipliers)
+        weights = net.weights | self.multipliers.start(like=next(iter(net.weights.values())))
+        start = {name: weights[name] for name in self.adapted}
+        outer = {name: w for name, w in weights.items() if name not in start}
+        if isinstance(self.multiplier_lr, Tensor):
+            outer["multiplier_lr"] = self.multiplier_lr
 
-    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
-        return list(self._unroll(backbone, support))
+        def loss(phi: Weights, outer: Weights) -> Tensor:
+            return self.task.loss(net(outer | phi, support.x), support.y)
 
-    def _weights(self, backbone: nn.Module) -> Weights:
-        own = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
-        return {f"backbone.{name}": weight for name, weight in backbone.named_parameters()} | own
-
-    def _unroll(self, backbone: nn.Module, support: fsl.LabelledSet) -> Iterator[fsl.Predictor]:
-        """Predictors before the first and after each inner step."""
-        tracked = self.training and torch.is_grad_enabled()
-        net = _Net(backbone, self.multipliers)
-        weights = self._weights(backbone)
-        fast = weights | self.multipliers.start(like=next(iter(weights.values())))
-        fast = fast if tracked else _cut(fast)
-
-        def support_loss(adapted: Weights, others: Weights) -> Tensor:
-            return self.task.loss(net(adapted | others, support.x), support.y)
-
-        yield net.predictor(fast)
-        for _ in range(self.inner_steps if self.training else self.test_steps):
-            with torch.set_grad_enabled(tracked):
-                point = fast if self.order == 2 else _cut(fast)
-                adapted = {name: point[name] for name in self.adapted}
-                gradients = grad(support_loss)(
-                    adapted, {name: v for name, v in point.items() if name not in adapted}
-                )
-                fast = fast | {
-                    name: fast[name] - self._rate(name) * gradient
-                    for name, gradient in gradients.items()
-                }
-            yield net.predictor(fast)
-
-    def _rate(self, name: str) -> float | Tensor:
-        return self.multiplier_lr if name in self.multipliers.shapes else self.inner_lr
-
-
-class _Net:
-    """Backbone, head and factors as a function of named tensors. No call changes the module: buffers are copied."""
-
-    def __init__(self, backbone: nn.Module, multipliers: Multipliers):
-        self.backbone, self.multipliers = backbone, multipliers
-
-    def __call__(self, fast: Weights, x: Tensor) -> Tensor:
-        factors = {name: fast[name] for name in self.multipliers.shapes}
-        weights = self.multipliers.on_weights(
-            {name: w for name, w in fast.items() if name not in factors}, factors
-        )
-        body = {
-            name.removeprefix("backbone."): w
-            for name, w in weights.items()
-            if name.startswith("backbone.")
-        }
-        buffers = {
-            name: buffer.clone() for name, buffer in self.backbone.named_buffers()
-        }  # here: grad refuses captured ones
-        features = functional_call(self.backbone, body | buffers, (x,))
-        return self.multipliers.on_output(
-            F.linear(features, weights["head.weight"], weights["head.bias"]), factors
+        return fsl.InnerProblem(
+            start=start,
+            outer=outer,
+            steps=self.inner_steps if self.training else self.test_steps,
+            loss=loss,
+            step=self._step,
+            predict=lambda phi, outer, x: net(outer | phi, x),
         )
 
-    def predictor(self, fast: Weights) -> fsl.Predictor:
-        return lambda x: self(fast, x)
+    def _step(self, phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
+        of_factors = outer.get("multiplier_lr", self.multiplier_lr)
+        factors = self.multipliers.shapes
+        rates = {name: of_factors if name in factors else self.inner_lr for name in gradient}
+        return fsl.descend(phi, gradient, rates)
 
 
-def _cut(tensors: Weights) -> Weights:
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+class _Multiplied(fsl.Functional):
+    """Backbone, head and factors as a function of named tensors."""
 
+    def __init__(self, backbone: nn.Module, head: nn.Module, multipliers: Multipliers):
+        super().__init__(backbone, head)
+        self.multipliers = multipliers
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        factors = {name: weights[name] for name in self.multipliers.shapes}
+        plain = {name: weights[name] for name in self.weights}
+        multiplied = self.multipliers.on_weights(plain, factors)
+        return self.multipliers.on_output(super().__call__(multiplied, x), factors)
