@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import random
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,20 +19,16 @@ from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.downloads import download, md5_of, once
 from fsl_core.data.folders import image_files
 from fsl_core.data.formats import decoding, identify
+from fsl_core.data.omniglot import (
+    CHECKSUMS,
+    FOLDER,
+    PER_CLASS,
+    class_lists,
+    with_rotations,
+)
 from fsl_core.data.vision import torchvision
 from fsl_core.data.work import reported
 
-FOLDER = "omniglot-py"
-PER_CLASS = 20
-CHECKSUMS = {  # the official file, and the same images packed anew
-    "images_background": ("68d2efa1b9178cc56df9314c21c6e718", "af02123a84a003ad6572a03696efa473"),
-    "images_evaluation": ("6b91aef0f799c5bb55b94e3f2daec811", "6760a4076b69dd01b974e22695170c84"),
-}
-EVALUATION = (
-    "Angelic/Atemayar_Qelisayer/Atlantean/Aurek-Besh/Avesta/Ge_ez/Glagolitic/Gurmukhi/Kannada/Keble/Malayalam/Manipuri/Mongolian"
-    "/Old_Church_Slavonic_(Cyrillic)/Oriya/Sylheti/Syriac_(Serto)/Tengwar/Tibetan/ULOG"
-)
-"""Alphabets of images_evaluation.zip; the other 30 are in images_background.zip."""
 SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
 
 
@@ -139,33 +133,6 @@ class Omniglot(fsl.PooledEpisodes):
         ]
         key = content_key("omniglot", "lanczos", size, *files, under=parts[0].parent)
         return fsl.LabelledPool.cached(key, lambda: _decode(parts, size))
-
-
-def class_lists(split: Literal["vinyals", "learn2learn"]) -> dict[fsl.Split, list[str]]:
-    """The names of the classes of each split, such as Latin/character01."""
-    texts = resources.files("fsl_core.builtin") / "splits"
-    lists = {
-        part: (texts / f"omniglot-vinyals-{part}.txt").read_text("utf-8").split()
-        for part in get_args(fsl.Split)
-    }
-    if split == "vinyals":
-        return lists
-    names = sorted(
-        chain(*lists.values()),
-        key=lambda name: (name.partition("/")[0] in EVALUATION.split("/"), name),
-    )
-    random.Random(42).shuffle(names)
-    return {"train": names[:1100], "validation": names[1100:1200], "test": names[1200:]}
-
-
-def with_rotations(pool: fsl.LabelledPool, degrees: Sequence[int]) -> fsl.LabelledPool:
-    """Every class once for each angle, a multiple of 90 degrees counterclockwise; `/rot090` is added to its name."""
-    turned = (
-        (f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1)))
-        for name, images in pool.items()
-        for d in degrees
-    )
-    return fsl.LabelledPool.from_classes(turned)
 
 
 def _find(root: Path, part: str) -> Path | None:

@@ -17,6 +17,7 @@ from PIL import Image
 import fsl_core as fsl
 from fsl_core.builtin import omniglot
 from fsl_core.builtin.omniglot import Omniglot, class_lists, with_rotations
+from fsl_core.data.omniglot import EVALUATION
 from fsl_core.data.vision import torchvision
 
 PROJECT = Path(fsl.__file__).parents[1]
@@ -38,16 +39,14 @@ class TestClassLists:
         everything = [*chain(*lists.values())]
         assert len(set(everything)) == 1623
         assert len({name.split("/")[0] for name in everything}) == 50
-        assert (
-            sum(name.split("/")[0] in omniglot.EVALUATION.split("/") for name in everything) == 659
-        )
+        assert sum(name.split("/")[0] in EVALUATION.split("/") for name in everything) == 659
 
     def test_the_learn2learn_split_is_pinned(self):
         """learn2learn's classes[:1100] after random.seed(42), random.shuffle(list(range(1623))) start with these numbers."""
         names = class_lists("learn2learn")
         order = sorted(
             chain(*names.values()),
-            key=lambda n: (n.split("/")[0] in omniglot.EVALUATION.split("/"), n),
+            key=lambda n: (n.split("/")[0] in EVALUATION.split("/"), n),
         )
         assert order[0] == "Alphabet_of_the_Magi/character01"
         assert order[963] == "Tifinagh/character55"

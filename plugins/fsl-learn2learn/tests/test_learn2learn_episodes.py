@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import fsl_core as fsl
-from fsl_core.builtin import omniglot
 from fsl_core.builtin.omniglot import Omniglot
+from fsl_core.data import omniglot
 from fsl_core.data.vision import torchvision
 from fsl_core.hooks.loader import load
 from fsl_learn2learn import datasets

@@ -14,9 +14,7 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.builtin import omniglot
-from fsl_core.data.folders import class_images
-from fsl_core.data.vision import decode_image, torchvision
+from fsl_core.data import class_images, decode_image, omniglot, torchvision
 from fsl_learn2learn.episodes import (
     Augment,
     Download,

@@ -19,10 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data.augment import Augmentation
-from fsl_core.data.cache import content_key, data_root
-from fsl_core.data.vision import to_pixels
-from fsl_core.data.work import reported
+from fsl_core.data import Augmentation, content_key, data_root, reported, to_pixels
 from fsl_learn2learn.library import learn2learn
 from fsl_learn2learn.pickles import refuse_code
 

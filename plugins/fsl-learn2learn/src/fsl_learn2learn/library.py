@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 import fsl_core as fsl
-from fsl_core.data.vision import torchvision
+from fsl_core.data import torchvision
 
 COMMAND = "python -m fsl_learn2learn.install"
 
