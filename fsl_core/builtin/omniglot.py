@@ -15,17 +15,11 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
+from fsl_core.data import omniglot as shared
 from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.downloads import download, md5_of, once
 from fsl_core.data.folders import image_files
 from fsl_core.data.formats import decoding, identify
-from fsl_core.data.omniglot import (
-    CHECKSUMS,
-    FOLDER,
-    PER_CLASS,
-    class_lists,
-    with_rotations,
-)
 from fsl_core.data.vision import torchvision
 from fsl_core.data.work import reported
 
@@ -83,9 +77,9 @@ class Omniglot(fsl.PooledEpisodes):
         self.root, self.split, self.rotations, self.download = root, split, rotations, download
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
-        pool = self._characters.select(class_lists(self.split)[split])
+        pool = self._characters.select(shared.class_lists(self.split)[split])
         rotated = self.rotations == "all" or (self.rotations == "train" and split == "train")
-        return with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
+        return shared.with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
 
     def fetch(self) -> list[Path]:
         """The zip file or unpacked folder of the background and of the evaluation set, downloaded if need be.
@@ -98,9 +92,11 @@ class Omniglot(fsl.PooledEpisodes):
             raise fsl.DataError(
                 f"episodes {self.name!r}: {error}, with both zip files of {SOURCE}"
             ) from error
-        parts = [_find(root, part) for part in CHECKSUMS]
+        parts = [_find(root, part) for part in shared.CHECKSUMS]
         missing = [
-            f"{part}.zip" for part, found in zip(CHECKSUMS, parts, strict=True) if found is None
+            f"{part}.zip"
+            for part, found in zip(shared.CHECKSUMS, parts, strict=True)
+            if found is None
         ]
         if not missing:
             return parts
@@ -108,10 +104,10 @@ class Omniglot(fsl.PooledEpisodes):
         if self.download:
             try:
                 self._download()
-                return [_find(root, part) for part in CHECKSUMS]
+                return [_find(root, part) for part in shared.CHECKSUMS]
             except fsl.DataError as error:
                 reason = str(error)
-        where = f"episodes {self.name!r}: no {' and no '.join(missing)} in {root} or {root / FOLDER} ({reason})"
+        where = f"episodes {self.name!r}: no {' and no '.join(missing)} in {root} or {root / shared.FOLDER} ({reason})"
         fit = f"Both zip files of {SOURCE} in one of these folders, or their folder named by `-s episodes.root=DIR` or FSL_DATA"
         raise fsl.DataError(f"{where}. {fit}")
 
@@ -119,10 +115,10 @@ class Omniglot(fsl.PooledEpisodes):
     def _download(self) -> None:
         """Fetch the zip files that are absent. They are read as they are, and never unpacked."""
         published, root = torchvision().datasets.Omniglot, data_root(self.root)
-        for part, checksums in CHECKSUMS.items():
+        for part, checksums in shared.CHECKSUMS.items():
             if _find(root, part) is None:
                 url = f"{published.download_url_prefix}/{part}.zip"
-                download([url], root / FOLDER / f"{part}.zip", checksums[0], megabytes=10)
+                download([url], root / shared.FOLDER / f"{part}.zip", checksums[0], megabytes=10)
 
     @cached_property
     def _characters(self) -> fsl.LabelledPool:
@@ -137,13 +133,13 @@ class Omniglot(fsl.PooledEpisodes):
 
 def _find(root: Path, part: str) -> Path | None:
     """The zip file of a part, its checksum compared, or else its unpacked folder."""
-    for folder in (root, root / FOLDER):
+    for folder in (root, root / shared.FOLDER):
         archive = folder / f"{part}.zip"
         if archive.is_file():
             md5 = md5_of(archive)
-            if md5 not in CHECKSUMS[part]:
+            if md5 not in shared.CHECKSUMS[part]:
                 raise fsl.DataError(
-                    f"{archive}: md5 {md5}. {CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
+                    f"{archive}: md5 {md5}. {shared.CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
                 )
             return archive
         if (folder / part).is_dir():
@@ -153,9 +149,9 @@ def _find(root: Path, part: str) -> Path | None:
 
 def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     images: dict[str, list[np.ndarray]] = {
-        name: [] for name in sorted(chain(*class_lists("vinyals").values()))
+        name: [] for name in sorted(chain(*shared.class_lists("vinyals").values()))
     }
-    with reported("decoding pictures", PER_CLASS * len(images)) as advance:
+    with reported("decoding pictures", shared.PER_CLASS * len(images)) as advance:
         for part in parts:
             for name, content in _read(part):
                 if (character := name.rpartition("/")[0]) not in images:
@@ -166,10 +162,10 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
                 images[character].append(255 - _grey(part / name, content, size))
                 advance(1)
     for name, found in images.items():
-        if len(found) != PER_CLASS:
+        if len(found) != shared.PER_CLASS:
             where = " or ".join(map(str, parts))
             raise fsl.DataError(
-                f"{where}: {len(found)} images of {name}. {PER_CLASS}: unpack the zip files of {SOURCE} anew"
+                f"{where}: {len(found)} images of {name}. {shared.PER_CLASS}: unpack the zip files of {SOURCE} anew"
             )
     return fsl.LabelledPool.from_classes(
         (name, np.stack(found)[:, None]) for name, found in images.items()

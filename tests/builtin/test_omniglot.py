@@ -16,8 +16,9 @@ from PIL import Image
 
 import fsl_core as fsl
 from fsl_core.builtin import omniglot
-from fsl_core.builtin.omniglot import Omniglot, class_lists, with_rotations
-from fsl_core.data.omniglot import EVALUATION
+from fsl_core.builtin.omniglot import Omniglot
+from fsl_core.data import omniglot as shared
+from fsl_core.data.omniglot import EVALUATION, class_lists, with_rotations
 from fsl_core.data.vision import torchvision
 
 PROJECT = Path(fsl.__file__).parents[1]
@@ -82,7 +83,7 @@ class TestToyArchives:
     def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("FSL_DATA", raising=False)
-        monkeypatch.setattr(omniglot, "class_lists", lambda split: TOY)
+        monkeypatch.setattr(shared, "class_lists", lambda split: TOY)
         root = tmp_path / "data"
         root.mkdir()
         checksums = {}
@@ -99,7 +100,7 @@ class TestToyArchives:
                         Image.fromarray(ink).convert("1").save(content, "png")
                         archive.writestr(f"{part}/{name}/{c:04}_{i + 1:02}.png", content.getvalue())
             checksums[part] = (hashlib.md5((root / f"{part}.zip").read_bytes()).hexdigest(),)
-        monkeypatch.setattr(omniglot, "CHECKSUMS", checksums)
+        monkeypatch.setattr(shared, "CHECKSUMS", checksums)
         return root
 
     def test_pixels(self, root: Path):
