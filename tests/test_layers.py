@@ -44,7 +44,8 @@ TOOLS = {
 
 
 def imported(file: Path) -> set[str]:
-    """Modules of fsl_core that a file imports at run time, as dotted names without `fsl_core.`; `` for the package."""
+    """Modules of fsl_core that a file imports at run time, as dotted names without `fsl_core.`; ``
+    for the package."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):  # imports for type checkers are not run
         if (

@@ -1,4 +1,5 @@
-"""The hooks of a later fsl-core, for tests: API 3 has deprecated one hook and one argument of API 1 and brought a hook."""
+"""The hooks of a later fsl-core, for tests: API 3 has deprecated one hook and one argument of API 1
+and brought a hook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One-file plugins that a run names: imported where this user has run those very bytes, else not."""
+"""One-file plugins that a run names: imported where this user has run those very bytes, else
+not."""
 
 from __future__ import annotations
 

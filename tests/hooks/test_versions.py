@@ -1,4 +1,5 @@
-"""Plugins made for an older and for a newer hook API than the one that loads them: docs/compatibility.md."""
+"""Plugins made for an older and for a newer hook API than the one that loads them:
+docs/compatibility.md."""
 
 from __future__ import annotations
 
