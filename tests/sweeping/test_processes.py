@@ -104,7 +104,7 @@ def ended(process: Process) -> int:
 
 
 def eventually(look: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (found := look()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
