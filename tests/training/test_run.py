@@ -99,9 +99,10 @@ def test_another_seed_trains_on_other_episodes_and_is_judged_on_the_same(
 def test_a_killed_run_resumes_to_the_same_bits(
     toy_recipe: Path, toy_registry: Registry, tmp_path: Path
 ):
-    """A real process is killed with SIGKILL at several moments, resumed each time, and ends like one left alone."""
+    """A real process is killed with SIGKILL at several moments, resumed each time, and ends like
+    one left alone."""
     settings = [
-        "outer.steps=600",
+        "outer.steps=400",
         "outer.checkpoint_every=7",
         "outer.validate_every=50",
         "outer.schedule={name: cosine}",
@@ -116,7 +117,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
         check=True,
     )
     command, kills = [*fsl, "run", str(toy_recipe), *overrides, "--out", "killed"], 0
-    for steps in (1, 60, 200, 400):
+    for steps in (1, 100, 250):
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
         ) as process:
@@ -142,7 +143,7 @@ def last_step(directory: Path) -> int:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
