@@ -37,7 +37,7 @@ def adaptation(settings: Settings) -> dict:
             left_out[name] = " ".join(str(error).split()) or type(error).__name__
     if not works:
         raise LeftOut("no adapter could be built")
-    seconds = race(works, settings.budget, settings.rounds)
+    seconds = race(works, settings.budget, settings.rounds, settings.block)
     reference = REFERENCE if REFERENCE in seconds else next(iter(seconds))
     rows = {
         name: {

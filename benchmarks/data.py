@@ -33,7 +33,7 @@ def sampling(settings: Settings) -> dict:
     for label, tasksets in _tasksets(settings, files, 1 + N_QUERY["sampling"], left_out).items():
         entered[label] = lambda tasksets=tasksets: [tasksets.sample() for _ in range(TASKS)]
     _check_episodes(entered)
-    return summary(race(entered, settings.budget, settings.rounds), left_out)
+    return summary(race(entered, settings.budget, settings.rounds, settings.block), left_out)
 
 
 def training(settings: Settings) -> dict:
@@ -55,7 +55,7 @@ def training(settings: Settings) -> dict:
             left_out[f"ours, {execution}"] = str(reason)
     for label, tasksets in _tasksets(settings, files, 1 + N_QUERY["training"], left_out).items():
         entered[label] = peer("learn2learn").training(problems.fc_model(), tasksets, TASKS, LR)
-    result = summary(race(entered, settings.budget, settings.rounds), left_out)
+    result = summary(race(entered, settings.budget, settings.rounds, settings.block), left_out)
     rates = {name: TASKS / seconds for name, seconds in result["seconds"].items()}
     return result | {"agreement": {"float32": agreement}, "episodes_per_second": rates}
 

@@ -137,6 +137,7 @@ def _section(
             entered | {name: work for name, (work, _) in rates.items()},
             settings.budget,
             settings.rounds,
+            settings.block,
         )
     result = summary({name: seconds[name] for name in entered}, left_out)
     operations = _operations(make(tasks=1, **sizes)) * tasks

@@ -44,5 +44,5 @@ def _slow() -> list[str]:
 def _costs(sizes: dict, settings: Settings) -> dict[str, float]:
     entered, _ = contenders(problems.omniglot(**sizes), slow_to_start=False)
     entered = {name: work for name, work in entered.items() if name.split(",")[0] in ENTERED}
-    seconds = race(entered, settings.budget / 20, (settings.rounds[0], 20))
+    seconds = race(entered, settings.budget / 20, (settings.rounds[0], 20), settings.block)
     return {name: median(s) for name, s in seconds.items()}

@@ -25,6 +25,11 @@ class Settings:
     def rounds(self) -> tuple[int, int]:
         return (2, 3) if self.quick else (5, 200)
 
+    @property
+    def block(self) -> float:
+        """Seconds that a contender's calls of one round fill at least."""
+        return 0.0 if self.quick else 0.2
+
 
 def machine() -> dict[str, str | int]:
     """What the figures were measured on."""

@@ -23,7 +23,7 @@ def weightings(settings: Settings) -> dict:
             )
         except LeftOut as reason:
             left_out[name] = str(reason)
-    seconds = race(entered, settings.budget, settings.rounds)
+    seconds = race(entered, settings.budget, settings.rounds, settings.block)
     rows = {name: list(vars(ratio(s, seconds["uniform"])).values()) for name, s in seconds.items()}
     return {
         "weightings": rows,

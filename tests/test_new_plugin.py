@@ -1,4 +1,5 @@
-"""`fsl new-plugin`: a package of each kind that installs, passes its own tests, runs its recipe, and reads as ours do."""
+"""`fsl new-plugin`: a package of each kind that installs, passes its own tests, runs its recipe,
+and reads as ours do."""
 
 from __future__ import annotations
 

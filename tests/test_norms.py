@@ -19,7 +19,8 @@ from fsl_core.nn.norms import (
 
 
 class SmoothNet(NormedBackbone):
-    """Norms after convolutions and after a linear layer; smooth, so that finite differences exist."""
+    """Norms after convolutions and after a linear layer; smooth, so that finite differences
+    exist."""
 
     def __init__(self, norm):
         super().__init__(norm)

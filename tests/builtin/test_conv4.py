@@ -10,7 +10,8 @@ TASK = fsl.TaskShape("classification", 5, 1, 15, (3, 28, 28), 5)
 
 
 def test_parameters_are_those_of_the_hypermaml_code():
-    """Conv4, 64 channels, RGB 28x28: 113,088 parameters, as counted in the official HyperMAML code."""
+    """Conv4, 64 channels, RGB 28x28: 113,088 parameters, as counted in the official HyperMAML
+    code."""
     assert sum(p.numel() for p in Conv4(TASK).parameters()) == 113_088
 
 

@@ -138,7 +138,8 @@ class TestDrawCharacters:
         assert calm.std(1).mean() < usual.std(1).mean() < wild.std(1).mean()
 
     def test_strokes_are_antialiased_and_not_broken(self):
-        """One pen position a pixel at least: no stroke of a drawing without jitter falls into dots."""
+        """One pen position a pixel at least: no stroke of a drawing without jitter falls into
+        dots."""
         image = draw_characters(200, 1, jitter=0.0)[:, 0, 0]
         assert ((image > 0) & (image < 255)).sum((1, 2)).min() > 0
         lonely = 0

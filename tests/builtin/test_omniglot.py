@@ -43,7 +43,8 @@ class TestClassLists:
         assert sum(name.split("/")[0] in EVALUATION.split("/") for name in everything) == 659
 
     def test_the_learn2learn_split_is_pinned(self):
-        """learn2learn's classes[:1100] after random.seed(42), random.shuffle(list(range(1623))) start with these numbers."""
+        """learn2learn's classes[:1100] after random.seed(42), random.shuffle(list(range(1623)))
+        start with these numbers."""
         names = class_lists("learn2learn")
         order = sorted(
             chain(*names.values()),

@@ -1,4 +1,5 @@
-"""Every mistake a user can make ends in one clear line for each fault, without a traceback, and nothing half-written is left."""
+"""Every mistake a user can make ends in one clear line for each fault, without a traceback, and
+nothing half-written is left."""
 
 from __future__ import annotations
 
@@ -506,7 +507,8 @@ def test_damaged_curves(call: Call, finished: Path, name: str, content: bytes | 
 @pytest.mark.parametrize("which", ["last", "best"])
 @pytest.mark.parametrize("kept", [0, 100, -4])
 def test_truncated_checkpoints(call: Call, finished: Path, which: str, kept: int):
-    """Both checkpoints lead to the same end, so that the loss of one costs no more than the steps after the other."""
+    """Both checkpoints lead to the same end, so that the loss of one costs no more than the steps
+    after the other."""
     result = json.loads((finished / "result.json").read_text())
     path = finished / "checkpoints" / f"{which}.safetensors"
     path.write_bytes(path.read_bytes()[:kept])

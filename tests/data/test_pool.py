@@ -126,7 +126,8 @@ def test_an_episode_is_the_same_in_another_process(source: Numbered, hash_seed: 
 
 
 def test_the_episodes_of_a_seed_are_pinned(source: Numbered):
-    """A change here changes every frozen evaluation set: results of before and after cannot be compared."""
+    """A change here changes every frozen evaluation set: results of before and after cannot be
+    compared."""
     episode = source.batch("validation", [17], seed=3).unbatch()[0]
     assert identities(episode.support.x) == [
         (4, 1),

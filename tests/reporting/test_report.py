@@ -1,4 +1,5 @@
-"""A run's page: its worst episodes are those of the table, predicted again to the same scores; it fetches nothing."""
+"""A run's page: its worst episodes are those of the table, predicted again to the same scores; it
+fetches nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The made-up episode before a run: each mistake of a plugin's author is one line, sound parts pass."""
+"""The made-up episode before a run: each mistake of a plugin's author is one line, sound parts
+pass."""
 
 from __future__ import annotations
 

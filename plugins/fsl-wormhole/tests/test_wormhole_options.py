@@ -24,7 +24,8 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "wormhole"
 
 
 class SmallNet(nn.Sequential):
-    """Conv and BatchNorm with running statistics, which a careless inner loop would move; (n, 1, 4, 4) -> (n, 8)."""
+    """Conv and BatchNorm with running statistics, which a careless inner loop would move; (n, 1, 4,
+    4) -> (n, 8)."""
 
     feature_dim = 8
 
