@@ -15,7 +15,9 @@ from fsl_core.nn.norms import current_support, support_reference
 
 
 class _OfThread(threading.local):
-    def __init__(self):
+    """A thread's own flag, because each thread of `fsl_core.engine.workers` computes a task."""
+
+    def __init__(self) -> None:
         self.checkpointed = False
 
 
@@ -24,7 +26,7 @@ _state = _OfThread()
 
 @contextmanager
 def checkpointed(wanted: bool = True) -> Iterator[None]:
-    """Within this context, `call_with` keeps no activations where they would serve a first derivative alone."""
+    """Within this context, `call_with` keeps no activations that only a first derivative needs."""
     outer, _state.checkpointed = _state.checkpointed, wanted
     try:
         yield
@@ -33,10 +35,14 @@ def checkpointed(wanted: bool = True) -> Iterator[None]:
 
 
 def transformed() -> bool:
-    """Within torch.func or torch.compile, which see through plain operations only."""
-    active = getattr(
-        torch._C, "_are_functorch_transforms_active", lambda: True
-    )  # without it, the plain operations always
+    """Whether the caller runs within torch.func or torch.compile.
+
+    Both see through plain operations only: they have no rule for an autograd function of ours or
+    for a checkpoint.
+    """
+    # torch has no public question for this. A version without the private one is answered with
+    # "yes", which costs speed and is never wrong.
+    active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
     return torch.compiler.is_compiling() or active()
 
 
@@ -45,13 +51,18 @@ def call_with(
 ) -> Tensor:
     """module(x) with these parameters and buffers in place of its own, which stay as they are.
 
-    keep: the activations are needed for a second derivative. Else they are computed again in the backward pass if the
-    recipe's `execution.checkpoint_gradients` says so (Chen et al. 2016, arXiv:1604.06174), but never within torch.func.
+    With the recipe's `execution.checkpoint_gradients` the activations are not kept: the backward
+    pass computes them again (Chen et al. 2016, arXiv:1604.06174). This never happens within
+    torch.func.
+
+    keep: a second derivative needs the activations, so they are kept in any case.
     """
     if keep or not _state.checkpointed or not torch.is_grad_enabled() or transformed():
         return functional_call(module, dict(weights), (x,))
     names, support = list(weights), current_support()
 
+    # The backward pass calls this a second time. By then the caller has left its contexts, and on
+    # a GPU it is another thread: the support set has to be handed over.
     def again(x: Tensor, *tensors: Tensor) -> Tensor:
         with support_reference(support):
             return functional_call(module, dict(zip(names, tensors, strict=True)), (x,))
