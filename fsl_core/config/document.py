@@ -184,7 +184,7 @@ def _words_named(path: KeyPath, value: Any, named: Container[KeyPath]) -> Any:
 
 
 def by_name(value: Any) -> Any:
-    """The section that a value means where a component is named: `uniform` is {name: uniform}."""
+    """The section that a value means if it names a component: `uniform` is {name: uniform}."""
     return {"name": value} if isinstance(value, str) else value
 
 

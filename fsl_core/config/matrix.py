@@ -49,7 +49,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Axis:
-    """name: a key path, or any word where the entries are named mappings of key paths."""
+    """An axis of the matrix: what changes from run to run.
+
+    name: a key path, or any word if the entries are named mappings of key paths.
+    """
 
     name: str
     entries: tuple[Entry, ...]
@@ -85,10 +88,12 @@ class Cell:
 
     @property
     def digest(self) -> str:
+        """`recipe_digest` of the whole recipe."""
         return recipe_digest(self.recipe.resolved())
 
     @property
     def directory_name(self) -> str:
+        """A name for the folder of the run: readable, and unique by the digest."""
         words = re.sub(r"[^A-Za-z0-9.]+", "-", self.title).strip("-.")
         return f"{words[:80] or 'run'}-{self.digest}"
 
@@ -116,7 +121,10 @@ def recipe_digest(resolved: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Matrix:
-    """baseline: a label or labels for some axes; empty: the first row."""
+    """A recipe of many runs: its axes, and a cell for each combination that is not excluded.
+
+    baseline: a label or labels for some axes; empty: the first row.
+    """
 
     document: Document
     axes: tuple[Axis, ...]
@@ -124,10 +132,12 @@ class Matrix:
     baseline: Mapping[str, Any]
 
     def selects(self, selection: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+        """Whether a selection, such as `baseline`, means the combination with these labels."""
         return _selects(self.axes, selection, labels)
 
 
 def has_matrix(path: Path, overrides: Iterable[str] = ()) -> bool:
+    """Whether a recipe file describes many runs."""
     return read_document(path, overrides, SECTIONS).data.get("matrix") is not None
 
 

@@ -34,8 +34,13 @@ Count = Annotated[int, Field(gt=0)]
 class Catalogue(Protocol):
     """What a recipe is checked against: `fsl_core.hooks.catalogue.Catalogue`."""
 
-    def get(self, kind: Kind, name: str) -> Component: ...
-    def components(self, kind: Kind) -> list[Component]: ...
+    def get(self, kind: Kind, name: str) -> Component:
+        """The component with this name. Raises PluginError if there is none."""
+        ...
+
+    def components(self, kind: Kind) -> list[Component]:
+        """All components of a kind."""
+        ...
 
 
 class _Section(BaseModel):
@@ -75,7 +80,7 @@ class ExecutionOptions(_Section):
     ] = "auto"
     workers: Annotated[
         Count | None,
-        Field(description="tasks at once, on a core each, of a loop on a CPU; null: measured"),
+        Field(description="tasks at a time, on a core each, of a loop on a CPU; null: measured"),
     ] = None
     chunk: Annotated[
         Count | None,

@@ -85,6 +85,7 @@ class WordConstructor(PlainConstructor):
     """Reads a word within the braces of a command line as a text if YAML would rewrite it."""
 
     def construct_word(self, node: ScalarNode) -> Any:
+        """A number or null as YAML reads it, or the word as it is written."""
         if node.value and not AS_WRITTEN.fullmatch(node.value):
             return node.value
         return RoundTripConstructor.yaml_constructors[node.tag](self, node)
@@ -95,6 +96,7 @@ for _kind in ("int", "float", "null"):
 
 
 def yaml_reader(constructor: type[RoundTripConstructor]) -> YAML:
+    """A reader of YAML 1.2 within our bounds, which keeps the line of every key."""
     yaml = YAML(typ="rt", pure=True)
     yaml.Constructor, yaml.Composer = constructor, _BoundedComposer
     return yaml
@@ -125,6 +127,7 @@ def yaml_errors(
 
 
 def refuse_long(content: bytes, source: str) -> None:
+    """Raise RecipeError for a text that is far longer than any recipe."""
     if len(content) > LARGEST:
         raise RecipeError(f"{source}: more than {LARGEST} bytes. A recipe of some hundred lines")
 

@@ -20,6 +20,7 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def apart(found: Tensor, expected: Tensor) -> str:
+    """How far two tensors are from one another, in words."""
     difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     return f"by {difference:.2g} where the largest is {largest:.2g}"
 
