@@ -33,7 +33,7 @@ LAYERS = [
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
     "builtin": {"data.augment", "data.cache", "data.folders", "data.vision"}
-    | {"data.downloads", "data.formats", "data.levels", "data.work"},
+    | {"data.downloads", "data.formats", "data.levels", "data.work", "text"},
     "testing": {
         "assembly.parts",
         "config.document",
@@ -44,7 +44,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"errors", "hooks.loader", "words"},
+    | {"blame", "errors", "hooks.loader", "text"},
 }
 
 
