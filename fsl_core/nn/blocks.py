@@ -2,8 +2,8 @@
 
 Such a block is small: a MAML step spends its time on reading and writing maps, not on arithmetic.
 How much that costs depends on the machine. On one with two Intel cores a step on Conv4-64 takes
-0.79 s with norm, ReLU and pooling as one operation, and 1.23 s without. Elsewhere 136 ms and 141 ms
-were measured. See "The convolution block" in docs/performance.md.
+0.79 s with norm, ReLU and pooling as one operation, and 1.23 s without. On another machine 136 ms
+and 141 ms were measured. See "The convolution block" in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _NormPoolRelu(torch.autograd.Function):
     """relu(max_pool(norm(maps) * scale + shift)), normalised over the batch.
 
     It pools before it normalises. The affine map of a channel keeps the order of its values, or
-    turns it round where its scale is negative; such a channel is turned round before and after.
+    turns it round if its scale is negative; such a channel is turned round before and after.
     So only a quarter of the numbers is normalised, and the backward pass sums over pooled maps.
     """
 

@@ -102,7 +102,7 @@ class Norm(nn.Module):
     policy, what mean and variance are taken over:
       transductive  the batch of this very call: a query is normalised together with the other
                     queries (MAML's code).
-      support       the rows of the support set under the same weights, for support and query alike.
+      support       the rows of the support set under the same weights, for support and query.
       running       averages over past meta-batches; constant within a task, moved once per outer
                     step.
       group         groups of four or more channels of one item (Wu and He 2018, arXiv:1803.08494);
@@ -191,7 +191,7 @@ class Norm(nn.Module):
         return self.policy == "transductive" and not _reference.any_order
 
     def check(self, x: Tensor, rows: int | None = None) -> None:
-        """ShapeError where the first `rows` rows of x, or all, hold a single value per channel."""
+        """Raise ShapeError if the first `rows` rows of x, or all, have one value per channel."""
         if (x.shape[0] if rows is None else rows) * prod(x.shape[2:]) == 1:
             raise ShapeError(
                 f"norm: one value per channel in an input of shape {tuple(x.shape)}. "
