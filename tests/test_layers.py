@@ -37,7 +37,7 @@ LAYERS = [
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
     "builtin": {"data.augment", "data.cache", "data.folders", "data.vision"}
-    | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work"},
+    | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work", "text"},
     "testing": {
         "assembly.parts",
         "config.document",
@@ -48,7 +48,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"errors", "hooks.loader", "text", "blame"},
+    | {"blame", "errors", "hooks.loader", "text"},
 }
 
 

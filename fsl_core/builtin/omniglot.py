@@ -27,17 +27,19 @@ SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
 
 
 class Omniglot(fsl.PooledEpisodes):
-    """Handwritten characters, (1, image_size, image_size), ink 1 on background 0. Classes: `Alphabet/character01/rot090`.
+    """Handwritten characters, (1, image_size, image_size), ink 1 on background 0.
 
-    Images are resized from 105 x 105 pixels by PIL's antialiased Lanczos filter, as learn2learn does; rotations are
-    counterclockwise. Source: Lake et al. 2015, Science 350:1332.
+    Classes: `Alphabet/character01/rot090` and so on. Images are resized from 105 x 105 pixels by
+    PIL's antialiased Lanczos filter, as learn2learn does; rotations are counterclockwise.
+    Source: Lake et al. 2015, Science 350:1332.
 
-    split vinyals: Vinyals et al. 2016, arXiv:1606.04080, in the lists of Snell et al. 2017 (arXiv:1703.05175): 1028 classes
-    to train, 172 to validate, 423 to test.
-    split learn2learn: all 1,623 classes shuffled by Python's generator with seed 42, the default of its examples, then
-    1100 / 100 / 423. Differs: learn2learn shuffles classes in the order in which the file system lists them, which no other
-    machine repeats, here they are sorted; and it draws the rotations inside an episode, in every split, so that no episode
-    holds one character twice: here, with rotations of training (or all) as classes, it may.
+    split vinyals: Vinyals et al. 2016, arXiv:1606.04080, in the lists of Snell et al. 2017
+        (arXiv:1703.05175): 1028 classes to train, 172 to validate, 423 to test.
+    split learn2learn: all 1,623 classes shuffled by Python's generator with seed 42, the default of
+        its examples, then 1100 / 100 / 423. Differs: learn2learn shuffles classes in the order in
+        which the file system lists them, which no other machine repeats; here they are sorted. And
+        it draws the rotations inside an episode, in every split, so that no episode holds one
+        character twice. Here rotations of training (or of all splits) are classes, so it may.
     """
 
     name = "omniglot"
@@ -53,7 +55,8 @@ class Omniglot(fsl.PooledEpisodes):
         root: Annotated[
             Path | None,
             Field(
-                description="folder of omniglot-py or of its two zip files; default: FSL_DATA, else the cache"
+                description="folder of omniglot-py or of its two zip files; default: FSL_DATA, "
+                "else the cache"
             ),
         ] = None,
         split: Annotated[
@@ -66,7 +69,8 @@ class Omniglot(fsl.PooledEpisodes):
         rotations: Annotated[
             Literal["train", "all", "none"],
             Field(
-                description="where turns by 90, 180, 270 degrees are classes of their own: in training, in all splits, nowhere"
+                description="splits in which turns by 90, 180, 270 degrees are classes of their "
+                "own: training, all, none"
             ),
         ] = "train",
         download: Annotated[
@@ -82,9 +86,10 @@ class Omniglot(fsl.PooledEpisodes):
         return shared.with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
 
     def fetch(self) -> list[Path]:
-        """The zip file or unpacked folder of the background and of the evaluation set, downloaded if need be.
+        """The background and the evaluation set, each a zip file or an unpacked folder.
 
-        Raises DataError if one is absent and cannot be downloaded, or is not the official file.
+        They are downloaded if need be. Raises DataError if one is absent and cannot be downloaded,
+        or is not the official file.
         """
         try:
             root = data_root(self.root)
@@ -92,24 +97,22 @@ class Omniglot(fsl.PooledEpisodes):
             raise fsl.DataError(
                 f"episodes {self.name!r}: {error}, with both zip files of {SOURCE}"
             ) from error
-        parts = [_find(root, part) for part in shared.CHECKSUMS]
-        missing = [
-            f"{part}.zip"
-            for part, found in zip(shared.CHECKSUMS, parts, strict=True)
-            if found is None
-        ]
-        if not missing:
-            return parts
+        parts, missing = _find_all(root)
         reason = "download: false"
-        if self.download:
+        if missing and self.download:
             try:
                 self._download()
-                return [_find(root, part) for part in shared.CHECKSUMS]
+                parts, missing = _find_all(root)
             except fsl.DataError as error:
                 reason = str(error)
-        where = f"episodes {self.name!r}: no {' and no '.join(missing)} in {root} or {root / shared.FOLDER} ({reason})"
-        fit = f"Both zip files of {SOURCE} in one of these folders, or their folder named by `-s episodes.root=DIR` or FSL_DATA"
-        raise fsl.DataError(f"{where}. {fit}")
+        if not missing:
+            return parts
+        raise fsl.DataError(
+            f"episodes {self.name!r}: no {' and no '.join(missing)} "
+            f"in {root} or {root / shared.FOLDER} ({reason}). "
+            f"Both zip files of {SOURCE} in one of these folders, "
+            "or their folder named by `-s episodes.root=DIR` or FSL_DATA"
+        )
 
     @once
     def _download(self) -> None:
@@ -124,11 +127,17 @@ class Omniglot(fsl.PooledEpisodes):
     def _characters(self) -> fsl.LabelledPool:
         """All classes, sorted by name, upright."""
         parts, size = self.fetch(), self.task.input_shape[-1]
-        files = [
-            file for part in parts for file in ([part] if part.is_file() else image_files(part))
-        ]
+        of_parts = ([part] if part.is_file() else image_files(part) for part in parts)
+        files = list(chain(*of_parts))
         key = content_key("omniglot", "lanczos", size, *files, under=parts[0].parent)
         return fsl.LabelledPool.cached(key, lambda: _decode(parts, size))
+
+
+def _find_all(root: Path) -> tuple[list[Path], list[str]]:
+    """The parts that are there, and the names of the zip files that are missing."""
+    found = {part: _find(root, part) for part in shared.CHECKSUMS}
+    missing = [f"{part}.zip" for part, place in found.items() if place is None]
+    return [place for place in found.values() if place is not None], missing
 
 
 def _find(root: Path, part: str) -> Path | None:
@@ -139,7 +148,8 @@ def _find(root: Path, part: str) -> Path | None:
             md5 = md5_of(archive)
             if md5 not in shared.CHECKSUMS[part]:
                 raise fsl.DataError(
-                    f"{archive}: md5 {md5}. {shared.CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
+                    f"{archive}: md5 {md5}. {shared.CHECKSUMS[part][0]}: "
+                    f"delete the file and fetch it again from {SOURCE}"
                 )
             return archive
         if (folder / part).is_dir():
@@ -156,7 +166,7 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
             for name, content in _read(part):
                 if (character := name.rpartition("/")[0]) not in images:
                     raise fsl.DataError(
-                        f"{part / name}: no character of Omniglot. "
+                        f"{part / name}: not a character of Omniglot. "
                         f"Only what the zip files of {SOURCE} hold"
                     )
                 images[character].append(255 - _grey(part / name, content, size))
@@ -165,7 +175,8 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
         if len(found) != shared.PER_CLASS:
             where = " or ".join(map(str, parts))
             raise fsl.DataError(
-                f"{where}: {len(found)} images of {name}. {shared.PER_CLASS}: unpack the zip files of {SOURCE} anew"
+                f"{where}: {len(found)} images of {name}. "
+                f"{shared.PER_CLASS}: unpack the zip files of {SOURCE} again"
             )
     return fsl.LabelledPool.from_classes(
         (name, np.stack(found)[:, None]) for name, found in images.items()

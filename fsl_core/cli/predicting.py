@@ -82,9 +82,9 @@ def predict(
     raw_csv: RawCsv = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
-    from fsl_core.data.folders import shown
     from fsl_core.reporting.predictions import Predictions
     from fsl_core.runs.files import write_atomically
+    from fsl_core.text import printable
 
     outputs = list(_outputs(out, html, save, export))
     check_outputs(outputs, [path for path in (trained, support, query) if path])
@@ -97,7 +97,7 @@ def predict(
     _note_passed_over("--support", predictor.passed_over)
     _note_passed_over("--query", pictures.passed_over)
     for name, why in pictures.skipped or ():
-        typer.echo(f"note: --query: left out: {shown(name)}: {shown(why)}", err=True)
+        typer.echo(f"note: --query: left out: {printable(name)}: {printable(why)}", err=True)
     predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
     for output in outputs:
         output.make_folder()
@@ -113,7 +113,7 @@ def predict(
         counts = Counter(predictions.predicted)
         typer.echo(
             f"{len(pictures.names)} pictures: "
-            + ", ".join(f"{n} {shown(name)}" for name, n in counts.most_common())
+            + ", ".join(f"{n} {printable(name)}" for name, n in counts.most_common())
         )
     else:
         typer.echo(predictions.to_csv(raw_csv), nl=False)
@@ -175,11 +175,12 @@ def _predictor(
 
 def _note(predictor: AdaptedPredictor) -> None:
     """Say on stderr what a user might not expect."""
-    from fsl_core.data.folders import shown
+    from fsl_core.text import printable
 
     if len(set(predictor.found)) > 1:
         counts = ", ".join(
-            f"{shown(name)} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
+            f"{printable(name)} {n}"
+            for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
         warn(
             f"note: unequal numbers of labelled pictures ({counts}); "

@@ -17,14 +17,15 @@ FOLDER = "omniglot-py"
 PER_CLASS = 20
 
 
-CHECKSUMS = {  # the official file, and the same images packed anew
+CHECKSUMS = {  # the official file, and the same images, repacked
     "images_background": ("68d2efa1b9178cc56df9314c21c6e718", "af02123a84a003ad6572a03696efa473"),
     "images_evaluation": ("6b91aef0f799c5bb55b94e3f2daec811", "6760a4076b69dd01b974e22695170c84"),
 }
 
 
 EVALUATION = (
-    "Angelic/Atemayar_Qelisayer/Atlantean/Aurek-Besh/Avesta/Ge_ez/Glagolitic/Gurmukhi/Kannada/Keble/Malayalam/Manipuri/Mongolian"
+    "Angelic/Atemayar_Qelisayer/Atlantean/Aurek-Besh/Avesta/Ge_ez/Glagolitic/Gurmukhi/Kannada"
+    "/Keble/Malayalam/Manipuri/Mongolian"
     "/Old_Church_Slavonic_(Cyrillic)/Oriya/Sylheti/Syriac_(Serto)/Tengwar/Tibetan/ULOG"
 )
 """Alphabets of images_evaluation.zip; the other 30 are in images_background.zip."""
@@ -48,7 +49,10 @@ def class_lists(split: Literal["vinyals", "learn2learn"]) -> dict[Split, list[st
 
 
 def with_rotations(pool: LabelledPool, degrees: Sequence[int]) -> LabelledPool:
-    """Every class once for each angle, a multiple of 90 degrees counterclockwise; `/rot090` is added to its name."""
+    """Every class once for each angle; `/rot090` and so on is added to its name.
+
+    degrees: multiples of 90, counterclockwise.
+    """
     turned = (
         (f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1)))
         for name, images in pool.items()

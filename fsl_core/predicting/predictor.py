@@ -17,7 +17,7 @@ from fsl_core.assembly.experiment import Experiment, build_experiment
 from fsl_core.config.document import parse_document
 from fsl_core.config.recipe import check_document
 from fsl_core.data import folders
-from fsl_core.data.folders import PassedOver, nfc, shown
+from fsl_core.data.folders import PassedOver, nfc
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.vision import decode_images
 from fsl_core.episode import Episode, LabelledSet, Predictor, TaskShape
@@ -40,6 +40,7 @@ from fsl_core.runs.files import (
     writing,
 )
 from fsl_core.runs.run import Run, open_run
+from fsl_core.text import printable
 
 TOGETHER = 256
 """Normalisations under which a picture's prediction does not depend on the other pictures."""
@@ -100,7 +101,9 @@ class AdaptedPredictor:
         """
         found = _find(folder, skip_unreadable)
         if not found.paths:
-            raise DataError(f"{shown(folder)}: no pictures. At least one file such as .jpg or .png")
+            raise DataError(
+                f"{printable(folder)}: no pictures. At least one file such as .jpg or .png"
+            )
         class_of = self._class_of(found.paths, folder)
         files, images, damaged = _decode(found.paths, self.experiment, self.invert)
         if not skip_unreadable or not files:
@@ -131,8 +134,8 @@ class AdaptedPredictor:
                 if other
                 else "pictures outside of class folders"
             )
-            fit = f"Only folders of {shown(', '.join(self.classes))}, or pictures alone"
-            raise DataError(f"{shown(folder)}: class folders and {what}. {fit}")
+            fit = f"Only folders of {printable(', '.join(self.classes))}, or pictures alone"
+            raise DataError(f"{printable(folder)}: class folders and {what}. {fit}")
         return known
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -390,11 +393,11 @@ def _labelled(
     support: Path, skip_unreadable: bool
 ) -> tuple[dict[str, list[Path]], list[PassedOver]]:
     """The pictures of each class folder, and what lies beside them."""
-    folders.require_folder(support, f"{shown(support)}:", "A folder of pictures")
+    folders.require_folder(support, f"{printable(support)}:", "A folder of pictures")
     found = folders.find_class_folders(support)
     if len(found.paths) < 2:
         raise DataError(
-            f"{shown(support)}: {len(found.paths)} class folders. "
+            f"{printable(support)}: {len(found.paths)} class folders. "
             "At least two folders of pictures, with the names of their classes"
         )
     of_class = {folder: folders.find_pictures(folder) for folder in found.paths}
@@ -428,7 +431,7 @@ def _readable(
 
 
 def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
-    folders.require_folder(folder, f"{shown(folder)}:", "A folder of pictures")
+    folders.require_folder(folder, f"{printable(folder)}:", "A folder of pictures")
     found = folders.find_pictures(folder)
     unreadable = folders.unreadable(found.passed_over)
     if not skip_unreadable or any(item.path == folder for item in unreadable):

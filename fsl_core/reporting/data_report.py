@@ -13,11 +13,12 @@ from typing import Any
 
 from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
 from fsl_core.data.cache import content_key
-from fsl_core.data.folders import PassedOver, picture_size, shown
+from fsl_core.data.folders import PassedOver, picture_size
 from fsl_core.data.source import Split, SplitContents
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError
 from fsl_core.runs.data_record import passed_over
+from fsl_core.text import printable
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Place:
     file: Path
 
     def __str__(self) -> str:
-        return f"{self.split} {shown(self.file)}"
+        return f"{self.split} {printable(self.file)}"
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,18 @@ class DataReport:
         return {
             "splits": {split: self._split(split) for split in self.contents},
             "passed_over": [
-                {"path": shown(item.path), "reason": item.reason, "detail": shown(item.detail)}
+                {
+                    "path": printable(item.path),
+                    "reason": item.reason,
+                    "detail": printable(item.detail),
+                }
                 for item in self.passed_over
             ],
             "classes_in_many_splits": _shown_keys(self.in_many_splits),
             "too_small": {split: _shown_keys(few) for split, few in self.too_small.items()},
             "identical": [
                 [
-                    {"split": p.split, "class": shown(p.of_class), "file": shown(p.file)}
+                    {"split": p.split, "class": printable(p.of_class), "file": printable(p.file)}
                     for p in group
                 ]
                 for group in self.identical
@@ -162,4 +167,4 @@ def _content(file: Path) -> str | None:
 
 
 def _shown_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {shown(name): value for name, value in values.items()}
+    return {printable(name): value for name, value in values.items()}

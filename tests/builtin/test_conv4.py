@@ -61,7 +61,7 @@ def test_start_values():
     [
         (
             (3, 28, 12),
-            r"conv4: pictures of 28x12, which 4 poolings leave without a pixel\. At least 16x16, or fewer blocks",
+            r"conv4: pictures of 28x12, of which 4 poolings leave no pixel\. At least 16x16, or fewer blocks",
         ),
         ((7,), r"conv4: items of shape \(7,\)\. Expected pictures, \(channels, height, width\)"),
     ],

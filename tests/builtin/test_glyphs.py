@@ -91,7 +91,7 @@ def test_default_set_is_the_recorded_one_in_any_process_and_without_a_cache(
         here.update(glyphs.pool(split).images.numpy().tobytes())
     assert here.hexdigest()[:32] == DIGEST
 
-    unwritable = tmp_path / "a-file"  # a cache that cannot be written: everything is drawn anew
+    unwritable = tmp_path / "a-file"  # a cache that cannot be written: everything is drawn again
     unwritable.touch()
     there = subprocess.run(
         [sys.executable, "-c", DRAW],

@@ -151,7 +151,7 @@ class TestToyArchives:
         wrong = hashlib.md5(archive.read_bytes()).hexdigest()
         with pytest.raises(
             fsl.DataError,
-            match=rf"images_evaluation\.zip: md5 {wrong}\. {right}: delete the file and fetch it anew",
+            match=rf"images_evaluation\.zip: md5 {wrong}\. {right}: delete the file and fetch it again",
         ):
             Omniglot(root=root).check("train")
 

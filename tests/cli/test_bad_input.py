@@ -170,9 +170,7 @@ def options(*overrides: str) -> list[str]:
         ),
         (
             ["episodes={name: blobs # 2}"],
-            [
-                "-s episodes: '# 2}' would be left out: to YAML it is a comment, anchor or tag. Quotes"
-            ],
+            ["-s episodes: '# 2}' would be left out: YAML reads a comment, anchor or tag. Quotes"],
         ),
         (["seed=[1"], ["-s seed: YAML syntax: expected ',' or ']'"]),
         (["seed=*x"], ['-s seed: found "*x". Expected a valid integer']),
@@ -335,7 +333,7 @@ def pictures(tmp_path: Path) -> Path:
         ),
         (
             ["episodes.image_size=8"],
-            ["-s backbone: conv4: pictures of 8x8, which 4 poolings leave without a pixel. "],
+            ["-s backbone: conv4: pictures of 8x8, of which 4 poolings leave no pixel. "],
         ),
         (
             ["episodes.image_size=1000000"],
@@ -408,7 +406,7 @@ def test_omniglot_absent_or_damaged(call: Call, tmp_path: Path, monkeypatch: pyt
     picture.parent.parent.rename(data / "images_background" / "Own")
     refused(
         call(*omniglot),
-        f"{data}/images_background/Own/character01/1.png: no character of Omniglot. ",
+        f"{data}/images_background/Own/character01/1.png: not a character of Omniglot. ",
     )
     assert not (tmp_path / "runs").exists()
 

@@ -365,5 +365,5 @@ class TestLabelledPool:
             replace(pool, images=pool.images.float())
         with pytest.raises(ShapeError, match="5 images, 2 classes, 2 counts with sum 4"):
             replace(pool, counts=(2, 2))
-        with pytest.raises(DataError, match="class 'a' comes twice"):
+        with pytest.raises(DataError, match="class 'a' is there twice"):
             replace(pool, classes=("a", "a"))
