@@ -147,7 +147,7 @@ def _predictor(
     plugins: dict[str, Any],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
-    from fsl_core.predicting.predictor import adapt_to_folder, load_predictor
+    from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
 
     if checkpoint not in (None, "best", "last"):
         raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")

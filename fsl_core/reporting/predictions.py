@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.predicting.predictor import AdaptedPredictor, Pictures
+from fsl_core.predicting.pictures import Pictures
+from fsl_core.predicting.predictor import AdaptedPredictor
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.spreadsheets import CsvWriter
 
