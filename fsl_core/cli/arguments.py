@@ -10,6 +10,8 @@ import typer
 from fsl_core.text import printable
 
 if TYPE_CHECKING:
+    import torch
+
     from fsl_core.hooks.loader import Loaded
 
 
@@ -61,9 +63,7 @@ TrustPlugins = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 RawCsv = Annotated[
     bool,
-    typer.Option(
-        "--raw-csv", help="names as they are, even where a spreadsheet would compute them"
-    ),
+    typer.Option("--raw-csv", help="names as they are, even if a spreadsheet would compute them"),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
@@ -74,7 +74,7 @@ def load_plugins(
     recipe: Path | None = None,
     no_local_plugin: bool = False,
 ) -> Loaded:
-    """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
+    """Load plugins and say on stderr which ones failed, and what else there is to know of one."""
     from fsl_core.hooks.loader import load, plugin_files
 
     files = plugin_files(None if no_local_plugin else recipe, plugins_dir)
@@ -107,7 +107,7 @@ def recorded_plugins(
 
 
 def say(text: str) -> None:
-    """A line on stdout; names in it may be a stranger's, and a terminal would obey them."""
+    """A line on stdout. Names in it may be a stranger's, and a terminal would obey them."""
     typer.echo(printable(text, lines=True))
 
 
@@ -127,8 +127,8 @@ def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
     warn(f"--plugins-dir {plugins_dir}: {used}{passed}")
 
 
-def choose_device(name: str):
-    """A torch device; `auto` takes a GPU where there is one. Raises RunError for one that is absent."""
+def choose_device(name: str) -> torch.device:
+    """A torch device; `auto` takes a GPU if there is one. RunError for one that is absent."""
     import torch
 
     from fsl_core.errors import RunError
@@ -140,6 +140,6 @@ def choose_device(name: str):
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         raise RunError(
-            f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present"
+            f"--device {name}: not available here. auto, cpu, or cuda if there is a GPU"
         ) from error
     return device

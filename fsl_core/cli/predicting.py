@@ -168,7 +168,8 @@ def _predictor(
     given = {"--support": support, "--invert": invert, "--checkpoint": checkpoint}
     if named := [name for name, value in given.items() if value]:
         raise RunError(
-            f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save alone"
+            f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save "
+            "alone"
         )
     return load_predictor(trained, device, **plugins)
 
