@@ -13,10 +13,12 @@ from fsl_weighted_outer_loss.checks import require, softmax
 
 
 class Random(fsl.TaskWeighting):
-    """weights = softmax(z) with standard normal z, or uniform on the simplex; drawn anew at each outer step.
+    """weights = softmax(z) with standard normal z, or uniform on the simplex.
 
-    Their mean is uniform: they add noise to the meta-gradient and nothing else.
-    Source: Lin et al. 2022, arXiv:2111.10603 (random loss weighting); the simplex is a Dirichlet distribution.
+    They are drawn again at each outer step. Their mean is uniform: they add noise to the
+    meta-gradient and nothing else.
+    Source: Lin et al. 2022, arXiv:2111.10603 (random loss weighting); the simplex is a Dirichlet
+    distribution.
     """
 
     name = "random"
@@ -30,11 +32,8 @@ class Random(fsl.TaskWeighting):
         ] = "normal",
     ):
         super().__init__()
-        require(
-            distribution in ("normal", "simplex"),
-            self.name,
-            f"distribution: {distribution!r}. 'normal' or 'simplex'",
-        )
+        known = distribution in ("normal", "simplex")
+        require(known, self.name, f"distribution: {distribution!r}. 'normal' or 'simplex'")
         self.distribution = distribution
 
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
