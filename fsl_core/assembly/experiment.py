@@ -29,7 +29,8 @@ FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerN
 class Experiment:
     """What a recipe describes.
 
-    test_task: shape of the evaluation episodes.    device: where all of it computes.
+    test_task: shape of the evaluation episodes.
+    device: where all of it computes.
     """
 
     recipe: Recipe

@@ -65,6 +65,7 @@ RawCsv = Annotated[
     bool,
     typer.Option("--raw-csv", help="names as they are, even if a spreadsheet would compute them"),
 ]
+Checkpoint = Annotated[str | None, typer.Option(help="best or last (default: as in the recipe)")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
@@ -125,6 +126,14 @@ def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
     named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     passed = f"; passed over: {named} (a test, or without hookimpl)" if others else ""
     warn(f"--plugins-dir {plugins_dir}: {used}{passed}")
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Raise RunError for a checkpoint that no run has. None stands for the recipe's choice."""
+    from fsl_core.errors import RunError
+
+    if name not in (None, "best", "last"):
+        raise RunError(f"--checkpoint {name}: no such checkpoint. best or last")
 
 
 def choose_device(name: str) -> torch.device:

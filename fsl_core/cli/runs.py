@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsl_core.cli.arguments import (
+    Checkpoint,
     Device,
     Json,
     NoLocalPlugin,
@@ -27,6 +28,7 @@ from fsl_core.cli.arguments import (
     RecipeFile,
     RunDirectory,
     TrustPlugins,
+    check_checkpoint,
     choose_device,
     load_plugins,
     recorded_plugins,
@@ -112,9 +114,7 @@ def evaluate(
         int | None, typer.Option(min=2, help="test episodes (default: as in the recipe)")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="best or last (default: as in the recipe)")
-    ] = None,
+    checkpoint: Checkpoint = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
@@ -129,8 +129,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
-    if checkpoint not in (None, "best", "last"):
-        raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
+    check_checkpoint(checkpoint)
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with open_run(directory, choose_device(device), write=False, **plugins) as opened:
         which = opened.restore_for_evaluation(checkpoint)

@@ -17,7 +17,7 @@ from fsl_core.text import printable
 GREY = "#888888"
 LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"
 GAP = "\u00a0\u00a0"  # a browser leaves out plain spaces at the end of a text
-LABEL = 32  # characters of a name in a figure; tables beside it have it in full
+LABEL = 32  # characters of a name in a figure; the tables on its page have it in full
 
 _as_named = rc_context({"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none"})
 """Names are drawn as they are: no dollar begins a formula, and the page's reader finds a font.

@@ -21,7 +21,7 @@ THESE_RUNS = "intervals are over test episodes of these trained runs, not over t
 
 @dataclass(frozen=True)
 class Judging:
-    """What a score depends on beside the method. Scores that differ in it are not of one kind.
+    """What a score depends on besides the method. Scores that differ in it are not of one kind.
 
     norm: the normalisation policy.
     transductive: predictions depend on the other queries.
