@@ -12,14 +12,16 @@ from fsl_learn2learn.library import learn2learn, require_qpth
 
 
 class L2lMetaOptNet(fsl.Adapter):
-    """logits = W z with W the multi-class support vector machine of the support features, solved as a quadratic program.
+    """logits = W z with W the multi-class support vector machine of the support features.
 
-    minimise over A, (n, n_way): 1/2 sum_ij K_ij <A_i, A_j> + 1/2 |A|^2 - sum_i A_i[y_i], with K = Z Z^T, where
-    A_i[c] <= regularisation * [c = y_i] and the rows of A sum to zero; W = A^T Z. The solution is differentiated implicitly.
-    There is no head to learn: it takes any number of ways. The solver is qpth's interior-point method.
+    It is solved as a quadratic program: minimise over A, (n, n_way),
+    1/2 sum_ij K_ij <A_i, A_j> + 1/2 |A|^2 - sum_i A_i[y_i], with K = Z Z^T,
+    A_i[c] <= regularisation * [c = y_i], and rows of A that sum to zero; W = A^T Z. The solution is
+    differentiated implicitly. There is no head to learn: it takes any number of ways. The solver is
+    qpth's interior-point method.
 
-    Source: Lee et al. 2019, arXiv:1904.03758, as `learn2learn.nn.SVClassifier`. Differs from their code: logits have no learned
-    scale, and the loss no label smoothing.
+    Source: Lee et al. 2019, arXiv:1904.03758, as `learn2learn.nn.SVClassifier`. Differs from their
+    code: logits have no learned scale, and the loss no label smoothing.
     """
 
     name = "l2l-metaoptnet"
@@ -32,7 +34,7 @@ class L2lMetaOptNet(fsl.Adapter):
             float, Field(gt=0, description="C_reg: the upper bound of a dual variable")
         ] = 0.1,
         max_iterations: Annotated[
-            int, Field(ge=1, description="of the solver, which stops early where it has converged")
+            int, Field(ge=1, description="of the solver, which stops early if it has converged")
         ] = 15,
         normalize: Annotated[
             bool, Field(description="features divided by their Euclidean norm")
@@ -42,9 +44,8 @@ class L2lMetaOptNet(fsl.Adapter):
         if task.kind != "classification":
             raise ValueError(f"l2l-metaoptnet: {task.kind} episodes. Classification")
         if regularisation <= 0 or max_iterations < 1:
-            raise ValueError(
-                f"regularisation, max_iterations: {regularisation}, {max_iterations}. Numbers above 0"
-            )
+            found = f"{regularisation}, {max_iterations}"
+            raise ValueError(f"regularisation, max_iterations: {found}. Numbers above 0")
         require_qpth()
         self.n_way = task.n_way
         self.options = {
