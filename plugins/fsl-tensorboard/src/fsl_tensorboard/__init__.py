@@ -1,4 +1,7 @@
-"""Curves, recipe and result of every run as TensorBoard event files, written while it trains. The hooks of an observer."""
+"""Curves, recipe and result of every run as TensorBoard event files, written while it trains.
+
+The hooks of an observer.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _files: dict[int, EventFile] = {}
 
 @fsl.hookimpl
 def fsl_run_started(run: Any) -> None:
-    """Begin an event file; TensorBoard forgets what an earlier one says of steps that are done again."""
+    """Begin an event file.
+
+    TensorBoard forgets what an earlier file says of steps that are done again.
+    """
     _close(id(run))
     folder = run.directory / FOLDER
     begun = folder.is_dir()
@@ -35,20 +41,12 @@ def fsl_run_started(run: Any) -> None:
     weakref.finalize(run, _abandon, id(run))
     if begun:
         return
-    file.text(
-        "recipe",
-        f"```yaml\n{(run.directory / 'recipe.yaml').read_text(encoding='utf-8')}```",
-        step=0,
-    )
-    for record in (
-        run.read_metrics() if run.step else ()
-    ):  # steps done before this plugin was installed
-        split = record.get("split", "train")
-        file.scalars(
-            split,
-            {key: value for key, value in record.items() if key not in ("step", "split")},
-            record["step"],
-        )
+    recipe = (run.directory / "recipe.yaml").read_text(encoding="utf-8")
+    file.text("recipe", f"```yaml\n{recipe}```", step=0)
+    if run.step:  # steps done before this plugin was installed
+        for record in run.read_metrics():
+            values = {key: value for key, value in record.items() if key not in ("step", "split")}
+            file.scalars(record.get("split", "train"), values, record["step"])
     file.flush()
 
 
@@ -76,11 +74,8 @@ def fsl_evaluated(run: Any, split: str, result: dict[str, Any]) -> None:
 def fsl_run_finished(run: Any, result: dict[str, Any]) -> None:
     file = _files[id(run)]
     rows = [f"| {key} | {value} |" for key, value in result.items()]
-    file.text(
-        "result",
-        "\n".join([f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]),
-        run.step,
-    )
+    lines = [f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]
+    file.text("result", "\n".join(lines), run.step)
     measured = {f"test/{key}": result[key] for key in (result["metric"], "interval")}
     file.hyperparameters(dict(_options(run.recipe.resolved())), measured, run.step)
     _close(id(run))
@@ -99,7 +94,8 @@ def _abandon(key: int) -> None:
 
 def _score(result: dict[str, Any]) -> str:
     metric = result["metric"]
-    return f"{metric} {result[metric]:.4f} ± {result['interval']:.4f} (95 % interval, {result['episodes']} episodes)"
+    score = f"{metric} {result[metric]:.4f} ± {result['interval']:.4f}"
+    return f"{score} (95 % interval, {result['episodes']} episodes)"
 
 
 def _after_steps(result: dict[str, Any]) -> list[float]:
@@ -110,7 +106,10 @@ def _after_steps(result: dict[str, Any]) -> list[float]:
 def _options(
     section: dict[str, Any], path: str = ""
 ) -> Iterator[tuple[str, bool | int | float | str]]:
-    """Every option of a recipe by its key path, such as `adapter.inner_lr`; lists as text, without those that are absent."""
+    """Every option of a recipe by its key path, such as `adapter.inner_lr`.
+
+    Lists are given as text; options that are absent are left out.
+    """
     for key, value in section.items():
         name = f"{path}.{key}" if path else key
         if isinstance(value, dict):

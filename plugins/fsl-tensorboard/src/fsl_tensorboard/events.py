@@ -1,4 +1,7 @@
-"""One event file, written record by record in the calling thread, so that what is flushed is on disk."""
+"""One event file, written record by record.
+
+It is written in the calling thread, so that what is flushed is on disk.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ FLUSHED_EVERY = 5.0
 class EventFile:
     """Scalars, texts and hyperparameters of one run.
 
-    folder:     where event files of the run are; TensorBoard reads all of them in order of their names.
+    folder: of the run's event files; TensorBoard reads all of them in order of their names.
     first_step: events of earlier files from this step on are forgotten by TensorBoard.
     """
 
     def __init__(self, folder: Path, first_step: int):
-        from tensorboardX.event_file_writer import EventsWriter  # not before a run begins
-        from tensorboardX.proto import event_pb2, summary_pb2
+        # Imported here, so that commands that run nothing need not wait. The package has no types.
+        from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
+        from tensorboardX.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
 
         self._events, self._summaries = event_pb2, summary_pb2
         folder.mkdir(exist_ok=True)
@@ -31,23 +35,24 @@ class EventFile:
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """One record with a value for each of `<group>/<key>`."""
-        value = self._summaries.Summary.Value
-        listed = [
-            value(tag=f"{group}/{key}", simple_value=number) for key, number in values.items()
-        ]
+        entry = self._summaries.Summary.Value
+        listed = [entry(tag=f"{group}/{k}", simple_value=value) for k, value in values.items()]
         self._write(step, summary=self._summaries.Summary(value=listed))
         if time.monotonic() - self._flushed > FLUSHED_EVERY:
             self.flush()
 
     def text(self, tag: str, markdown: str, step: int) -> None:
-        from tensorboardX.summary import text
+        from tensorboardX.summary import text  # type: ignore[import-untyped]  # it has no types
 
         self._write(step, summary=text(tag, markdown))
 
     def hyperparameters(
         self, options: dict[str, Any], measured: dict[str, float], step: int
     ) -> None:
-        """For the table that compares runs. measured: final values of tags that were written as scalars."""
+        """Write a row of the table that compares runs.
+
+        measured: final values of tags that were written as scalars.
+        """
         from tensorboardX.summary import hparams
 
         for summary in hparams(options, measured):
@@ -58,12 +63,12 @@ class EventFile:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left. Where there is no room for it, OSError, and the file is closed too."""
+        """Write what is left. If there is no room, OSError; the file is closed in any case."""
         try:
             self._writer.close()
         except OSError:
+            # Left open, it would write again when Python collects it, and print what that raises.
             with suppress(OSError):
-                # left open, it would try again as it is collected, and print what that raises
                 self._writer._py_recordio_writer.close()
             raise
 
