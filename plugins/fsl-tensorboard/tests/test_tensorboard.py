@@ -233,7 +233,7 @@ class Dying:
 
 loaded = load()
 loaded.observers.add(Dying())
-with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), loaded), loaded, torch.device("cpu"), []) as run:
+with new_run(Path("run"), read_recipe(Path({str(recipe)!r}), loaded.catalogue), loaded, torch.device("cpu"), []) as run:
     train(run)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 9
