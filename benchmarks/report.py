@@ -4,53 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import plots
 
 MAML = "learn2learn, higher, TorchOpt"
 CONV4 = "MAML, Conv4-64, 28x28, 5-way 1-shot 15-query"
-TARGETS = [  # section, work, against whom, which contender that is (None: the fastest library), least ratio
-    (
+
+
+class Target(NamedTuple):
+    """What a race should show.
+
+    against: whom, in words.
+    least: ratio that is wanted.
+    rival: which contender that is; None: the fastest library.
+    """
+
+    section: str
+    work: str
+    against: str
+    least: float
+    rival: str | None = None
+
+
+TARGETS = [
+    Target(
         "sinusoid",
         "sinusoid MAML, MLP 1-40-40-1, 25 tasks, 1 step: a meta-gradient",
         f"fastest of {MAML}",
-        None,
         50,
     ),
-    (
+    Target(
         "omniglot",
         f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient",
         f"fastest of {MAML}",
-        None,
         2,
     ),
-    ("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", None, 2),
-    (
+    Target("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", 2),
+    Target(
         "sampling",
         "drawing 32 Omniglot episodes, 28x28, rotations",
         "learn2learn's tasksets",
-        "learn2learn, image files",
         100,
+        rival="learn2learn, image files",
     ),
-    (
+    Target(
         "training",
         "Omniglot training, draw and step",
         "learn2learn's example loop",
-        "learn2learn, image files",
         3,
+        rival="learn2learn, image files",
     ),
-    (
+    Target(
         "gpu",
         "Omniglot-shaped MAML, 32 tasks, on a GPU: a meta-gradient",
         "learn2learn on the same GPU",
-        "learn2learn",
         10,
+        rival="learn2learn",
     ),
-    (
+    Target(
         "centroid",
         "`nearest-centroid`, Conv4-64, 32 tasks: a meta-gradient",
         "fastest of learn2learn, easyfsl",
-        None,
         2,
     ),
 ]
@@ -66,18 +81,21 @@ RACES = {
 INTRODUCTION = """\
 # Speed
 
-Written by `make bench`, which installs the peers into an environment of its own and races them: same network, same initial
-weights, same episodes, same precision (float32). MAML is of second order. First every meta-gradient has to agree, to 1e-9 in
-float64 (on four tasks of the meta-batch; what compiles is held to it in the tests) and to 1e-3 in float32, in units of its
-largest element; the differences found stand in the tables. In float32 those of MAML on Conv4 are told and not limited: with
-steps of 0.4 the number of threads alone moves one contender by up to 0.4 (another of two nearly equal pixels is pooled). Then
-contenders take turns, one after the other in each round; for meta-gradients each is a process of its own, as its users have
-it: ours with the memory settings of `fsl run`.
+Written by `make bench`, which installs the peers into an environment of its own and races them:
+same network, same initial weights, same episodes, same precision (float32). MAML is of second
+order. First every meta-gradient has to agree, to 1e-9 in float64 (on four tasks of the meta-batch;
+what compiles is held to it in the tests) and to 1e-3 in float32, in units of its largest element;
+the differences found stand in the tables. In float32 those of MAML on Conv4 are told and not
+limited: with steps of 0.4 the number of threads alone moves one contender by up to 0.4 (another of
+two nearly equal pixels is pooled). Then contenders take turns, one after the other in each round;
+for meta-gradients each is a process of its own, as its users have it: ours with the memory settings
+of `fsl run`.
 A ratio is the median over rounds of the paired ratios, with its 95 % bootstrap interval.
 Milliseconds are of this machine alone. Compiling and warming up are not counted.
 
-The peers' network has `BatchNorm2d(track_running_stats=False)`, ours `norm: transductive`: both normalise by the very batch, and
-give the same numbers. Characters of the Omniglot-shaped races are `glyphs`; drawing and training use Omniglot itself.
+The peers' network has `BatchNorm2d(track_running_stats=False)`, ours `norm: transductive`: both
+normalise by the batch itself, and give the same numbers. Characters of the Omniglot-shaped races
+are `glyphs`; drawing and training use Omniglot itself.
 """
 
 
@@ -118,22 +136,20 @@ def _machines(results: dict) -> Iterator[str]:
 def _targets(results: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield "## Targets\n"
     columns = ["work", "against", "at least", "measured", "95 % interval", ""]
-    yield from _table(
-        columns, [_target(results.get(section, {}), *target) for section, *target in TARGETS]
-    )
+    yield from _table(columns, [_target(results.get(t.section, {}), t) for t in TARGETS])
     if "ratios" in drawn:
         yield f"![Ratios and targets]({drawn['ratios']})\n"
 
 
-def _target(result: dict, work: str, against: str, rival: str | None, least: float) -> list[str]:
-    rival = rival or result.get("peer")
+def _target(result: dict, target: Target) -> list[str]:
+    rival, least = target.rival or result.get("peer"), target.least
     if rival not in result.get("ratios", {}):
-        return [work, against, f"{least} x", "", "", _why_not(result, rival)]
+        return [target.work, target.against, f"{least} x", "", "", _why_not(result, rival)]
     value, low, high = result["ratios"][rival]
     verdict = "reached" if value >= least else f"missed: {value / least:.0%} of it"
     return [
-        work,
-        f"{against}: {rival}",
+        target.work,
+        f"{target.against}: {rival}",
         f"{least} x",
         f"{value:.2f} x ({result['ours']})",
         f"{low:.2f} to {high:.2f}",
@@ -183,15 +199,17 @@ def _roofline(result: dict) -> Iterator[str]:
     )
     achieved = result["operations_per_second"][result["ours"]]
     yield (
-        f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain torch computes it; "
-        f"{result['ours']} reaches {achieved / best:.1%} of the machine's best rate in the same rounds ({rates}).\n"
+        f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain "
+        f"torch computes it; {result['ours']} reaches {achieved / best:.1%} of the machine's best "
+        f"rate in the same rounds ({rates}).\n"
     )
 
 
 def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        "One task, Conv4-64, 28x28, 5-way 1-shot: from the support set to a predictor, without a graph; then with its 75 queries "
-        "predicted. Every installed adapter with its default options. "
+        "One task, Conv4-64, 28x28, 5-way 1-shot: from the support set to a predictor, without a "
+        "graph; then with its 75 queries predicted. Every installed adapter with its default "
+        "options. "
         f"Ratio: how many times as long {result['reference']} takes.\n"
     )
     rows = []
@@ -214,8 +232,9 @@ def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 
 def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}: how many times as long a meta-gradient takes under each "
-        "weighting as under `uniform`. The aim for `gradient-similarity` is 1.3.\n"
+        f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}: how many times as long a "
+        "meta-gradient takes under each weighting as under `uniform`. The aim for "
+        "`gradient-similarity` is 1.3.\n"
     )
     rows = [
         [name, f"{v:.2f}", f"{low:.2f} to {high:.2f}"]
@@ -228,9 +247,9 @@ def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     start = result["start"]
     yield (
-        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class; where not said otherwise "
-        f"{start['tasks']} tasks, {start['steps']} step, {start['n_way']} ways, {start['channels']} channels. "
-        "The exponent p is fitted to cost = c * size^p.\n"
+        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class; where not "
+        f"said otherwise {start['tasks']} tasks, {start['steps']} step, {start['n_way']} ways, "
+        f"{start['channels']} channels. The exponent p is fitted to cost = c * size^p.\n"
     )
     for key, axis in result["axes"].items():
         yield f"### Cost and {axis['label']}\n"
@@ -246,8 +265,9 @@ def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 
 def _memory(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        f"Second-order {CONV4}, 16 tasks: peak resident memory above what the process held before, each contender in a process "
-        "of its own, in the second meta-gradient (what compiling keeps counts).\n"
+        f"Second-order {CONV4}, 16 tasks: peak resident memory above what the process held before, "
+        "each contender in a process of its own, in the second meta-gradient (what compiling keeps "
+        "counts).\n"
     )
     cases = result["bytes"]
     names = dict.fromkeys(name for found in cases.values() for name in found)
