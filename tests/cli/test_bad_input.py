@@ -615,7 +615,7 @@ def test_predictions(call: Call, trained: Path, arguments: list[str], message: s
 def test_files_are_refused_before_the_work(
     call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fsl_core.predicting.predictor.adapt_to_folder", None)
+    monkeypatch.setattr("fsl_core.predicting.adapting.adapt_to_folder", None)
     before = (trained / "trained" / "episodes.csv").read_text()
     ended = call(*PREDICT, "--out", "trained/episodes.csv", "--html", "x.csv")
     refused(ended, "--out trained/episodes.csv: ", "--html x.csv: ends in .csv. ")

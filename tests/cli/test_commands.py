@@ -121,7 +121,7 @@ def test_reproduce(call, toy_recipe: Path, value: float, code: int):
         (
             ["reproduce", "toy.yaml"],
             2,
-            "toy.yaml: no `expect:`, so there is nothing to hold a result against. ",
+            "toy.yaml: no `expect:`, so there is nothing to compare a result with. ",
         ),
         (["resume", "absent"], 2, "absent: no run here (recipe.yaml is absent). "),
         (["report", "absent"], 2, "absent: no result.json here. "),
@@ -130,7 +130,7 @@ def test_reproduce(call, toy_recipe: Path, value: float, code: int):
             2,
             "--split tets: no such split. One of train, validation, test",
         ),
-        (["list", "adaptrs"], 2, "adaptrs: no kind of component. Did you mean 'adapter"),
+        (["list", "adaptrs"], 2, "adaptrs: not a kind of component. Did you mean 'adapter"),
         (["show", "adapter", "nearest-centriod"], 2, "Did you mean 'nearest-centroid'?"),
     ],
 )

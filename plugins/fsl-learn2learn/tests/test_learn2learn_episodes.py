@@ -442,7 +442,7 @@ class TestOmniglot:
             archive.writestr("more", "")
         with pytest.raises(
             fsl.DataError,
-            match=r"images_evaluation\.zip: md5 [0-9a-f]{32}\. [0-9a-f]{32}: delete the file and fetch it anew$",
+            match=r"images_evaluation\.zip: md5 [0-9a-f]{32}\. [0-9a-f]{32}: delete the file and fetch it again$",
         ):
             datasets.FullOmniglot(root=root).check("train")
 
