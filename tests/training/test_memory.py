@@ -86,7 +86,7 @@ def test_a_trial_that_does_not_fit(
         assert run.execution.execution.mode == "loop"
         assert run.execution.reason == (
             "loop instead of vmap: it failed: not enough memory; "
-            "a smaller execution.chunk takes fewer tasks at once"
+            "a smaller execution.chunk takes fewer tasks at a time"
         )
 
 
