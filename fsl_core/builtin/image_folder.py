@@ -125,7 +125,7 @@ class ImageFolder(fsl.PooledEpisodes):
             folders.refuse_unreadable(folders.unreadable(listing.passed_over))
         listing.refuse_empty()
         how = (self.task.input_shape[-1], self.channels, self.value_range)
-        contents = (
+        contents: Iterator[str | int | Path] = (
             part for name, files in listing.classes.items() for part in (name, len(files), *files)
         )
         try:

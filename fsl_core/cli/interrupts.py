@@ -91,7 +91,7 @@ def _message(run: Run | None) -> str:
         return "interrupted before the run began"
     kept, resume = run.kept_step(), f"`fsl resume {run.directory}`"
     at = f"interrupted at step {run.step} of {run.steps}"
-    if (run.directory / RESULT).is_file():
+    if (run.folder / RESULT).is_file():
         return (
             f"interrupted after the result was written. `fsl report {run.directory}` writes "
             "the report"

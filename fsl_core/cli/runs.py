@@ -317,7 +317,7 @@ def _note_data(run: Run, split: Split) -> None:
     """Say on stderr how the data differs from that which the run began with."""
     from fsl_core.runs.data_record import data_changes
 
-    if changes := data_changes(run.directory, run.experiment.source, split):
+    if changes := data_changes(run.folder, run.experiment.source, split):
         comparison = "These episodes are not those of before"
         typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
 

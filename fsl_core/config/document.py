@@ -83,13 +83,13 @@ def read_document(
     """
     document = _of_data(recipe) if isinstance(recipe, Mapping) else _of_file(recipe)
     faults: list[str] = []
-    by_path = isinstance(overrides, Mapping)
-    for override in overrides:
+    by_path = overrides.items() if isinstance(overrides, Mapping) else None
+    for override in overrides if by_path is None else by_path:
         try:
-            if by_path:
-                _set(document, override, overrides[override], named)
-            else:
+            if isinstance(override, str):
                 _override(document, override, named)
+            else:
+                _set(document, *override, named)
         except RecipeError as error:
             faults += error.faults
     if faults:

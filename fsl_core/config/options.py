@@ -81,7 +81,10 @@ def fields_of(factory: Callable[..., Any], injected: Collection[str], where: str
 
 def _options_model(component: Component) -> type[BaseModel]:
     where = f"{component.kind} {component.name!r}"
-    fields = fields_of(component.factory, INJECTED[component.kind], where)
+    fields: dict[str, Any] = {
+        "name": (Literal[component.name], ...),
+        **fields_of(component.factory, INJECTED[component.kind], where),
+    }
     config = ConfigDict(
         extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False
     )
@@ -89,7 +92,6 @@ def _options_model(component: Component) -> type[BaseModel]:
         f"{component.kind}.{component.name}",
         __config__=config,
         __doc__=component.doc or None,
-        name=(Literal[component.name], ...),
         **fields,
     )
 

@@ -6,7 +6,7 @@ torch is imported when an optimizer is built: a command that only checks a recip
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -111,5 +111,14 @@ def multistep(
     return lambda step, total: gamma ** sum(step >= milestone for milestone in milestones)
 
 
-OPTIMIZERS = {"adam": adam, "adamw": adamw, "rmsprop": rmsprop, "sgd": sgd}
-SCHEDULES = {"constant": constant, "cosine": cosine, "multistep": multistep}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adam": adam,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "sgd": sgd,
+}
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "multistep": multistep,
+}

@@ -10,13 +10,13 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from fsl_core.config.options import INJECTED, fields_of
+from fsl_core.config.options import INJECTED, Kind, fields_of
 from fsl_core.errors import OptionError
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-_PARTS = ("episodes", "backbone", "adapter", "weighting")
-_INJECTED = frozenset().union(*(INJECTED[kind] for kind in _PARTS)) | {"self"}
+_PARTS: tuple[Kind, ...] = ("episodes", "backbone", "adapter", "weighting")
+_INJECTED = frozenset[str]().union(*(INJECTED[kind] for kind in _PARTS)) | {"self"}
 """Arguments that the framework passes to what plugins offer; no recipe holds them."""
 
 _FITTING: dict[str, str] = {
@@ -100,7 +100,7 @@ def _schema(function: Callable[..., Any]) -> tuple[inspect.Signature, type[BaseM
         allow_inf_nan=False,
     )
     # Only what was given is looked at, so that nothing is required here.
-    given = {
+    given: dict[str, Any] = {
         name: (hint, None if default is ... else default)
         for name, (hint, default) in fields.items()
     }

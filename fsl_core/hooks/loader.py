@@ -26,6 +26,7 @@ from fsl_core.hooks.catalogue import Catalogue, collected
 from fsl_core.hooks.containment import contained
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin, reason_of, strict, trace, traced
+from fsl_core.hooks.specs import Register
 from fsl_core.hooks.trust import PluginSource, RecordedPlugins, granted, remember
 from fsl_core.text import suggest
 
@@ -95,7 +96,7 @@ def load(
         _add_installed(loader, left_out)
     for module in modules:
         name = module.__name__
-        loader.add(name, lambda module=module: module, name, "", left_out(name, name))
+        loader.add(name, _giver(module), name, "", left_out(name, name))
     for path, reason in of_record.items():
         if reason:
             loader.add_file(Path(path), left_out_by=reason)
@@ -300,9 +301,11 @@ def _offers(impls: Mapping[str, Iterable[pluggy.HookImpl]], origin: str) -> Iter
     for hook, kind in REGISTRATION_HOOKS.items():
         for impl in impls.get(hook, ()):
             # pluggy has refused any argument but `register`; an implementation may leave it out
-            yield from collected(
-                lambda r, i=impl: i.function(*(r for _ in i.argnames)), kind, origin
-            )
+            yield from collected(_caller(impl), kind, origin)
+
+
+def _caller(impl: pluggy.HookImpl) -> Callable[[Register], None]:
+    return lambda register: impl.function(*(register for _ in impl.argnames))
 
 
 def plugin_files(recipe: Path | None, plugins_dir: Path | None) -> list[Path]:
@@ -352,6 +355,10 @@ def _listed(variable: str) -> set[str] | None:
     return {name.strip() for name in text.split(",") if name.strip()}
 
 
+def _giver(module: ModuleType) -> Callable[[], ModuleType]:
+    return lambda: module
+
+
 def _importer(name: str) -> Callable[[], ModuleType]:
     return lambda: import_module(name)
 
@@ -360,7 +367,9 @@ def _origin(entry: metadata.EntryPoint, core_version: str) -> tuple[str, str, li
     """Distribution and version, with a note where it asks for another version of core."""
     try:
         # The metadata of a damaged or half removed package: every Python fails in its own way.
-        name, version, requires = entry.dist.name, entry.dist.version, entry.dist.requires or []
+        owner = entry.dist
+        assert owner is not None  # an entry point that was found belongs to a distribution
+        name, version, requires = owner.name, owner.version, owner.requires or []
     except Exception:
         return "unknown", "", []
     notes = [

@@ -40,7 +40,7 @@ def hookspec(
     """
 
     def mark(hook: Hook) -> Hook:
-        hook.since = since
+        vars(hook)["since"] = since
         whole = (
             HookDeprecation(f"{hook.__name__} is deprecated {deprecated}") if deprecated else None
         )

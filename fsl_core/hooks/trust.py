@@ -73,7 +73,9 @@ class PluginSource:
         """Import it."""
         name = f"fsl_plugin_file_{self.path.stem}"
         loader = _BytesLoader(name, str(self.path), self.content)
-        module = module_from_spec(spec_from_file_location(name, self.path, loader=loader))
+        spec = spec_from_file_location(name, self.path, loader=loader)
+        assert spec is not None  # a loader was given
+        module = module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and type hints look their module up by name
         try:
             loader.exec_module(module)
@@ -254,12 +256,16 @@ def granting(files: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def _path_and_digest(entry: object) -> tuple[object, object]:
+    return (entry.get("path"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+
+
 def _grouped(entries: Iterable[object]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for entry in entries:
-        pair = (entry.get("path"), entry.get("sha256")) if isinstance(entry, dict) else ()
-        if all(isinstance(part, str) for part in pair) and pair:
-            found.setdefault(pair[0], []).append(pair[1])
+        path, digest = _path_and_digest(entry)
+        if isinstance(path, str) and isinstance(digest, str):
+            found.setdefault(path, []).append(digest)
     return found
 
 

@@ -70,14 +70,14 @@ def adapt_to_folder(
 
 def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> AdaptedPredictor:
     experiment = run.experiment
-    require_pictures(run.directory, experiment.source.task)
+    require_pictures(run.folder, experiment.source.task)
     labelled = read_labelled(support, experiment.source, invert, skip_unreadable)
     n_way, n_shot = len(labelled.classes), labelled.n_shot
     try:
         learner = experiment.learner_for(n_way, n_shot)
     except ShapeError as error:
         raise DataError(f"{support}: {n_way} classes of {n_shot}: {error}") from error
-    recipe = (run.directory / RECIPE).read_text(encoding="utf-8")
+    recipe = (run.folder / RECIPE).read_text(encoding="utf-8")
     origin = {"recipe": recipe, "plugin_files": run.plugin_files}
     return AdaptedPredictor(
         experiment,

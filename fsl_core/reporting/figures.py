@@ -77,9 +77,9 @@ def curve(
         drawn.plot(steps[::thin], values[::thin], ".", color=LIGHT_BLUE, markersize=2, alpha=0.4)
     drawn.plot(steps, running_mean(values, max(1, len(values) // 50)), color=BLUE, label="training")
     if validation:
-        columns = ([r[k] for r in validation] for k in ("step", key, "interval"))
+        at, means, halves = ([r[k] for r in validation] for k in ("step", key, "interval"))
         drawn.errorbar(
-            *columns, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation"
+            at, means, halves, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation"
         )
         drawn.legend(frameon=False, labelcolor=GREY)
     return svg(figure)
@@ -122,7 +122,9 @@ def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> s
     pairs, counts = np.unique(np.stack([first, second], axis=1), axis=0, return_counts=True)
     ends = [min(first.min(), second.min()), max(first.max(), second.max())]
     drawn.plot(ends, ends, "--", color=GREY, linewidth=1)
-    drawn.scatter(*pairs.T, s=12 * counts, color=LIGHT_BLUE, alpha=0.6, linewidths=0)
+    drawn.scatter(
+        pairs[:, 0], pairs[:, 1], s=12 * counts, color=LIGHT_BLUE, alpha=0.6, linewidths=0
+    )
     drawn.set_aspect("equal", "datalim")
     return svg(figure)
 
@@ -144,7 +146,7 @@ def heat_map(
         text, colour = "-", GREY
         if np.isfinite(value):
             text = f"{value:.3f}"
-            colour = "black" if image.norm(shown[i, j]) > 0.6 else "white"
+            colour = "black" if float(image.norm(shown[i, j])) > 0.6 else "white"
         drawn.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     return svg(figure)
 

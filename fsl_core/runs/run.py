@@ -149,6 +149,13 @@ class Run:
         return self.records.directory
 
     @property
+    def folder(self) -> Path:
+        """The directory of a run that has one, as every run that is opened again does."""
+        if self.directory is None:
+            raise RunError(f"{self.name}: this run is in memory alone. A run with a directory")
+        return self.directory
+
+    @property
     def steps(self) -> int:
         return self.recipe.sections.outer.steps
 

@@ -23,7 +23,7 @@ def start(
     device: str,
     at_once: int,
     no_plugin: Sequence[str],
-    show: Callable[[], object],
+    show: Callable[[], None],
 ) -> str:
     """Run the jobs that are not finished; returns why none was forked, or nothing.
 

@@ -35,6 +35,7 @@ SLOPE_TOLERANCE = 1e-6
 SLOPE_STEPS = (1e-5, 1e-6, 1e-4)
 """A large step may cross a kink, a small one loses digits. One of these agrees with the slope."""
 
+DRAWS = "not claimed: it draws random numbers, which each execution draws in an order of its own"
 NOT_COMPILED = "not run: --fsl-compiled was not given, because it takes a minute"
 NO_CUDA = "not run: no CUDA"
 
