@@ -1,4 +1,4 @@
-"""What the options mean, the schedule at its corners, the size of the networks, and what is refused."""
+"""What the options mean, the schedule at its corners, sizes of networks, and what is refused."""
 
 import json
 from math import inf
@@ -74,7 +74,10 @@ def test_share_of_gradient_steps(warmup, switch, progress, share):
 
 @pytest.mark.parametrize("warmup", [0.1, 0.3, 0.7])
 def test_phases_end_at_their_steps(warmup):
-    """Of 10 outer steps, step / 10 reaches warmup + switch at a whole step, and rounding keeps no rest of a phase."""
+    """Of 10 outer steps, step / 10 reaches warmup + switch at a whole step.
+
+    Rounding keeps no rest of a phase.
+    """
     shares = [gradient_share(step / 10, warmup, 0.2) for step in range(10)]
     start, end = round(10 * warmup), round(10 * (warmup + 0.2))
     assert shares[: start + 1] == [1.0] * (start + 1)
@@ -229,7 +232,10 @@ def test_a_checkpoint_keeps_its_progress(episodes):
 
 @pytest.mark.parametrize("progress", [0.1, 0.3, 1.0])
 def test_objective(progress, episodes):
-    """Query loss; with options the mean loss over support and queries, and the squared norm of H; in training alone."""
+    """The query loss; with options, in training alone, more than that.
+
+    Then it is the mean loss over support and queries, with the squared norm of H.
+    """
     episode = episodes[0]
     plain, rich = make(progress), make(progress, support_loss=True, update_penalty=0.5)
     predictor = plain.adapt(episode)
@@ -250,7 +256,10 @@ def test_objective(progress, episodes):
 
 
 def _squared_update(learner, episode):
-    """||H||^2 from what the update does to the logits of the unit vectors and of zero, where H acts alone."""
+    """||H||^2 from what the update does to the logits of the unit vectors and of zero.
+
+    H acts alone there.
+    """
     adapter = HyperMaml(TASK, learner.backbone, hidden_size=7, warmup=0, switch=0)
     adapter.load_state_dict(learner.adapter.state_dict())
     adapter.on_progress(1.0)
@@ -269,7 +278,10 @@ def _squared_update(learner, episode):
 
 
 def test_stale_predictions_are_those_of_the_task_before(episodes):
-    """The head of one training task is what H sees in the next; adapting and evaluating leave it in place."""
+    """The head of one training task is what H sees in the next.
+
+    Adapting and evaluating leave it in place.
+    """
     learner = make(predictions="stale")
     fresh = make()
     assert torch.equal(
@@ -294,7 +306,10 @@ def test_stale_predictions_are_those_of_the_task_before(episodes):
 
 def test_concat_refuses_another_number_of_shots():
     learner, wide = make(aggregation="concat"), tiny_episodes(tiny_task(n_shot=3), 1).unbatch()[0]
-    message = r"hypermaml: aggregation 'concat': 9 support items\. 3 x 2 as in training, or aggregation 'mean', which takes any"
+    message = (
+        r"hypermaml: aggregation 'concat': 9 support items\. 3 x 2 as in training, or aggregation "
+        r"'mean', which takes any"
+    )
     with pytest.raises(fsl.ShapeError, match=message):
         learner.adapt(wide)
     assert predict(make(), wide).shape == (9, 3)
@@ -322,7 +337,10 @@ def rename_classes(episode):
 
 
 def tied(learner):
-    """The same learner with equal rows in the universal head, so that nothing but H can tell classes apart."""
+    """The same learner with equal rows in the universal head.
+
+    So nothing but H can tell classes apart.
+    """
     with torch.no_grad():
         head = learner.adapter.head
         head.weight.copy_(head.weight[:1].expand_as(head.weight))
@@ -342,7 +360,10 @@ def tied(learner):
     ids=str,
 )
 def test_label_equivariance_of_fixed_weights(options, equivariant, episodes):
-    """With equal rows in the universal head. What per-class weights allow beyond it is in test_hypermaml_contract.py."""
+    """With equal rows in the universal head.
+
+    What weights of each class allow beyond it is in test_hypermaml_contract.py.
+    """
     learner = tied(make(**options))
     renamed, to = rename_classes(episodes[0])
     found, expected = predict(learner, renamed)[:, to], predict(learner, episodes[0])
@@ -353,7 +374,10 @@ def test_label_equivariance_of_fixed_weights(options, equivariant, episodes):
 
 @pytest.mark.parametrize(("hidden_size", "parameters"), [(512, 445_766), (256, 214_086)])
 def test_number_of_parameters(hidden_size, parameters):
-    """Of the official code, 5-way on RGB of 28 x 28: backbone 113,088, head 325, the rest the hypernetwork."""
+    """Of the official code, 5-way on RGB of 28 x 28.
+
+    Backbone 113,088, head 325, the rest the hypernetwork.
+    """
     task = fsl.TaskShape("classification", 5, 1, 16, (3, 28, 28), 5)
     backbone = Conv4(task)
     assert sum(p.numel() for p in backbone.parameters()) == 113_088
@@ -394,7 +418,7 @@ def test_number_of_parameters(hidden_size, parameters):
         ({"operator": "times"}, r"operator: 'times'\. 'minus', 'plus' or 'multiply'"),
         (
             {"predictions": "stale", "enhance": False},
-            r"predictions: 'stale' without enhance, where H sees none\. 'universal'",
+            r"predictions: 'stale' without enhance, so H sees no predictions\. 'universal'",
         ),
         ({"warmup": inf}, r"warmup: inf\. A finite number"),
     ],
