@@ -1,4 +1,7 @@
-"""What the options mean, what is refused, and whole runs through core: other ways and shots, NaN pixels, compilation."""
+"""What the options mean, what is refused, and whole runs through core.
+
+With other ways and shots, NaN pixels, compilation.
+"""
 
 import pytest
 import torch
@@ -125,7 +128,8 @@ def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
         (
             KernelClosedForm,
             {"regularisation": 0.0, "learn_regularisation": True},
-            r"regularisation: 0 with learn_regularisation: true, which trains its logarithm\. A number",
+            r"regularisation: 0 with learn_regularisation: true, which trains its logarithm\. A "
+            r"number",
         ),
         (
             KernelClosedForm,
@@ -145,7 +149,8 @@ def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
         (
             KernelClosedForm,
             {"kernel": "ntk", "parameters": ["head.*", "layer4.*"]},
-            r"parameters: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.conv\.weight, .*bias",
+            r"parameters: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over "
+            r"backbone\.conv\.weight, .*bias",
         ),
         (
             KernelClosedForm,
@@ -272,7 +277,7 @@ def test_size_of_the_tangent_kernel(adapter, options, kernel_rows, monkeypatch):
 )
 @pytest.mark.slow
 def test_compiled_is_the_loop(options):
-    """Graph capture and ahead-of-time autograd, which is where transforms and reads of values would fail."""
+    """Graph capture and ahead-of-time autograd: transforms and reads of values would fail there."""
     with double_precision():
         learner, task = make(KernelClosedForm, **options), tiny_task()
         episodes, weights = (
@@ -315,7 +320,10 @@ def test_adapters_without_a_head_are_judged_on_other_ways_and_shots(adapter, run
 
 
 def test_a_head_fixes_the_ways(run):
-    message = r"evaluate\.n_way: adapter\.head\.weight of adapter 'meta-rkhs-ii' has a size fixed by n_way 3"
+    message = (
+        r"evaluate\.n_way: adapter\.head\.weight of adapter 'meta-rkhs-ii' has a size fixed by "
+        r"n_way 3"
+    )
     with (
         pytest.raises(fsl.RecipeError, match=message),
         run("{name: meta-rkhs-ii}", "evaluate.n_way=5"),
