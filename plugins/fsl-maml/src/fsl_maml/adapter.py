@@ -277,7 +277,7 @@ class _SupportFeatures:
         self.source: list[Tensor] | None = None
 
     def __call__(self, fixed: Weights) -> Weights:
-        """Nothing where a step moves the backbone."""
+        """Nothing if a step moves the backbone."""
         if not all(name in fixed for name in self.names):
             return {}
         source = [fixed[name] for name in self.names]
