@@ -10,12 +10,15 @@ CORE_BIN := .venvs/core/bin
 BENCH_BIN := .venvs/bench/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := -m pytest --quiet -n 2
-# rooms whose tests see the same with plugins and without: they are run once, beside core alone
-CORE_ROOMS := $(addprefix tests/,builtin data engine reporting testing training)
-WITH_PLUGINS := $(filter-out $(CORE_ROOMS) tests/__pycache__,$(wildcard tests/*)) \
-    tests/engine/test_installed_adapters.py plugins README.md docs
-TESTS := $(if $(plugin),plugins/$(plugin),$(filter-out tests/conftest.py,$(WITH_PLUGINS)))
+PYTEST := -m pytest --quiet -n 2 --dist worksteal
+# what plugins may change is tested with them: commands, sweeps, races, recipes, packages. All other
+# tests of core see the same with plugins and without, and run once, where core is alone
+NEED_PLUGINS := $(addprefix tests/,benchmarks cli sweeping) $(patsubst %,tests/test_%.py,\
+    annotations defaults newcomer new_plugin recipes stranger wheels)
+SHARED := tests/__init__.py tests/__pycache__ tests/conftest.py tests/parts
+CORE_ALONE := $(filter-out $(NEED_PLUGINS) $(SHARED),$(wildcard tests/*))
+WITH_PLUGINS := $(NEED_PLUGINS) tests/engine/test_installed_adapters.py plugins README.md docs
+TESTS := $(if $(plugin),plugins/$(plugin),$(WITH_PLUGINS))
 # two test processes, one thread each: more threads than cores only wait for one another
 ONE_THREAD := OMP_NUM_THREADS=1
 
@@ -27,12 +30,9 @@ run: .venv/ready
 test: .venv/ready $(if $(plugin),,test-core)
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) $(TESTS)
 
-# core by itself: nothing of plugins/ is installed in this environment; commands, sweeps and races
-# need plugins, and are tested with the rest and with wheels
+# core by itself: nothing of plugins/ is installed in this environment
 test-core: .venvs/core/ready
-	$(ONE_THREAD) $(CORE_BIN)/python $(PYTEST) $(CORE_ROOMS) tests/config tests/hooks \
-	    $(filter-out $(patsubst %,tests/test_%.py,newcomer new_plugin recipes stranger wheels),\
-	    $(wildcard tests/test_*.py))
+	$(ONE_THREAD) $(CORE_BIN)/python $(PYTEST) $(CORE_ALONE)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

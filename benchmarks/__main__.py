@@ -1,4 +1,7 @@
-"""python -m benchmarks [--only SECTION,SECTION] [--quick] [--root DIR] [--out DIR] [--threads N] [--budget SECONDS]"""
+"""Races against the peers: python -m benchmarks [--only SECTION,SECTION] [--quick] [--root DIR].
+
+Further options: [--out DIR] [--threads N] [--budget SECONDS].
+"""
 
 from __future__ import annotations
 
@@ -37,23 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     unknown = [name for name in options.only if name not in SECTIONS]
     if unknown:
-        print(
-            f"--only: no section {', '.join(unknown)}. Some of {', '.join(SECTIONS)}",
-            file=sys.stderr,
-        )
+        told = f"--only: no section {', '.join(unknown)}. Some of {', '.join(SECTIONS)}"
+        print(told, file=sys.stderr)
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = Settings(options.quick, options.root, 0.2 if options.quick else options.budget)
-    out = options.out or Path(
-        tempfile.mkdtemp(prefix="fsl-bench-") if options.quick else "docs/results"
-    )
+    out = options.out or Path("docs/results")
+    if options.quick and not options.out:  # figures that mean nothing must not replace real ones
+        out = Path(tempfile.mkdtemp(prefix="fsl-bench-"))
     kept = out / "speed.json"
     results = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     failed = 0
     for name in options.only or SECTIONS:
         started = time.perf_counter()
-        print(f"{name}: {SECTIONS[name].__doc__.splitlines()[0]}", flush=True)
+        print(f"{name}: {_first_line(SECTIONS[name])}", flush=True)
         results[name], fault = _run(SECTIONS[name], settings)
         results[name] |= {"machine": machine(), "quick": settings.quick}
         failed += fault
@@ -62,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(write_report(results, out))
     return 1 if failed else 0
+
+
+def _first_line(section: Callable[[Settings], dict]) -> str:
+    return (section.__doc__ or "").partition("\n")[0]
 
 
 def _run(section: Callable[[Settings], dict], settings: Settings) -> tuple[dict, bool]:
@@ -82,7 +87,8 @@ def _line(result: dict) -> str:
         return result["skipped"]
     if result.get("peer"):
         value, low, high = result["ratios"][result["peer"]]
-        return f"{result['ours']} against {result['peer']}: {value:.2f} times as fast, {low:.2f} to {high:.2f}"
+        who = f"{result['ours']} against {result['peer']}"
+        return f"{who}: {value:.2f} times as fast, {low:.2f} to {high:.2f}"
     return "measured" if "ratios" not in result else "measured, with no library to compare with"
 
 

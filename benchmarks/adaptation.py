@@ -16,7 +16,7 @@ REFERENCE = "maml, 5 steps"
 
 
 def adaptation(settings: Settings) -> dict:
-    """Adaptation of one task, Conv4-64, 28x28, 5-way 1-shot: support set to predictor, and with 75 queries predicted."""
+    """Adaptation of one task, Conv4-64, 28x28, 5-way 1-shot, and with 75 queries predicted."""
     source = ours.build("episodes", "glyphs")
     episode = source.batch("test", [0], seed=0).unbatch()[0]
     backbone = ("conv4", {"channels": 4 if settings.quick else 64})
@@ -29,28 +29,23 @@ def adaptation(settings: Settings) -> dict:
             works[f"{name}, with queries"] = _adapt(learner, episode, predict=True)
             works[f"{name}, with queries"]()
         except Exception as error:  # an adapter for another kind of tasks says so here
-            works = {
-                key: work
-                for key, work in works.items()
-                if key.removesuffix(", with queries") != name
-            }
+            for key in (name, f"{name}, with queries"):
+                works.pop(key, None)
             left_out[name] = " ".join(str(error).split()) or type(error).__name__
     if not works:
         raise LeftOut("no adapter could be built")
-    seconds = race(works, settings.budget, settings.rounds)
+    seconds = race(works, settings.budget, settings.rounds, settings.block)
     reference = REFERENCE if REFERENCE in seconds else next(iter(seconds))
-    rows = {
-        name: {
-            "seconds": sorted(seconds[name])[len(seconds[name]) // 2],
-            "seconds_with_queries": sorted(s)[len(s) // 2],
-            "reference_takes": list(vars(ratio(seconds[reference], seconds[name])).values()),
+    rows = {}
+    for name, alone in seconds.items():
+        if name.endswith(", with queries"):
+            continue
+        predicting = seconds[f"{name}, with queries"]
+        rows[name] = {
+            "seconds": sorted(alone)[len(alone) // 2],
+            "seconds_with_queries": sorted(predicting)[len(predicting) // 2],
+            "reference_takes": list(vars(ratio(seconds[reference], alone)).values()),
         }
-        for name, s in (
-            (name, seconds[f"{name}, with queries"])
-            for name in seconds
-            if not name.endswith(", with queries")
-        )
-    }
     return {
         "adapters": rows,
         "reference": reference,
@@ -63,9 +58,8 @@ def _adapters() -> Iterator[tuple[str, tuple[str, dict]]]:
     """Every installed adapter with its default options; `maml` with 1, 5 and 10 steps."""
     for name in ours.loaded().catalogue.names("adapter"):
         if name == "maml":
-            yield from (
-                (f"maml, {n} step{'s' * (n > 1)}", (name, {"inner_steps": n})) for n in MAML_STEPS
-            )
+            for n in MAML_STEPS:
+                yield f"maml, {n} step{'s' * (n > 1)}", (name, {"inner_steps": n})
         else:
             yield name, (name, {})
 

@@ -1,8 +1,11 @@
-"""A contender in a process of its own, which computes when it is told to: nobody shares memory or settings with another.
+"""A contender in a process of its own, which computes when it is told to.
 
-    python -m benchmarks.contestant '{"make": "omniglot", "sizes": {"tasks": 16}, "device": "cpu", "threads": 2}' 'ours, loop'
+So nobody shares memory or settings with another.
 
-reads numbers of calls, one a line, and answers each with the seconds a call took.
+    python -m benchmarks.contestant PROBLEM 'ours, loop'
+
+reads numbers of calls, one a line, and answers each with the seconds a call took. PROBLEM is JSON:
+{"make": "omniglot", "sizes": {"tasks": 16}, "device": "cpu", "threads": 2}
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 
 
 class Contestant:
-    """Another process that waits for its turn. Used as a context manager, for it has to end."""
+    """Another process that waits for its turn. A context manager, because it has to end."""
 
     def __init__(self, make: str, sizes: dict, device: str, name: str):
         problem = json.dumps(
@@ -32,13 +35,17 @@ class Contestant:
             text=True,
             cwd=Path(__file__).parents[1],
         )
+        orders, answers = self._process.stdin, self._process.stdout
+        assert orders is not None  # both are pipes
+        assert answers is not None
+        self._orders, self._answers = orders, answers
 
     def __enter__(self) -> Contestant:
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # it may have failed
-            self._process.stdin.close()
+            self._orders.close()
         self._process.wait()
 
     def __call__(self) -> None:
@@ -46,9 +53,9 @@ class Contestant:
 
     def timed(self, calls: int) -> float:
         """Seconds a call, by the clock of that process."""
-        self._process.stdin.write(f"{calls}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        self._orders.write(f"{calls}\n")
+        self._orders.flush()
+        answer = self._answers.readline()
         if not answer:
             raise RuntimeError(
                 f"a contender's process ended with exit status {self._process.wait()}"
@@ -62,20 +69,17 @@ def serve(problem: dict, name: str, answers: TextIO) -> None:
     from fsl_core.data.vision import torchvision
     from fsl_core.engine.memory import keep_freed_memory
 
-    torchvision()  # beside a CPU-only torch it has to be imported through a detour, and peers import it plainly
+    # Beside a CPU-only torch it has to be imported through a detour, and peers import it plainly.
+    torchvision()
     torch.set_num_threads(problem["threads"])
     if name.startswith("ours"):
         keep_freed_memory()  # as `fsl run` does
-    made = getattr(problems, problem["make"])(**problem["sizes"]).to(
-        torch.float32, problem["device"]
-    )
-    work = contender(made, name)
+    make = getattr(problems, problem["make"])
+    work = contender(make(**problem["sizes"]).to(torch.float32, problem["device"]), name)
     for line in sys.stdin:
-        print(
-            timeit.timeit(lambda: _finished(work), number=int(line)) / int(line),
-            flush=True,
-            file=answers,
-        )
+        calls = int(line)
+        seconds = timeit.timeit(lambda: _finished(work), number=calls) / calls
+        print(seconds, flush=True, file=answers)
 
 
 def _finished(work) -> None:
@@ -85,5 +89,5 @@ def _finished(work) -> None:
 
 
 if __name__ == "__main__":
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a peer prints is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a peer prints is not an answer
     serve(json.loads(sys.argv[1]), sys.argv[2], answers)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from statistics import median
 
 import torch
@@ -20,8 +21,13 @@ from benchmarks.race import LeftOut, Work, check_agreement, fastest, race, ratio
 from benchmarks.settings import Settings
 
 FLOAT64_LIMIT = 1e-9
-FLOAT32_LIMIT = 1e-3  # not of MAML on Conv4: there the number of threads alone changes which of nearly equal pixels is pooled
-CHECKED_TASKS = 4  # of the meta-batch, in float64
+FLOAT32_LIMIT = 1e-3
+"""Not of MAML on Conv4: there the number of threads alone changes which pixel is pooled, if two are
+nearly equal.
+"""
+
+CHECKED_TASKS = 4
+"""Of the meta-batch, in float64."""
 
 
 def sinusoid(settings: Settings) -> dict:
@@ -58,9 +64,18 @@ def gpu(settings: Settings) -> dict:
     )
 
 
-def contenders(problem: Problem, slow_to_start: bool) -> tuple[dict[str, Work], dict[str, str]]:
-    """Everybody who can compute this meta-gradient, ours as `ours, <execution>`; and why the others cannot."""
-    entered: dict[str, Work] = {}
+Gradients = Callable[[], list[Tensor]]
+"""Computes and returns a meta-gradient, one tensor a parameter."""
+
+
+def contenders(
+    problem: Problem, slow_to_start: bool
+) -> tuple[dict[str, Gradients], dict[str, str]]:
+    """Everybody who can compute this meta-gradient; and why the others cannot.
+
+    Ours are called `ours, <execution>`.
+    """
+    entered: dict[str, Gradients] = {}
     left_out: dict[str, str] = {}
     for execution in ours.EXECUTIONS:
         if not slow_to_start and execution in ours.SLOW_TO_START:
@@ -68,21 +83,17 @@ def contenders(problem: Problem, slow_to_start: bool) -> tuple[dict[str, Work], 
                 "compiling takes minutes here, for what a loop nearly reaches"
             )
         else:
-            _enter(
-                entered,
-                left_out,
-                f"ours, {execution}",
-                lambda execution=execution: _own(problem, execution),
-            )
+            _enter(entered, left_out, f"ours, {execution}", partial(_own, problem, execution))
     for name in (*LIBRARIES, *BASELINES):
-        _enter(entered, left_out, name_of(name), lambda name=name: meta_gradient_of(name, problem))
+        _enter(entered, left_out, name_of(name), partial(meta_gradient_of, name, problem))
     return entered, left_out
 
 
-def contender(problem: Problem, name: str) -> Work:
+def contender(problem: Problem, name: str) -> Gradients:
     """The one of this name; no other peer is imported."""
-    if name.startswith("ours, "):
-        return _own(problem, name.removeprefix("ours, "))
+    for execution in ours.EXECUTIONS:
+        if name == f"ours, {execution}":
+            return _own(problem, execution)
     module = next(module for module in (*LIBRARIES, *BASELINES) if name_of(module) == name)
     return meta_gradient_of(module, problem)
 
@@ -92,12 +103,15 @@ def name_of(module: str) -> str:
     return NAMES[module]
 
 
-def _own(problem: Problem, execution: str) -> Callable[[], list[Tensor]]:
+def _own(problem: Problem, execution: ours.Name) -> Gradients:
     return ours.prepare(problem.learner, problem.episodes, problem.loss, execution)
 
 
 def _enter(
-    entered: dict[str, Work], left_out: dict[str, str], name: str, prepare: Callable[[], Work]
+    entered: dict[str, Gradients],
+    left_out: dict[str, str],
+    name: str,
+    prepare: Callable[[], Gradients],
 ) -> None:
     try:
         entered[name] = prepare()
@@ -121,23 +135,20 @@ def _section(
     tasks = 3 if settings.quick else tasks
     with _default_dtype(torch.float64):
         exact = make(tasks=min(tasks, CHECKED_TASKS), **sizes).to(torch.float64, device)
-        agreement = {"float64": _agree(exact, FLOAT64_LIMIT, slow_to_start=False)}
+        agreement = {"float64": agree(exact, FLOAT64_LIMIT, slow_to_start=False)}
     problem = make(tasks=tasks, **sizes).to(torch.float32, device)
-    agreement["float32"] = _agree(problem, float32_limit, slow_to_start)
+    agreement["float32"] = agree(problem, float32_limit, slow_to_start)
     entered, left_out = contenders(problem, slow_to_start)
     rates = machine_rates(device)
     with ExitStack() as processes:
+        works: dict[str, Work] = {**entered}
         if not settings.quick:
             sizes_of_all = sizes | {"tasks": tasks}
-            entered = {
-                name: processes.enter_context(Contestant(make.__name__, sizes_of_all, device, name))
-                for name in entered
-            }
-        seconds = race(
-            entered | {name: work for name, (work, _) in rates.items()},
-            settings.budget,
-            settings.rounds,
-        )
+            for name in entered:
+                contestant = Contestant(make.__name__, sizes_of_all, device, name)
+                works[name] = processes.enter_context(contestant)
+        works |= {name: work for name, (work, _) in rates.items()}
+        seconds = race(works, settings.budget, settings.rounds, settings.block)
     result = summary({name: seconds[name] for name in entered}, left_out)
     operations = _operations(make(tasks=1, **sizes)) * tasks
     return result | {
@@ -150,15 +161,19 @@ def _section(
     }
 
 
-def _agree(problem: Problem, limit: float, slow_to_start: bool) -> dict[str, float]:
+def agree(problem: Problem, limit: float, slow_to_start: bool) -> dict[str, float]:
+    """`check_agreement` of everybody who can compute this meta-gradient."""
     entered, _ = contenders(problem, slow_to_start)
-    return check_agreement(
-        {name: [g.clone() for g in work()] for name, work in entered.items()}, limit
-    )
+    # Some give the same tensors at each call, and fill them again.
+    found = {name: [g.clone() for g in work()] for name, work in entered.items()}
+    return check_agreement(found, limit)
 
 
 def summary(seconds: dict[str, list[float]], left_out: dict[str, str]) -> dict:
-    """Medians, and ratios to the fastest of ours. `peer`: the fastest library, which the target counts against."""
+    """Medians, and ratios to the fastest of ours.
+
+    `peer`: the fastest library, which the target counts against.
+    """
     own = fastest({name: s for name, s in seconds.items() if name.startswith("ours")})
     libraries = {name_of(module) for module in LIBRARIES}
     raced = {
@@ -179,7 +194,10 @@ def summary(seconds: dict[str, list[float]], left_out: dict[str, str]) -> dict:
 
 
 def machine_rates(device: str = "cpu") -> dict[str, tuple[Work, float]]:
-    """Name -> (work, its floating-point operations): what the machine reaches on plain arithmetic, float32."""
+    """What the machine reaches on plain arithmetic, float32.
+
+    Name -> (work, its floating-point operations).
+    """
     a = torch.randn(1024, 1024, device=device)
     x, w = torch.randn(75, 64, 28, 28, device=device), torch.randn(64, 64, 3, 3, device=device)
     x_last, w_last = (t.to(memory_format=torch.channels_last) for t in (x, w))
@@ -192,7 +210,10 @@ def machine_rates(device: str = "cpu") -> dict[str, tuple[Work, float]]:
 
 
 def _operations(problem: Problem) -> int:
-    """Floating-point operations of one task's meta-gradient as plain torch computes it: products and convolutions alone."""
+    """Floating-point operations of one task's meta-gradient as plain torch computes it.
+
+    Products and convolutions alone.
+    """
     inner = (problem.inner_lr, problem.inner_steps) if problem.kind == "maml" else ()
     work = getattr(torch_func, problem.kind)(problem.model, problem.episodes, problem.loss, *inner)
     with FlopCounterMode(display=False) as counter:
@@ -201,7 +222,7 @@ def _operations(problem: Problem) -> int:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype):
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -20,9 +20,12 @@ ENTERED = ("ours", "learn2learn")
 
 
 def growth(settings: Settings) -> dict:
-    """Second-order MAML on Conv4-32, 28x28, 5-way 1-shot 5-query, 4 tasks, 1 step, with one size at a time changed."""
+    """Second-order MAML on Conv4-32, 4 tasks, 1 step, with one size at a time changed.
+
+    28x28, 5-way 1-shot 5-query.
+    """
     start = START | ({"channels": 4, "tasks": 2, "n_query": 1} if settings.quick else {})
-    axes = {}
+    axes: dict[str, dict] = {}
     for key, (label, all_sizes) in AXES.items():
         sizes = all_sizes[:2] if settings.quick else all_sizes
         costs: dict[str, list[float]] = {}
@@ -44,5 +47,5 @@ def _slow() -> list[str]:
 def _costs(sizes: dict, settings: Settings) -> dict[str, float]:
     entered, _ = contenders(problems.omniglot(**sizes), slow_to_start=False)
     entered = {name: work for name, work in entered.items() if name.split(",")[0] in ENTERED}
-    seconds = race(entered, settings.budget / 20, (settings.rounds[0], 20))
+    seconds = race(entered, settings.budget / 20, (settings.rounds[0], 20), settings.block)
     return {name: median(s) for name, s in seconds.items()}

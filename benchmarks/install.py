@@ -2,7 +2,8 @@
 
     python benchmarks/install.py        exit status 1 if a peer could not be installed
 
-A peer that fails is reported in one line, which is kept in `<environment>/peers.json` for the report.
+A peer that fails is reported in one line, which is kept in `<environment>/peers.json` for the
+report.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""Finished sweeps as one page: every adapter under every weighting, with the differences that a paired test finds.
+"""Finished sweeps as one page: every adapter under every weighting.
+
+With the differences that a paired test finds.
 
     python benchmarks/matrix.py runs/glyphs-sweep runs/omniglot-sweep --out docs/results
 
-Reads `sweep.csv` and `differences.csv` of each folder, which `fsl sweep` wrote, and writes `<out>/matrix.md`.
+Reads `sweep.csv` and `differences.csv` of each folder, which `fsl sweep` wrote, and writes
+`<out>/matrix.md`.
 """
 
 from __future__ import annotations
@@ -45,17 +48,15 @@ def page(folders: Sequence[Path]) -> str:
 def _section(folder: Path) -> Iterator[str]:
     rows, differences = _read(folder / "sweep.csv"), _read(folder / "differences.csv")
     name = folder.name.removesuffix("-sweep")
-    axes = [
-        column
-        for column in rows[0]
-        if column in differences[0] and column not in MEASURED and column != "adapter"
-    ]
+    shared = [column for column in rows[0] if column in differences[0]]
+    axes = [column for column in shared if column not in {"adapter", *MEASURED}]
     judged = {_labels(difference, ["adapter", *axes]): difference for difference in differences}
     columns = list(dict.fromkeys(_labels(row, axes) for row in rows))
     seeds = max((row["seeds"].split() for row in rows), key=len)
     yield from (f"## {name}", "")
     plural = "s" if len(seeds) > 1 else ""
-    yield f"`fsl sweep recipes/matrix/{name}.yaml --jobs 2`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
+    command = f"fsl sweep recipes/matrix/{name}.yaml --jobs 2"
+    yield f"`{command}`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
     yield from _judging(rows)
     yield from (
         "",
@@ -64,22 +65,14 @@ def _section(folder: Path) -> Iterator[str]:
     )
     for adapter in dict.fromkeys(row["adapter"] for row in rows):
         of_adapter = {_labels(row, axes): row for row in rows if row["adapter"] == adapter}
-        cells = [
-            _cell(of_adapter[column], judged.get((adapter, *column)))
-            if column in of_adapter
-            else ""
-            for column in columns
-        ]
-        times = [
-            float(row["adaptation_seconds"])
-            for row in of_adapter.values()
-            if row["adaptation_seconds"]
-        ]
-        yield (
-            "| "
-            + " | ".join([adapter, *cells, f"{1000 * fmean(times):.1f}" if times else ""])
-            + " |"
-        )
+        cells = []
+        for column in columns:
+            row = of_adapter.get(column)
+            cells.append(_cell(row, judged.get((adapter, *column))) if row else "")
+        found = [row["adaptation_seconds"] for row in of_adapter.values()]
+        times = [float(seconds) for seconds in found if seconds]
+        time = f"{1000 * fmean(times):.1f}" if times else ""
+        yield "| " + " | ".join([adapter, *cells, time]) + " |"
     yield ""
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.memory CONTENDER TASKS STEPS CHANNELS        bytes, on standard output
 
-Counted is the resident memory above what the process held, weights and episodes included, before its first meta-gradient. The
-system's high-water mark is reset after that first one, so that compiling or warming up does not count but what they keep does.
-Linux only: elsewhere the mark cannot be reset.
+Counted is the resident memory above what the process held, weights and episodes included, before
+its first meta-gradient. The system's high-water mark is reset after that first one, so that
+compiling or warming up does not count but what they keep does. Linux only: elsewhere the mark
+cannot be reset.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def memory(settings: Settings) -> dict:
-    """Peak memory of one second-order MAML meta-gradient, Conv4-64, 28x28, 5-way 1-shot 15-query, 16 tasks."""
+    """Peak memory of one second-order MAML meta-gradient, Conv4-64, 16 tasks.
+
+    28x28, 5-way 1-shot 15-query.
+    """
     if not RESET.exists():
         raise LeftOut("peak memory is read from /proc, which is not here")
     tasks, channels = (2, 4) if settings.quick else (16, 64)

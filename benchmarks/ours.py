@@ -5,33 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 import fsl_core as fsl
 from benchmarks.race import LeftOut
+from fsl_core.config.options import Kind
 from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.episode import Loss
 from fsl_core.hooks.loader import Loaded, load
 
-EXECUTIONS: tuple[str, ...] = ("loop", "workers", "vmap", "compiled")
-"""How a meta-batch can be computed; every race enters each of them. workers: a loop with as many as torch has threads."""
+Name = Literal["loop", "workers", "vmap", "compiled"]
+EXECUTIONS: tuple[Name, ...] = get_args(Name)
+"""How a meta-batch can be computed; every race enters each of them.
+
+workers: a loop with as many as torch has threads.
+"""
 
 SLOW_TO_START = frozenset({"compiled"})
-"""Executions that take a minute before their first result: not entered where many shapes are measured, nor in float64."""
+"""Executions that take a minute before their first result.
+
+They are not entered where many shapes are measured, nor in float64.
+"""
 
 
 def prepare(
     learner: fsl.Learner,
     episodes: fsl.Episode,
     loss: Loss,
-    execution: str,
+    execution: Name,
     weighting: str = "uniform",
 ) -> Callable[[], list[Tensor]]:
-    """A function that computes the meta-gradient of a meta-batch and returns it, one tensor a parameter of the learner."""
+    """A function that computes and returns the meta-gradient of a meta-batch.
+
+    It has one tensor a parameter of the learner.
+    """
     parameters = [p for p in learner.parameters() if p.requires_grad]
     weigh = build("weighting", weighting, columns=fsl.gradient_columns(learner), tasks=None)
     compute = MetaGradient(learner, weigh, loss, as_execution(execution, learner))
@@ -43,8 +55,8 @@ def prepare(
     return run
 
 
-def as_execution(name: str, learner: fsl.Learner) -> Execution:
-    """LeftOut where this learner, or this machine, has no such execution."""
+def as_execution(name: Name, learner: fsl.Learner) -> Execution:
+    """Raises LeftOut if this learner, or this machine, has no such execution."""
     if name == "workers":
         if torch.get_num_threads() == 1 or next(learner.parameters()).is_cuda:
             raise LeftOut("workers: one core, or a GPU")
@@ -56,16 +68,15 @@ def as_execution(name: str, learner: fsl.Learner) -> Execution:
 
 
 def training(
-    learner: fsl.Learner, source: fsl.EpisodeSource, tasks: int, lr: float, execution: str
-) -> Callable[[], None]:
-    """A function that makes one outer step: draw a meta-batch, compute its meta-gradient, step with Adam, score the queries."""
+    learner: fsl.Learner, source: fsl.EpisodeSource, tasks: int, lr: float, execution: Name
+) -> Callable[[], float]:
+    """A function that makes one outer step.
+
+    It draws a meta-batch, computes its meta-gradient, steps with Adam and scores the queries.
+    """
     optimizer = torch.optim.Adam(learner.parameters(), lr)
-    compute = MetaGradient(
-        learner,
-        build("weighting", "uniform", columns={}, tasks=None),
-        source.task.loss,
-        as_execution(execution, learner),
-    )
+    weigh = build("weighting", "uniform", columns={}, tasks=None)
+    compute = MetaGradient(learner, weigh, source.task.loss, as_execution(execution, learner))
     steps: Iterator[int] = count()
 
     def step() -> float:
@@ -73,9 +84,8 @@ def training(
         episodes = source.batch("train", range(first, first + tasks), seed=0)
         outcome = compute(episodes)
         optimizer.step()
-        return float(outcome.losses.mean()) + float(
-            source.task.score(outcome.predictions, episodes.query.y).mean()
-        )
+        score = source.task.score(outcome.predictions, episodes.query.y)
+        return float(outcome.losses.mean()) + float(score.mean())
 
     return step
 
@@ -85,8 +95,8 @@ def loaded() -> Loaded:
     return load()
 
 
-def build(kind: str, name: str, options: dict | None = None, **injected):
-    """A component by its recipe name. LeftOut where it is not installed or refuses its options."""
+def build(kind: Kind, name: str, options: dict | None = None, **injected: Any) -> Any:
+    """A component by its recipe name. LeftOut if it is not installed or refuses its options."""
     try:
         component = loaded().catalogue.get(kind, name)
         return component.build(component.options(name=name, **(options or {})), **injected)

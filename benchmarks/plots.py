@@ -32,15 +32,19 @@ def draw(results: dict, out: Path) -> dict[str, str]:
 
 
 def _ratios(results: dict, out: Path) -> str:
-    """A bar a race: how many times as long the target's peer takes, on a logarithmic scale; a tick at the target."""
+    """A bar a race: how many times as long the target's peer takes, on a logarithmic scale.
+
+    A tick marks the target.
+    """
     from benchmarks.report import RACES, TARGETS
 
     bars = []
-    for section, _, _, named, least in TARGETS:
-        result = results.get(section, {})
-        rival = named or result.get("peer")
+    for target in TARGETS:
+        result = results.get(target.section, {})
+        rival = target.rival or result.get("peer")
         if rival in result.get("ratios", {}):
-            bars.append((f"{RACES[section]}\nagainst {rival}", result["ratios"][rival], least))
+            label = f"{RACES[target.section]}\nagainst {rival}"
+            bars.append((label, result["ratios"][rival], target.least))
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.5 * len(bars)), layout="constrained")
     for row, (_, (value, low, high), least) in enumerate(bars):
         axes.barh(row, value, color=COLOURS["ours"], height=0.6)

@@ -1,4 +1,8 @@
-"""What is raced: a learner of ours, the same network as a plain torch model for the peers, and the episodes of one meta-batch."""
+"""What is raced.
+
+A learner of ours, the same network as a plain torch model for the peers, and the episodes of one
+meta-batch.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ from benchmarks import ours
 class Problem:
     """One meta-gradient to compute: the mean over the episodes of the gradient of the query loss.
 
-    model: our learner's network in torch's own layers, with the same weights in the same order of parameters. Its
-        normalisation is BatchNorm2d(track_running_stats=False): statistics of the very batch, as our policy `transductive`.
-    kind:  what a peer has to offer: `maml` or `centroid`.
+    kind: what a peer has to offer: `maml` or `centroid`.
+    model: our learner's network in torch's own layers, with the same weights in the same order of
+        parameters. Its normalisation is BatchNorm2d(track_running_stats=False): statistics of the
+        batch itself, as our policy `transductive`.
     """
 
     kind: str
@@ -32,14 +37,13 @@ class Problem:
     def to(self, dtype: torch.dtype, device: str = "cpu") -> Problem:
         """The same problem in another precision or place; modules are moved, not copied."""
 
-        def move(part: fsl.LabelledSet) -> fsl.LabelledSet:
-            return fsl.LabelledSet(
-                *(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in part)
-            )
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-        episodes = fsl.Episode(
-            move(self.episodes.support), move(self.episodes.query), self.episodes.id.to(device)
-        )
+        (support_x, support_y), (query_x, query_y), ids = self.episodes
+        support = fsl.LabelledSet(move(support_x), move(support_y))
+        query = fsl.LabelledSet(move(query_x), move(query_y))
+        episodes = fsl.Episode(support, query, ids.to(device))
         learner, model = self.learner.to(device, dtype), self.model.to(device, dtype)
         return replace(self, learner=learner, model=model, episodes=episodes)
 
@@ -73,7 +77,7 @@ def centroid(tasks: int = 32, channels: int = 64, n_query: int = 15) -> Problem:
 
 
 def omniglot_fc(tasks: int = 32) -> Problem:
-    """The network of learn2learn's Omniglot example, 5-way 1-shot with one query a class, 1 step of 0.5."""
+    """The network of learn2learn's Omniglot example, 5-way 1-shot 1-query, 1 step of 0.5."""
     source = ours.build("episodes", "glyphs", {"n_query": 1})
     return _problem(
         "maml", source, tasks, fc_learner(source.task), fc_model(), inner_lr=0.5, inner_steps=1
@@ -93,7 +97,8 @@ def fc_learner(task: fsl.TaskShape) -> fsl.Learner:
 
 
 def fc_model() -> nn.Module:
-    layers, width = [nn.Flatten()], 28 * 28
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = 28 * 28
     for out in FC_WIDTHS:
         layers += [
             nn.Linear(width, out),
@@ -126,9 +131,8 @@ def _problem(
     **inner,
 ) -> Problem:
     same_weights(model, learner)
-    return Problem(
-        kind, learner, model, source.batch("train", range(tasks), seed=0), source.task.loss, **inner
-    )
+    episodes = source.batch("train", range(tasks), seed=0)
+    return Problem(kind, learner, model, episodes, source.task.loss, **inner)
 
 
 @torch.no_grad()

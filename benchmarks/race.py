@@ -6,7 +6,7 @@ import gc
 import math
 import time
 import timeit
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -27,7 +27,10 @@ class Disagreement(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long the other one takes: the median over rounds, and its 95 % bootstrap interval. No unit."""
+    """How many times as long the other one takes; no unit.
+
+    The median over rounds, and its 95 % bootstrap interval.
+    """
 
     value: float
     low: float
@@ -39,13 +42,15 @@ def race(
     budget: float,
     rounds: tuple[int, int] = (5, 200),
     block: float = 0.2,
-) -> dict:
+) -> dict[str, list[float]]:
     """Seconds a call, one figure for each round: {name: [...]}.
 
-    In a round each contender runs once, for as many calls as fill `block` seconds; who starts moves on by one each round. So
-    whatever else the machine does falls on all alike. Garbage collection is off while the clock runs.
+    In a round each contender runs once, for as many calls as fill `block` seconds; who starts moves
+    on by one each round. So whatever else the machine does falls on all alike. Garbage collection
+    is off while the clock runs.
 
-    budget: seconds for all rounds together, of which there are at least rounds[0] and at most rounds[1].
+    budget: seconds for all rounds together.
+    rounds: the least and the largest number of rounds.
     """
     calls = {name: _calls(work, block) for name, work in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -77,7 +82,7 @@ def fastest(seconds: Mapping[str, list[float]]) -> str:
     return min(seconds, key=lambda name: median(seconds[name]))
 
 
-def exponent(sizes: list[float], seconds: list[float]) -> float:
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     """The slope p of log(seconds) over log(size) by least squares: cost grows as size ** p.
 
     >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
@@ -96,7 +101,7 @@ def difference(gradient: list[Tensor], reference: list[Tensor]) -> float:
 
 
 def check_agreement(gradients: Mapping[str, list[Tensor]], limit: float) -> dict[str, float]:
-    """`difference` of each to the first. Disagreement, naming those above the limit, if there are any."""
+    """`difference` of each to the first. Disagreement names those above the limit."""
     names = list(gradients)
     found = {name: difference(gradients[name], gradients[names[0]]) for name in names[1:]}
     wrong = {name: value for name, value in found.items() if not value <= limit}

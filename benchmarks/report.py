@@ -5,53 +5,68 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import fill
+from typing import NamedTuple
 
 from benchmarks import plots
 
 MAML = "learn2learn, higher, TorchOpt"
 CONV4 = "MAML, Conv4-64, 28x28, 5-way 1-shot 15-query"
-TARGETS = [  # section, work, against whom, which contender that is (None: the fastest library), least ratio
-    (
+
+
+class Target(NamedTuple):
+    """What a race should show.
+
+    against: whom, in words.
+    least: ratio that is wanted.
+    rival: which contender that is; None: the fastest library.
+    """
+
+    section: str
+    work: str
+    against: str
+    least: float
+    rival: str | None = None
+
+
+TARGETS = [
+    Target(
         "sinusoid",
         "sinusoid MAML, MLP 1-40-40-1, 25 tasks, 1 step: a meta-gradient",
         f"fastest of {MAML}",
-        None,
         50,
     ),
-    (
+    Target(
         "omniglot",
         f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient",
         f"fastest of {MAML}",
-        None,
         2,
     ),
-    ("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", None, 2),
-    (
+    Target("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", 2),
+    Target(
         "sampling",
         "drawing 32 Omniglot episodes, 28x28, rotations",
         "learn2learn's tasksets",
-        "learn2learn, image files",
         100,
+        rival="learn2learn, image files",
     ),
-    (
+    Target(
         "training",
         "Omniglot training, draw and step",
         "learn2learn's example loop",
-        "learn2learn, image files",
         3,
+        rival="learn2learn, image files",
     ),
-    (
+    Target(
         "gpu",
         "Omniglot-shaped MAML, 32 tasks, on a GPU: a meta-gradient",
         "learn2learn on the same GPU",
-        "learn2learn",
         10,
+        rival="learn2learn",
     ),
-    (
+    Target(
         "centroid",
         "`nearest-centroid`, Conv4-64, 32 tasks: a meta-gradient",
         "fastest of learn2learn, easyfsl",
-        None,
         2,
     ),
 ]
@@ -130,22 +145,20 @@ def _machines(results: dict) -> Iterator[str]:
 def _targets(results: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield "## Targets\n"
     columns = ["work", "against", "at least", "measured", "95 % interval", ""]
-    yield from _table(
-        columns, [_target(results.get(section, {}), *target) for section, *target in TARGETS]
-    )
+    yield from _table(columns, [_target(results.get(t.section, {}), t) for t in TARGETS])
     if "ratios" in drawn:
         yield f"![Ratios and targets]({drawn['ratios']})\n"
 
 
-def _target(result: dict, work: str, against: str, rival: str | None, least: float) -> list[str]:
-    rival = rival or result.get("peer")
+def _target(result: dict, target: Target) -> list[str]:
+    rival, least = target.rival or result.get("peer"), target.least
     if rival not in result.get("ratios", {}):
-        return [work, against, f"{least} x", "", "", _why_not(result, rival)]
+        return [target.work, target.against, f"{least} x", "", "", _why_not(result, rival)]
     value, low, high = result["ratios"][rival]
     verdict = "reached" if value >= least else f"missed: {value / least:.0%} of it"
     return [
-        work,
-        f"{against}: {rival}",
+        target.work,
+        f"{target.against}: {rival}",
         f"{least} x",
         f"{value:.2f} x ({result['ours']})",
         f"{low:.2f} to {high:.2f}",

@@ -12,9 +12,12 @@ import torch
 
 @dataclass(frozen=True)
 class Settings:
-    """quick: tiny sizes, a smoke test whose figures mean nothing.    budget: seconds for the rounds of one race.
+    """What a run is asked for.
 
-    root: folder of Omniglot's zip files, as `episodes.root` of a recipe; None: FSL_DATA or the cache.
+    quick: tiny sizes, a smoke test whose figures mean nothing.
+    root: folder of Omniglot's zip files, as `episodes.root` of a recipe; None: FSL_DATA or the
+        cache.
+    budget: seconds for the rounds of one race.
     """
 
     quick: bool = False
@@ -24,6 +27,11 @@ class Settings:
     @property
     def rounds(self) -> tuple[int, int]:
         return (2, 3) if self.quick else (5, 200)
+
+    @property
+    def block(self) -> float:
+        """Seconds that a contender's calls of one round fill at least."""
+        return 0.0 if self.quick else 0.2
 
 
 def machine() -> dict[str, str | int]:

@@ -1,6 +1,10 @@
-"""Time of closed-form inner loops: their solver as the support set grows to 20-way 20-shot, and whole adaptations against MAML.
+"""Time of closed-form inner loops.
 
-python benchmarks/solver.py            writes docs/results/solver.md; needs fsl-kernel-closed-form and fsl-maml
+Their solver as the support set grows to 20-way 20-shot, and whole adaptations against MAML.
+
+    python benchmarks/solver.py
+
+writes docs/results/solver.md; needs fsl-kernel-closed-form and fsl-maml.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -35,7 +40,8 @@ ADAPTERS = {
     "kernel-closed-form, ntk of all": "{name: kernel-closed-form, kernel: ntk}",
     "ridge": "{name: ridge}",
     "meta-rkhs-ii": "{name: meta-rkhs-ii}",
-    "meta-rkhs-ii, head and last block": "{name: meta-rkhs-ii, parameters: [head.*, backbone.blocks.3.*]}",
+    "meta-rkhs-ii, head and last block": "{name: meta-rkhs-ii, "
+    "parameters: [head.*, backbone.blocks.3.*]}",
 }
 RECIPE = """\
 episodes: {{name: glyphs, n_way: {n_way}, n_shot: {n_shot}, n_query: 1}}
@@ -63,11 +69,15 @@ def solver_rows() -> list[list[str]]:
         y = torch.eye(n_way, dtype=torch.float64).repeat_interleave(n_shot, 0) - 1 / n_way
         row = [f"{n_way}-way {n_shot}-shot", str(n)]
         for solver in SOLVERS.values():
-            forward = milliseconds(lambda z=z, y=y, solver=solver: solver(z @ z.T, y))
-            both = milliseconds(lambda z=z, y=y, solver=solver: _backward(solver, z, y))
+            forward = milliseconds(partial(_forward, solver, z, y))
+            both = milliseconds(partial(_backward, solver, z, y))
             row.append(f"{forward:.2f} / {both:.2f}")
         rows.append(row)
     return rows
+
+
+def _forward(solver: Callable, z: torch.Tensor, y: torch.Tensor) -> None:
+    solver(z @ z.T, y)
 
 
 def _backward(solver: Callable, z: torch.Tensor, y: torch.Tensor) -> None:

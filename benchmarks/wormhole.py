@@ -1,10 +1,15 @@
-"""Wormhole against MAML on conflicting tasks: the same seeds, paired intervals, and a figure for each experiment.
+"""Wormhole against MAML on conflicting tasks.
 
-    python benchmarks/wormhole.py --seeds 5 --log-conflict 10 --out docs/results        (MNIST: in FSL_DATA, or downloaded)
+The same seeds, paired intervals, and a figure for each experiment.
 
-Runs `recipes/wormhole/<experiment>-{wormhole,maml}.yaml` once a seed (finished runs of the very recipe under --runs are read
-again) and writes `<out>/wormhole.md` and `<out>/wormhole-<experiment>.svg`. After the abstract of arXiv 2212.14094. The update
-rule, defaults and tasks are this project's interpretation; the paper's text was not available.
+    python benchmarks/wormhole.py --seeds 5 --log-conflict 10 --out docs/results
+
+Runs `recipes/wormhole/<experiment>-{wormhole,maml}.yaml` once a seed (finished runs of the same
+recipe under --runs are read again) and writes `<out>/wormhole.md` and
+`<out>/wormhole-<experiment>.svg`. MNIST is read from FSL_DATA, or downloaded.
+
+After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's
+interpretation; the paper's text was not available.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]  # it ships no types
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("wormhole", "maml")
@@ -34,12 +39,17 @@ CONFLICT = {
     "gradient_cosine": "mean pairwise cosine",
     "gradient_conflict": "share of negative pairs",
 }
-WINDOW = 25  # records that a point of a curve is the mean of
+WINDOW = 25
+"""Records that a point of a curve is the mean of."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run left behind. scores: of the test episodes.    curves: for each metric of training, (2, n): steps and values."""
+    """What a run left behind.
+
+    scores: of the test episodes.
+    curves: for each metric of training, (2, n): steps and values.
+    """
 
     result: dict
     scores: np.ndarray
@@ -50,8 +60,10 @@ class Finished:
 class Paired:
     """Differences between two methods, judged on the same episodes, for each seed.
 
-    episodes: mean and half-width of the 95 % interval over episodes, each averaged over seeds: for these trained networks.
-    seeds:    the same over the seeds' means, with Student's t: for another training run. nan with a single seed.
+    episodes: mean and half-width of the 95 % interval over episodes, each averaged over seeds: for
+        these trained networks.
+    seeds: the same over the seeds' means, with Student's t: for another training run. nan with a
+        single seed.
     """
 
     by_seed: list[tuple[float, float]]
@@ -70,26 +82,22 @@ def paired(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Paired:
 
 def run_name(recipe: Path, seed: int, settings: Sequence[str]) -> str:
     """Another folder for another recipe or setting, so that no stale run is read."""
-    digest = hashlib.blake2b(
-        "\n".join([recipe.read_text(encoding="utf-8"), *settings]).encode(), digest_size=4
-    )
+    told = "\n".join([recipe.read_text(encoding="utf-8"), *settings])
+    digest = hashlib.blake2b(told.encode(), digest_size=4)
     return f"{recipe.stem}-seed{seed}-{digest.hexdigest()}"
 
 
 def run_recipe(recipe: Path, seed: int, directory: Path, settings: Sequence[str]) -> Finished:
-    """Train and judge with `fsl run`, or go on with a run that was broken off, unless the directory holds the finished run."""
+    """Train and judge with `fsl run`, or go on with a run that was broken off.
+
+    Nothing is done if the directory holds the finished run.
+    """
     if not (directory / "result.json").is_file():
         options = [word for setting in (f"seed={seed}", *settings) for word in ("-s", setting)]
         fresh = ["run", str(recipe), "--out", str(directory), *options]
         begun = (directory / "recipe.yaml").is_file()
-        command = [
-            sys.executable,
-            "-m",
-            "fsl_core",
-            *(["resume", str(directory)] if begun else fresh),
-            "--device",
-            "cpu",
-        ]
+        arguments = ["resume", str(directory)] if begun else fresh
+        command = [sys.executable, "-m", "fsl_core", *arguments, "--device", "cpu"]
         finished = subprocess.run(command, check=False, capture_output=True, text=True)
         if finished.returncode:
             raise SystemExit(
@@ -107,22 +115,22 @@ def read_run(directory: Path) -> Finished:
 
 
 def _curve(records: list[dict], name: str) -> np.ndarray:
-    points = [
-        (record["step"], record[name])
-        for record in records
-        if name in record and "split" not in record
-    ]
+    measured = [r for r in records if name in r and "split" not in r]
+    points = [(record["step"], record[name]) for record in measured]
     return np.array(points, dtype=float).reshape(-1, 2).T
 
 
 def smooth(curve: np.ndarray) -> np.ndarray:
-    """Means of WINDOW neighbouring points, fewer where there are not as many."""
+    """Means of WINDOW neighbouring points, or of all points if there are fewer."""
     size = min(WINDOW, curve.shape[1])
     return np.stack([np.convolve(row, np.full(size, 1 / size), "valid") for row in curve])
 
 
 def draw(runs: dict[str, list[Finished]], title: str, path: Path) -> None:
-    """Query loss, and the conflict metrics if the runs hold them, over training: mean and range over seeds."""
+    """Query loss, and the conflict metrics if the runs hold them, over training.
+
+    Mean and range over seeds.
+    """
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "wormhole"  # the same file for the same figures
     from matplotlib import pyplot as plt
@@ -154,7 +162,8 @@ def section(experiment: str, runs: dict[str, list[Finished]], figure: str) -> st
     results = {method: [run.result for run in finished] for method, finished in runs.items()}
     if len(sets := {r["episode_set"] for rs in results.values() for r in rs}) != 1:
         raise SystemExit(
-            f"{experiment}: runs judged on {len(sets)} sets of episodes. The same `evaluate:` in both recipes"
+            f"{experiment}: runs judged on {len(sets)} sets of episodes. The same `evaluate:` in "
+            "both recipes"
         )
     metric, episodes = results["maml"][0]["metric"], results["maml"][0]["episodes"]
     difference = paired(*([run.scores for run in runs[method]] for method in METHODS))
@@ -188,31 +197,30 @@ def section(experiment: str, runs: dict[str, list[Finished]], figure: str) -> st
 
 
 def _interval(value: tuple[float, float]) -> str:
-    return (
-        f"{value[0]:+.4f} ± {value[1]:.4f}"
-        if np.isfinite(value[1])
-        else f"{value[0]:+.4f}, no interval from one seed"
-    )
+    mean, half = value
+    if not np.isfinite(half):
+        return f"{mean:+.4f}, no interval from one seed"
+    return f"{mean:+.4f} ± {half:.4f}"
 
 
 def _conflict_rows(runs: dict[str, list[Finished]]) -> list[str]:
-    """Mean over the last fifth of training, with its range over seeds; nothing where it was not measured."""
-    if not all(
-        run.curves[name].size for finished in runs.values() for run in finished for name in CONFLICT
-    ):
+    """Mean over the last fifth of training, with its range over seeds, if it was measured."""
+    every_run = [run for finished in runs.values() for run in finished]
+    if not all(run.curves[name].size for run in every_run for name in CONFLICT):
         return ["The conflict of the tasks' meta-gradients was not measured.", ""]
     rows = ["| last fifth of training | " + " | ".join(METHODS) + " |", "|---|---|---|"]
     for name, label in CONFLICT.items():
-        tails = [
-            [c[1, -max(1, c.shape[1] // 5) :].mean() for run in runs[m] for c in [run.curves[name]]]
-            for m in METHODS
-        ]
-        rows.append(
-            f"| {label} | "
-            + " | ".join(f"{np.mean(t):.3f} ({min(t):.3f} .. {max(t):.3f})" for t in tails)
-            + " |"
-        )
+        cells = []
+        for method in METHODS:
+            tails = [_mean_of_tail(run.curves[name]) for run in runs[method]]
+            cells.append(f"{np.mean(tails):.3f} ({min(tails):.3f} .. {max(tails):.3f})")
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
     return [*rows, ""]
+
+
+def _mean_of_tail(curve: np.ndarray) -> float:
+    """Of the last fifth of its values."""
+    return curve[1, -max(1, curve.shape[1] // 5) :].mean()
 
 
 HEADER = """# Wormhole against MAML
@@ -258,21 +266,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="changes a key of every recipe",
     )
     given = parser.parse_args(arguments)
-    settings = [
-        *given.set,
-        *([f"outer.log_conflict={given.log_conflict}"] if given.log_conflict else []),
-    ]
+    settings = [*given.set]
+    if given.log_conflict:
+        settings.append(f"outer.log_conflict={given.log_conflict}")
     sections = []
     for experiment in given.experiments:
         runs: dict[str, list[Finished]] = {method: [] for method in METHODS}
         for seed in range(given.seeds):
             for method in METHODS:
                 recipe = ROOT / "recipes" / "wormhole" / f"{experiment}-{method}.yaml"
-                runs[method].append(
-                    run_recipe(
-                        recipe, seed, given.runs / run_name(recipe, seed, settings), settings
-                    )
-                )
+                directory = given.runs / run_name(recipe, seed, settings)
+                runs[method].append(run_recipe(recipe, seed, directory, settings))
                 print(recipe.stem, "seed", seed, runs[method][-1].scores.mean(), flush=True)
         figure = f"wormhole-{experiment}.svg"
         given.out.mkdir(parents=True, exist_ok=True)

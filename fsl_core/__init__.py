@@ -46,7 +46,8 @@ if TYPE_CHECKING:
         derivatives_of_any_order,
         replace_norms,
     )
-    from fsl_core.predicting.predictor import AdaptedPredictor, adapt_to_folder, load_predictor
+    from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
+    from fsl_core.predicting.predictor import AdaptedPredictor
     from fsl_core.weighting import Outcomes, TaskWeighting
 
 _NAMES = {
@@ -68,7 +69,8 @@ _NAMES = {
     "nn.forward": "call_with",
     "nn.functional": "Functional",
     "nn.norms": "Norm NormPolicy NormedBackbone derivatives_of_any_order replace_norms",
-    "predicting.predictor": "AdaptedPredictor adapt_to_folder load_predictor",
+    "predicting.adapting": "adapt_to_folder load_predictor",
+    "predicting.predictor": "AdaptedPredictor",
     "weighting": "Outcomes TaskWeighting",
 }
 """The public names of each module."""

@@ -23,10 +23,12 @@ class Adapter(nn.Module):
     kernel, a learned step size) are parameters of the adapter; `adapt` changes none of them.
 
     vectorizable: `adapt` works under torch.func.vmap: no value is read, no module is patched.
-    threadable:   tasks may be computed by several threads at once; False where `adapt` differentiates in forward mode (jvp),
-                  whose levels torch keeps for the whole process.
+    threadable:   several threads may compute tasks at the same time; False if `adapt`
+                  differentiates in forward mode (jvp), whose levels torch keeps for the whole
+                  process.
     transductive: predictions depend on the other unlabelled queries.
-    order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second derivatives left out.
+    order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second
+                  derivatives left out.
     """
 
     name: ClassVar[str]
@@ -72,10 +74,11 @@ class Adapter(nn.Module):
         query_x: Tensor | None = None,
         task_id: Tensor | None = None,
     ) -> Sequence[Predictor]:
-        """The predictors before adaptation and after each inner step; the last one is what `adapt` returns.
+        """The predictors before adaptation and after each inner step.
 
-        Arguments as for `adapt`; one that overrides it declares those it needs. Default: those of
-        `inner_problem`, or the last one alone.
+        The last one is what `adapt` returns. Arguments are as for `adapt`; a method that overrides
+        this one declares those it needs. Default: the predictors of `inner_problem`, or the last
+        predictor alone.
         """
         offered = {"query_x": query_x, "task_id": task_id}
         problem = self.inner_problem(backbone, support, **_declared(self.inner_problem, offered))
@@ -84,9 +87,10 @@ class Adapter(nn.Module):
         return [self.adapt(backbone, support, **_declared(self.adapt, offered))]
 
     def objective(self, backbone: nn.Module, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
-        """The scalar whose gradient the outer loop follows, and the prediction of the queries, (n_queries, output_dim).
+        """The scalar whose gradient the outer loop follows, and the prediction of the queries.
 
-        Override it for update penalties, losses on the support set or after each step, or pseudo-gradients.
+        The prediction is (n_queries, output_dim). Override it for update penalties, losses on the
+        support set or after each step, or pseudo-gradients.
         """
         predict = require_predictor(call_declared(self.adapt, backbone, episode))
         prediction = predict(episode.query.x)
@@ -95,7 +99,7 @@ class Adapter(nn.Module):
     def on_progress(self, progress: float) -> None:
         """Called before each outer step with the share of training done, from 0 to below 1.
 
-        Where weights are judged, in validation or from a checkpoint, the last call was that of the
+        When weights are judged, in validation or from a checkpoint, the last call was that of the
         last step that made them.
         """
 
@@ -103,9 +107,9 @@ class Adapter(nn.Module):
     def settled(self) -> bool:
         """Whether the present weights may become the best checkpoint; asked at each validation.
 
-        False in a warm-up, where an evaluation would judge something else than what training is
-        for: the validation is recorded, and a run that never settles is judged by its last
-        checkpoint, which its result says.
+        False in a warm-up, when an evaluation would judge something else than what training is for:
+        the validation is recorded, and a run that never settles is judged by its last checkpoint,
+        which its result says.
         """
         return True
 
@@ -119,14 +123,13 @@ class Adapter(nn.Module):
 
 
 def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
-    """Call `Adapter.adapt` or `Adapter.trajectory` with those of query_x and task_id that it declares."""
-    offered = {"query_x": episode.query.x, "task_id": episode.id}
+    """Call `adapt` or `trajectory` of an adapter, with query_x and task_id if it declares them."""
+    offered: dict[str, Tensor | None] = {"query_x": episode.query.x, "task_id": episode.id}
     return method(backbone, episode.support, **_declared(method, offered))
 
 
-_ARGUMENTS: dict[
-    Callable, frozenset[str]
-] = {}  # of methods seen before: inspecting costs more than a small inner step
+_ARGUMENTS: dict[Callable, frozenset[str]] = {}
+"""Arguments of methods seen before: to inspect one takes longer than a small inner step."""
 
 
 def _declared(method: Callable, offered: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
@@ -137,6 +140,7 @@ def _declared(method: Callable, offered: dict[str, Tensor | None]) -> dict[str, 
 
 
 def require_predictor(predictor: Predictor) -> Predictor:
+    """What `adapt` returned, if it is a function. Raises FslError otherwise."""
     if not callable(predictor):
         raise FslError(
             f"adapt returned a {type(predictor).__name__}. A predictor: a function of items"

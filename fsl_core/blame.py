@@ -16,7 +16,7 @@ STRICT = "FSL_STRICT_PLUGINS=1 shows the traceback"
 
 
 def forgot_super(error: BaseException) -> bool:
-    """What torch and Python say where a constructor goes on without that of torch.nn.Module."""
+    """Whether an error comes from a constructor that goes on without that of torch.nn.Module."""
     said = r"before Module\.__init__\(\) call|has no attribute '_(modules|parameters|buffers)'"
     return isinstance(error, AttributeError) and re.search(said, str(error)) is not None
 
@@ -38,7 +38,7 @@ def raised(error: BaseException, home: str) -> str:
 
 
 def belongs(file: str, home: str) -> bool:
-    """Whether a file is a plugin's: the module itself, or a module of its package other than core."""
+    """Whether a file is a plugin's: the module itself, or one of its package other than core."""
     module = sys.modules.get(home)
     if file == getattr(module, "__file__", None):
         return True

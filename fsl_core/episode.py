@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Predictor = Callable[[Tensor], Tensor]
-"""(n, *input_shape) -> (n, output_dim): logits of a classification task, values of a regression task."""
+"""(n, *input_shape) -> (n, output_dim): logits of a classification, values of a regression."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(prediction, labels) -> scalar."""
@@ -20,7 +20,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class LabelledSet(NamedTuple):
     """Items with their labels.
 
-    x: (n, *input_shape), float.    y: (n,) class indices 0 .. n_way - 1, int64; or (n, output_dim) values, float.
+    x: (n, *input_shape), float.
+    y: (n,) class indices 0 .. n_way - 1, int64; or (n, output_dim) values, float.
     """
 
     x: Tensor
@@ -30,9 +31,10 @@ class LabelledSet(NamedTuple):
 class Episode(NamedTuple):
     """One draw from a task. Rows are sorted by class, n_shot (n_query) rows each.
 
-    id: () int64, the episode's index in its split, or the number of its task where a source has a finite set of tasks.
-
     A batch of episodes is the same tuple with a leading (meta_batch_size,) axis on every tensor.
+
+    id: () int64, the episode's index in its split, or the number of its task if the source has a
+        finite set of tasks.
     """
 
     support: LabelledSet
@@ -50,7 +52,9 @@ class Episode(NamedTuple):
 class TaskShape:
     """What every episode of a split has in common.
 
-    n_way:  classes per episode; 1 for regression.    n_shot, n_query: labelled and unlabelled items per class.
+    n_way:       classes per episode; 1 for regression.
+    n_shot:      labelled items per class.
+    n_query:     unlabelled items per class, which are to be predicted.
     input_shape: of one item, without the batch axis, such as (1, 28, 28).
     output_dim:  of a prediction: n_way for classification.
     """
@@ -64,11 +68,9 @@ class TaskShape:
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits, or mean squared error of values; a scalar."""
-        return (
-            F.cross_entropy(prediction, y)
-            if self.kind == "classification"
-            else F.mse_loss(prediction, y)
-        )
+        if self.kind == "classification":
+            return F.cross_entropy(prediction, y)
+        return F.mse_loss(prediction, y)
 
     @property
     def metric(self) -> Literal["accuracy", "mse"]:
@@ -76,14 +78,17 @@ class TaskShape:
         return "accuracy" if self.kind == "classification" else "mse"
 
     def score(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """Share of right answers in 0 .. 1, or mean squared error in squared units of y; a scalar."""
+        """Share of right answers, or mean squared error in squared units of y; a scalar."""
         if self.kind == "classification":
             return (prediction.argmax(-1) == y).to(prediction.dtype).mean(-1)
         return F.mse_loss(prediction, y)
 
 
 def one_hot(y: Tensor, n_way: int) -> Tensor:
-    """Class indices (n,) -> (n, n_way) of zeros and ones, float; reads no value, so it works under any order of vmap and grad.
+    """Class indices (n,) -> (n, n_way) of zeros and ones, float.
+
+    It reads no value, so it works under any order of vmap and grad. `torch.nn.functional.one_hot`
+    reads the largest one.
 
     >>> one_hot(torch.tensor([1, 0]), 3)
     tensor([[0., 1., 0.],

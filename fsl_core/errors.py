@@ -1,4 +1,7 @@
-"""Everything fsl-core raises on purpose. A message reads `<where>: <what was found>. <what would fit>.`"""
+"""Everything fsl-core raises on purpose.
+
+A message reads `<where>: <what was found>. <what would fit>.`
+"""
 
 from __future__ import annotations
 

@@ -18,10 +18,11 @@ from fsl_core.nn.norms import support_reference
 class Learner(nn.Module):
     """A backbone and an adapter: all that the outer loop optimises.
 
-    Under torch.no_grad() an adapter is called without gradients. Where it raises because it wants
+    Under torch.no_grad() an adapter is called without gradients. If it raises because it wants
     them, as torch.autograd.grad does, it is called again with gradients enabled; predictions are
     detached.
-    takes_gradients: this was found out of its `adapt`, which is then called with them at once.
+
+    takes_gradients: this was found out about its `adapt`, which is then called with them at once.
     """
 
     def __init__(self, backbone: nn.Module, adapter: Adapter):
@@ -47,7 +48,7 @@ class Learner(nn.Module):
             return _within(episode.support.x, self._call(self.adapter.adapt, episode))
 
     def trajectory(self, episode: Episode) -> list[Predictor]:
-        """The predictors before adaptation and after each inner step, the last one that of `adapt`."""
+        """The predictors before adaptation and after each inner step; `adapt` returns the last."""
         with support_reference(episode.support.x), plain_attention():
             predictors: list[Predictor] = self._call(self.adapter.trajectory, episode, list)
         return [_within(episode.support.x, predictor) for predictor in predictors]
@@ -66,14 +67,14 @@ class Learner(nn.Module):
 
 
 _WANTED = "does not require grad"
-"""What torch says, in several sentences, where gradients are asked for and there is no graph."""
+"""What torch says, in several sentences, when gradients are asked for and there is no graph."""
 
 
 def _with_gradients_if_wanted(call: Callable[[], Any], at_once: bool = False) -> tuple[Any, bool]:
-    """call(), and whether gradients were enabled for it: it was told so, or it raised without them.
+    """call(), and whether gradients were enabled for it.
 
-    Called a second time it draws the random numbers of the first, so that a run does not depend on
-    what was found out before.
+    They are if `at_once` says so, or if it raised without them. A second call draws the random
+    numbers of the first, so that a run does not depend on what was found out before.
     """
     if torch.is_grad_enabled():
         return call(), False
@@ -101,7 +102,7 @@ def _set_random_state(on_cpu: Tensor, on_gpus: list[Tensor]) -> None:
 
 
 def gradient_columns(learner: Learner) -> dict[str, slice]:
-    """Where each trained parameter lies in a row of `Outcomes.gradients`, by names such as `adapter.head.weight`.
+    """The columns of each trained parameter in a row of `Outcomes.gradients`, by its name.
 
     >>> gradient_columns(Learner(nn.Linear(2, 3), Adapter()))
     {'backbone.weight': slice(0, 6, None), 'backbone.bias': slice(6, 9, None)}

@@ -15,7 +15,7 @@ JOINERS = "\u200c\u200d"  # letters of several scripts need them, and nothing el
 
 
 def suggest(name: str, known: Iterable[str], label: str = "Known") -> str:
-    """The end of an error message: the nearest known name, or all of them where none is near."""
+    """The end of an error message: the nearest known name, or all of them if none is near."""
     known = sorted(known)
     near = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if near:
@@ -23,18 +23,19 @@ def suggest(name: str, known: Iterable[str], label: str = "Known") -> str:
     return f"{label}: {', '.join(known)}" if known else f"{label}: none"
 
 
-def printable(text: str, lines: bool = False) -> str:
+def printable(text: object, lines: bool = False) -> str:
     """The text with everything that a terminal or a page obeys or hides written out instead.
 
     That is control characters, marks that turn the direction of writing, and bytes of a file name
     that are not UTF-8. Letters of every script stay.
 
+    text:  a text, a path, or anything else that is shown as its `str`.
     lines: line breaks and tabs stay too.
 
     >>> print(printable("a\\x1b[31mb"))
     a\\x1b[31mb
     """
-    return "".join(c if _shown(c, lines) else _written_out(c) for c in text)
+    return "".join(c if _shown(c, lines) else _written_out(c) for c in str(text))
 
 
 def _shown(character: str, lines: bool) -> bool:
@@ -53,9 +54,9 @@ def _written_out(character: str) -> str:
 
 
 def name_of(file: Path) -> str:
-    """What a recipe's file is called, in a form that every folder takes as a name.
+    """The name of a recipe's file, in a form that every folder takes as a name.
 
-    Without its ending, on one line, and short; two long names do not become one.
+    It has no ending, is on one line, and short; two long names do not become the same.
 
     >>> name_of(Path("recipes/5w1s-maml.yaml")), name_of(Path("..yaml")), name_of(Path("a\\tb.yml"))
     ('5w1s-maml', 'recipe', 'a_b')

@@ -11,8 +11,9 @@ class Outcomes(NamedTuple):
     """What a task weighting may look at; all of it detached.
 
     losses:    (meta_batch_size,) values of the objective.
-    gradients: (meta_batch_size, P) meta-gradients of the tasks, or None where the weighting does not ask for them; which
-               parameter has which columns is what a weighting's constructor gets as `columns`.
+    gradients: (meta_batch_size, P) meta-gradients of the tasks, or None if the weighting does not
+               ask for them. A weighting's constructor learns from its argument `columns` which
+               parameter has which columns.
     ids:       (meta_batch_size,) int64, `Episode.id` of each.
     """
 
@@ -24,8 +25,10 @@ class Outcomes(NamedTuple):
 class TaskWeighting(nn.Module):
     """An outer loop's weights: the meta-gradient is sum_i weights[i] * gradient of task i.
 
-    needs: "losses" or "gradients" (or both): what `weigh` reads. An empty set: weights that depend on neither.
-    total: what the weights sum to: "one", "tasks" for a sum over the meta-batch, or "any" where the sum carries meaning.
+    needs: "losses" or "gradients" (or both): what `weigh` reads. An empty set: weights that depend
+           on neither.
+    total: what the weights sum to: "one", "tasks" for a sum over the meta-batch, or "any" if the
+           sum carries meaning.
     """
 
     name: ClassVar[str]
@@ -35,12 +38,16 @@ class TaskWeighting(nn.Module):
     def weigh(self, outcomes: Outcomes) -> Tensor:
         """(meta_batch_size,) non-negative weights."""
         raise NotImplementedError(
-            f"{type(self).__name__}.weigh: not written. A function of Outcomes that returns one weight a task"
+            f"{type(self).__name__}.weigh: not written. "
+            "A function of Outcomes that returns one weight a task"
         )
 
     def objective(self, weights: Tensor, outcomes: Outcomes) -> Tensor:
-        """The scalar that the weighting's own parameters minimise, where it has any; `weights` as `weigh` returned them.
+        """The scalar that the weighting's own parameters minimise, if it has any.
 
-        Default: the weighted loss. Override it for a penalty: minimising weights that sum to one alone favours easy tasks.
+        Default: the weighted loss. Override it for a penalty: weights that sum to one and follow
+        the loss alone favour easy tasks.
+
+        weights: as `weigh` returned them.
         """
         return (weights * outcomes.losses).sum()

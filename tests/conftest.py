@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def float64() -> Iterator[None]:
     """New tensors are float64, and the global generator is seeded."""
     with double_precision():
         yield
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile makes its graphs, forward and backward, without the minute of making code."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
 
 
 @pytest.fixture

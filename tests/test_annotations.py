@@ -1,4 +1,5 @@
-"""Every annotation names something that exists: in core, in the plugins that are installed, and in the kit."""
+"""Every annotation names something that exists: in core, in the plugins that are installed, and in
+the kit."""
 
 from __future__ import annotations
 

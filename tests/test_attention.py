@@ -83,8 +83,8 @@ def test_every_execution_is_the_loop(kind, execution):
     assert not checks.differences(compute(learner, execution), expected)
 
 
-@pytest.mark.slow
-def test_compiled_is_the_loop():
+@pytest.mark.usefixtures("traced_only")
+def test_what_would_be_compiled_is_the_loop():
     learner = make_learner("function", inner_steps=1)
     expected = compute(learner, Execution())
     assert not checks.differences(compute(learner, Execution("compiled")), expected)

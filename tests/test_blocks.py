@@ -1,4 +1,5 @@
-"""The convolution block against its four layers one after another, and against torch's own modules."""
+"""The convolution block against its four layers one after another, and against torch's own
+modules."""
 
 import pytest
 import torch

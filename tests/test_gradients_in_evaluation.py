@@ -1,4 +1,5 @@
-"""Adapters that take gradients as plain torch does are judged like any other, without a graph left."""
+"""Adapters that take gradients as plain torch does are judged like any other, without a graph
+left."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Plain(fsl.Adapter):
-    """Gradient steps on a linear head, by torch.autograd.grad; with dropout in training and in tests."""
+    """Gradient steps on a linear head, by torch.autograd.grad; with dropout in training and in
+    tests."""
 
     name = "plain"
 

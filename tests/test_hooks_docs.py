@@ -29,7 +29,8 @@ def section(name: str) -> str:
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
 def test_hook_is_documented(hook):
-    """Heading: the exact signature. First words: since when, and the sentence of the docstring that says when it is called."""
+    """Heading: the exact signature. First words: since when, and the sentence of the docstring that
+    says when it is called."""
     arguments = list(inspect.signature(hook).parameters)
     assert f"\n## {hook.__name__}({', '.join(arguments)})\n" in PAGE
     assert f"Since hook API {hook.since}." in hook.__doc__

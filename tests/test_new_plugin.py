@@ -1,4 +1,5 @@
-"""`fsl new-plugin`: a package of each kind that installs, passes its own tests, runs its recipe, and reads as ours do."""
+"""`fsl new-plugin`: a package of each kind that installs, passes its own tests, runs its recipe,
+and reads as ours do."""
 
 from __future__ import annotations
 
@@ -164,13 +165,13 @@ def test_nothing_is_overwritten(folder: Path):
         (
             "My Net",
             "backbone",
-            r"My Net: no name of a plugin\. fsl- and words .*, such as fsl-my-net$",
+            r"My Net: not a name of a plugin\. fsl- and words .*, such as fsl-my-net$",
         ),
         ("fsl_net", "backbone", r"such as fsl-net$"),
         ("fsl-Net", "backbone", r"such as fsl-net$"),
         ("fsl-", "backbone", r"such as fsl-mine$"),
-        ("fsl-core", "adapter", r"fsl-core: a package of that name exists\. Another one"),
-        ("fsl-maml", "adapter", r"fsl-maml: a package of that name exists\. Another one"),
+        ("fsl-core", "adapter", r"fsl-core: a package with that name exists\. Another name"),
+        ("fsl-maml", "adapter", r"fsl-maml: a package with that name exists\. Another name"),
         (
             "fsl-glyphs",
             "episodes",

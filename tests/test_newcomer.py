@@ -1,7 +1,9 @@
-"""The commands of README and docs, as a newcomer types them, in this process; a short budget is laid over `fsl run`.
+"""The commands of README and docs, as a newcomer types them, in this process; a short budget is
+laid over `fsl run`.
 
-Left to other tests: `pip install` and a generated package's own tests and recipe (test_new_plugin.py, test_wheels.py), the two
-files of docs/plugins.md (test_stranger.py), `pytest --fsl-adapter` (testing/test_plugin.py), sweeps (sweeping/), `make` (CI).
+Left to other tests: `pip install` and a generated package's own tests and recipe
+(test_new_plugin.py, test_wheels.py), the two files of docs/plugins.md (test_stranger.py), `pytest
+--fsl-adapter` (testing/test_plugin.py), sweeps (sweeping/), `make` (CI).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from fsl_core.nn.norms import (
 
 
 class SmoothNet(NormedBackbone):
-    """Norms after convolutions and after a linear layer; smooth, so that finite differences exist."""
+    """Norms after convolutions and after a linear layer; smooth, so that finite differences
+    exist."""
 
     def __init__(self, norm):
         super().__init__(norm)
@@ -303,7 +304,7 @@ def test_parameters_are_scale_and_shift():
 
 def test_unknown_policies_are_refused():
     with pytest.raises(
-        ValueError, match=r"norm: 'batch' is no policy\. Expected one of transductive, support"
+        ValueError, match=r"norm: 'batch' is not a policy\. Expected one of transductive, support"
     ):
         Norm("batch", 8)
 

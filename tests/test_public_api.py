@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import fsl_core
+import fsl_core.data
 
 
 def test_every_public_name_exists_and_is_listed_once():
@@ -18,12 +19,25 @@ def test_every_public_name_exists_and_is_listed_once():
     assert set(fsl_core.__all__) <= set(dir(fsl_core))
 
 
+def test_names_for_sources_exist_and_are_listed_once():
+    assert fsl_core.data.__all__ == sorted(
+        set(fsl_core.data.__all__), key=lambda n: (not n[0].isupper(), n)
+    )
+    assert set(fsl_core.data.__all__) == {*fsl_core.data._HOME, "omniglot"}
+    for name in fsl_core.data.__all__:
+        assert getattr(fsl_core.data, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'pixels'"):
+        _ = fsl_core.data.pixels
+
+
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Adaptor'"):
         _ = fsl_core.Adaptor
 
 
-@pytest.mark.parametrize("module", ["fsl_core", "fsl_core.cli", "fsl_core.hooks.specs"])
+@pytest.mark.parametrize(
+    "module", ["fsl_core", "fsl_core.data", "fsl_core.cli", "fsl_core.hooks.specs"]
+)
 def test_torch_is_imported_late(module: str):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,5 +1,5 @@
-"""Every recipe of the repository is valid and trains: two outer steps, on synthetic episodes where it names real data;
-of a matrix every combination is built and the last one trains."""
+"""Every recipe of the repository is valid and trains: two outer steps, on synthetic episodes where
+it names real data; of a matrix every combination is built and the last one trains."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ SHORT = [
     "outer.validate_every=2",
     "outer.validate_episodes=2",
     "evaluate.episodes=2",
+    "execution.mode=loop",
 ]
 
 
@@ -59,7 +60,8 @@ def test_recipe_trains(path: Path, tmp_path: Path):
 
 @contextmanager
 def skipped_without_its_library() -> Iterator[None]:
-    """Some plugins need a library that pip does not install with them, and that could not be built here."""
+    """Some plugins need a library that pip does not install with them, and that could not be built
+    here."""
     try:
         yield
     except PluginError as error:

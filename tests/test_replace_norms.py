@@ -156,9 +156,9 @@ class Activated(nn.BatchNorm2d):
         (
             nn.Sequential(nn.BatchNorm1d(4, momentum=None)),
             "running",
-            r"^0: momentum None, the mean of all batches\. A momentum for replace_norms$",
+            r"^0: momentum None, the mean of all batches\. A momentum as an argument of replace_norms$",
         ),
-        (nn.BatchNorm1d(4), "batch", r"norm: 'batch' is no policy"),
+        (nn.BatchNorm1d(4), "batch", r"norm: 'batch' is not a policy"),
     ],
 )
 def test_what_cannot_be_replaced_is_refused(net: nn.Module, policy: str, message: str):

@@ -1,4 +1,5 @@
-"""A stranger's plugin: the two files of docs/plugins.md, outside the repository, installed by pip."""
+"""A stranger's plugin: the two files of docs/plugins.md, outside the repository, installed by
+pip."""
 
 from __future__ import annotations
 

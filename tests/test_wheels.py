@@ -1,4 +1,5 @@
-"""Wheels as `make dist` builds them: core and one plugin alone, in a fresh environment outside the repository."""
+"""Wheels as `make dist` builds them: core and one plugin alone, in a fresh environment outside the
+repository."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ episodes: {name: glyphs, n_way: 5, n_shot: 1, n_query: 2}
 backbone: {name: conv4, channels: 8}
 adapter: {name: nearest-centroid}
 outer: {meta_batch_size: 2, steps: 2, validate_every: 0}
+execution: {mode: loop}
 evaluate: {episodes: 4}
 """
 DRAWN = {"glyphs", "sinusoid", "threshold-comparison", "wavelet-transform"}
@@ -90,7 +92,8 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(built: list[Path], third_party: Path, tmp_path: Path):
-    """Makes an environment with the wheels of core and one plugin, and returns its folder of programs."""
+    """Makes an environment with the wheels of core and one plugin, and returns its folder of
+    programs."""
 
     def make(plugin: str) -> Path:
         folder = tmp_path / "environment"
@@ -200,7 +203,8 @@ def test_core_and_one_plugin(plugin: str, environment, tmp_path: Path):
 
 @pytest.mark.slow
 def test_programs_of_the_environment(environment, tmp_path: Path):
-    """What a user types: `fsl run` of a plugin's recipe by its name, and the conformance kit over it."""
+    """What a user types: `fsl run` of a plugin's recipe by its name, and the conformance kit over
+    it."""
     programs = environment("fsl-hypermaml")
     keys = (
         "outer.steps=2",

@@ -2,10 +2,11 @@
 
 A module has any of
 
-    maml(model, episodes, loss, inner_lr, inner_steps) -> function that returns the meta-gradient, one tensor a parameter
-    centroid(model, episodes, loss)                    -> the same for class means in feature space
+    maml(model, episodes, loss, inner_lr, inner_steps) -> function that returns the meta-gradient
+    centroid(model, episodes, loss)                    -> the same for class means of features
 
-Both get a plain torch model and a batch of episodes; the meta-gradient is the mean over episodes.
+Both get a plain torch model and a batch of episodes; the meta-gradient is the mean over episodes,
+one tensor a parameter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
+from benchmarks.problems import Problem
 from benchmarks.race import LeftOut
 
 NAMES = {
@@ -39,7 +41,7 @@ BASELINES = ("torch_func", "torch_func_vmap")
 
 
 def peer(name: str) -> ModuleType:
-    """The module of a peer. LeftOut, with the reason, where its library cannot be imported."""
+    """The module of a peer. LeftOut, with the reason, if its library cannot be imported."""
     try:
         return import_module(f"benchmarks.peers.{name}")
     except ImportError as error:
@@ -48,8 +50,8 @@ def peer(name: str) -> ModuleType:
         raise LeftOut(reasons.get(name) or f"not installed here ({error})") from error
 
 
-def meta_gradient_of(name: str, problem) -> Callable[[], list[Tensor]]:
-    """A peer's meta-gradient of a problem. LeftOut where it has none of that kind."""
+def meta_gradient_of(name: str, problem: Problem) -> Callable[[], list[Tensor]]:
+    """A peer's meta-gradient of a problem. LeftOut if it has none of that kind."""
     prepare = getattr(peer(name), problem.kind, None)
     if prepare is None:
         raise LeftOut(f"offers no {problem.kind}")
@@ -58,4 +60,5 @@ def meta_gradient_of(name: str, problem) -> Callable[[], list[Tensor]]:
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    return [p.grad for p in model.parameters()]
+    """The gradients of all parameters, each of which has one after a backward pass."""
+    return [p.grad for p in model.parameters() if p.grad is not None]

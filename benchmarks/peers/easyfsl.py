@@ -1,10 +1,15 @@
-"""easyfsl 1.5.0: `PrototypicalNetworks`, with squared distances as in the paper; the library's own are not squared."""
+"""easyfsl 1.5.0: `PrototypicalNetworks`, with squared distances as in the paper.
+
+The library's own are not squared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from easyfsl.methods import PrototypicalNetworks
+from easyfsl.methods import (  # type: ignore[import-not-found]  # only in `make bench`
+    PrototypicalNetworks,
+)
 from torch import Tensor, nn
 
 from benchmarks.peers import gradients

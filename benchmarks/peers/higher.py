@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import higher
+import higher  # type: ignore[import-untyped]  # it has no types
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +20,8 @@ def maml(
     def run() -> list[Tensor]:
         model.zero_grad()
         for support, query, _ in tasks:
-            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (
-                functional,
-                differentiable,
-            ):
+            inner_loop = higher.innerloop_ctx(model, optimizer, copy_initial_weights=False)
+            with inner_loop as (functional, differentiable):
                 for _ in range(inner_steps):
                     differentiable.step(loss(functional(support.x), support.y))
                 (loss(functional(query.x), query.y) / len(tasks)).backward()

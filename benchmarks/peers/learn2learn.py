@@ -53,7 +53,10 @@ def centroid(model: nn.Module, episodes, loss) -> Callable[[], list[Tensor]]:
 
 
 def tasksets_of_files(root: Path, samples: int, seed: int):
-    """The training tasks of its benchmark interface, as its Omniglot example calls it: 5 ways, 20,000 tasks."""
+    """The training tasks of its benchmark interface, as its Omniglot example calls it.
+
+    5 ways, 20,000 tasks.
+    """
     _accept_unpacked()
     random.seed(seed)
     return l2l.vision.benchmarks.get_tasksets(
@@ -103,12 +106,18 @@ def _in_memory(root: str):
 
 
 def _accept_unpacked() -> None:
-    """torchvision's class asks for the checksum of zip files that were checked before they were unpacked."""
+    """Let torchvision's class not ask for the checksum of zip files.
+
+    They were checked before they were unpacked.
+    """
     torchvision().datasets.Omniglot._check_integrity = lambda self: True
 
 
-def training(model: nn.Module, tasksets, tasks: int, lr: float) -> Callable[[], None]:
-    """One iteration of its Omniglot MAML example, 1 shot, one step of 0.5; without the validation tasks it also computes."""
+def training(model: nn.Module, tasksets, tasks: int, lr: float) -> Callable[[], float]:
+    """One iteration of its Omniglot MAML example, 1 shot, one step of 0.5.
+
+    Without the validation tasks that it also computes.
+    """
     learner = l2l.algorithms.MAML(model, lr=0.5, first_order=False)
     optimizer = torch.optim.Adam(learner.parameters(), lr)
     loss = nn.CrossEntropyLoss(reduction="mean")

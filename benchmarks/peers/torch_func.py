@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from benchmarks.peers import gradients
+
 Weights = dict[str, Tensor]
 
 
 def query_loss(model: nn.Module, loss, inner_lr: float, inner_steps: int) -> Callable[..., Tensor]:
-    """(weights, support_x, support_y, query_x, query_y) -> the query loss after the inner loop, a scalar."""
+    """(weights, support_x, support_y, query_x, query_y) -> query loss after the inner loop."""
 
     def loss_of(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
         return loss(functional_call(model, weights, (x,)), y)
@@ -55,6 +57,6 @@ def centroid(model: nn.Module, episodes, loss) -> Callable[[], list[Tensor]]:
             means = model(support.x).unflatten(0, (n_way, -1)).mean(1)
             logits = -torch.cdist(model(query.x), means).square()
             (loss(logits, query.y) / len(tasks)).backward()
-        return [p.grad for p in model.parameters()]
+        return gradients(model)
 
     return run

@@ -1,7 +1,8 @@
 """TorchOpt 0.7.3: `MetaSGD`, with states extracted before and recovered after each task.
 
-Its documentation calls backward once, on the mean of all query losses. That is the faster way for small dense networks; with
-convolutions a backward a task is, and is taken there. Its functional `torchopt.sgd` came out within a few per cent of this.
+Its documentation calls backward once, on the mean of all query losses. That is the faster way for
+small dense networks; with convolutions a backward a task is, and is taken there. Its functional
+`torchopt.sgd` came out within a few per cent of this.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torchopt
+import torchopt  # type: ignore[import-not-found]  # only in the environment of `make bench`
 from torch import Tensor, nn
 
 from benchmarks.peers import gradients

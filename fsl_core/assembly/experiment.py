@@ -29,7 +29,8 @@ FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerN
 class Experiment:
     """What a recipe describes.
 
-    test_task: shape of the evaluation episodes.    device: where all of it computes.
+    test_task: shape of the evaluation episodes.
+    device: where all of it computes.
     """
 
     recipe: Recipe
@@ -44,9 +45,9 @@ class Experiment:
         return self.learner_for(self.test_task.n_way, self.test_task.n_shot)
 
     def learner_for(self, n_way: int, n_shot: int) -> Learner:
-        """The learner itself, or a twin with the same weights where the number of ways or shots differs from training.
+        """The learner itself, or a twin with the same weights for other numbers of ways or shots.
 
-        Raises ShapeError where a weight has a size fixed by these numbers.
+        Raises ShapeError if a weight has a size fixed by these numbers.
         """
         trained = self.source.task
         if (n_way, n_shot) == (trained.n_way, trained.n_shot):
@@ -64,7 +65,9 @@ class Experiment:
 
     @property
     def norm(self) -> str:
-        """The normalisation of the backbone, for result rows: its word for it, or what its layers say.
+        """The normalisation of the backbone, for result rows.
+
+        This is the backbone's own word for it, or what its layers say.
 
         A policy of `Norm` as a word does not hide layers of another kind.
         """
@@ -72,7 +75,7 @@ class Experiment:
         if isinstance(word, str) and word not in NORM_POLICIES:
             return word
         layers = [m for m in self.learner.backbone.modules() if not list(m.children())]
-        found = {m.policy for m in layers if isinstance(m, Norm)}
+        found: set[str] = {m.policy for m in layers if isinstance(m, Norm)}
         found |= {type(m).__name__ for m in layers if "Norm" in type(m).__name__} - {"Norm"}
         found |= {word} if isinstance(word, str) else set()
         return ", ".join(sorted(found - {"none"})) or "none"
@@ -86,7 +89,10 @@ class Experiment:
 
 
 def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Experiment:
-    """Build every part; no image is read yet. RecipeError where a constructor or the parts together refuse the options."""
+    """Build every part; no image is read yet.
+
+    Raises RecipeError if a constructor, or the parts together, refuse the options.
+    """
     source: EpisodeSource = build_part(recipe, ("episodes",))
     _require_source(recipe, source)
     source = source.to(device)
@@ -139,48 +145,38 @@ def _require_source(recipe: Recipe, source: object) -> None:
 
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     wanted = recipe.sections.evaluate
-    sizes = {
-        key: getattr(wanted, key)
-        for key in ("n_way", "n_shot", "n_query")
-        if getattr(wanted, key) is not None
-    }
+    given = {key: getattr(wanted, key) for key in ("n_way", "n_shot", "n_query")}
+    sizes = {key: size for key, size in given.items() if size is not None}
     if task.kind == "regression" and "n_way" in sizes:
-        raise RecipeError(
-            f"{recipe.document.where(('evaluate', 'n_way'))}: regression has no classes. Leave it out"
-        )
+        where = recipe.document.where(("evaluate", "n_way"))
+        raise RecipeError(f"{where}: regression has no classes. Leave it out")
     test_task = replace(task, **sizes)
-    return (
-        replace(test_task, output_dim=test_task.n_way)
-        if task.kind == "classification"
-        else test_task
-    )
+    if task.kind == "classification":
+        test_task = replace(test_task, output_dim=test_task.n_way)
+    return test_task
 
 
 def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
     if changed and (name := _misfit(learner, _build_learner(recipe, test_task))):
-        raise RecipeError(
-            f"{recipe.document.where(('evaluate', changed[0]))}: {_fixed(name, learner, task)}"
-        )
+        where = recipe.document.where(("evaluate", changed[0]))
+        raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 
 
 def _misfit(learner: Learner, twin: Learner) -> str | None:
     """The first weight of the learner that its twin lacks or has in another shape."""
-    ours, theirs = learner.state_dict(), twin.state_dict()
-    return next(
-        (
-            name
-            for name, tensor in ours.items()
-            if name not in theirs or theirs[name].shape != tensor.shape
-        ),
-        None,
-    )
+    theirs = twin.state_dict()
+    for name, tensor in learner.state_dict().items():
+        if name not in theirs or theirs[name].shape != tensor.shape:
+            return name
+    return None
 
 
 def _fixed(name: str, learner: Learner, task: TaskShape) -> str:
     return (
-        f"{name} of adapter {learner.adapter.name!r} has a size fixed by n_way {task.n_way} or n_shot {task.n_shot}. "
-        f"The same numbers, or an adapter for any number of ways such as nearest-centroid"
+        f"{name} of adapter {learner.adapter.name!r} has a size fixed by n_way {task.n_way} or "
+        f"n_shot {task.n_shot}. The same numbers, or an adapter for any number of ways such as "
+        "nearest-centroid"
     )
 
 
@@ -189,14 +185,16 @@ def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
         if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key):
             where = recipe.document.where(("expect", key))
             raise RecipeError(
-                f"{where}: no such result. Expected {task.metric}, or {task.metric}_after_<inner steps>"
+                f"{where}: no such result. Expected {task.metric}, or "
+                f"{task.metric}_after_<inner steps>"
             )
 
 
 def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer | None:
-    """The outer loop's optimizer over all that is learned; None where nothing is and no step is made.
+    """The outer loop's optimizer over all that is learned.
 
-    RecipeError where there are steps and nothing to train, or where it refuses its options.
+    None if nothing is learned and no step is made.
+    Raises RecipeError if there are steps and nothing to train, or if it refuses its options.
     """
     learned = [p for p in experiment.learner.parameters() if p.requires_grad]
     if not learned:
@@ -229,5 +227,8 @@ def splits_in_use(experiment: Experiment) -> dict[Split, TaskShape]:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Read the data of every split in use and raise DataError, all faults together, where it cannot give the episodes."""
+    """Read the data of every split in use.
+
+    Raises DataError, all faults together, if it cannot give the episodes.
+    """
     experiment.source.check_splits(splits_in_use(experiment))

@@ -1,7 +1,8 @@
 """Handwriting by numbers: random stroke characters and many drawings of each, without a download.
 
-The same arguments give the same pixels on every machine: random bits are Philox words, the arithmetic is float64 with
-operations that IEEE 754 rounds exactly (no sine, no exponential, no matrix product), and pixels are quantised last.
+The same arguments give the same pixels on every machine: random bits are Philox words, the
+arithmetic is float64 with operations that IEEE 754 rounds exactly (no sine, no exponential, no
+matrix product), and pixels are quantised last.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ CHUNK = 4000  # drawings rendered at a time: bounds memory to about 100 MB
 def draw_characters(
     n_classes: int, n_drawings: int, jitter: float = 1.0, seed: int = 0
 ) -> np.ndarray:
-    """Random characters, drawn again and again: (n_classes, n_drawings, 1, 28, 28) uint8, ink 255 on 0.
+    """Random characters, each drawn many times: (n_classes, n_drawings, 1, 28, 28) uint8.
 
-    Drawing d of character c is a function of (seed, jitter, c, d), however many others there are.
+    Ink is 255 on 0. Drawing d of character c is a function of (seed, jitter, c, d), however many
+    others there are.
 
-    jitter: how much one drawing differs from another; 0 draws a class always alike, 1 like a hurried hand.
+    jitter: how much one drawing differs from another; with 0 all drawings of a class are the same,
+        with 1 they look like a hurried hand's.
     seed:   other numbers give other characters.
     """
     points, present = _characters(_Dice(seed, "characters", range(n_classes)))
@@ -69,10 +72,11 @@ def _turn(heading: np.ndarray, half_tangent: np.ndarray) -> np.ndarray:
 
 
 def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
-    """Control points (n, STROKES, POINTS, 2) within -1 .. 1, and which strokes a character has, (n, STROKES).
+    """Control points within -1 .. 1, and which strokes a character has.
 
-    The pen walks from point to point, turning by a bend that is constant (line, arc, loop), changes side half way (S), or
-    comes all at once (corner). Later strokes mostly start on an earlier one.
+    They are (n, STROKES, POINTS, 2) and (n, STROKES). The pen walks from point to point, turning by
+    a bend that is constant (line, arc, loop), changes side half way (S), or comes all at once
+    (corner). Later strokes mostly start on an earlier one.
     """
     count = 1 + np.searchsorted([0.10, 0.45, 0.80], dice.uniform(0, 1))
     joined, kind, onto, at = (dice.uniform(0, 1, STROKES) for _ in range(4))
@@ -85,9 +89,8 @@ def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
     bends = np.arange(1, POINTS - 1)  # the control points at which a stroke may turn
     side = np.where((kind > 0.80)[..., None] & (bends > POINTS // 2), -1.0, 1.0)
     sudden = bends == 1 + np.floor(at * len(bends))[..., None].astype(int)
-    turns = bend[..., None] * np.where(
-        cornered[..., None], 1.2 * sudden, 0.5 * side * ~straight[..., None]
-    )
+    gradual = 0.5 * side * ~straight[..., None]
+    turns = bend[..., None] * np.where(cornered[..., None], 1.2 * sudden, gradual)
 
     n = len(count)
     points = np.empty((n, STROKES, POINTS, 2))
@@ -95,20 +98,17 @@ def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
     for stroke in range(STROKES):
         start = free[:, stroke]
         if stroke:
-            earlier = points[
-                rows,
-                np.floor(onto[:, stroke] * stroke).astype(int),
-                np.floor(at[:, stroke] * POINTS).astype(int),
-            ]
+            its_number = np.floor(onto[:, stroke] * stroke).astype(int)
+            its_point = np.floor(at[:, stroke] * POINTS).astype(int)
+            earlier = points[rows, its_number, its_point]
             start = np.where((joined[:, stroke] < 0.80)[:, None], earlier, start)
         direction = heading[:, stroke]
+        pace = (length[:, stroke] / (POINTS - 1))[:, None]
         points[:, stroke, 0] = start
         for k in range(1, POINTS):
             if k > 1:
                 direction = _turn(direction, turns[:, stroke, k - 2])
-            points[:, stroke, k] = (
-                points[:, stroke, k - 1] + direction * (length[:, stroke] / (POINTS - 1))[:, None]
-            )
+            points[:, stroke, k] = points[:, stroke, k - 1] + direction * pace
 
     present = np.arange(STROKES) < count[:, None]
     inside = present[..., None, None]
@@ -119,9 +119,8 @@ def _characters(dice: _Dice) -> tuple[np.ndarray, np.ndarray]:
 
 def _hand(dice: _Dice, points: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
     """One drawing of each row: control points in pixels, and the pen's radius in pixels, (n,)."""
-    along = np.linspace(-1, 1, POINTS)[
-        :, None
-    ]  # each stroke is moved, pulled lengthwise or sideways, and bent
+    along = np.linspace(-1, 1, POINTS)[:, None]
+    # Each stroke is moved, pulled lengthwise or sideways, and bent.
     moved, pulled, bent = (dice.bell(0.03 * jitter, STROKES, 1, 2) for _ in range(3))
     points = points + moved + along * pulled + along**2 * bent
     points = _turn(points, dice.bell(0.07 * jitter, 1, 1))
@@ -145,13 +144,12 @@ def _curve(points: np.ndarray) -> np.ndarray:
 
 
 def _render(curve: np.ndarray, present: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Antialiased discs at the pen positions: (n, SIDE, SIDE) uint8. What leaves the sheet is cut off."""
+    """Antialiased discs at the pen positions, cut off at the edges: (n, SIDE, SIDE) uint8."""
     margin = 4
     width = SIDE + 2 * margin
     drawing, stroke = np.nonzero(present)
-    centre = (
-        np.clip(curve[drawing, stroke], -2.5, SIDE + 1.5) + margin
-    )  # (strokes, pen positions, 2)
+    # (strokes, pen positions, 2)
+    centre = np.clip(curve[drawing, stroke], -2.5, SIDE + 1.5) + margin
     corner = np.floor(centre).astype(np.int64)
     away = centre - corner
     reach = (radius + 0.5)[drawing][:, None]

@@ -23,33 +23,33 @@ from fsl_core.data.work import for_each
 SIDE = 32
 PER_CLASS = 600
 FOLDERS = ("", "cifarfs", "cifar100/data")
-SPLIT_FOLDERS = (
-    "train",
-    "val",
-    "validation",
-    "test",
-    "",
-)  # the last one last: there is a class called train
+SPLIT_FOLDERS = ("train", "val", "validation", "test", "")
+"""Where classes may lie. The folder itself comes last, because there is a class named train."""
 ARCHIVE, MEMBERS = "cifar-100-python", ("train", "test", "meta")
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
 class CifarFs(fsl.PooledEpisodes):
-    """Photographs of 100 kinds of things, (3, 32, 32), values 0 .. 1 and not normalised further. Classes: `maple_tree`.
+    """Photographs of 100 kinds of things, (3, 32, 32), values 0 .. 1 and not normalised further.
 
-    Read from the first that is found under root (or its folder cifarfs, or cifar100/data): one file `<class>.webp`, a grid of
-    32 x 32 tiles without gaps, or one folder of images for each class, both also inside train, val and test; else
-    torchvision's CIFAR-100, unpacked, as its archive, or downloaded. The images of a class are sorted by the md5 of their
-    pixels, so that episode i is the same whichever it was read from.
+    Classes: `maple_tree` and so on. They are read from the first of these that is found under root
+    (or its folder cifarfs, or cifar100/data): one file `<class>.webp` for each class, a grid of
+    32 x 32 tiles without gaps, or one folder of images for each class, both also inside train, val
+    and test; or else torchvision's CIFAR-100, unpacked, as its archive, or downloaded. The images
+    of a class are sorted by the md5 of their pixels, so that episode i is the same whichever it was
+    read from.
 
-    CIFAR-100 holds 26 pairs of equal images: 9 inside aquarium_fish, 17 across classes, 15 of these across the splits of
-    CIFAR-FS. They are kept, as in published results.
+    CIFAR-100 holds 26 pairs of equal images: 9 inside aquarium_fish, 17 across classes, 15 of these
+    across the splits of CIFAR-FS. They are kept, as in published results.
 
-    split cifar-fs: Bertinetto et al. 2019, arXiv:1805.08136: 64 classes to train, 16 to validate, 20 to test.
-    split fc100: Oreshkin et al. 2018, arXiv:1805.10123: 60 / 20 / 20 classes, no superclass in two splits.
-    augment, of training episodes: none, as in learn2learn's benchmarks. flip: mirrored with probability 1/2. crop-flip: cut
-    at random out of a black frame of 4 pixels, then flip, as in the code of Lee et al. 2019, arXiv:1904.03758, which also
-    changes brightness, contrast and saturation by up to 0.4 and takes off the mean. Differs: neither is done here.
+    split cifar-fs: Bertinetto et al. 2019, arXiv:1805.08136: 64 classes to train, 16 to validate,
+        20 to test.
+    split fc100: Oreshkin et al. 2018, arXiv:1805.10123: 60 / 20 / 20 classes, no superclass in two
+        splits.
+    augment, of training episodes: none, as in learn2learn's benchmarks. flip: mirrored with
+        probability 1/2. crop-flip: cut at random out of a black frame of 4 pixels, then flip, as in
+        the code of Lee et al. 2019, arXiv:1904.03758. That code also changes brightness, contrast
+        and saturation by up to 0.4 and takes off the mean. Differs: neither is done here.
     """
 
     name = "cifar-fs"
@@ -65,19 +65,22 @@ class CifarFs(fsl.PooledEpisodes):
         root: Annotated[
             Path | None,
             Field(
-                description="folder of the class files or folders, or of CIFAR-100; default: FSL_DATA, else the cache"
+                description="folder of the class files or folders, or of CIFAR-100; default: "
+                "FSL_DATA, else the cache"
             ),
         ] = None,
         split: Annotated[
             Literal["cifar-fs", "fc100"],
             Field(
-                description="classes of train / validation / test: 64/16/20, or 60/20/20 without shared superclasses"
+                description="classes of train / validation / test: 64/16/20, or 60/20/20 without "
+                "shared superclasses"
             ),
         ] = "cifar-fs",
         augment: Annotated[
             Augmentation,
             Field(
-                description="training images: as they are, mirrored at random, cropped and mirrored at random"
+                description="training images: as they are, mirrored at random, cropped and "
+                "mirrored at random"
             ),
         ] = "none",
         download: Annotated[
@@ -98,7 +101,10 @@ class CifarFs(fsl.PooledEpisodes):
     def _find(
         self, classes: Sequence[str]
     ) -> tuple[list[object], Callable[[], Mapping[str, np.ndarray]]]:
-        """What the images depend on, and how they are read: {class: (600, 32, 32, 3) uint8}, in the order of `classes`."""
+        """What the images depend on, and a function that reads them.
+
+        It gives {class: (600, 32, 32, 3) uint8}, in the order of `classes`.
+        """
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
@@ -153,7 +159,7 @@ def class_lists(split: Literal["cifar-fs", "fc100"]) -> dict[fsl.Split, list[str
 
 
 def _places(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """Where in a folder the classes lie that are there: their grids, else their folders of images."""
+    """The grid of each class that is in a folder, or else its folder of images."""
     splits = [folder / split for split in SPLIT_FOLDERS[:-1]]
     holds_classes = {
         base
@@ -163,22 +169,22 @@ def _places(folder: Path, classes: Sequence[str]) -> dict[str, Path]:
     }
     places = {}
     for name in classes:
-        candidates = [
+        grids_and_folders = (
             place for base in (*splits, folder) for place in (base / f"{name}.webp", base / name)
-        ]
-        if found := [
-            place for place in candidates if place.exists() and place not in holds_classes
-        ]:
-            places[name] = found[0]
+        )
+        of_class = (place for place in grids_and_folders if place not in holds_classes)
+        if found := next((place for place in of_class if place.exists()), None):
+            places[name] = found
     return places
 
 
 def _refuse_missing(folder: Path, classes: Sequence[str], places: Mapping[str, Path]) -> None:
     missing = [name for name in classes if name not in places]
     if missing:
-        found = f"{len(places)} of {len(classes)} classes, not {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+        named = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise fsl.DataError(
-            f"episodes 'cifar-fs': {folder}: {found}. All of them, or none for torchvision's CIFAR-100"
+            f"episodes 'cifar-fs': {folder}: {len(places)} of {len(classes)} classes, not {named}. "
+            "All of them, or none for torchvision's CIFAR-100"
         )
 
 
@@ -187,29 +193,32 @@ def _files(place: Path) -> list[Path]:
 
 
 def _read_all(places: Mapping[str, Path]) -> dict[str, np.ndarray]:
-    images: dict[str, np.ndarray] = dict.fromkeys(places)
+    images: dict[str, np.ndarray] = {}
     names = list(places)
 
     def read(i: int) -> None:
         images[names[i]] = _read(places[names[i]])
 
     for_each(read, len(names), "decoding classes", size=1)
-    return images
+    return {name: images[name] for name in names}  # threads are done in any order
 
 
 def _read(place: Path) -> np.ndarray:
     """(600, 32, 32, 3) uint8: the tiles of a grid, or the images of a folder."""
-    tiles = [_tiles(file) for file in _files(place)]
-    if place.is_dir() and (
-        wrong := [file for file, found in zip(_files(place), tiles, strict=True) if len(found) != 1]
-    ):
-        raise fsl.DataError(
-            f"{wrong[0]}: not one picture of {SIDE}x{SIDE} pixels. The images of {SOURCE} as they are"
-        )
+    files = _files(place)
+    tiles = [_tiles(file) for file in files]
+    if place.is_dir():
+        for file, found in zip(files, tiles, strict=True):
+            if len(found) != 1:
+                raise fsl.DataError(
+                    f"{file}: not one picture of {SIDE}x{SIDE} pixels. "
+                    f"The images of {SOURCE} as they are"
+                )
     images = np.concatenate(tiles)
     if len(images) != PER_CLASS:
         raise fsl.DataError(
-            f"{place}: {len(images)} images of {SIDE}x{SIDE}. {PER_CLASS}, all that CIFAR-100 has of a class"
+            f"{place}: {len(images)} images of {SIDE}x{SIDE}. "
+            f"{PER_CLASS}, all that CIFAR-100 has of a class"
         )
     return images
 
@@ -223,11 +232,8 @@ def _tiles(file: Path) -> np.ndarray:
         raise fsl.DataError(
             f"{file}: {width}x{height} pixels. {SIDE}x{SIDE}, or a grid of such tiles without gaps"
         )
-    return (
-        pixels.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3)
-        .swapaxes(1, 2)
-        .reshape(-1, SIDE, SIDE, 3)
-    )
+    grid = pixels.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3)
+    return grid.swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
 
 
 def _read_cifar100(root: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
@@ -235,7 +241,8 @@ def _read_cifar100(root: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
         parts = [torchvision_dataset("CIFAR100", root, train=train) for train in (True, False)]
     except fsl.DataError as error:
         raise fsl.DataError(
-            f"{root / ARCHIVE}: not as published. Delete it and unpack the archive of {SOURCE} anew"
+            f"{root / ARCHIVE}: not as published. "
+            f"Delete it and unpack the archive of {SOURCE} again"
         ) from error
     images = np.concatenate([part.data for part in parts])
     labels = np.concatenate([part.targets for part in parts])
@@ -246,10 +253,8 @@ def _in_order(images: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarra
     """(class, (600, 3, 32, 32)), sorted by the md5 of the pixels, as height, width, channel."""
     for name, pixels in images.items():
         digests = [hashlib.md5(image.tobytes(), usedforsecurity=False).digest() for image in pixels]
-        yield (
-            name,
-            pixels[sorted(range(len(pixels)), key=digests.__getitem__)].transpose(0, 3, 1, 2),
-        )
+        order = sorted(range(len(pixels)), key=digests.__getitem__)
+        yield name, pixels[order].transpose(0, 3, 1, 2)
 
 
 @fsl.hookimpl

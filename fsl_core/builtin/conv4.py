@@ -13,14 +13,16 @@ import fsl_core as fsl
 
 @fsl.validated
 class Conv4(fsl.NormedBackbone):
-    """4 x [3x3 convolution (padding 1, bias) - norm - ReLU - 2x2 max-pooling], then the last map as one vector.
+    """4 x [3x3 convolution (padding 1, bias) - norm - ReLU - 2x2 max-pooling].
 
-    (n, channels_in, height, width) -> (n, feature_dim); 28x28 gives 64 features, 84x84 gives 1600. Weights start normal
-    with variance 2 / (9 * channels), biases at zero, norms at scale one and shift zero.
+    The last map becomes one vector: (n, channels_in, height, width) -> (n, feature_dim); 28x28
+    gives 64 features, 84x84 gives 1600. Weights start normal with variance 2 / (9 * channels),
+    biases at zero, norms at scale one and shift zero.
 
-    Sources: Vinyals et al. 2016, arXiv:1606.04080 (architecture, 64 channels); Finn et al. 2017, arXiv:1703.03400
-    (32 channels for mini-ImageNet); Chen et al. 2019, arXiv:1904.04232 (start values, whose code leaves the biases at
-    torch's default). Differs from the MAML code on Omniglot, which strides instead of pooling.
+    Sources: Vinyals et al. 2016, arXiv:1606.04080 (architecture, 64 channels); Finn et al. 2017,
+    arXiv:1703.03400 (32 channels for mini-ImageNet); Chen et al. 2019, arXiv:1904.04232 (start
+    values; that code leaves the biases at torch's default). Differs from the MAML code on Omniglot,
+    which strides instead of pooling.
     """
 
     name = "conv4"
@@ -41,20 +43,20 @@ class Conv4(fsl.NormedBackbone):
         super().__init__(norm)
         if len(task.input_shape) != 3:
             raise ValueError(
-                f"conv4: items of shape {tuple(task.input_shape)}. Expected pictures, (channels, height, width)"
+                f"conv4: items of shape {tuple(task.input_shape)}. "
+                "Expected pictures, (channels, height, width)"
             )
         channels_in, height, width = task.input_shape
         if min(height, width) < 2**blocks:
             raise ValueError(
-                f"conv4: pictures of {height}x{width}, which {blocks} poolings leave without a pixel. "
+                f"conv4: pictures of {height}x{width}, of which {blocks} poolings leave no pixel. "
                 f"At least {2**blocks}x{2**blocks}, or fewer blocks"
             )
         widths = [channels_in] + [channels] * blocks
         self.blocks = nn.Sequential(*(fsl.ConvBlock(i, o, norm) for i, o in pairwise(widths)))
         self.readout = readout
-        self.feature_dim = channels * (
-            1 if readout == "mean" else (height >> blocks) * (width >> blocks)
-        )
+        places = 1 if readout == "mean" else (height >> blocks) * (width >> blocks)
+        self.feature_dim = channels * places
 
     def features(self, x: Tensor) -> Tensor:
         maps = self.blocks(x)

@@ -22,11 +22,12 @@ CLASSES: dict[fsl.Split, slice] = {
 
 
 class Glyphs(fsl.PooledEpisodes):
-    """Characters of one to four random strokes, (1, 28, 28), ink 1 on background 0. Classes: `glyph0000` .. `glyph1799`.
+    """Characters of one to four random strokes, (1, 28, 28), ink 1 on background 0.
 
-    1200 classes to train, 200 to validate, 400 to test; drawn in seconds, then kept in the cache. The drawings of a class
-    differ in the shape of each stroke, in slant, size, place and pen width: nearest neighbour on raw pixels solves about
-    half of 5-way 1-shot, a small convolutional MAML more than 0.9.
+    Classes: `glyph0000` .. `glyph1799`, 1200 to train, 200 to validate, 400 to test. They are drawn
+    in seconds and then kept in the cache. The drawings of a class differ in the shape of each
+    stroke, in slant, size, place and pen width: nearest neighbour on raw pixels solves about half
+    of 5-way 1-shot, a small convolutional MAML more than 0.9.
     """
 
     name = "glyphs"
@@ -44,7 +45,8 @@ class Glyphs(fsl.PooledEpisodes):
             Field(
                 ge=0,
                 le=2,
-                description="how much drawings of a class differ: 0 not at all, 1 as in handwriting",
+                description="how much drawings of a class differ: 0 not at all, 1 as in "
+                "handwriting",
             ),
         ] = 1.0,
         alphabet: Annotated[

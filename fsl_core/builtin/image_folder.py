@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import getfile
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,6 +22,7 @@ from fsl_core.data.cache import cached_tensors, content_key
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.levels import ValueRange, check_range
 from fsl_core.data.vision import decode_image, decode_images, refuse_faults
+from fsl_core.text import printable
 
 SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -37,19 +39,23 @@ fractions say.
 """
 
 SEEDS = 10_000
-"""Values of split_seed that are tried where some split has too few classes."""
+"""Values of split_seed that are tried when a split has too few classes."""
 
 
 class ImageFolder(fsl.PooledEpisodes):
-    """Images in `root/<class>/`, or in `root/train/<class>/`, `root/validation/<class>/` (or val) and `root/test/<class>/`.
+    """Images in `root/<class>/`, or in a folder of classes for each split.
+
+    The folders of splits are `root/train/<class>/`, `root/validation/<class>/` (or val) and
+    `root/test/<class>/`.
 
     Without split folders each class is put in a split by a hash of its name and split_seed, so that
-    it stays there whatever other classes come or go: about these fractions of many classes, and of
-    few classes less exactly so. Pictures are read in subfolders too; the short side is resized to
-    image_size and the centre square taken. Folders and files whose name starts with a dot or that
-    an operating system makes (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the ending of
-    an image, are passed over; `fsl check --data` counts them. Names are compared in Unicode's
-    composed form (NFC).
+    it stays there when other classes come or go. Many classes are shared out in about these
+    fractions, few classes less exactly.
+
+    Pictures are read in subfolders too; the short side is resized to image_size and the centre
+    square taken. Folders and files whose name starts with a dot or that an operating system makes
+    (`__MACOSX`, `@eaDir`, `Thumbs.db`), and files without the ending of an image, are passed over;
+    `fsl check --data` counts them. Names are compared in Unicode's composed form (NFC).
 
     value_range [low, high]: the numbers in every picture are clipped to it and mapped to 0 .. 255.
     Without it, 8 bits stay as they are and 16 bits keep their upper 8; float, signed and 12-bit
@@ -63,7 +69,8 @@ class ImageFolder(fsl.PooledEpisodes):
         root: Annotated[
             Path,
             Field(
-                description="folder with one folder of images for each class, or with train, validation, test"
+                description="folder with one folder of images for each class, or with train, "
+                "validation, test"
             ),
         ],
         n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
@@ -78,7 +85,8 @@ class ImageFolder(fsl.PooledEpisodes):
         fractions: Annotated[
             tuple[float, float, float],
             Field(
-                description="shares of the classes for train, validation, test; not used where these are folders"
+                description="shares of the classes for train, validation, test; not used if these "
+                "are folders"
             ),
         ] = (0.6, 0.2, 0.2),
         split_seed: Annotated[
@@ -122,7 +130,7 @@ class ImageFolder(fsl.PooledEpisodes):
         )
         try:
             key = content_key("image-folder", *how, *contents, under=self.root)
-        except fsl.DataError:  # it names the first; whoever mends the data wants to know of all
+        except fsl.DataError:  # it names the first file; reading them names all that are damaged
             self._read(listing.classes)
             raise
         return fsl.LabelledPool.cached(key, lambda: self._read(listing.classes))
@@ -144,7 +152,7 @@ class ImageFolder(fsl.PooledEpisodes):
         listing = self._listing(split)
         classes = {name: len(files) for name, files in listing.classes.items()}
         return fsl.SplitContents(
-            classes, pool and pool.digest, listing.classes, listing.passed_over
+            classes, pool.digest if pool else None, listing.classes, listing.passed_over
         )
 
     def check_splits(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
@@ -158,7 +166,10 @@ class ImageFolder(fsl.PooledEpisodes):
         super().check(split, task)
 
     def class_folders(self, split: fsl.Split) -> list[Path]:
-        """The folders of the classes of a split, sorted by name. Raises DataError if there is no root or no class."""
+        """The folders of the classes of a split, sorted by name.
+
+        Raises DataError if there is no root or no class.
+        """
         return self._class_folders(split).paths
 
     def _listing(self, split: fsl.Split) -> _Listing:
@@ -184,7 +195,8 @@ class ImageFolder(fsl.PooledEpisodes):
             reasons = json.loads(bytes(kept["reasons"].numpy()))
             return dict(zip(files, map(str, reasons), strict=True))
 
-        reader = content_key(*(Path(module.__file__) for module in (vision, formats, levels)))
+        # What can be read depends on this code too.
+        reader = content_key(*(Path(getfile(module)) for module in (vision, formats, levels)))
         how = PIL.__version__, formats.max_pixels(), self.task.input_shape, self.value_range
         key = content_key(
             "image-folder unreadable", reader, *how, *files, under=self.root, tolerant=True
@@ -199,7 +211,7 @@ class ImageFolder(fsl.PooledEpisodes):
             return replace(found, paths=self._share(found.paths)[split])
         if split not in by_split:
             kept = ", ".join(
-                f"{folders.shown(folder.name)} ({len(classes.paths)} classes)"
+                f"{printable(folder.name)} ({len(classes.paths)} classes)"
                 for folder, classes in by_split.values()
             )
             wanted = ", ".join(SPLIT_FOLDERS[split])
@@ -214,13 +226,15 @@ class ImageFolder(fsl.PooledEpisodes):
         return replace(classes, passed_over=[*top.passed_over, *beside, *classes.passed_over])
 
     def _split_folders(self) -> dict[fsl.Split, tuple[Path, folders.Found]] | None:
-        """The folder and classes of each split that has one; None where they are shared out."""
+        """The folder and classes of each split that has one; None if classes are shared out."""
         fit = "A folder with one folder of images for each class"
         folders.require_folder(self.root, self._where, fit)
         found: dict[fsl.Split, tuple[Path, folders.Found]] = {}
         for folder in folders.find_class_folders(self.root, once=False).paths:
             split = split_of(folder.name)
-            classes = folders.find_class_folders(folder) if split else folders.Found()
+            if split is None:
+                continue
+            classes = folders.find_class_folders(folder)
             if not classes.paths:
                 continue
             if split in found:
@@ -247,7 +261,7 @@ class ImageFolder(fsl.PooledEpisodes):
         }
 
     def _refuse_small_shares(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
-        """Raise DataError where a split gets fewer than n_way of the classes shared out."""
+        """Raise DataError if a split gets fewer than n_way of the classes shared out."""
         if self._split_folders() is not None:
             return
         classes = self._all_classes().paths
@@ -279,7 +293,7 @@ class ImageFolder(fsl.PooledEpisodes):
 
     @property
     def _where(self) -> str:
-        return f"episodes {self.name!r}: root {folders.shown(self.root)}"
+        return f"episodes {self.name!r}: root {printable(self.root)}"
 
 
 @dataclass(frozen=True)

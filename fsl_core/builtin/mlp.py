@@ -21,9 +21,10 @@ Widths = Annotated[
 class Mlp(fsl.NormedBackbone):
     """[linear - norm - ReLU] for each width in `hidden`: (n, *input_shape) -> (n, hidden[-1]).
 
-    With an adapter's linear head the default is the 1-40-40-1 network of the sinusoid tasks; `hidden: [256, 128, 64, 64]`
-    with `norm: transductive` is the non-convolutional Omniglot network. Both: Finn et al. 2017, arXiv:1703.03400.
-    Differs: torch's default start values (uniform, Kaiming); the MAML code starts normal with deviation 0.01.
+    With an adapter's linear head the default is the 1-40-40-1 network of the sinusoid tasks;
+    `hidden: [256, 128, 64, 64]` with `norm: transductive` is the non-convolutional Omniglot
+    network. Both: Finn et al. 2017, arXiv:1703.03400. Differs: torch's default start values
+    (uniform, Kaiming); the MAML code starts normal with deviation 0.01.
     """
 
     name = "mlp"

@@ -36,15 +36,19 @@ Digits = Annotated[list[Annotated[int, Field(ge=0, le=9)]] | None, Field(min_len
 
 
 class Mnist(fsl.PooledEpisodes):
-    """Handwritten digits, (1, 28, 28), ink 1 on background 0. Classes: `0` .. `9`; their images in the order of the files.
+    """Handwritten digits, (1, 28, 28), ink 1 on background 0.
 
-    split by-class: other digits in each split, all 70,000 images. By default 0-5, 6-7 and 8-9, for 2-way episodes.
-    split by-image: the same digits (all ten by default), other images: the first 50,000 of the training file to train, its
-    last 10,000 to validate, the 10,000 of the test file to test. An episode labels its digits in random order, so that
-    tasks of two given digits, or of all ten, differ by their labels alone.
+    Classes: `0` .. `9`; their images in the order of the files.
 
-    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", Proc. IEEE 86(11). MNIST has no
-    published few-shot split: both are this project's.
+    split by-class: other digits in each split, all 70,000 images. By default 0-5, 6-7 and 8-9, for
+        2-way episodes.
+    split by-image: the same digits (all ten by default), other images: the first 50,000 of the
+        training file to train, its last 10,000 to validate, the 10,000 of the test file to test. An
+        episode labels its digits in random order, so that tasks of two given digits, or of all ten,
+        differ by their labels alone.
+
+    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", Proc. IEEE
+    86(11). MNIST has no published few-shot split: both are this project's.
     """
 
     name = "mnist"
@@ -57,7 +61,8 @@ class Mnist(fsl.PooledEpisodes):
         root: Annotated[
             Path | None,
             Field(
-                description="folder of MNIST/raw or of its four files; default: FSL_DATA, else the cache"
+                description="folder of MNIST/raw or of its four files; default: FSL_DATA, else the "
+                "cache"
             ),
         ] = None,
         split: Annotated[
@@ -122,12 +127,16 @@ class Mnist(fsl.PooledEpisodes):
                 ]
             except fsl.DataError as error:
                 raise fsl.DataError(
-                    f"{raw}: no digits of MNIST ({error.__cause__}). Delete its files and fetch them anew"
+                    f"{raw}: not the digits of MNIST ({error.__cause__}). "
+                    "Delete its files and fetch them again"
                 ) from error
         return torch.cat([part.data for part in parts]), torch.cat([part.targets for part in parts])
 
     def fetch(self) -> Path:
-        """The folder of the four files, packed or not, downloaded if need be. Raises DataError if it cannot be had."""
+        """The folder of the four files, packed or not, downloaded if need be.
+
+        Raises DataError if they are absent and cannot be downloaded.
+        """
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
@@ -142,9 +151,9 @@ class Mnist(fsl.PooledEpisodes):
                 return root / FOLDERS[0]
             except fsl.DataError as error:
                 reason = str(error)
-        where = f"episodes {self.name!r}: not all four files of MNIST in {root / FOLDERS[0]} or {root} ({reason})"
         raise fsl.DataError(
-            f"{where}. {_wanted()} in a folder named by `-s episodes.root=DIR` or FSL_DATA"
+            f"episodes {self.name!r}: not all four files of MNIST in {root / FOLDERS[0]} or {root} "
+            f"({reason}). {_wanted()} in a folder named by `-s episodes.root=DIR` or FSL_DATA"
         )
 
     @once
@@ -172,7 +181,8 @@ def _refuse_shared(digits: dict[fsl.Split, tuple[int, ...]]) -> None:
     if shared := sorted({digit for digit in everything if everything.count(digit) > 1}):
         found = ", ".join(f"{part} {list(part_digits)}" for part, part_digits in digits.items())
         raise ValueError(
-            f"digits {shared} are in two splits ({found}). Each digit in one split, or split: by-image"
+            f"digits {shared} are in two splits ({found}). "
+            "Each digit in one split, or split: by-image"
         )
 
 
@@ -183,12 +193,14 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _unpack(raw: Path, name: str, target: Path) -> None:
     file = _file(raw, name)
+    if file is None:
+        raise fsl.DataError(f"{raw / name}: not there any more. The file, packed or not")
     if file.suffix != ".gz":
         target.symlink_to(file.resolve())
         return
     if (found := md5_of(file)) != CHECKSUMS[name]:
         raise fsl.DataError(
-            f"{file}: md5 {found}. {CHECKSUMS[name]}: delete the file and fetch it anew"
+            f"{file}: md5 {found}. {CHECKSUMS[name]}: delete the file and fetch it again"
         )
     target.write_bytes(gzip.decompress(file.read_bytes()))
 

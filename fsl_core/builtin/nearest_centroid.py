@@ -15,13 +15,14 @@ import fsl_core as fsl
 
 @fsl.validated
 class NearestCentroid(fsl.Adapter):
-    """logits[i, c] = -temperature * ||f(x_i) - mean_c||^2, or temperature * cos(f(x_i), mean_c); no inner steps.
+    """logits[i, c] = -temperature * ||f(x_i) - mean_c||^2, or temperature * cos(f(x_i), mean_c).
 
-    mean_c: mean feature vector of the support items of class c.
+    There are no inner steps. mean_c: mean feature vector of the support items of class c.
 
-    Source: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1). Differs: the term that all classes of
-    an item share, -temperature * ||f(x_i)||^2, is left out, which changes no probability; features are centred at the mean of
-    the class means, so that float32 keeps its digits far from the origin.
+    Source: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1). Differs: the
+    term that all classes of an item share, -temperature * ||f(x_i)||^2, is left out, which changes
+    no probability; features are centred at the mean of the class means, so that float32 keeps its
+    digits far from the origin.
     """
 
     name = "nearest-centroid"
@@ -30,7 +31,7 @@ class NearestCentroid(fsl.Adapter):
         self,
         task: fsl.TaskShape,
         temperature: Annotated[
-            float, Field(gt=0, description="factor of the logits, or where a learned one starts")
+            float, Field(gt=0, description="factor of the logits, or the start of a learned one")
         ] = 1.0,
         learn_temperature: Annotated[
             bool, Field(description="trained by the outer loop, as its logarithm")
@@ -43,7 +44,8 @@ class NearestCentroid(fsl.Adapter):
         super().__init__()
         if task.kind != "classification":
             raise ValueError(
-                f"nearest-centroid: a {task.kind} task. Classification: it compares items with class means"
+                f"nearest-centroid: a {task.kind} task. "
+                "Classification: it compares items with class means"
             )
         self.n_way, self.distance, self.start = task.n_way, distance, temperature
         self.log_temperature = (
@@ -68,7 +70,7 @@ def _cosines(means: Tensor) -> fsl.Predictor:
 
 
 def _negative_distances(means: Tensor) -> fsl.Predictor:
-    """-||z - mean||^2 + ||z||^2 = 2 z . mean - ||mean||^2, both measured from the mean of the means."""
+    """-||z - mean||^2 + ||z||^2 = 2 z . mean - ||mean||^2, measured from the mean of the means."""
     origin = means.mean(0)
     offsets = means - origin
     return lambda features: torch.addmm(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-import random
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
+from fsl_core.data import omniglot as shared
 from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.downloads import download, md5_of, once
 from fsl_core.data.folders import image_files
@@ -24,32 +23,23 @@ from fsl_core.data.formats import decoding, identify
 from fsl_core.data.vision import torchvision
 from fsl_core.data.work import reported
 
-FOLDER = "omniglot-py"
-PER_CLASS = 20
-CHECKSUMS = {  # the official file, and the same images packed anew
-    "images_background": ("68d2efa1b9178cc56df9314c21c6e718", "af02123a84a003ad6572a03696efa473"),
-    "images_evaluation": ("6b91aef0f799c5bb55b94e3f2daec811", "6760a4076b69dd01b974e22695170c84"),
-}
-EVALUATION = (
-    "Angelic/Atemayar_Qelisayer/Atlantean/Aurek-Besh/Avesta/Ge_ez/Glagolitic/Gurmukhi/Kannada/Keble/Malayalam/Manipuri/Mongolian"
-    "/Old_Church_Slavonic_(Cyrillic)/Oriya/Sylheti/Syriac_(Serto)/Tengwar/Tibetan/ULOG"
-)
-"""Alphabets of images_evaluation.zip; the other 30 are in images_background.zip."""
 SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
 
 
 class Omniglot(fsl.PooledEpisodes):
-    """Handwritten characters, (1, image_size, image_size), ink 1 on background 0. Classes: `Alphabet/character01/rot090`.
+    """Handwritten characters, (1, image_size, image_size), ink 1 on background 0.
 
-    Images are resized from 105 x 105 pixels by PIL's antialiased Lanczos filter, as learn2learn does; rotations are
-    counterclockwise. Source: Lake et al. 2015, Science 350:1332.
+    Classes: `Alphabet/character01/rot090` and so on. Images are resized from 105 x 105 pixels by
+    PIL's antialiased Lanczos filter, as learn2learn does; rotations are counterclockwise.
+    Source: Lake et al. 2015, Science 350:1332.
 
-    split vinyals: Vinyals et al. 2016, arXiv:1606.04080, in the lists of Snell et al. 2017 (arXiv:1703.05175): 1028 classes
-    to train, 172 to validate, 423 to test.
-    split learn2learn: all 1,623 classes shuffled by Python's generator with seed 42, the default of its examples, then
-    1100 / 100 / 423. Differs: learn2learn shuffles classes in the order in which the file system lists them, which no other
-    machine repeats, here they are sorted; and it draws the rotations inside an episode, in every split, so that no episode
-    holds one character twice: here, with rotations of training (or all) as classes, it may.
+    split vinyals: Vinyals et al. 2016, arXiv:1606.04080, in the lists of Snell et al. 2017
+        (arXiv:1703.05175): 1028 classes to train, 172 to validate, 423 to test.
+    split learn2learn: all 1,623 classes shuffled by Python's generator with seed 42, the default of
+        its examples, then 1100 / 100 / 423. Differs: learn2learn shuffles classes in the order in
+        which the file system lists them, which no other machine repeats; here they are sorted. And
+        it draws the rotations inside an episode, in every split, so that no episode holds one
+        character twice. Here rotations of training (or of all splits) are classes, so it may.
     """
 
     name = "omniglot"
@@ -65,7 +55,8 @@ class Omniglot(fsl.PooledEpisodes):
         root: Annotated[
             Path | None,
             Field(
-                description="folder of omniglot-py or of its two zip files; default: FSL_DATA, else the cache"
+                description="folder of omniglot-py or of its two zip files; default: FSL_DATA, "
+                "else the cache"
             ),
         ] = None,
         split: Annotated[
@@ -78,7 +69,8 @@ class Omniglot(fsl.PooledEpisodes):
         rotations: Annotated[
             Literal["train", "all", "none"],
             Field(
-                description="where turns by 90, 180, 270 degrees are classes of their own: in training, in all splits, nowhere"
+                description="splits in which turns by 90, 180, 270 degrees are classes of their "
+                "own: training, all, none"
             ),
         ] = "train",
         download: Annotated[
@@ -89,14 +81,15 @@ class Omniglot(fsl.PooledEpisodes):
         self.root, self.split, self.rotations, self.download = root, split, rotations, download
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
-        pool = self._characters.select(class_lists(self.split)[split])
+        pool = self._characters.select(shared.class_lists(self.split)[split])
         rotated = self.rotations == "all" or (self.rotations == "train" and split == "train")
-        return with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
+        return shared.with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
 
     def fetch(self) -> list[Path]:
-        """The zip file or unpacked folder of the background and of the evaluation set, downloaded if need be.
+        """The background and the evaluation set, each a zip file or an unpacked folder.
 
-        Raises DataError if one is absent and cannot be downloaded, or is not the official file.
+        They are downloaded if need be. Raises DataError if one is absent and cannot be downloaded,
+        or is not the official file.
         """
         try:
             root = data_root(self.root)
@@ -104,79 +97,59 @@ class Omniglot(fsl.PooledEpisodes):
             raise fsl.DataError(
                 f"episodes {self.name!r}: {error}, with both zip files of {SOURCE}"
             ) from error
-        parts = [_find(root, part) for part in CHECKSUMS]
-        missing = [
-            f"{part}.zip" for part, found in zip(CHECKSUMS, parts, strict=True) if found is None
-        ]
-        if not missing:
-            return parts
+        parts, missing = _find_all(root)
         reason = "download: false"
-        if self.download:
+        if missing and self.download:
             try:
                 self._download()
-                return [_find(root, part) for part in CHECKSUMS]
+                parts, missing = _find_all(root)
             except fsl.DataError as error:
                 reason = str(error)
-        where = f"episodes {self.name!r}: no {' and no '.join(missing)} in {root} or {root / FOLDER} ({reason})"
-        fit = f"Both zip files of {SOURCE} in one of these folders, or their folder named by `-s episodes.root=DIR` or FSL_DATA"
-        raise fsl.DataError(f"{where}. {fit}")
+        if not missing:
+            return parts
+        raise fsl.DataError(
+            f"episodes {self.name!r}: no {' and no '.join(missing)} "
+            f"in {root} or {root / shared.FOLDER} ({reason}). "
+            f"Both zip files of {SOURCE} in one of these folders, "
+            "or their folder named by `-s episodes.root=DIR` or FSL_DATA"
+        )
 
     @once
     def _download(self) -> None:
         """Fetch the zip files that are absent. They are read as they are, and never unpacked."""
         published, root = torchvision().datasets.Omniglot, data_root(self.root)
-        for part, checksums in CHECKSUMS.items():
+        for part, checksums in shared.CHECKSUMS.items():
             if _find(root, part) is None:
                 url = f"{published.download_url_prefix}/{part}.zip"
-                download([url], root / FOLDER / f"{part}.zip", checksums[0], megabytes=10)
+                download([url], root / shared.FOLDER / f"{part}.zip", checksums[0], megabytes=10)
 
     @cached_property
     def _characters(self) -> fsl.LabelledPool:
         """All classes, sorted by name, upright."""
         parts, size = self.fetch(), self.task.input_shape[-1]
-        files = [
-            file for part in parts for file in ([part] if part.is_file() else image_files(part))
-        ]
+        of_parts = ([part] if part.is_file() else image_files(part) for part in parts)
+        files = list(chain(*of_parts))
         key = content_key("omniglot", "lanczos", size, *files, under=parts[0].parent)
         return fsl.LabelledPool.cached(key, lambda: _decode(parts, size))
 
 
-def class_lists(split: Literal["vinyals", "learn2learn"]) -> dict[fsl.Split, list[str]]:
-    """The names of the classes of each split, such as Latin/character01."""
-    texts = resources.files("fsl_core.builtin") / "splits"
-    lists = {
-        part: (texts / f"omniglot-vinyals-{part}.txt").read_text("utf-8").split()
-        for part in get_args(fsl.Split)
-    }
-    if split == "vinyals":
-        return lists
-    names = sorted(
-        chain(*lists.values()),
-        key=lambda name: (name.partition("/")[0] in EVALUATION.split("/"), name),
-    )
-    random.Random(42).shuffle(names)
-    return {"train": names[:1100], "validation": names[1100:1200], "test": names[1200:]}
-
-
-def with_rotations(pool: fsl.LabelledPool, degrees: Sequence[int]) -> fsl.LabelledPool:
-    """Every class once for each angle, a multiple of 90 degrees counterclockwise; `/rot090` is added to its name."""
-    turned = (
-        (f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1)))
-        for name, images in pool.items()
-        for d in degrees
-    )
-    return fsl.LabelledPool.from_classes(turned)
+def _find_all(root: Path) -> tuple[list[Path], list[str]]:
+    """The parts that are there, and the names of the zip files that are missing."""
+    found = {part: _find(root, part) for part in shared.CHECKSUMS}
+    missing = [f"{part}.zip" for part, place in found.items() if place is None]
+    return [place for place in found.values() if place is not None], missing
 
 
 def _find(root: Path, part: str) -> Path | None:
     """The zip file of a part, its checksum compared, or else its unpacked folder."""
-    for folder in (root, root / FOLDER):
+    for folder in (root, root / shared.FOLDER):
         archive = folder / f"{part}.zip"
         if archive.is_file():
             md5 = md5_of(archive)
-            if md5 not in CHECKSUMS[part]:
+            if md5 not in shared.CHECKSUMS[part]:
                 raise fsl.DataError(
-                    f"{archive}: md5 {md5}. {CHECKSUMS[part][0]}: delete the file and fetch it anew from {SOURCE}"
+                    f"{archive}: md5 {md5}. {shared.CHECKSUMS[part][0]}: "
+                    f"delete the file and fetch it again from {SOURCE}"
                 )
             return archive
         if (folder / part).is_dir():
@@ -186,23 +159,24 @@ def _find(root: Path, part: str) -> Path | None:
 
 def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     images: dict[str, list[np.ndarray]] = {
-        name: [] for name in sorted(chain(*class_lists("vinyals").values()))
+        name: [] for name in sorted(chain(*shared.class_lists("vinyals").values()))
     }
-    with reported("decoding pictures", PER_CLASS * len(images)) as advance:
+    with reported("decoding pictures", shared.PER_CLASS * len(images)) as advance:
         for part in parts:
             for name, content in _read(part):
                 if (character := name.rpartition("/")[0]) not in images:
                     raise fsl.DataError(
-                        f"{part / name}: no character of Omniglot. "
+                        f"{part / name}: not a character of Omniglot. "
                         f"Only what the zip files of {SOURCE} hold"
                     )
                 images[character].append(255 - _grey(part / name, content, size))
                 advance(1)
     for name, found in images.items():
-        if len(found) != PER_CLASS:
+        if len(found) != shared.PER_CLASS:
             where = " or ".join(map(str, parts))
             raise fsl.DataError(
-                f"{where}: {len(found)} images of {name}. {PER_CLASS}: unpack the zip files of {SOURCE} anew"
+                f"{where}: {len(found)} images of {name}. "
+                f"{shared.PER_CLASS}: unpack the zip files of {SOURCE} again"
             )
     return fsl.LabelledPool.from_classes(
         (name, np.stack(found)[:, None]) for name, found in images.items()

@@ -15,13 +15,14 @@ AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
 
 
 class Sinusoid(fsl.EpisodeSource):
-    """y = amplitude * sin(x - phase); amplitude in 0.1 .. 5, phase in 0 .. pi, x in -5 .. 5, all uniform. Regression.
+    """y = amplitude * sin(x - phase), a regression task.
 
-    x and y are (n, 1) float32. Every split has the same distribution and draws of its own. With
-    `tasks`, training repeats that many waves in turn, each time at fresh points; validation and
-    test waves stay fresh. Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and its code,
-    cbfinn/maml, data_generator.py, whose test run draws from these ranges too. Differs: that code
-    has as many queries as shots.
+    Amplitude in 0.1 .. 5, phase in 0 .. pi and x in -5 .. 5 are all uniform; x and y are (n, 1)
+    float32. Every split has the same distribution and draws of its own. With `tasks`, training
+    repeats that many waves in turn, each time at fresh points; validation and test waves stay
+    fresh. Source: Finn et al. 2017, arXiv:1703.03400, section 5.1, and its code, cbfinn/maml,
+    data_generator.py, whose test run draws from these ranges too. Differs: that code has as many
+    queries as shots.
     """
 
     name = "sinusoid"
@@ -36,7 +37,8 @@ class Sinusoid(fsl.EpisodeSource):
             int | None,
             Field(
                 ge=1,
-                description="number of training waves, repeated in turn; null: each episode has its own",
+                description="number of training waves, repeated in turn; null: each episode has "
+                "its own",
             ),
         ] = None,
     ):
@@ -52,29 +54,24 @@ class Sinusoid(fsl.EpisodeSource):
         self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None
     ) -> fsl.Episode:
         task = task or self.task
-        u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + task.n_shot + task.n_query))[
-            ..., None
-        ]
-        repeated = self.tasks is not None and split == "train"
-        numbers = [i % self.tasks for i in indices] if repeated else list(indices)
-        wave = (
-            fsl.to_uniform(fsl.draw_bits(seed, split, numbers, 2))[..., None]
-            if repeated
-            else u[:, :2]
-        )
-        amplitude, phase, x = (
-            _between(wave[:, :1], AMPLITUDE),
-            _between(wave[:, 1:], PHASE),
-            _between(u[:, 2:], X),
-        )
-        xs, ys = (
-            torch.from_numpy(a.astype(np.float32)).to(self._device)
-            for a in (x, amplitude * np.sin(x - phase))
-        )
+        u = _uniform(seed, split, indices, 2 + task.n_shot + task.n_query)
+        numbers, wave, points = list(indices), u[:, :2], u[:, 2:]
+        if self.tasks is not None and split == "train":
+            numbers = [i % self.tasks for i in indices]
+            wave = _uniform(seed, split, numbers, 2)
+        amplitude, phase = _between(wave[:, :1], AMPLITUDE), _between(wave[:, 1:], PHASE)
+        x = _between(points, X)
+        y = amplitude * np.sin(x - phase)
+        xs, ys = (torch.from_numpy(a.astype(np.float32)).to(self._device) for a in (x, y))
         support = fsl.LabelledSet(xs[:, : task.n_shot], ys[:, : task.n_shot])
         query = fsl.LabelledSet(xs[:, task.n_shot :], ys[:, task.n_shot :])
         ids = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         return fsl.Episode(support, query, ids)
+
+
+def _uniform(seed: int, split: str, indices: Sequence[int], n: int) -> np.ndarray:
+    """(len(indices), n, 1) numbers in [0, 1)."""
+    return fsl.to_uniform(fsl.draw_bits(seed, split, indices, n))[..., None]
 
 
 def _between(u: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

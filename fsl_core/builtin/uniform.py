@@ -15,7 +15,8 @@ import fsl_core as fsl
 class Uniform(fsl.TaskWeighting):
     """weights[i] = 1 / meta_batch_size, the mean over tasks; or 1, their sum.
 
-    Source: Finn et al. 2017, arXiv:1703.03400, whose code averages; the official HyperMAML code sums.
+    Source: Finn et al. 2017, arXiv:1703.03400, whose code averages. The official HyperMAML code
+    sums.
     """
 
     name = "uniform"
@@ -26,7 +27,8 @@ class Uniform(fsl.TaskWeighting):
         reduction: Annotated[
             Literal["mean", "sum"],
             Field(
-                description="mean over the meta-batch, or sum (a step meta_batch_size times as long)"
+                description="mean over the meta-batch, or sum (a step meta_batch_size times as "
+                "long)"
             ),
         ] = "mean",
     ):

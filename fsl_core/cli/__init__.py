@@ -60,10 +60,13 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of `fsl` and `python -m fsl_core`: a user's mistake ends in one clear line and exit code 2."""
+    """Entry point of `fsl` and `python -m fsl_core`.
+
+    A user's mistake ends in one clear line and exit code 2, a training that failed in exit code 1.
+    """
     if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
-    prepare_process()
+    prepare_process()  # before anything imports torch, which reads the environment then
     try:
         with report_to(_report_work):
             app()
@@ -72,12 +75,20 @@ def main() -> None:
     except FslError as error:
         sys.exit(_fail(error, 2))
     except OSError as error:  # any command may be the first to look for a file
-        if error.errno not in OF_THE_MACHINE or not isinstance(error.filename, str | bytes):
+        told = _refused_by_machine(error)
+        if not told:
             raise
-        name = os.fsdecode(error.filename)
-        if error.errno == errno.ENAMETOOLONG:
-            name = f"{name[:60]}…: a name of {len(name)} characters"
-        sys.exit(_fail(f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}", 2))
+        sys.exit(_fail(told, 2))
+
+
+def _refused_by_machine(error: OSError) -> str:
+    """What is said of a file that the system refuses; "" for an error of another kind."""
+    if error.errno not in OF_THE_MACHINE or not isinstance(error.filename, str | bytes):
+        return ""
+    name = os.fsdecode(error.filename)
+    if error.errno == errno.ENAMETOOLONG:
+        name = f"{name[:60]}…: a name of {len(name)} characters"
+    return f"{name}: {error.strerror}. {OF_THE_MACHINE[error.errno]}"
 
 
 def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:

@@ -63,10 +63,9 @@ TrustPlugins = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 RawCsv = Annotated[
     bool,
-    typer.Option(
-        "--raw-csv", help="names as they are, even where a spreadsheet would compute them"
-    ),
+    typer.Option("--raw-csv", help="names as they are, even if a spreadsheet would compute them"),
 ]
+Checkpoint = Annotated[str | None, typer.Option(help="best or last (default: as in the recipe)")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1")]
 
 
@@ -76,7 +75,7 @@ def load_plugins(
     recipe: Path | None = None,
     no_local_plugin: bool = False,
 ) -> Loaded:
-    """Load plugins and say on stderr which ones failed, and what else is worth knowing of one."""
+    """Load plugins and say on stderr which ones failed, and what else there is to know of one."""
     from fsl_core.hooks.loader import load, plugin_files
 
     files = plugin_files(None if no_local_plugin else recipe, plugins_dir)
@@ -109,7 +108,7 @@ def recorded_plugins(
 
 
 def say(text: str) -> None:
-    """A line on stdout; names in it may be a stranger's, and a terminal would obey them."""
+    """A line on stdout. Names in it may be a stranger's, and a terminal would obey them."""
     typer.echo(printable(text, lines=True))
 
 
@@ -127,6 +126,14 @@ def _tell_files(plugins_dir: Path, taken: list[Path]) -> None:
     named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     passed = f"; passed over: {named} (a test, or without hookimpl)" if others else ""
     warn(f"--plugins-dir {plugins_dir}: {used}{passed}")
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Raise RunError for a checkpoint that no run has. None stands for the recipe's choice."""
+    from fsl_core.errors import RunError
+
+    if name not in (None, "best", "last"):
+        raise RunError(f"--checkpoint {name}: no such checkpoint. best or last")
 
 
 def choose_device(name: str) -> torch.device:

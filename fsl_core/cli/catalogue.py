@@ -1,4 +1,4 @@
-"""Commands about what is installed and whether a recipe fits it: check, schema, plugins, list, show, doctor."""
+"""Commands about what is installed: check, schema, plugins, list, show, doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from fsl_core.cli.arguments import (
 
 if TYPE_CHECKING:
     from fsl_core.assembly.experiment import Experiment
+    from fsl_core.config.recipe import Recipe
+    from fsl_core.hooks.catalogue import Catalogue
+    from fsl_core.hooks.plugin import Plugin
 
 KINDS = {
     "episodes": "episodes",
@@ -56,11 +59,9 @@ def check(
     Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
     """
     from fsl_core.assembly.experiment import build_experiment, build_optimizer
-    from fsl_core.assembly.preflight import preflight, preflight_all
-    from fsl_core.config.matrix import has_matrix, read_matrix
+    from fsl_core.assembly.preflight import preflight
+    from fsl_core.config.matrix import has_matrix
     from fsl_core.config.recipe import read_recipe
-    from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.training.mode_choice import kept_execution
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -71,10 +72,7 @@ def check(
     if has_matrix(recipe, overrides):
         if data:
             _refuse_matrix(recipe)
-        plan = plan_sweep(read_matrix(recipe, loaded.catalogue, overrides), with_data=False)
-        preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
-        axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
-        typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
+        _check_matrix(recipe, loaded.catalogue, overrides)
         return
     checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
@@ -82,20 +80,40 @@ def check(
     preflight(experiment)
     if data:
         _check_data(experiment, whole, as_json)
-    if as_json:
-        return
+    if not as_json:
+        _say_checked(recipe, checked, experiment)
+
+
+def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> None:
+    from fsl_core.assembly.experiment import build_experiment
+    from fsl_core.assembly.preflight import preflight_all
+    from fsl_core.config.matrix import read_matrix
+    from fsl_core.sweeping.plan import plan_sweep
+
+    plan = plan_sweep(read_matrix(recipe, catalogue, overrides), with_data=False)
+    preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
+    axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
+    typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
+
+
+def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
+    from fsl_core.training.mode_choice import kept_execution
+
+    adapter, backbone, episodes = (
+        recipe.chosen[part,].name for part in ("adapter", "backbone", "episodes")
+    )
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
     typer.echo(
-        f"{recipe}: ok. {checked.chosen['adapter',].name} on {checked.chosen['backbone',].name}, {parameters:,} parameters, "
-        f"{checked.chosen['episodes',].name} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
+        f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, "
+        f"{episodes} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
     )
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")
 
 
 def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
-    """Print what the data of a recipe is made of. Raises DataError where a run would be refused."""
+    """Print what the data of a recipe is made of. Raises DataError if a run would be refused."""
     from fsl_core.cli.data import print_report
     from fsl_core.errors import DataError
     from fsl_core.reporting.data_report import report_data
@@ -126,7 +144,10 @@ def schema(
         bool, typer.Option("--markdown", help="a page to read in place of the schema")
     ] = False,
 ) -> None:
-    """Print the JSON Schema of recipes made from everything installed, for completion in editors, or a reference to read."""
+    """Print the JSON Schema of recipes, for completion in editors, or a reference to read.
+
+    It is made from everything that is installed.
+    """
     from fsl_core.config.reference import recipe_reference
     from fsl_core.config.sections import recipe_schema
     from fsl_core.runs.files import to_json
@@ -139,51 +160,52 @@ def schema(
 def plugins(
     no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False
 ) -> None:
-    """List plugins with version, status, seconds to load, hooks, what they offer, and what is worth knowing of them."""
+    """List plugins: version, status, seconds to load, hooks, what they offer, notes."""
     from fsl_core.runs.files import to_json
 
     loaded = load_plugins(no_plugin, plugins_dir)
-    rows = [
-        {
-            "name": p.name,
-            "distribution": p.distribution,
-            "version": p.version,
-            "status": p.status,
-            "reason": p.reason,
-            "hook_api": p.hook_api,
-            "hooks": p.hooks,
-            "offers": [f"{kind} {name}" for kind, name in p.offers],
-            "seconds": round(p.seconds, 3),
-            "slow": p.slow,
-            "notes": p.notes,
-        }
-        for p in loaded.plugins
-    ]
     if as_json:
+        rows = [_described(plugin) for plugin in loaded.plugins]
         typer.echo(to_json(rows, "rows", indent=2))
         return
     print_table(
         ["plugin", "from", "hook API", "status", "seconds", "offers and observes", "notes"],
-        [
-            [
-                r["name"],
-                f"{r['distribution']} {r['version']}",
-                str(r["hook_api"]),
-                f"{r['status']}: {r['reason']}" if r["reason"] else r["status"],
-                ""
-                if r["status"] == "disabled"
-                else f"{r['seconds']:.2f}{' slow' if r['slow'] else ''}",
-                ", ".join(
-                    [
-                        *r["offers"],
-                        *(hook for hook in r["hooks"] if not hook.startswith("fsl_register_")),
-                    ]
-                ),
-                "; ".join(r["notes"]),
-            ]
-            for r in rows
-        ],
+        [_plugin_row(plugin) for plugin in loaded.plugins],
     )
+
+
+def _described(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "status": plugin.status,
+        "reason": plugin.reason,
+        "hook_api": plugin.hook_api,
+        "hooks": plugin.hooks,
+        "offers": _offers(plugin),
+        "seconds": round(plugin.seconds, 3),
+        "slow": plugin.slow,
+        "notes": plugin.notes,
+    }
+
+
+def _plugin_row(plugin: Plugin) -> list[str]:
+    seconds = f"{plugin.seconds:.2f}{' slow' if plugin.slow else ''}"
+    observes = [hook for hook in plugin.hooks if not hook.startswith("fsl_register_")]
+    return [
+        plugin.name,
+        f"{plugin.distribution} {plugin.version}",
+        str(plugin.hook_api),
+        f"{plugin.status}: {plugin.reason}" if plugin.reason else plugin.status,
+        "" if plugin.status == "disabled" else seconds,
+        ", ".join([*_offers(plugin), *observes]),
+        "; ".join(plugin.notes),
+    ]
+
+
+def _offers(plugin: Plugin) -> list[str]:
+    return [f"{kind} {name}" for kind, name in plugin.offers]
 
 
 def list_components(
@@ -229,19 +251,23 @@ def show(
             "kind": component.kind,
             "from": component.origin,
             "doc": component.doc,
+            "schema": component.options.model_json_schema(),
         }
-        described["schema"] = component.options.model_json_schema()
         typer.echo(to_json(described, name, indent=2))
         return
     typer.echo(f"{component.kind} {name}, from {component.origin}\n\n{component.doc}\n")
     rows = [list(row) for row in option_rows(component)]
-    print_table(["option", "type", "default", "meaning"], rows) if rows else typer.echo(
-        "It has no options."
-    )
+    if rows:
+        print_table(["option", "type", "default", "meaning"], rows)
+    else:
+        typer.echo("It has no options.")
 
 
 def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Json = False) -> None:
-    """Print versions, devices, folders and plugin status for a bug report; exit code 1 if a plugin has failed."""
+    """Print versions, devices, folders and plugin status for a bug report.
+
+    The exit code is 1 if a plugin has failed.
+    """
     import torch
 
     from fsl_core.data.cache import data_root
@@ -251,10 +277,8 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
 
     loaded = load_plugins(no_plugin, plugins_dir)
     report = describe_environment(loaded.plugins)
-    report["devices"] = [
-        "cpu",
-        *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-    ]
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    report["devices"] = ["cpu", *cards]
     report["folders"] = {"cache": str(cache_dir()), "data": str(data_root(None))}
     report["failed"] = {p.name: p.reason for p in loaded.plugins if p.status == "failed"}
     report["notes"] = {p.name: "; ".join(p.notes) for p in loaded.plugins if p.notes}
@@ -262,14 +286,17 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
         typer.echo(to_json(report, "doctor", indent=2))
     else:
         for key, value in report.items():
-            text = (
-                ", ".join(f"{k} {v}" for k, v in value.items())
-                if isinstance(value, dict)
-                else value
-            )
-            typer.echo(f"{key}: {', '.join(text) if isinstance(text, list) else text or 'none'}")
+            typer.echo(f"{key}: {_in_a_line(value)}")
     if report["failed"]:
         raise typer.Exit(1)
+
+
+def _in_a_line(value: object) -> object:
+    if isinstance(value, dict):
+        value = ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(value)
+    return value or "none"
 
 
 def _kind(word: str) -> Any:
@@ -279,9 +306,8 @@ def _kind(word: str) -> Any:
     if word in KINDS.values():
         return word
     if word not in KINDS:
-        raise PluginError(
-            f"{word}: no kind of component. {suggest(word, [*KINDS, *KINDS.values()], label='Kinds')}"
-        )
+        kinds = suggest(word, [*KINDS, *KINDS.values()], label="Kinds")
+        raise PluginError(f"{word}: not a kind of component. {kinds}")
     return KINDS[word]
 
 

@@ -33,7 +33,8 @@ def preload(no_plugin: list[str]) -> str:
 def cuda_is_spoilt() -> bool:
     """Whether CUDA would refuse to work in a process forked from this one.
 
-    To ask how many devices there are is enough for that, and only a forked process can tell.
+    A question such as how many devices there are is enough for that. torch knows it, but says so
+    in a forked process alone, by a private function.
     """
     import torch
 

@@ -18,21 +18,21 @@ LINES = 10
 
 def print_report(report: DataReport, whole: bool) -> None:
     """Classes, sizes and what may be wrong.    whole: every line, though there are many."""
-    from fsl_core.data.folders import shown
+    from fsl_core.text import printable
 
     for split, contents in report.contents.items():
         typer.echo(f"{split}: {_summary(report, split, contents)}")
-        names = [f"{shown(name)} {count}" for name, count in contents.classes.items()]
+        names = [f"{printable(name)} {count}" for name, count in contents.classes.items()]
         if names:
             limit = len(names) if whole else 5 * LINES
             typer.echo(f"  {', '.join(names[:limit])}{_more(len(names) - limit, 'classes')}")
     for reason, count in sorted(Counter(item.reason for item in report.passed_over).items()):
         typer.echo(f"passed over: {count} {reason}")
         items = [item for item in report.passed_over if item.reason == reason]
-        _lines([str(item) if item.detail else shown(item.path) for item in items], whole)
+        _lines([str(item) if item.detail else printable(item.path) for item in items], whole)
     if report.in_many_splits:
         typer.echo(f"classes in more than one split: {len(report.in_many_splits)}")
-        _lines([f"{shown(n)}: {', '.join(s)}" for n, s in report.in_many_splits.items()], whole)
+        _lines([f"{printable(n)}: {', '.join(s)}" for n, s in report.in_many_splits.items()], whole)
     if report.identical:
         where = "equal pictures in more than one class or split"
         typer.echo(f"{where}: {len(report.identical)}")
@@ -43,7 +43,7 @@ def print_report(report: DataReport, whole: bool) -> None:
             f"n_shot {task.n_shot} and n_query {task.n_query} need {task.n_shot + task.n_query}"
         )
         typer.echo(f"{split}: {len(few)} classes with too few items; {needed}")
-        _lines([f"{shown(name)}: {count}" for name, count in few.items()], whole)
+        _lines([f"{printable(name)}: {count}" for name, count in few.items()], whole)
 
 
 def _summary(report: DataReport, split: Split, contents: SplitContents) -> str:

@@ -41,14 +41,17 @@ def interruptible() -> Iterator[Watched]:
     While a run trains, the first one lets it finish its step and write a checkpoint; a second one
     ends it at once, as does the first at any other time.
     """
-    watched, received = Watched(Stop()), []
+    watched = Watched(Stop())
+    received: list[int] = []
 
     def handle(number: int, _: object) -> None:
+        # Python calls this between two instructions of the main thread, so it does little: it
+        # sets a flag, which the outer loop reads after each step.
         received.append(number)
         if watched.stop.requested or not watched.stop.heeded:
             raise KeyboardInterrupt
         watched.stop.requested = True
-        if sys.stderr.isatty():  # os.write: the signal may have come amid a write of this process
+        if sys.stderr.isatty():  # os.write: the signal may have come during a write to sys.stderr
             os.write(2, b"\nstopping after this step; once more to end at once\n")
 
     try:
@@ -61,7 +64,11 @@ def interruptible() -> Iterator[Watched]:
 
 @contextmanager
 def _handlers(handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Only the main thread may set handlers; a signal that is ignored, as by nohup, stays so."""
+    """Within this context, these signals have a handler.
+
+    Python lets the main thread alone set one; in another thread nothing is done. A signal that
+    was ignored before, as nohup does it with SIGHUP, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -77,7 +84,7 @@ def _handlers(handle: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _message(run: Run | None) -> str:
-    """Where the run stands, by what is on the disk."""
+    """Where the run stands, by what is on the disk and not by what memory holds."""
     from fsl_core.runs.files import RESULT
 
     if run is None:

@@ -1,4 +1,4 @@
-"""Files that a command is to write, looked at before its work so that none is done in vain."""
+"""Files that a command is to write: checked before its work, so that no work is lost."""
 
 from __future__ import annotations
 
@@ -46,10 +46,9 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path] = ()) -> Non
     """
     faults = [fault for output in outputs for fault in _faults(output, list(inputs))]
     for output in outputs:
-        others = [
-            o for o in outputs if o is not output and o.path.resolve() == output.path.resolve()
-        ]
-        faults += [f"{output.option} {output.path}: {o.option} too. Two files" for o in others[:1]]
+        real = output.path.resolve()
+        same = [o for o in outputs if o is not output and o.path.resolve() == real]
+        faults += [f"{output.option} {output.path}: {o.option} too. Two files" for o in same[:1]]
     if faults:
         raise RunError("\n".join(faults))
 
@@ -71,11 +70,11 @@ def _faults(output: Output, inputs: list[Path]) -> Iterator[str]:
         if not folder.is_dir():
             yield f"{where}: {folder} is not a folder. A file in a folder"
         elif not os.access(folder, os.W_OK):
-            yield f"{where}: {folder} cannot be written to. A file in a folder of yours"
+            yield f"{where}: {folder} cannot be written to. A file in a folder that is yours"
 
 
 def _input_at(path: Path, inputs: Iterable[Path]) -> str:
-    """What an existing file is to the command, empty where it is nothing that the command needs."""
+    """What an existing file is to the command; "" if the command does not need it."""
     from fsl_core.data.folders import image_files
 
     if not path.is_file():

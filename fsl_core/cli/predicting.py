@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsl_core.cli.arguments import (
+    Checkpoint,
     Device,
     NoPlugin,
     PluginsDir,
     RawCsv,
     TrustPlugins,
+    check_checkpoint,
     choose_device,
     recorded_plugins,
     warn,
@@ -25,56 +27,59 @@ if TYPE_CHECKING:
     import torch
 
     from fsl_core.data.folders import PassedOver
+    from fsl_core.predicting.pictures import Pictures
     from fsl_core.predicting.predictor import AdaptedPredictor
+    from fsl_core.reporting.predictions import Predictions
 
 
 def add_commands(app: typer.Typer) -> None:
     app.command()(predict)
 
 
+Trained = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="directory of a run, or a file of --save",
+        show_default=False,
+        readable=False,
+    ),
+]
+Query = Annotated[
+    Path, typer.Option(metavar="DIR", help="pictures to predict; in class folders: with accuracy")
+]
+Support = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="labelled pictures, one folder for each class")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="write the table (CSV) here (default: print it)"),
+]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="write a page to look at")]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="keep the adapted predictor, to use in place of RUN"),
+]
+Export = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="write the predictor with torch.export (.pt2)")
+]
+Invert = Annotated[bool, typer.Option("--invert", help="exchange light and dark in all pictures")]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="leave out damaged pictures and list them")
+]
+
+
 def predict(
-    trained: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="directory of a run, or a file of --save",
-            show_default=False,
-            readable=False,
-        ),
-    ],
-    query: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="pictures to predict; in class folders: with accuracy"),
-    ],
-    support: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="labelled pictures, one folder for each class"),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="write the table (CSV) here (default: print it)"),
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write a page to look at")
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="keep the adapted predictor, to use in place of RUN"),
-    ] = None,
-    export: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="write the predictor with torch.export (.pt2)"),
-    ] = None,
-    invert: Annotated[
-        bool, typer.Option("--invert", help="exchange light and dark in all pictures")
-    ] = False,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option("--skip-unreadable", help="leave out damaged pictures and list them"),
-    ] = False,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="best or last (default: as in the recipe)")
-    ] = None,
+    trained: Trained,
+    query: Query,
+    support: Support = None,
+    out: Out = None,
+    html: Html = None,
+    save: Save = None,
+    export: Export = None,
+    invert: Invert = False,
+    skip_unreadable: SkipUnreadable = False,
+    checkpoint: Checkpoint = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
@@ -82,9 +87,7 @@ def predict(
     raw_csv: RawCsv = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
-    from fsl_core.data.folders import shown
     from fsl_core.reporting.predictions import Predictions
-    from fsl_core.runs.files import write_atomically
 
     outputs = list(_outputs(out, html, save, export))
     check_outputs(outputs, [path for path in (trained, support, query) if path])
@@ -93,11 +96,7 @@ def predict(
         trained, support, invert, checkpoint, choose_device(device), skip_unreadable, options
     )
     pictures = predictor.read(query, skip_unreadable)
-    _note(predictor)
-    _note_passed_over("--support", predictor.passed_over)
-    _note_passed_over("--query", pictures.passed_over)
-    for name, why in pictures.skipped or ():
-        typer.echo(f"note: --query: left out: {shown(name)}: {shown(why)}", err=True)
+    _note_all(predictor, pictures)
     predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
     for output in outputs:
         output.make_folder()
@@ -108,19 +107,33 @@ def predict(
         warn(f"{export}: probabilities of these pictures within {difference:.1e}")
     if html:
         predictions.write_html(html)
+    _give_table(predictions, out, raw_csv)
+
+
+def _note_all(predictor: AdaptedPredictor, pictures: Pictures) -> None:
+    from fsl_core.text import printable
+
+    _note(predictor)
+    _note_passed_over("--support", predictor.passed_over)
+    _note_passed_over("--query", pictures.passed_over)
+    for name, why in pictures.skipped or ():
+        typer.echo(f"note: --query: left out: {printable(name)}: {printable(why)}", err=True)
+
+
+def _give_table(predictions: Predictions, out: Path | None, raw: bool) -> None:
+    """Write the table and print a summary of it, or print the table itself."""
+    from fsl_core.runs.files import write_atomically
+    from fsl_core.text import printable
+
+    count = f"{len(predictions.predicted)} pictures"
     if out:
-        write_atomically(out, predictions.to_csv(raw_csv))
-        counts = Counter(predictions.predicted)
-        typer.echo(
-            f"{len(pictures.names)} pictures: "
-            + ", ".join(f"{n} {shown(name)}" for name, n in counts.most_common())
-        )
+        write_atomically(out, predictions.to_csv(raw))
+        counts = Counter(predictions.predicted).most_common()
+        typer.echo(f"{count}: " + ", ".join(f"{n} {printable(name)}" for name, n in counts))
     else:
-        typer.echo(predictions.to_csv(raw_csv), nl=False)
+        typer.echo(predictions.to_csv(raw), nl=False)
     if predictions.accuracy is not None:
-        typer.echo(
-            f"accuracy {predictions.accuracy:.4f} ({len(pictures.names)} pictures)", err=out is None
-        )
+        typer.echo(f"accuracy {predictions.accuracy:.4f} ({count})", err=out is None)
 
 
 def _outputs(
@@ -147,10 +160,9 @@ def _predictor(
     plugins: dict[str, Any],
 ) -> AdaptedPredictor:
     from fsl_core.errors import RunError
-    from fsl_core.predicting.predictor import adapt_to_folder, load_predictor
+    from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
 
-    if checkpoint not in (None, "best", "last"):
-        raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
+    check_checkpoint(checkpoint)
     if not trained.is_file():
         if support is None:
             raise RunError(
@@ -168,18 +180,20 @@ def _predictor(
     given = {"--support": support, "--invert": invert, "--checkpoint": checkpoint}
     if named := [name for name, value in given.items() if value]:
         raise RunError(
-            f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save alone"
+            f"{trained}: a file, and {', '.join(named)}. A run directory, or the file of --save "
+            "alone"
         )
     return load_predictor(trained, device, **plugins)
 
 
 def _note(predictor: AdaptedPredictor) -> None:
     """Say on stderr what a user might not expect."""
-    from fsl_core.data.folders import shown
+    from fsl_core.text import printable
 
     if len(set(predictor.found)) > 1:
         counts = ", ".join(
-            f"{shown(name)} {n}" for name, n in zip(predictor.classes, predictor.found, strict=True)
+            f"{printable(name)} {n}"
+            for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
         warn(
             f"note: unequal numbers of labelled pictures ({counts}); "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsl_core.cli.arguments import (
+    Checkpoint,
     Device,
     Json,
     NoLocalPlugin,
@@ -26,6 +27,7 @@ from fsl_core.cli.arguments import (
     RecipeFile,
     RunDirectory,
     TrustPlugins,
+    check_checkpoint,
     choose_device,
     load_plugins,
     recorded_plugins,
@@ -37,8 +39,12 @@ from fsl_core.cli.outputs import check_outputs, page
 from fsl_core.text import name_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fsl_core.data.source import Split
     from fsl_core.hooks.loader import Loaded
+    from fsl_core.reporting.scores import RunScores
+    from fsl_core.reporting.statistics import PairedDifference
     from fsl_core.runs.run import Run
 
 Out = Annotated[
@@ -107,9 +113,7 @@ def evaluate(
         int | None, typer.Option(min=2, help="test episodes (default: as in the recipe)")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="best or last (default: as in the recipe)")
-    ] = None,
+    checkpoint: Checkpoint = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
@@ -124,8 +128,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
-    if checkpoint not in (None, "best", "last"):
-        raise RunError(f"--checkpoint {checkpoint}: no such checkpoint. best or last")
+    check_checkpoint(checkpoint)
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with open_run(directory, choose_device(device), write=False, **plugins) as opened:
         which = opened.restore_for_evaluation(checkpoint)
@@ -146,7 +149,10 @@ def reproduce(
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
 ) -> None:
-    """Run a recipe and hold the result against its `expect:`; exit code 1 if it is outside the tolerance."""
+    """Run a recipe and compare the result with its `expect:`.
+
+    The exit code is 1 if the result is outside the tolerance.
+    """
     from fsl_core.config.recipe import read_recipe
     from fsl_core.errors import RecipeError
 
@@ -154,7 +160,8 @@ def reproduce(
     expected = read_recipe(recipe, loaded.catalogue, overrides).sections.expect
     if not expected:
         raise RecipeError(
-            f"{recipe}: no `expect:`, so there is nothing to hold a result against. {{accuracy: {{value: …, tolerance: …}}}}"
+            f"{recipe}: no `expect:`, so there is nothing to compare a result with. "
+            "{accuracy: {value: …, tolerance: …}}"
         )
     with interruptible() as watched:
         result, directory = _run(recipe, loaded, overrides, out, device, watched)
@@ -164,9 +171,9 @@ def reproduce(
         within = key in result and abs(result[key] - wanted.value) <= wanted.tolerance
         missed |= not within
         found = f"{result[key]:.4f}" if key in result else "absent"
-        typer.echo(
-            f"{'reproduced' if within else 'NOT reproduced'}: {key} {found}, expected {wanted.value} ± {wanted.tolerance}"
-        )
+        verdict = "reproduced" if within else "NOT reproduced"
+        expectation = f"expected {wanted.value} ± {wanted.tolerance}"
+        typer.echo(f"{verdict}: {key} {found}, {expectation}")
     if missed:
         raise typer.Exit(1)
 
@@ -193,6 +200,7 @@ def report(
     check_files(directory)
     refuse_edited(directory)
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    opened: Run | None = None
     with ExitStack() as stack:
         try:
             opened = stack.enter_context(
@@ -220,32 +228,24 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold the second run against the first on the same frozen episodes: paired difference with interval, wins and losses."""
-    from dataclasses import asdict
+    """Compare the second run with the first on the same frozen episodes.
 
+    Shows the paired difference with its interval, wins and losses.
+    """
     from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
     from fsl_core.reporting.scores import read_scores
-    from fsl_core.runs.files import to_json
 
     outputs = [page("--html", html)] if html is not None else []
     check_outputs(outputs, [first, second])
-    runs = [read_scores(directory) for directory in (first, second)]
+    runs = read_scores(first), read_scores(second)
     paired = compare_runs(*runs)
-    metric = runs[0].metric
     for output in outputs:
         output.make_folder()
         write_comparison(output.path, *runs)
     if as_json:
-        scores = {"first": runs[0].result[metric], "second": runs[1].result[metric]}
-        more = {
-            "episode_set": runs[0].result["episode_set"],
-            "judging": {"first": asdict(runs[0].judging), "second": asdict(runs[1].judging)},
-            "notes": judging_told(*runs),
-            "page": str(html) if html else None,
-        }
-        found = {"metric": metric, **scores, **asdict(paired), **more}
-        typer.echo(to_json(found, "compare", indent=2))
+        _print_comparison_as_json(runs, paired, html)
         return
+    metric = runs[0].metric
     for run in runs:
         score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
         say(f"{run.directory}: {score}")
@@ -256,11 +256,35 @@ def compare(
         f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
     )
     typer.echo(
-        f"the second is better on {paired.wins} episodes, equal on {paired.ties}, worse on {paired.losses}"
+        f"the second is better on {paired.wins} episodes, equal on {paired.ties}, "
+        f"worse on {paired.losses}"
     )
     typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
+
+
+def _print_comparison_as_json(
+    runs: tuple[RunScores, RunScores], paired: PairedDifference, page: Path | None
+) -> None:
+    from dataclasses import asdict
+
+    from fsl_core.reporting.comparison import judging_told
+    from fsl_core.runs.files import to_json
+
+    first, second = runs
+    metric = first.metric
+    found = {
+        "metric": metric,
+        "first": first.result[metric],
+        "second": second.result[metric],
+        **asdict(paired),
+        "episode_set": first.result["episode_set"],
+        "judging": {"first": asdict(first.judging), "second": asdict(second.judging)},
+        "notes": judging_told(first, second),
+        "page": str(page) if page else None,
+    }
+    typer.echo(to_json(found, "compare", indent=2))
 
 
 def _run(
@@ -305,11 +329,11 @@ def _free_directory(name: str) -> Path:
 
 
 def _json_alone(as_json: bool) -> AbstractContextManager[Any]:
-    """What an observer or another component prints during a run goes to stderr where stdout is to be JSON."""
+    """What a component prints during a run goes to stderr if stdout is to be JSON alone."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _console():
+def _console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
@@ -325,6 +349,7 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
 
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.reporting.progress import format_score
+    from fsl_core.reporting.scores import scores_after_steps
     from fsl_core.runs.begun import describe_change
     from fsl_core.runs.files import to_json
 
@@ -332,14 +357,9 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         told = {**result, **({"run": str(directory)} if directory else {})}
         typer.echo(to_json(told, "result", indent=2))
         return
-    say(
-        f"test {format_score(result)}" if directory else f"{result['split']} {format_score(result)}"
-    )
+    say(f"{'test' if directory else result['split']} {format_score(result)}")
     metric = result["metric"]
-    steps = [
-        result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result
-    ]
-    if steps:
+    if steps := scores_after_steps(result):
         say(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
     if state := result.get("adapter_state"):
         say(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
@@ -349,8 +369,10 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         say(describe_change(change))
     if directory is not None:
         say(
-            f"norm {result['norm']}, checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
-            f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, episode set {result['episode_set'][:12]}"
+            f"norm {result['norm']}, "
+            f"checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
+            f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, "
+            f"episode set {result['episode_set'][:12]}"
         )
         execution = result.get("execution", "unknown: an earlier version ran it")
         say(f"execution {execution}{_how_settled(directory)}")
@@ -358,7 +380,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
 
 
 def _how_settled(directory: Path) -> str:
-    """How the execution of a run came about, where it was measured."""
+    """How the execution of a run was chosen, if it was measured."""
     from fsl_core.runs.run import read_choice
 
     choice = read_choice(directory)

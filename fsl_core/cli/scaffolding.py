@@ -7,7 +7,7 @@ import subprocess
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,36 +39,47 @@ def new_plugin(
         str | None, typer.Option(help="for LICENSE and pyproject.toml (default: git's user.name)")
     ] = None,
 ) -> None:
-    """Write a complete package with a working example: code, tests by the conformance kit, a recipe, CI."""
+    """Write a complete package with a working example.
+
+    It has code, tests by the conformance kit, a recipe and CI.
+    """
     _check_name(name, kind)
     target = out / name
     if target.exists():
         raise PluginError(f"{target}: exists. Another name, or another folder with --out")
+    _fill_template(target, _answers(name, kind, author))
+    component = name.removeprefix("fsl-")
+    recipe = f"{target}/recipes/{component if kind is Kind.episodes else 'glyphs'}.yaml"
+    typer.echo(f"{target}: {kind.value} {component}. Next:")
+    typer.echo(f"  pip install -e '{target}[testing]'\n  pytest {target}\n  fsl run {recipe}")
+
+
+def _answers(name: str, kind: Kind, author: str | None) -> dict[str, Any]:
+    """What the template asks for."""
+    major, minor = _core_version()
+    return {
+        "name": name,
+        "kind": kind.value,
+        "author": author or _git_author(),
+        "year": date.today().year,
+        "core": f"{major}.{minor}",
+        "next_core": f"{major}.{minor + 1}",
+    }
+
+
+def _fill_template(target: Path, answers: dict[str, Any]) -> None:
     try:
         import copier
     except ImportError as error:
         raise PluginError(
             "new-plugin: copier is not installed. pip install 'fsl-core[templates]'"
         ) from error
-    major, minor = _core_version()
-    data = {
-        "name": name,
-        "kind": kind.value,
-        "author": author or _git_author(),
-        "year": date.today().year,
-    }
-    data |= {"core": f"{major}.{minor}", "next_core": f"{major}.{minor + 1}"}
     try:
-        copier.run_copy(str(TEMPLATE), target, data=data, defaults=True, quiet=True)
+        copier.run_copy(str(TEMPLATE), target, data=answers, defaults=True, quiet=True)
     except OSError as error:
         raise PluginError(
             f"{target}: {error.strerror}. A folder that can be written to, with --out"
         ) from error
-    recipe = (
-        f"{target}/recipes/{name.removeprefix('fsl-') if kind is Kind.episodes else 'glyphs'}.yaml"
-    )
-    typer.echo(f"{target}: {kind.value} {name.removeprefix('fsl-')}. Next:")
-    typer.echo(f"  pip install -e '{target}[testing]'\n  pytest {target}\n  fsl run {recipe}")
 
 
 def _check_name(name: str, kind: Kind) -> None:
@@ -76,16 +87,14 @@ def _check_name(name: str, kind: Kind) -> None:
     from fsl_core.hooks.loader import load
 
     if not re.fullmatch(r"fsl(-[a-z][a-z0-9]*)+", name):
-        words = (
-            re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("fsl")).strip("-0123456789")
-            or "mine"
-        )
+        words = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("fsl")).strip("-0123456789")
         raise PluginError(
-            f"{name}: no name of a plugin. fsl- and words of small letters with dashes between, such as fsl-{words}"
+            f"{name}: not a name of a plugin. fsl- and words of small letters with dashes between, "
+            f"such as fsl-{words or 'mine'}"
         )
     if name == "fsl-core" or any(name in packages.values() for packages in PACKAGES.values()):
         raise PluginError(
-            f"{name}: a package of that name exists. Another one, or a pull request to it"
+            f"{name}: a package with that name exists. Another name, or a pull request to it"
         )
     loaded, component = load(), name.removeprefix("fsl-")
     if component in loaded.catalogue.names(kind.value):
@@ -103,7 +112,7 @@ def _core_version() -> tuple[int, int]:
 
 
 def _git_author() -> str:
-    """git's user.name, where there is one."""
+    """git's user.name, if there is one."""
     try:
         done = subprocess.run(
             ["git", "config", "user.name"], capture_output=True, text=True, check=False

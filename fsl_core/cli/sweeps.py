@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,10 @@ from fsl_core.cli.arguments import (
 from fsl_core.text import name_of, printable
 
 if TYPE_CHECKING:
-    from fsl_core.reporting.sweep import SweepResult
+    from rich.table import Table
+
+    from fsl_core.hooks.loader import Loaded
+    from fsl_core.reporting.sweep import RowResult, SweepResult
     from fsl_core.sweeping.schedule import Job
 
 SweepDirectory = Annotated[
@@ -57,15 +61,16 @@ def sweep(
     as_json: Json = False,
     raw_csv: RawCsv = False,
 ) -> None:
-    """Run every combination of a recipe's `matrix:` and compare them. The same command goes on where it was stopped."""
+    """Run every combination of a recipe's `matrix:` and compare them.
+
+    After an interruption, the same command goes on with what is not finished.
+    """
     from fsl_core.config.matrix import read_matrix
     from fsl_core.hooks.trust import granting
-    from fsl_core.reporting.sweep import collect, table, write_tables
+    from fsl_core.reporting.sweep import collect, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
-    from fsl_core.runs.files import to_json
     from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.sweeping.schedule import OUTPUT, make_jobs, only_writer
-    from fsl_core.sweeping.start import start
+    from fsl_core.sweeping.schedule import make_jobs, only_writer
 
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     context.with_resource(granting(loaded.files))
@@ -73,43 +78,73 @@ def sweep(
     plan = plan_sweep(read_matrix(recipe, loaded.catalogue, overrides))
     directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
     queue = make_jobs(plan.cells, directory / "runs")
+    _run_all(queue, loaded, device, jobs, no_plugin)
+    result = collect(plan, queue)
+    with only_writer(directory / "runs"):
+        write_tables(result, directory, raw_csv)
+        page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
+    if as_json:
+        _print_json(result, directory)
+    else:
+        _print_result(result, directory, page)
+    _fail_if_any_failed(queue)
+
+
+def _run_all(
+    queue: Sequence[Job], loaded: Loaded, device: str, at_once: int, no_plugin: Sequence[str]
+) -> None:
+    """Run what is not finished, with a live table."""
+    from fsl_core.sweeping.start import start
+
     kept = sum(job.state == "finished" for job in queue)
     if kept:
         typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
     try:
         with _interruptible(), _live(queue) as show:
-            why_not_forked = start(queue, loaded, device, jobs, no_plugin, show)
+            why_not_forked = start(queue, loaded, device, at_once, no_plugin, show)
     except KeyboardInterrupt:
         typer.echo("interrupted. The same command goes on with what is not finished", err=True)
         raise typer.Exit(130) from None
     if why_not_forked and any(job.seconds for job in queue):
         told = f"note: no run was forked, so each imported everything again: {why_not_forked}"
         typer.echo(told, err=True)
-    result = collect(plan, queue)
-    with only_writer(directory / "runs"):
-        write_tables(result, directory, raw_csv)
-        page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
-    if as_json:
-        told = {"notes": [*result.told_once(), result.ranks_told()], "sweep": str(directory)}
-        typer.echo(to_json({"rows": table(result), **told}, "sweep", indent=2))
-    else:
-        for line in result.told_once():
-            typer.echo(printable(line))
-        _print_table(result)
-        typer.echo(printable(result.ranks_told()))
-        tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
-        typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
-    if any(job.state == "failed" for job in queue):
-        for job in queue:
-            if job.state == "failed":
-                where = job.directory / OUTPUT
-                typer.echo(printable(f"{job.cell.title}: {job.error} ({where})"), err=True)
+
+
+def _print_json(result: SweepResult, directory: Path) -> None:
+    from fsl_core.reporting.sweep import table
+    from fsl_core.runs.files import to_json
+
+    notes = [*result.told_once(), result.ranks_told()]
+    found = {"rows": table(result), "notes": notes, "sweep": str(directory)}
+    typer.echo(to_json(found, "sweep", indent=2))
+
+
+def _print_result(result: SweepResult, directory: Path, page: Path) -> None:
+    for line in result.told_once():
+        typer.echo(printable(line))
+    _print_table(result)
+    typer.echo(printable(result.ranks_told()))
+    tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
+    typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
+
+
+def _fail_if_any_failed(queue: Sequence[Job]) -> None:
+    from fsl_core.sweeping.schedule import OUTPUT
+
+    failed = [job for job in queue if job.state == "failed"]
+    for job in failed:
+        where = job.directory / OUTPUT
+        typer.echo(printable(f"{job.cell.title}: {job.error} ({where})"), err=True)
+    if failed:
         raise typer.Exit(1)
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, so that its processes are ended too."""
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, so that its processes are ended too.
+
+    By default these signals would end Python at once, without any `finally`.
+    """
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -126,62 +161,65 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _live(queue: Sequence[Job]) -> Iterator[Any]:
+def _live(queue: Sequence[Job]) -> Iterator[Callable[[], None]]:
     """A table that changes in place in a terminal; elsewhere a line for each run that ends."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(stderr=True)
-    told = {id(job) for job in queue if job.state == "finished"}
-    elsewhere = set()
+    lines = _Lines(queue)
 
     def tell() -> None:
-        for job in queue:
-            if job.state == "elsewhere" and id(job) not in elsewhere:
-                elsewhere.add(id(job))
-                line = f"{job.cell.title}: in work elsewhere, and waited for"
-                console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
-            if id(job) not in told and job.state in ("finished", "failed"):
-                told.add(id(job))
-                reason = f": {job.error}" if job.error else ""
-                done = f"[{sum(j.state in ('finished', 'failed') for j in queue)}/{len(queue)}]"
-                console.print(
-                    printable(f"{done} {job.cell.title}: {job.state}{reason}"),
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
-                )
+        for line in lines.new():
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     if not console.is_terminal:
         yield tell
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda: (tell(), live.update(_status_table(queue, console.height), refresh=True))
+
+        def show() -> None:
+            tell()
+            live.update(_status_table(queue, console.height), refresh=True)
+
+        yield show
 
 
-def _status_table(queue: Sequence[Job], height: int):
+class _Lines:
+    """What there is to say of the runs, each thing once."""
+
+    def __init__(self, queue: Sequence[Job]):
+        self._queue = queue
+        self._ended = {id(job) for job in queue if job.state == "finished"}
+        self._elsewhere: set[int] = set()
+
+    def new(self) -> Iterator[str]:
+        for job in self._queue:
+            if job.state == "elsewhere" and id(job) not in self._elsewhere:
+                self._elsewhere.add(id(job))
+                yield f"{job.cell.title}: another process works on it, and is waited for"
+            if job.state in ("finished", "failed") and id(job) not in self._ended:
+                self._ended.add(id(job))
+                done = sum(other.state in ("finished", "failed") for other in self._queue)
+                reason = f": {job.error}" if job.error else ""
+                yield f"[{done}/{len(self._queue)}] {job.cell.title}: {job.state}{reason}"
+
+
+def _status_table(queue: Sequence[Job], height: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, title_justify="left")
-    counts = {
-        state: sum(job.state == state for job in queue)
-        for state in dict.fromkeys(job.state for job in queue)
-    }
+    counts = Counter(job.state for job in queue)
     table.title = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     for heading in ("run", "state", "step", "seconds"):
         table.add_column(heading)
     order = {"running": 0, "elsewhere": 1, "failed": 2, "waiting": 3, "finished": 4}
     for job in sorted(queue, key=lambda job: order[job.state])[: max(3, height - 5)]:
-        step = (
-            f"{job.step} / {job.cell.recipe.sections.outer.steps}" if job.state == "running" else ""
-        )
-        table.add_row(
-            Text(printable(job.cell.title)),
-            job.state,
-            step,
-            f"{job.seconds:.0f}" if job.seconds else "",
-        )
+        steps = f"{job.step} / {job.cell.recipe.sections.outer.steps}"
+        step = steps if job.state == "running" else ""
+        seconds = f"{job.seconds:.0f}" if job.seconds else ""
+        table.add_row(Text(printable(job.cell.title)), job.state, step, seconds)
     return table
 
 
@@ -190,27 +228,27 @@ def _print_table(result: SweepResult) -> None:
     from fsl_core.reporting.sweep import table
 
     axes, telling = list(result.plan.rows[0].labels), result.telling_columns()
-    rows = []
-    for item, row in zip(result.rows, table(result), strict=True):
-        labels, failed = [*item.row.labels.values()], row["failed"]
-        if item.judging is None:
-            rows.append(
-                [*labels, "no run finished", *[""] * (4 + len(telling)), f"{failed} failed"]
-            )
-            continue
-        judging = {"norm": item.judging.norm_in_short, "n_query": str(row["n_query"])}
-        rows.append(
-            [
-                *labels,
-                f"{row[result.metric]:.4f} ± {row['interval']:.4f}",
-                "-" if row["seed_sd"] == "" else f"{row['seed_sd']:.4f}",
-                f"{row['rank']:g}",
-                *(judging[name] for name in telling),
-                f"{1000 * row['adaptation_seconds']:.1f} ms",
-                f"{row['training_seconds']:.1f} s",
-                f"{failed} failed" if failed else "",
-            ]
-        )
+    rows = [
+        [*item.row.labels.values(), *_cells(item, row, result.metric, telling)]
+        for item, row in zip(result.rows, table(result), strict=True)
+    ]
     headings = [f"{result.metric} (95 % interval)", "sd over seeds", "rank"]
     headings += [{"norm": "norm", "n_query": "queries"}[name] for name in telling]
     print_table([*axes, *headings, "adaptation", "training", ""], rows)
+
+
+def _cells(item: RowResult, row: dict[str, Any], metric: str, telling: Sequence[str]) -> list[str]:
+    """What follows the labels in a line of the printed table."""
+    failed = f"{row['failed']} failed" if row["failed"] else ""
+    if item.judging is None:
+        return ["no run finished", *[""] * (4 + len(telling)), failed]
+    judging = {"norm": item.judging.norm_in_short, "n_query": str(row["n_query"])}
+    return [
+        f"{row[metric]:.4f} ± {row['interval']:.4f}",
+        "-" if row["seed_sd"] == "" else f"{row['seed_sd']:.4f}",
+        f"{row['rank']:g}",
+        *(judging[name] for name in telling),
+        f"{1000 * row['adaptation_seconds']:.1f} ms",
+        f"{row['training_seconds']:.1f} s",
+        failed,
+    ]

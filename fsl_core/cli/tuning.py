@@ -41,14 +41,14 @@ def tune_execution(
     from fsl_core.assembly.experiment import build_experiment, check_data
     from fsl_core.config.recipe import read_recipe
     from fsl_core.engine.memory import keep_freed_memory
-    from fsl_core.training import mode_choice as execution
+    from fsl_core.training import mode_choice
 
     where = choose_device(device)
     checked = read_recipe(recipe, load_plugins(no_plugin, plugins_dir, recipe).catalogue, overrides)
     experiment = build_experiment(checked, where)
     check_data(experiment)
     keep_freed_memory()
-    before, now = execution.tune_execution(experiment, where)
+    before, now = mode_choice.tune_execution(experiment, where)
     if as_json:
         known = {"before": before and before.as_dict(), "now": now.as_dict()}
         typer.echo(json.dumps(known, indent=2))

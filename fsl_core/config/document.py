@@ -26,6 +26,11 @@ from fsl_core.errors import RecipeError
 KeyPath = tuple[str | int, ...]
 
 
+def dotted(path: Iterable[str | int]) -> str:
+    """A key path as people write it: `outer.optimizer.lr`."""
+    return ".".join(map(str, path))
+
+
 @dataclass
 class Document:
     """The data of a recipe, before it is checked.
@@ -48,7 +53,7 @@ class Document:
     def where(self, path: Sequence[str | int]) -> str:
         """`<file>:<line>: <key>`, or `-s <key>`, of a key path or of its nearest written parent."""
         place = self.place(path)
-        key = ".".join(str(part) for part in path)
+        key = dotted(path)
         already = (f"-s {key}", f"overrides: {key}")
         return place if not key or place in already else f"{place}: {key}"
 
@@ -123,14 +128,18 @@ def _as_plain(value: Any, document: Document, path: KeyPath) -> Any:
         return str(value)
     if value is None or type(value) in (bool, int, float, str):
         return value
-    where = ".".join(map(str, path)) or document.source
+    where = dotted(path) or document.source
     raise RecipeError(
-        f"{document.source}: {where}: a {type(value).__name__}. A number, a text, a list or a mapping"
+        f"{document.source}: {where}: a {type(value).__name__}. "
+        "A number, a text, a list or a mapping"
     )
 
 
 def parse_document(text: str, source: str) -> Document:
-    """The document that a YAML text is. source: its file, for messages."""
+    """The document that a YAML text holds.
+
+    source: its file, for messages.
+    """
     refuse_long(text.encode(errors="replace"), source)
     with yaml_errors(source):
         data = yaml_reader(PlainConstructor).load(text)
@@ -145,11 +154,14 @@ def parse_document(text: str, source: str) -> Document:
 
 
 def read_value(text: str, source: str) -> Any:
-    """What a value on a command line means; source: the words before it, for messages.
+    """What a value on a command line means.
 
     A list, a mapping and a text in quotes are YAML. Every other text is a decimal number, `true`,
-    `false` or `null`, or else stands for itself, to the last character: `set #2`, `my: data`,
-    `*.png`, `1_000`. RecipeError where YAML would leave out a part of it.
+    `false` or `null`, or it stands for itself, to the last character: `set #2`, `my: data`,
+    `*.png`, `1_000`.
+
+    source: the words before it, for messages.
+    Raises RecipeError if YAML would leave out a part of it.
 
     >>> read_value("set #2", "-s episodes.root"), read_value("{lr: 1e-3}", "-s outer.optimizer")
     ('set #2', {'lr': 0.001})
@@ -190,9 +202,8 @@ def _note_lines(
     path: KeyPath,
     part: type[str] | type[int],
 ) -> None:
-    for key, (line, *_) in (
-        node.lc.data or {}
-    ).items():  # keys merged by `<<` have no line of their own
+    lines = node.lc.data or {}  # keys merged by `<<` have no line of their own
+    for key, (line, *_) in lines.items():
         document.places[(*path, part(key))] = f"{document.source}:{line + 1}"
 
 
@@ -225,24 +236,27 @@ def _words_named(path: KeyPath, value: Any, named: Container[KeyPath]) -> Any:
 
 
 def by_name(value: Any) -> Any:
-    """The section that a value means where a component is named: `uniform` is {name: uniform}."""
+    """The section that a value means if it names a component: `uniform` is {name: uniform}."""
     return {"name": value} if isinstance(value, str) else value
 
 
-def set_key(document: Document, path: KeyPath, value: Any, place: str, said: str = "") -> None:
+def set_key(
+    document: Document, path: tuple[str, ...], value: Any, place: str, said: str = ""
+) -> None:
     """Replace what a key path holds.
 
-    place: where the value is written, for messages.    said: the words that asked for it.
+    place: where the value is written, for messages.
+    said:  the words that asked for it.
     """
-    node, made = document.data, {path: place}
+    node = document.data
+    made: dict[KeyPath, str] = {path: place}
     for depth, part in enumerate(path[:-1], start=1):
         if node.get(part) is None:
             node[part] = {}
             made[path[:depth]] = place
         node = node[part]
         if not isinstance(node, dict):
-            asked = said or f"{place}: {'.'.join(map(str, path))}"
-            passed = ".".join(map(str, path[:depth]))
+            asked, passed = said or f"{place}: {dotted(path)}", dotted(path[:depth])
             raise RecipeError(f"{asked}: {passed} is {_name(node)}. A key path through mappings")
     node[path[-1]] = value
     document.places = {p: where for p, where in document.places.items() if p[: len(path)] != path}

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BaseModel, ValidationError
 
-from fsl_core.config.document import Document, KeyPath
-from fsl_core.config.sections import SECTIONS
+from fsl_core.config.document import Document, KeyPath, dotted
+from fsl_core.config.sections import SECTIONS, entry_model, section_model
 from fsl_core.text import printable, suggest
 
 
 def unmet_requirements(document: Document) -> list[str]:
+    """Faults of `requires`: what is not installed, or not in a version that fits."""
     listed = document.data.get("requires")
-    return [
-        f"{document.where(('requires', i))}: {unmet}"
-        for i, text in enumerate(listed if isinstance(listed, list) else [])
-        if isinstance(text, str) and (unmet := unmet_requirement(text))  # no text: its type's fault
-    ]
+    if not isinstance(listed, list):
+        return []
+    # An entry that is not a text is a fault of its type, which the model reports.
+    asked = [(i, unmet_requirement(text)) for i, text in enumerate(listed) if isinstance(text, str)]
+    return [f"{document.where(('requires', i))}: {unmet}" for i, unmet in asked if unmet]
 
 
 def unmet_requirement(text: str) -> str:
@@ -40,26 +41,37 @@ def unmet_requirement(text: str) -> str:
     return f"{requirement.name} {version} is installed. pip install --upgrade '{text}'"
 
 
-def huge_numbers(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
-    if isinstance(node, dict | list):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        return [
-            fault for key, value in items for fault in huge_numbers(document, value, (*path, key))
-        ]
-    huge = isinstance(node, int) and abs(node) >= 2**63
-    return [f"{document.where(path)}: found {node}. A number that 64 bits can hold"] if huge else []
+def huge_numbers(document: Document) -> list[str]:
+    """Whole numbers that no option can take, because they do not fit into 64 bits."""
+    fit = "A number that 64 bits can hold"
+    return [
+        f"{document.where(path)}: found {value}. {fit}"
+        for path, value in _values(document.data)
+        if isinstance(value, int) and abs(value) >= 2**63
+    ]
 
 
-def not_utf8(document: Document, node: Any, path: KeyPath = ()) -> list[str]:
-    if isinstance(node, dict | list):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        return [fault for key, value in items for fault in not_utf8(document, value, (*path, key))]
-    wrong = isinstance(node, str) and not encodes_as_utf8(node)
+def not_utf8(document: Document) -> list[str]:
+    """Texts that are not UTF-8, such as names of files with other bytes in them."""
     fit = "Text in UTF-8: another name for that file or folder"
-    return [f"{document.where(path)}: found '{printable(node)}'. {fit}"] if wrong else []
+    return [
+        f"{document.where(path)}: found '{printable(value)}'. {fit}"
+        for path, value in _values(document.data)
+        if isinstance(value, str) and not encodes_as_utf8(value)
+    ]
+
+
+def _values(node: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every value below a node that is not a list or a mapping, with its key path."""
+    if not isinstance(node, dict | list):
+        yield path, node
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _values(value, (*path, key))
 
 
 def encodes_as_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python keeps other bytes of a name in it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -70,6 +82,7 @@ def encodes_as_utf8(text: str) -> bool:
 def validation_faults(
     document: Document, error: ValidationError, model: type[BaseModel]
 ) -> list[str]:
+    """What pydantic has found, in our words, with the place of each key."""
     expected: dict[KeyPath, list[str]] = {}
     faults = []
     for fault in error.errors(include_url=False):
@@ -79,9 +92,8 @@ def validation_faults(
         elif fault["type"] == "missing":
             faults.append(f"{document.where(path)}: absent. It is required")
         else:
-            expected.setdefault(path, []).append(
-                re.sub(r"^(Input should be|\w+ should have|Value error,) ", "", fault["msg"])
-            )
+            fitting = re.sub(r"^(Input should be|\w+ should have|Value error,) ", "", fault["msg"])
+            expected.setdefault(path, []).append(fitting)
     for path, alternatives in expected.items():
         if any(other[: len(path)] == path for other in expected if other != path):
             continue  # the fault is further down: a wrong item also makes its list too short
@@ -94,32 +106,25 @@ def validation_faults(
 
 
 def _written_path(data: Any, fault: Mapping[str, Any]) -> KeyPath:
-    """The key path as the recipe has it: pydantic's names for the members of a union are left out."""
+    """The key path as the recipe has it, without pydantic's names for the members of a union."""
     path: KeyPath = ()
     for part in fault["loc"]:
-        absent = not (
-            part in data
-            if isinstance(data, dict)
-            else isinstance(data, list) and part in range(len(data))
-        )
-        if absent and fault["type"] != "missing":
+        there = _holds(data, part)
+        if not there and fault["type"] != "missing":
             break
         path += (part,)
-        data = None if absent else data[part]
+        data = data[part] if there else None
     return path
 
 
+def _holds(data: Any, part: str | int) -> bool:
+    if isinstance(data, dict):
+        return part in data
+    return isinstance(data, list) and part in range(len(data))
+
+
 def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    owner, options = "the recipe", model
-    for part in path[:-1]:
-        options = options.model_fields[str(part)].annotation
-        owner = (
-            options.__name__.replace(".", " ", 1)
-            if "." in options.__name__
-            else f"section '{part}'"
-        )
-    kind, _, name = owner.partition(" ")
-    owner = f"{kind} {name!r}" if kind in SECTIONS.values() else owner
+    owner, options = _owner(path[:-1], model)
     named = document.place((*path[:-1], "name"))
     if named.startswith("-s ") and named != document.place(path):
         owner += f" ({named})"
@@ -130,12 +135,21 @@ def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> s
     return f"{owner} has no such option. {suggest(key, options.model_fields, label='Its options')}"
 
 
+def _owner(path: KeyPath, model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """What the keys below a path belong to, in words, and its model."""
+    owner, found = "the recipe", model
+    for depth, part in enumerate(path):
+        if section := section_model(found, str(part)) or entry_model(found, str(part)):
+            found, owner = section, f"section {dotted(path[: depth + 1])!r}"
+    kind, _, name = found.__name__.partition(".")  # `adapter.maml`, as options.py names a model
+    return (f"{kind} {name!r}" if kind in SECTIONS.values() else owner), found
+
+
 def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:
     """Key paths of the sections of this recipe that have such an option: `outer.steps`."""
     found = []
-    for name, field in model.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+    for name in model.model_fields:
+        if section := section_model(model, name):
             if key in section.model_fields and key != "name":
                 found.append(f"{above}{name}.{key}")
             found += _sections_with(key, section, f"{above}{name}.")

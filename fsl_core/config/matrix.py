@@ -1,4 +1,7 @@
-"""The `matrix:` section of a recipe: lists of values at key paths, whose combinations are recipes of their own."""
+"""The `matrix:` section of a recipe: lists of values at key paths.
+
+Every combination of the values is a recipe of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fsl_core.config.document import Document, KeyPath, Overrides, by_name, read_document, set_key
+from fsl_core.config.document import (
+    Document,
+    KeyPath,
+    Overrides,
+    by_name,
+    dotted,
+    read_document,
+    set_key,
+)
 from fsl_core.config.faults import in_file_order
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS, Catalogue
@@ -26,34 +37,44 @@ MOST_COMBINATIONS = 4096
 """Six axes of twenty values, written in six lines, would be 64 million recipes to check."""
 
 
+Change = tuple[tuple[str, ...], Any, KeyPath]
+"""(key path, value, the key path in the document where the value is written)."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value of an axis.
 
-    label: short and unique within the axis.    value: as the recipe has it, or None where the entry is named by a label.
+    label:   short and unique within the axis.
+    value:   as the recipe has it, or None if the entry is a label with a mapping of key paths.
     changes: what it sets: (key path, value, where that is written).
     """
 
     label: str
     value: Any
-    changes: tuple[tuple[KeyPath, Any, KeyPath], ...]
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """name: a key path, or any word where the entries are named mappings of key paths."""
+    """An axis of the matrix: what changes from run to run.
+
+    name: a key path, or any word if the entries are named mappings of key paths.
+    """
 
     name: str
     entries: tuple[Entry, ...]
 
     def selected(self, selectors: Any) -> set[str]:
-        """Labels of the entries that one selector, or a list of them, means: by label, else by value or name of component."""
+        """Labels of the entries that one selector, or a list of them, means.
+
+        A selector is a label, or else a value or the name of a component.
+        """
         found: set[str] = set()
         for selector in selectors if isinstance(selectors, list) else [selectors]:
             by_label = {entry.label for entry in self.entries if entry.label == str(selector)}
-            found |= by_label or {
-                entry.label for entry in self.entries if _means(selector, entry.value)
-            }
+            by_value = {entry.label for entry in self.entries if _means(selector, entry.value)}
+            found |= by_label or by_value
         return found
 
 
@@ -61,7 +82,8 @@ class Axis:
 class Cell:
     """One combination.
 
-    labels: of its entry on each axis.    digest: of its whole recipe, so that a changed recipe is another cell.
+    labels: of its entry on each axis.
+    digest: of its whole recipe, so that a changed recipe is another cell.
     """
 
     labels: Mapping[str, str]
@@ -70,25 +92,33 @@ class Cell:
     @property
     def title(self) -> str:
         """`maml, uniform, seed 0`"""
-        return ", ".join(title(axis, label) for axis, label in self.labels.items())
+        return _title_of(self.labels)
 
     @property
     def digest(self) -> str:
+        """`recipe_digest` of the whole recipe."""
         return recipe_digest(self.recipe.resolved())
 
     @property
     def directory_name(self) -> str:
+        """A name for the folder of the run: readable, and unique by the digest."""
         words = re.sub(r"[^A-Za-z0-9.]+", "-", self.title).strip("-.")
         return f"{words[:80] or 'run'}-{self.digest}"
 
 
 def title(axis: str, label: str) -> str:
-    """A label with the last word of its key path, where the label alone would not tell: `seed 0`, but `maml`."""
-    return (
-        label
-        if re.match(r"[A-Za-z]", label) and label not in ("True", "False", "None")
-        else f"{axis.split('.')[-1]} {label}"
-    )
+    """A label, with the last word of its key path if the label alone says too little.
+
+    >>> title("adapter", "maml"), title("outer.steps", "100")
+    ('maml', 'steps 100')
+    """
+    if re.match(r"[A-Za-z]", label) and label not in ("True", "False", "None"):
+        return label
+    return f"{axis.split('.')[-1]} {label}"
+
+
+def _title_of(labels: Mapping[str, str]) -> str:
+    return ", ".join(title(axis, label) for axis, label in labels.items())
 
 
 def recipe_digest(resolved: Mapping[str, Any]) -> str:
@@ -99,7 +129,10 @@ def recipe_digest(resolved: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Matrix:
-    """baseline: a label or labels for some axes; empty: the first row."""
+    """A recipe of many runs: its axes, and a cell for each combination that is not excluded.
+
+    baseline: a label or labels for some axes; empty: the first row.
+    """
 
     document: Document
     axes: tuple[Axis, ...]
@@ -107,10 +140,12 @@ class Matrix:
     baseline: Mapping[str, Any]
 
     def selects(self, selection: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+        """Whether a selection, such as `baseline`, means the combination with these labels."""
         return _selects(self.axes, selection, labels)
 
 
 def has_matrix(path: Path, overrides: Iterable[str] = ()) -> bool:
+    """Whether a recipe file describes many runs."""
     return read_document(path, overrides, SECTIONS).data.get("matrix") is not None
 
 
@@ -126,22 +161,22 @@ def read_matrix(
     where = document.where(("matrix",))
     if section is None:
         raise RecipeError(
-            f"{document.source}: no `matrix:`, so there is nothing to sweep. matrix: {{adapter: [...], seed: [0, 1]}}"
+            f"{document.source}: no `matrix:`, so there is nothing to sweep. "
+            "matrix: {adapter: [...], seed: [0, 1]}"
         )
     if not isinstance(section, dict) or not [name for name in section if name not in RESERVED]:
         raise RecipeError(
-            f"{where}: found {json.dumps(section)}. Lists at key paths, such as {{adapter: [...], seed: [0, 1]}}"
+            f"{where}: found {json.dumps(section)}. "
+            "Lists at key paths, such as {adapter: [...], seed: [0, 1]}"
         )
     if document.data.get("expect"):
         raise RecipeError(
-            f"{document.where(('expect',))}: figures of one run, and a matrix is of many. One of the two"
+            f"{document.where(('expect',))}: figures of one run, and a matrix is of many. "
+            "One of the two"
         )
     faults: list[str] = []
-    axes = tuple(
-        _axis(document, name, value, faults)
-        for name, value in section.items()
-        if name not in RESERVED
-    )
+    written = {name: value for name, value in section.items() if name not in RESERVED}
+    axes = tuple(_axis(document, name, value, faults) for name, value in written.items())
     faults += _shared_keys(document, axes)
     excluded = _selections(document, axes, section.get("exclude"), faults)
     baseline = _baseline(document, axes, section.get("baseline"), faults)
@@ -153,11 +188,13 @@ def read_matrix(
             f"{where}: {number} combinations, with those that `exclude` names. "
             f"At most {MOST_COMBINATIONS} in one matrix"
         )
-    kept = [
-        entries
-        for entries in product(*(axis.entries for axis in axes))
-        if not any(_selects(axes, selection, _labels(axes, entries)) for selection in excluded)
-    ]
+
+    def is_excluded(entries: tuple[Entry, ...]) -> bool:
+        labels = _labels(axes, entries)
+        return any(_selects(axes, selection, labels) for selection in excluded)
+
+    every = product(*(axis.entries for axis in axes))
+    kept = [entries for entries in every if not is_excluded(entries)]
     if not kept:
         raise RecipeError(
             f"{document.where(('matrix', 'exclude'))}: leaves no combination. At least one"
@@ -175,39 +212,45 @@ def _labels(axes: Iterable[Axis], entries: Iterable[Entry]) -> dict[str, str]:
 
 
 def _axis(document: Document, name: str, value: Any, faults: list[str]) -> Axis:
-    written = ("matrix", name)
+    where = document.where(("matrix", name))
+    entries: list[Entry] = []
     if isinstance(value, list) and value:
-        path = tuple(name.split("."))
-        values = [by_name(v) if path in SECTIONS else v for v in value]
-        labels = _unique_labels(values)
-        entries = [
-            Entry(label, v, ((path, v, (*written, i)),))
-            for i, (label, v) in enumerate(zip(labels, values, strict=True))
-        ]
-    elif (
-        isinstance(value, dict) and value and all(isinstance(v, dict) and v for v in value.values())
-    ):
-        entries = [
-            Entry(
-                label,
-                None,
-                tuple(_change(key, v, (*written, label, key)) for key, v in changes.items()),
-            )
-            for label, changes in value.items()
-        ]
+        entries = _listed_entries(name, value)
+    elif isinstance(value, dict) and value and all(map(_is_mapping, value.values())):
+        entries = [_named_entry(name, label, changes) for label, changes in value.items()]
     else:
-        expected = f"A list of values for {name}, or named mappings of key paths such as {{short: {{outer.steps: 100}}}}"
-        faults.append(f"{document.where(written)}: found {json.dumps(value)}. {expected}")
-        entries = []
+        faults.append(
+            f"{where}: found {json.dumps(value)}. A list of values for {name}, "
+            "or named mappings of key paths such as {short: {outer.steps: 100}}"
+        )
     labels = [entry.label for entry in entries]
     twice = sorted({label for label in labels if labels.count(label) > 1})
-    faults += [
-        f"{document.where(written)}: {label} is there twice. Every value once" for label in twice
-    ]
+    faults += [f"{where}: {label} is there twice. Every value once" for label in twice]
     return Axis(name, tuple(entries))
 
 
-def _change(key: str, value: Any, written: KeyPath) -> tuple[KeyPath, Any, KeyPath]:
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+def _listed_entries(name: str, values: list[Any]) -> list[Entry]:
+    """The entries of an axis that is a list of values for one key path."""
+    changes = [_change(name, value, ("matrix", name, i)) for i, value in enumerate(values)]
+    labels = _unique_labels([value for _, value, _ in changes])
+    return [
+        Entry(label, change[1], (change,)) for label, change in zip(labels, changes, strict=True)
+    ]
+
+
+def _named_entry(name: str, label: str, changes: Mapping[str, Any]) -> Entry:
+    """An entry with a name, which sets any number of key paths."""
+    written: KeyPath = ("matrix", name, label)
+    return Entry(
+        label, None, tuple(_change(key, value, (*written, key)) for key, value in changes.items())
+    )
+
+
+def _change(key: str, value: Any, written: KeyPath) -> Change:
     path = tuple(key.split("."))
     return path, by_name(value) if path in SECTIONS else value, written
 
@@ -229,10 +272,11 @@ def _label(value: Any, in_full: bool) -> str:
 def _shared_keys(document: Document, axes: Iterable[Axis]) -> Iterator[str]:
     owner: dict[KeyPath, str] = {}
     for axis in axes:
+        where = document.where(("matrix", axis.name))
         for path in {path for entry in axis.entries for path, *_ in entry.changes}:
             if path in owner:
-                key = ".".join(path)
-                yield f"{document.where(('matrix', axis.name))}: {key} is set by {owner[path]} too. One axis for each key"
+                key = dotted(path)
+                yield f"{where}: {key} is set by {owner[path]} too. One axis for each key"
             owner[path] = axis.name
 
 
@@ -242,8 +286,9 @@ def _selections(
     if written is None:
         return []
     if not isinstance(written, list):
+        where = document.where(("matrix", "exclude"))
         faults.append(
-            f"{document.where(('matrix', 'exclude'))}: found {json.dumps(written)}. A list of mappings such as {{adapter: maml}}"
+            f"{where}: found {json.dumps(written)}. A list of mappings such as {{adapter: maml}}"
         )
         return []
     for i, selection in enumerate(written):
@@ -264,19 +309,20 @@ def _selection_faults(
     document: Document, axes: tuple[Axis, ...], selection: Any, path: KeyPath
 ) -> Iterator[str]:
     if not isinstance(selection, dict) or not selection:
-        yield f"{document.where(path)}: found {json.dumps(selection)}. A mapping from axes to values, such as {{adapter: maml}}"
+        found = f"{document.where(path)}: found {json.dumps(selection)}"
+        yield f"{found}. A mapping from axes to values, such as {{adapter: maml}}"
         return
-    by_name = {axis.name: axis for axis in axes}
+    axis_named = {axis.name: axis for axis in axes}
     for name, wanted in selection.items():
         where = document.where((*path, name))
-        if name not in by_name:
-            yield f"{where}: no axis of this matrix. {suggest(name, by_name, label='Axes')}"
+        if name not in axis_named:
+            yield f"{where}: not an axis of this matrix. {suggest(name, axis_named, label='Axes')}"
             continue
-        entries = by_name[name].entries
+        entries = axis_named[name].entries
         for selector in wanted if isinstance(wanted, list) else [wanted]:
-            if entries and not by_name[name].selected(selector):
+            if entries and not axis_named[name].selected(selector):
                 labels = ", ".join(entry.label for entry in entries)
-                yield f"{where}: {_label(selector, True)} is no value of {name}. One of {labels}"
+                yield f"{where}: {name} has no value {_label(selector, True)}. One of {labels}"
 
 
 def _selects(axes: Iterable[Axis], selection: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
@@ -296,14 +342,14 @@ def _checked(
         try:
             cells.append(Cell(labels, check_document(_combined(document, entries), catalogue)))
         except RecipeError as error:
-            found.add(error.faults, Cell(labels, None).title)
+            found.add(error.faults, _title_of(labels))
     found.raise_any()
     by_digest: dict[str, Cell] = {}
     for cell in cells:
         if (other := by_digest.setdefault(cell.digest, cell)) is not cell:
             where = document.where(("matrix",))
             raise RecipeError(
-                f"{where}: {other.title} and {cell.title} are one and the same run. Leave one out"
+                f"{where}: {other.title} and {cell.title} are the same run. Leave one out"
             )
     return cells
 
@@ -311,16 +357,15 @@ def _checked(
 def _combined(document: Document, entries: Iterable[Entry]) -> Document:
     combined = Document(document.source, copy.deepcopy(document.data), dict(document.places))
     changes = [change for entry in entries for change in entry.changes]
-    for path, value, written in sorted(
-        changes, key=lambda change: len(change[0])
-    ):  # a section before its keys
+    changes.sort(key=lambda change: len(change[0]))  # a section before its keys
+    for path, value, written in changes:
         set_key(combined, path, copy.deepcopy(value), document.place(written))
-        below = {
-            p[len(written) :]: place
-            for p, place in document.places.items()
-            if p[: len(written)] == written
+        depth = len(written)
+        combined.places |= {
+            (*path, *place[depth:]): where
+            for place, where in document.places.items()
+            if place[:depth] == written
         }
-        combined.places |= {(*path, *rest): place for rest, place in below.items()}
     return combined
 
 
@@ -328,14 +373,16 @@ class FaultsOfCells:
     """Faults of many combinations, each once, with the combinations that have it."""
 
     def __init__(self, cells: int):
-        self._cells, self._titles = cells, {}
+        self._cells = cells
+        self._titles: dict[str, list[str]] = {}
 
     def add(self, faults: Iterable[str], title: str) -> None:
+        """Note the faults of the combination with this title."""
         for fault in faults:
             self._titles.setdefault(fault, []).append(title)
 
     def raise_any(self) -> None:
-        """RecipeError with all of them, if there are any."""
+        """Raise RecipeError with all of them, if there are any."""
         if self._titles:
             raise RecipeError(in_file_order([self._told(*item) for item in self._titles.items()]))
 

@@ -1,4 +1,4 @@
-"""A constructor's signature is the schema of its options: names, types, bounds, defaults and docs."""
+"""The signature of a constructor is the schema of its options, with types, bounds and defaults."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Component:
 
     @property
     def doc(self) -> str:
+        """The docstring of the factory."""
         return inspect.getdoc(self.factory) or ""
 
     def build(self, section: BaseModel, **injected: Any) -> Any:
-        """Call the factory with a validated section and those injected arguments that it declares."""
+        """Call the factory with a checked section and the injected arguments that it declares."""
         declared = {parameter.name for parameter in _parameters(self.factory)}
-        given = {
-            name: getattr(section, name) for name in type(section).model_fields if name != "name"
-        }
+        options = [name for name in type(section).model_fields if name != "name"]
+        given = {name: getattr(section, name) for name in options}
         return self.factory(**given, **{k: v for k, v in injected.items() if k in declared})
 
 
@@ -66,11 +66,13 @@ def fields_of(factory: Callable[..., Any], injected: Collection[str], where: str
     for parameter in options:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(
-                f"{where}: argument *{parameter.name}. Every option as an argument of its own: the signature is the schema"
+                f"{where}: argument *{parameter.name}. Every option as an argument of its own: "
+                "the signature is the schema"
             )
         if parameter.name == "name":
             raise TypeError(
-                f"{where}: argument 'name'. Another word: recipes use `name` to choose the component"
+                f"{where}: argument 'name'. "
+                "Another word: recipes use `name` to choose the component"
             )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
@@ -95,15 +97,18 @@ def _options_model(component: Component) -> type[BaseModel]:
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     if inspect.isclass(factory):
         home = next(base for base in factory.__mro__ if "__init__" in vars(base))
-        if (
-            home.__module__ == "torch.nn.modules.module"
-        ):  # the class, for torch.compile puts a function of its own in place
+        # This asks the class for its module, not the function `__init__`: torch.compile puts a
+        # function of its own in place of that of nn.Module. torch itself is not imported here.
+        if home.__module__ == "torch.nn.modules.module":
             return []  # a module without a constructor of its own
     return list(inspect.signature(factory).parameters.values())
 
 
 def _type_hints(factory: Callable[..., Any], options: list[inspect.Parameter]) -> dict[str, Any]:
-    """Resolved annotations of the options alone: those of injected arguments may be imported for type checkers only."""
+    """Resolved annotations of the options alone.
+
+    Those of injected arguments may be imported for type checkers only.
+    """
     function = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else factory)
     annotations = {p.name: Any if p.annotation is p.empty else p.annotation for p in options}
     return get_type_hints(

@@ -1,4 +1,7 @@
-"""What `outer.optimizer.name` and `outer.schedule.name` stand for. torch is imported when one is built."""
+"""What `outer.optimizer.name` and `outer.schedule.name` stand for.
+
+torch is imported when an optimizer is built: a command that only checks a recipe starts faster.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ def cosine(
         float, Field(ge=0, le=1, description="share of the step size left at the end")
     ] = 0.0,
 ) -> Schedule:
-    """Half a cosine from 1 to final_factor over the run (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts)."""
+    """Half a cosine from 1 to final_factor over the run.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983. Differs: no restarts.
+    """
     from math import cos, pi
 
     return lambda step, total: (

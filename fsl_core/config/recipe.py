@@ -33,7 +33,9 @@ from fsl_core.text import printable
 class Recipe:
     """A checked recipe.
 
-    sections: the pydantic model; `sections.outer.steps`, `sections.evaluate.episodes` and so on are typed and complete.
+    sections: the pydantic model: `sections.outer.steps`, `sections.evaluate.episodes` and so on are
+        typed and complete.
+    chosen:   the component that each section names.
     """
 
     document: Document
@@ -106,28 +108,31 @@ def read_recipe(
 ) -> Recipe:
     """Read and check a recipe of one run: a file, or its data.
 
-    RecipeError lists every fault with file, line and key.
+    Raises RecipeError, which lists every fault with file, line and key.
     """
     document = read_document(recipe, overrides, SECTIONS)
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
         raise RecipeError(
-            f"{where}: a matrix of many runs. `fsl sweep {document.source}` runs them all, `-s matrix=null` leaves it out"
+            f"{where}: a matrix of many runs. `fsl sweep {document.source}` runs them all, "
+            "`-s matrix=null` leaves it out"
         )
     return check_document(document, catalogue)
 
 
 def check_document(document: Document, catalogue: Catalogue) -> Recipe:
-    """The checked recipe of one run. RecipeError lists every fault with file, line and key."""
+    """The checked recipe of one run.
+
+    Raises RecipeError, which lists every fault with file, line and key.
+    """
     chosen, faults = _choose(document, catalogue)
     faults += unmet_requirements(document)
-    faults += huge_numbers(document, document.data)
-    if wrong := not_utf8(document, document.data):  # which JSON cannot carry to the model
+    faults += huge_numbers(document)
+    if wrong := not_utf8(document):  # JSON cannot carry such a text to the model
         raise RecipeError(in_file_order([*faults, *wrong]))
     model = recipe_model(catalogue, chosen)
-    document.data = {
-        key: value for key, value in document.data.items() if value is not None
-    }  # `expect:` with nothing below
+    # `expect:` with nothing below it is a section that is left out.
+    document.data = {key: value for key, value in document.data.items() if value is not None}
     try:
         sections = model.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
@@ -143,7 +148,7 @@ def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Com
         section: Any = document.data
         for part in path:
             section = section.get(part) if isinstance(section, dict) else None
-        if section is None and path in DEFAULT_NAMES:
+        if section is None and path in DEFAULT_NAMES:  # `optimizer:` with nothing below it, too
             section = {"name": DEFAULT_NAMES[path]}
         if section is None:
             continue

@@ -1,4 +1,7 @@
-"""The recipe reference: every section and every option of what is installed, as one page of Markdown made from the schema."""
+"""The recipe reference: every section and every option of what is installed.
+
+It is one page of Markdown, made from the schema.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fsl_core.config.document import KeyPath
+from fsl_core.config.document import KeyPath, dotted
 from fsl_core.config.options import Component, Kind
 from fsl_core.config.sections import (
     DEFAULT_NAMES,
@@ -20,6 +23,7 @@ from fsl_core.config.sections import (
     Expected,
     MatrixSection,
     recipe_model,
+    section_model,
 )
 
 HEAD = """\
@@ -42,16 +46,14 @@ MEANINGS: dict[Kind, str] = {
 
 
 def recipe_reference(catalogue: Catalogue) -> str:
-    """Markdown with a table for each section of a recipe and for each component that one can name."""
+    """Markdown with a table for each section of a recipe and for each component."""
     recipe = recipe_model(catalogue)
     components = [c for kind in SECTIONS.values() for c in catalogue.components(kind)]
-    parts = [
-        HEAD.format(
-            origins=", ".join(sorted({c.origin for c in components if c.origin[-1].isdigit()}))
-        )
-    ]
+    distributions = {c.origin for c in components if c.origin[-1].isdigit()}
+    parts = [HEAD.format(origins=", ".join(sorted(distributions)))]
     parts += ["## The recipe\n", _table(recipe, ())]
-    parts += ["## outer\n", _table(recipe.model_fields["outer"].annotation, ("outer",))]
+    if outer := section_model(recipe, "outer"):
+        parts += ["## outer\n", _table(outer, ("outer",))]
     for heading, model in (
         ("execution", ExecutionOptions),
         ("evaluate", Evaluate),
@@ -60,11 +62,10 @@ def recipe_reference(catalogue: Catalogue) -> str:
     ):
         parts += [f"## {heading}\n", f"{model.__doc__}\n", _table(model)]
     for path, kind in SECTIONS.items():
-        parts.append(f"## {_plural(kind)}\n\nUnder `{'.'.join(path)}`.\n")
+        parts.append(f"## {_plural(kind)}\n\nUnder `{dotted(path)}`.\n")
         for component in catalogue.components(kind):
-            parts.append(
-                f"### {component.name}\n\nFrom {component.origin}.\n\n```text\n{component.doc}\n```\n"
-            )
+            parts.append(f"### {component.name}\n\nFrom {component.origin}.\n")
+            parts.append(f"```text\n{component.doc}\n```\n")
             parts.append(_table(component.options))
     return "\n".join(parts)
 
@@ -87,32 +88,24 @@ def _table(model: type[BaseModel], path: KeyPath | None = None) -> str:
 def _rows(
     model: type[BaseModel], path: KeyPath | None = None
 ) -> Iterator[tuple[str, str, str, str]]:
-    """path: of the model in a recipe, where it has keys that name components or hold sections."""
+    """Key, type, default and meaning of each key of a model.
+
+    path: of the model in a recipe, if it has keys that name components or hold sections.
+    """
     schema = model.model_json_schema()
     for name, spec in schema["properties"].items():
-        default = (
-            "required" if name in schema.get("required", ()) else json.dumps(spec.get("default"))
-        )
+        required = name in schema.get("required", ())
         meaning = spec.get("description", "")
         if path is not None and (where := (*path, name)) in SECTIONS:
-            kind = _plural(SECTIONS[where])
-            yield (
-                name,
-                f"one of the [{kind}](#{kind})",
-                DEFAULT_NAMES.get(where, "required"),
-                MEANINGS[SECTIONS[where]],
-            )
+            kind = SECTIONS[where]
+            listed = f"one of the [{_plural(kind)}](#{_plural(kind)})"
+            yield name, listed, DEFAULT_NAMES.get(where, "required"), MEANINGS[kind]
         elif path == () and "$ref" in json.dumps(spec):
-            about = meaning or (inspect.getdoc(model.model_fields[name].annotation) or "").split(
-                ";"
-            )[0].rstrip(".")
-            yield (
-                name,
-                f"[section](#{name})",
-                default if default == "required" else "its defaults",
-                about,
-            )
+            doc = inspect.getdoc(model.model_fields[name].annotation) or ""
+            about = meaning or doc.split(";")[0].rstrip(".")
+            yield name, f"[section](#{name})", "required" if required else "its defaults", about
         else:
+            default = "required" if required else json.dumps(spec.get("default"))
             yield name, type_text(spec), default, meaning
 
 
@@ -126,9 +119,8 @@ def type_text(spec: Mapping[str, Any]) -> str:
     text = spec.get("type", "any")
     if text == "array":
         text = f"list of {type_text(spec.get('items', {}))}"
-    return " ".join(
-        [text, *(f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec)]
-    )
+    within = [f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec]
+    return " ".join([text, *within])
 
 
 def _plural(kind: str) -> str:

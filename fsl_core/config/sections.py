@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol, Union
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -34,8 +34,13 @@ Count = Annotated[int, Field(gt=0)]
 class Catalogue(Protocol):
     """What a recipe is checked against: `fsl_core.hooks.catalogue.Catalogue`."""
 
-    def get(self, kind: Kind, name: str) -> Component: ...
-    def components(self, kind: Kind) -> list[Component]: ...
+    def get(self, kind: Kind, name: str) -> Component:
+        """The component with this name. Raises PluginError if there is none."""
+        ...
+
+    def components(self, kind: Kind) -> list[Component]:
+        """All components of a kind."""
+        ...
 
 
 class _Section(BaseModel):
@@ -43,11 +48,11 @@ class _Section(BaseModel):
 
 
 class Evaluate(_Section):
-    """How the trained learner is judged, on episodes that are the same for every run with these settings."""
+    """How the trained learner is judged, on episodes that are the same for every such run."""
 
     episodes: Annotated[int, Field(gt=1, description="number of test episodes")] = 600
     seed: Annotated[
-        int, Field(ge=0, description="of the frozen evaluation episodes; not the run's seed")
+        int, Field(ge=0, description="of the frozen evaluation episodes; not the seed of the run")
     ] = 0
     n_way: Annotated[
         int | None, Field(ge=2, description="classes per test episode, if not as in training")
@@ -75,7 +80,7 @@ class ExecutionOptions(_Section):
     ] = "auto"
     workers: Annotated[
         Count | None,
-        Field(description="tasks at once, on a core each, of a loop on a CPU; null: measured"),
+        Field(description="tasks at a time, on a core each, of a loop on a CPU; null: measured"),
     ] = None
     chunk: Annotated[
         Count | None,
@@ -87,7 +92,8 @@ class ExecutionOptions(_Section):
     checkpoint_gradients: Annotated[
         bool,
         Field(
-            description="query activations computed again in the backward pass: slower, in less memory; loop only"
+            description="query activations computed again in the backward pass: slower, in less "
+            "memory; loop only"
         ),
     ] = False
 
@@ -97,6 +103,15 @@ class Expected(_Section):
 
     value: Annotated[float, Field(description="as it was measured")]
     tolerance: Annotated[float, Field(ge=0, description="greatest distance of a new run's figure")]
+
+
+Seed = Annotated[int, Field(ge=0, description="of initial weights and training episodes")]
+Requires = Annotated[
+    list[str], Field(description="distributions the recipe needs, such as fsl-maml>=0.1")
+]
+Expect = Annotated[
+    dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")
+]
 
 
 class MatrixSection(_Section):
@@ -140,7 +155,8 @@ class Outer(_Section):
         int,
         Field(
             ge=0,
-            description="outer steps between measurements of how far tasks' meta-gradients conflict; 0: never",
+            description="outer steps between measurements of how far tasks' meta-gradients "
+            "conflict; 0: never",
         ),
     ] = 0
     validate_every: Annotated[
@@ -156,7 +172,10 @@ class Outer(_Section):
 def recipe_model(
     catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | None = None
 ) -> type[BaseModel]:
-    """The pydantic model of a recipe; chosen: the components one recipe names, where not every installed one may appear."""
+    """The pydantic model of a recipe.
+
+    chosen: the components that one recipe names; None: any that is installed.
+    """
 
     def section(path: KeyPath) -> Any:
         if chosen is not None:
@@ -166,46 +185,50 @@ def recipe_model(
             return models[0]
         return Annotated[Union[models], Field(discriminator="name")]  # noqa: UP007
 
-    by_default = {
-        path[-1]: (section(path), Field(default={"name": name}, validate_default=True))
+    by_default: dict[str, Any] = {
+        str(path[-1]): (section(path), Field(default={"name": name}, validate_default=True))
         for path, name in DEFAULT_NAMES.items()
     }
     outer = create_model("outer", __base__=Outer, **by_default)
-    return create_model(
-        "recipe",
-        __base__=_Section,
-        seed=(
-            Annotated[int, Field(ge=0, description="of initial weights and training episodes")],
-            0,
-        ),
-        requires=(
-            Annotated[
-                list[str],
-                Field(description="distributions the recipe needs, such as fsl-maml>=0.1"),
-            ],
-            [],
-        ),
-        episodes=(section(("episodes",)), ...),
-        backbone=(section(("backbone",)), ...),
-        adapter=(section(("adapter",)), ...),
-        outer=(outer, ...),
-        execution=(ExecutionOptions, ExecutionOptions()),
-        evaluate=(Evaluate, Evaluate()),
-        expect=(
-            Annotated[
-                dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")
-            ],
-            {},
-        ),
-    )
+    fields: dict[str, Any] = {
+        "seed": (Seed, 0),
+        "requires": (Requires, []),
+        "episodes": (section(("episodes",)), ...),
+        "backbone": (section(("backbone",)), ...),
+        "adapter": (section(("adapter",)), ...),
+        "outer": (outer, ...),
+        "execution": (ExecutionOptions, ExecutionOptions()),
+        "evaluate": (Evaluate, Evaluate()),
+        "expect": (Expect, {}),
+    }
+    return create_model("recipe", __base__=_Section, **fields)
+
+
+def section_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a section, or None for an option, which has a plain type."""
+    field = model.model_fields.get(name)
+    return _as_model(field.annotation) if field else None
+
+
+def entry_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of each entry of a section that maps names to entries, such as `expect`."""
+    field = model.model_fields.get(name)
+    if field is None or get_origin(field.annotation) is not dict:
+        return None
+    return _as_model(get_args(field.annotation)[1])
+
+
+def _as_model(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
 
 
 def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
     """JSON Schema of recipes made from everything installed, for completion in editors."""
     schema = recipe_model(catalogue).model_json_schema()
-    complete = {
-        "required": schema.pop("required")
-    }  # the values of a matrix may stand in for a section
+    # With a matrix no section is required: its values may stand in for one.
+    complete = {"required": schema.pop("required")}
     matrix = MatrixSection.model_json_schema()
     schema["properties"]["matrix"] = {
         **matrix,

@@ -23,7 +23,7 @@ def shipped_recipes() -> dict[str, Path]:
 def find_recipe(given: Path) -> Path:
     """The file that a path or the name of a shipped recipe means; a file of that path goes first.
 
-    Raises RecipeError, with what is near, where there is neither.
+    Raises RecipeError, with the nearest names, if there is neither.
     """
     shipped = shipped_recipes()
     try:
@@ -39,7 +39,7 @@ def find_recipe(given: Path) -> Path:
 
 
 def _near(given: Path, names: list[str]) -> str:
-    """The end of a message: files beside it and shipped recipes that are called alike."""
+    """The end of a message: files beside it and shipped recipes with similar names."""
     beside = {file.stem: file for ending in ("yaml", "yml") for file in _beside(given, ending)}
     wanted = given.as_posix().removeprefix("recipes/").removesuffix(given.suffix)
     if files := get_close_matches(given.stem, beside, n=1, cutoff=0.7):
@@ -60,7 +60,7 @@ def _beside(given: Path, ending: str) -> list[Path]:
 
 
 def summary_of(recipe: str) -> str:
-    """What the comment at the head of a recipe says of it, beside how it is run.
+    """What the comment at the head of a recipe says about it, apart from how to run it.
 
     >>> summary_of("# fsl run recipes/a.yaml -s episodes.root=DIR        real pictures")
     'real pictures'

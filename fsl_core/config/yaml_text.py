@@ -23,7 +23,7 @@ AS_WRITTEN = re.compile(
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     r"|true|True|TRUE|false|False|FALSE|null"
 )
-"""Words of a command line that are no text. `007`, `1_000`, `0o17` or `~` may name a folder."""
+"""Words of a command line that are not a text. `007`, `1_000`, `0o17` or `~` may name a folder."""
 
 
 LARGEST, DEEPEST, MOST_VALUES = 2**17, 50, 10_000
@@ -37,7 +37,7 @@ def to_yaml(data: dict[str, Any]) -> str:
     """Plain data as a YAML text, in the order of its keys, that reads back as the same data."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.Representer = _Representer
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel: only None
     yaml.width = 100
     yaml.dump(data, stream)
     return stream.getvalue()
@@ -55,7 +55,10 @@ _Representer.add_representer(str, _Representer.represent_text)
 
 
 def refuse_what_is_lost(text: str, source: str) -> None:
-    """A comment lies between two tokens of YAML; anchors and tags are tokens without a value."""
+    """Raise RecipeError if YAML would read less than the whole text.
+
+    A comment lies between two tokens of YAML; anchors and tags are tokens without a value.
+    """
     end = 0
     for token in YAML(typ="safe", pure=True).scan(text):
         skipped = text[end : token.start_mark.index].strip()
@@ -63,14 +66,14 @@ def refuse_what_is_lost(text: str, source: str) -> None:
             skipped = text[token.start_mark.index : token.end_mark.index]
         if skipped:
             raise RecipeError(
-                f"{source}: {skipped!r} would be left out: to YAML it is a comment, anchor or tag. "
+                f"{source}: {skipped!r} would be left out: YAML reads a comment, anchor or tag. "
                 "Quotes around the text that it belongs to"
             )
         end = max(end, token.end_mark.index)
 
 
 class PlainConstructor(RoundTripConstructor):
-    """Dates stay as they are written: no option is a date, and a folder may have one as its name."""
+    """Dates stay as they are written: no option is a date, but a folder's name may be one."""
 
 
 PlainConstructor.add_constructor(
@@ -79,9 +82,10 @@ PlainConstructor.add_constructor(
 
 
 class WordConstructor(PlainConstructor):
-    """Within the braces of a command line too, a word that YAML would rewrite is a text."""
+    """Reads a word within the braces of a command line as a text if YAML would rewrite it."""
 
     def construct_word(self, node: ScalarNode) -> Any:
+        """A number or null as YAML reads it, or the word as it is written."""
         if node.value and not AS_WRITTEN.fullmatch(node.value):
             return node.value
         return RoundTripConstructor.yaml_constructors[node.tag](self, node)
@@ -92,6 +96,7 @@ for _kind in ("int", "float", "null"):
 
 
 def yaml_reader(constructor: type[RoundTripConstructor]) -> YAML:
+    """A reader of YAML 1.2 within our bounds, which keeps the line of every key."""
     yaml = YAML(typ="rt", pure=True)
     yaml.Constructor, yaml.Composer = constructor, _BoundedComposer
     return yaml
@@ -101,7 +106,7 @@ def yaml_reader(constructor: type[RoundTripConstructor]) -> YAML:
 def yaml_errors(
     source: str, fitting: str = "Well-formed YAML", lines: bool = True
 ) -> Iterator[None]:
-    """Within this context, what is wrong with a YAML text is a RecipeError."""
+    """Within this context, every fault of a YAML text becomes a RecipeError."""
     try:
         yield
     except RecipeError:
@@ -122,6 +127,7 @@ def yaml_errors(
 
 
 def refuse_long(content: bytes, source: str) -> None:
+    """Raise RecipeError for a text that is far longer than any recipe."""
     if len(content) > LARGEST:
         raise RecipeError(f"{source}: more than {LARGEST} bytes. A recipe of some hundred lines")
 
@@ -131,7 +137,7 @@ class _BeyondBoundsError(MarkedYAMLError):
 
 
 class _BoundedComposer(Composer):
-    """Refuses what is small as a text and has no end as data, before any data is made of it."""
+    """Refuses a text that is small but endless as data, before any data is made of it."""
 
     def __init__(self, loader: Any = None):
         super().__init__(loader)

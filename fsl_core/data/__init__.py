@@ -1,0 +1,70 @@
+"""Data: pools, draws, pictures and their cache. Authors of episode sources need these names.
+
+The rest of what they need is in `fsl_core` itself: `EpisodeSource`, `PooledEpisodes`, `LabelledPool`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsl_core.data import omniglot
+    from fsl_core.data.augment import Augmentation
+    from fsl_core.data.cache import cached_tensors, content_key, data_root
+    from fsl_core.data.downloads import download, extract, md5_of, once
+    from fsl_core.data.folders import class_images, image_files
+    from fsl_core.data.formats import open_picture
+    from fsl_core.data.vision import (
+        decode_image,
+        decode_images,
+        to_pixels,
+        torchvision,
+        torchvision_dataset,
+    )
+    from fsl_core.data.work import for_each, reported
+
+_NAMES = {
+    "augment": "Augmentation",
+    "cache": "cached_tensors content_key data_root",
+    "downloads": "download extract md5_of once",
+    "folders": "class_images image_files",
+    "formats": "open_picture",
+    "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",
+    "work": "for_each reported",
+}
+"""The public names of each module."""
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [
+    "Augmentation",
+    "cached_tensors",
+    "class_images",
+    "content_key",
+    "data_root",
+    "decode_image",
+    "decode_images",
+    "download",
+    "extract",
+    "for_each",
+    "image_files",
+    "md5_of",
+    "omniglot",
+    "once",
+    "open_picture",
+    "reported",
+    "to_pixels",
+    "torchvision",
+    "torchvision_dataset",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when first used, as those of `fsl_core` are."""
+    if name == "omniglot":
+        return import_module("fsl_core.data.omniglot")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fsl_core.data' has no attribute {name!r}")
+    return getattr(import_module(f"fsl_core.data.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,7 @@
-"""Random changes of training images, each a function of the image and of bits drawn for it: no random state."""
+"""Random changes of training images.
+
+Each is a function of the image and of bits drawn for it, without a random state.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,24 @@ PADDING = 4
 def flip(images: Tensor, bits: np.ndarray) -> Tensor:
     """Each image mirrored left to right with probability 1/2.
 
-    images: (n, channels, height, width).    bits: (n, 3) uint64, the last column used.
+    images: (n, channels, height, width).
+    bits:   (n, 3) uint64, of which the last column is used.
     """
     mirrored = torch.from_numpy(to_uniform(bits[:, 2]) < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
 def crop_flip(images: Tensor, bits: np.ndarray) -> Tensor:
-    """Framed by 4 black pixels, cut back to the old size at a random place, and mirrored with probability 1/2.
+    """Each image framed, cut back to its old size at a random place, and perhaps mirrored.
 
-    images: (n, channels, height, width).    bits: (n, 3) uint64: for the row, the column and the mirror.
+    The frame is 4 black pixels wide; an image is mirrored with probability 1/2.
+
+    images: (n, channels, height, width).
+    bits:   (n, 3) uint64: for the row, the column and the mirror.
     """
     n, channels, height, width = images.shape
-    corners = torch.from_numpy((to_uniform(bits[:, :2]) * (2 * PADDING + 1)).astype(np.int64)).to(
-        images.device
-    )
+    places = (to_uniform(bits[:, :2]) * (2 * PADDING + 1)).astype(np.int64)
+    corners = torch.from_numpy(places).to(images.device)
     rows = (corners[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (corners[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
     item, channel = (torch.arange(m, device=images.device) for m in (n, channels))

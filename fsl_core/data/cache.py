@@ -1,4 +1,12 @@
-"""Where data lies on this machine, and decoded images kept so that they are decoded once."""
+"""The place of data on this machine, and decoded images kept so that they are decoded once.
+
+What is kept is never trusted blindly: a file counts only if this user wrote it, under the key that
+is asked for, and its bytes are still those that were written. A large file is not read to the end
+each time to find out. A note beside it says in which state (size and times) its bytes were checked.
+So the file is written first and the note after it: if the process is killed in between, there is
+a file without a note, which is checked by its bytes. The other order could leave a note that
+vouches for a file nobody has checked.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +25,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fsl_core.data.folders import name_bytes, shown
+from fsl_core.data.folders import name_bytes
 from fsl_core.data.work import for_each
 from fsl_core.errors import CacheError, DataError
 from fsl_core.files.private import cache_dir, private_folder
 from fsl_core.files.reading import open_regular
 from fsl_core.files.writing import replacing
+from fsl_core.text import printable
 
 logger = logging.getLogger(__name__)
-"""Tells of what is not used or not kept. Without a handler Python writes such a line to stderr."""
+"""Says what is not used or not kept. Without a handler Python writes such a line to stderr."""
 
 SEALED = 1 << 26
 """Bytes from which on a file of the cache is not read to the end each time."""
@@ -37,8 +46,9 @@ JUST_NOW = 2_000_000_000
 
 
 def data_root(root: Path | str | None = None) -> Path:
-    """Where data sets are: the option `root`, else the environment variable FSL_DATA, else <cache>/datasets.
+    """The folder of the data sets.
 
+    It is the option `root`, or else the environment variable FSL_DATA, or else <cache>/datasets.
     Raises DataError if the folder that was named does not exist.
     """
     named = root or os.environ.get("FSL_DATA")
@@ -48,7 +58,8 @@ def data_root(root: Path | str | None = None) -> Path:
     if not folder.is_dir():
         source = "option root" if root else "environment variable FSL_DATA"
         raise DataError(
-            f"{folder}: named by {source}, but no such folder. An existing folder: `-s episodes.root=DIR` or FSL_DATA"
+            f"{folder}: named by {source}, but no such folder. "
+            "An existing folder: `-s episodes.root=DIR` or FSL_DATA"
         )
     return folder
 
@@ -60,10 +71,13 @@ Part = Path | str | float | tuple[float, ...] | None
 def content_key(*parts: Part, under: Path | None = None, tolerant: bool = False) -> str:
     """A digest of all parts in their order: of a Path the bytes of its file, else the `str`.
 
-    under: a folder that the files lie in. What their bytes were is then remembered, and a file
-    whose size and times have not changed since is not read again; FSL_HASH_ALL=1 reads all.
-    tolerant, with `under`: of a file that cannot be read the reason counts. Otherwise such a file
-    raises DataError.
+    The parts keep their order, and callers sort their files: the order in which a file system lists
+    them differs between machines, and the same data must have the same key.
+
+    under:    a folder that the files lie in. What their bytes were is then remembered, and a file
+        whose size and times have not changed since is not read again; FSL_HASH_ALL=1 reads all.
+    tolerant: with `under`: of a file that cannot be read the reason counts. Otherwise such a file
+        raises DataError.
     """
     files = [part for part in parts if isinstance(part, Path)]
     contents = iter(_file_digests(files, under, tolerant))
@@ -73,6 +87,7 @@ def content_key(*parts: Part, under: Path | None = None, tolerant: bool = False)
             digest.update(b"file" + next(contents))
         else:
             text = name_bytes(str(part))
+            # With its length: ("ab", "c") and ("a", "bc") are different data.
             digest.update(b"text" + len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
 
@@ -82,13 +97,13 @@ def cached_tensors(
     build: Callable[[], Mapping[str, Tensor]],
     check: Callable[[dict[str, Tensor]], object] = lambda tensors: None,
 ) -> tuple[dict[str, Tensor], str]:
-    """The tensors kept under `key`, a digest of all that they depend on, or else built and kept;
-    and their `tensors_digest`.
+    """The tensors kept under `key`, or else built and kept; and their `tensors_digest`.
 
     Kept ones are used only if this user wrote them, under this key, and not a byte has changed
-    since. Where the cache cannot be used or written, one line is logged, and they are built.
+    since. If the cache cannot be used or written, one line is logged, and they are built.
 
-    check: raises anything where kept tensors are not what `build` makes; they are then built.
+    key:   a digest of all that they depend on.
+    check: raises anything if kept tensors are not what `build` makes; they are then built.
     """
     path = _folder() / f"{key}.safetensors"
     try:
@@ -98,18 +113,18 @@ def cached_tensors(
             return kept
     except CacheError as error:
         _tell_unsafe(error)
-    except Exception as error:  # whatever is wrong with it, it can be built again
+    except Exception as error:  # it can be built again, so the kind of fault does not matter
         _tell(f"{path}: not used ({_reason(error)}). It is built again")
     tensors = {name: tensor.contiguous() for name, tensor in build().items()}
     digest = tensors_digest(tensors)
     record = {"key": key, "digest": digest}
     if _keep(path, lambda new: save_file(tensors, new, metadata=record)):
-        _seal(path, _state(path), digest)
+        _seal(path, _state(path), digest)  # after the file: it vouches for what is there now
     return tensors, digest
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of names, shapes, types and bytes, wherever the tensors lie."""
+    """A digest of names, shapes, types and bytes; the same on every device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous().numpy()
@@ -123,12 +138,12 @@ def _folder() -> Path:
 
 
 def _shared() -> bool:
-    """Whether the user has said that all who can write to the cache are trusted."""
+    """Whether the user trusts everybody who can write to the cache."""
     return _told_to("FSL_CACHE_SHARED")
 
 
 def _refuse_foreign(path: Path) -> bool:
-    """Whether a file is there. Raises CacheError where somebody else may have written it."""
+    """Whether a file is there. Raises CacheError if somebody else may have written it."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -146,7 +161,7 @@ def _refuse_foreign(path: Path) -> bool:
 def _load(path: Path, key: str) -> tuple[dict[str, Tensor], str] | None:
     if not _refuse_foreign(path):
         return None
-    state = _state(path)
+    state = _state(path)  # before it is read: a change while it is read shows afterwards
     with safe_open(path, "pt") as file:  # its tensors are parts of the file, not yet read
         names = file.keys()  # it has no other iterator
         tensors = {name: file.get_tensor(name) for name in names}
@@ -158,10 +173,10 @@ def _load(path: Path, key: str) -> tuple[dict[str, Tensor], str] | None:
 
 
 def _refuse_changed(path: Path, state: list[int], tensors: dict[str, Tensor], digest: str) -> None:
-    """Raise ValueError where the bytes are not those that were written.
+    """Raise ValueError if the bytes are not those that were written.
 
-    Reading a large file to the end takes seconds. So it is noted beside it that this was done, and
-    not done again while its size and times stay the same.
+    Reading a large file to the end takes seconds. A note beside it says that this was done, and it
+    is not done again while the file's size and times stay the same.
     """
     note = {"digest": digest, "state": state}
     trusted = state[0] >= SEALED and not _told_to("FSL_HASH_ALL")
@@ -206,7 +221,7 @@ def _keep(path: Path, write: Callable[[Path], object]) -> bool:
 
 
 def _file_digests(files: Sequence[Path], under: Path | None, tolerant: bool) -> list[bytes]:
-    """sha256 of each file's bytes, read only where the index of the folder does not know them."""
+    """sha256 of each file's bytes, read only if the index of the folder does not know them."""
     if under is None:
         return [_read_digest(file) for file in files]
     top, prefix = os.path.realpath(under), os.path.join(under, "")
@@ -214,8 +229,11 @@ def _file_digests(files: Sequence[Path], under: Path | None, tolerant: bool) -> 
     names = [str(file).removeprefix(prefix) for file in files]
     states = [_state(file, tolerant) for file in files]
     known = _load_index(path, top)
-    found = [_remembered(known.get(n), state) for n, state in zip(names, states, strict=True)]
-    unknown = [i for i, digest in enumerate(found) if digest is None]
+    found: dict[int, bytes] = {}
+    for i, (name, state) in enumerate(zip(names, states, strict=True)):
+        if digest := _remembered(known.get(name), state):
+            found[i] = digest
+    unknown = [i for i in range(len(files)) if i not in found]
 
     failed: set[int] = set()
 
@@ -230,7 +248,7 @@ def _file_digests(files: Sequence[Path], under: Path | None, tolerant: bool) -> 
             found[i] = hashlib.sha256(b"unreadable " + name_bytes(str(error))).digest()
 
     if unknown:
-        started = time.time_ns()
+        started = time.time_ns()  # a file that changes from now on is not remembered
         for_each(read, len(unknown), "reading files")
         known = {name: entry for name, entry in known.items() if os.path.lexists(under / name)}
         for i in unknown:
@@ -239,7 +257,7 @@ def _file_digests(files: Sequence[Path], under: Path | None, tolerant: bool) -> 
                 known[names[i]] = [*states[i], found[i].hex()]
         text = json.dumps({"folder": top, "files": known})
         _keep(path, lambda new: new.write_text(text, encoding="utf-8"))
-    return found
+    return [found[i] for i in range(len(files))]
 
 
 def _load_index(path: Path, top: str) -> dict[str, list[Any]]:
@@ -268,7 +286,7 @@ def _remembered(entry: list[Any] | None, state: list[int]) -> bytes | None:
 
 
 def _load_json(path: Path) -> dict[str, Any] | None:
-    """The mapping that a file of the cache holds, or None where there is none to be used."""
+    """The mapping that a file of the cache holds, or None if there is none that can be used."""
     try:
         if not _refuse_foreign(path):
             return None
@@ -278,13 +296,17 @@ def _load_json(path: Path) -> dict[str, Any] | None:
         raise ValueError("not a JSON object")
     except CacheError as error:
         _tell_unsafe(error)
-    except Exception as error:  # whatever is wrong with it, it can be made again
+    except Exception as error:  # it can be made again, so the kind of fault does not matter
         _tell(f"{path}: not used ({_reason(error)}). Files are read again")
     return None
 
 
 def _state(file: Path, tolerant: bool = False) -> list[int]:
-    """What changes when a file does: its size, and two times of which nobody can set one back."""
+    """What changes when a file does: its size and two times.
+
+    Any program may set the time of modification back (`mtime`), but not the time of the last change
+    of the file's entry (`ctime`).
+    """
     try:
         found = os.stat(file)
     except OSError as error:
@@ -324,7 +346,7 @@ def _tell(line: str) -> None:
     """Log a line, once in a process: a cache that cannot be used is asked for every split."""
     if line not in _told:
         _told.add(line)
-        logger.warning("%s", shown(line))
+        logger.warning("%s", printable(line))
 
 
 def _reason(error: Exception) -> str:

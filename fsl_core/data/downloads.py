@@ -25,6 +25,7 @@ PATIENCE = 60.0
 
 
 def md5_of(file: Path) -> str:
+    """The md5 of a file, as published beside data sets; it finds damage, not an attack."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, _md5).hexdigest()
 
@@ -57,8 +58,8 @@ def download(urls: Sequence[str], target: Path, md5: str, megabytes: int) -> Non
 def extract(archive: Path, names: Iterable[str], folder: Path) -> None:
     """Write these members of a tar file into a folder, under the last part of their names.
 
-    Nothing else is read from it: not where a member wants to go, no link, no permissions.
-    Raises DataError where one is absent or not a regular file.
+    Nothing else is read from it: not the place that a member asks for, no link, no permissions.
+    Raises DataError if one is absent or not a regular file.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -77,8 +78,10 @@ def extract(archive: Path, names: Iterable[str], folder: Path) -> None:
 
 
 def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
-    """A method that is called once for each object: later calls give the same result, or raise the
-    same DataError. So a download that fails is not tried, and told of, again for every split.
+    """A method that is called once for each object.
+
+    Later calls give the same result, or raise the same DataError. So a download that fails is not
+    tried again, and not reported again, for every split.
     """
     place = f"_once_{method.__name__}"
 
@@ -89,16 +92,16 @@ def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
                 self.__dict__[place] = method(self), None
             except DataError as error:
                 self.__dict__[place] = None, error
-        result, error = self.__dict__[place]
-        if error is not None:
-            raise error
+        result, failure = self.__dict__[place]
+        if failure is not None:
+            raise failure
         return result
 
     return call
 
 
 def _receive(url: str, target: Path, megabytes: int) -> str:
-    """Write what an address gives to a file; its md5."""
+    """Write what an address gives to a file, and return its md5."""
     request = urllib.request.Request(url, headers={"User-Agent": "fsl-core"})
     digest, received = _md5(), 0
     what = f"downloading {os.path.basename(url)} (MB)"

@@ -1,6 +1,11 @@
-"""Random numbers as a function of (seed, split, episode index): no state, the same on every machine and in every process.
+"""Random numbers as a function of (seed, split, episode index), without a state.
 
-Raw Philox bits alone, for NumPy keeps the stream of a bit generator fixed but not what its Generator methods make of it.
+They are the same on every machine and in every process. So an episode does not depend on which
+episodes were drawn before it: a run that is resumed draws what it would have drawn, and two methods
+that are compared see the same tasks.
+
+Only raw Philox bits are used: NumPy promises that the stream of a bit generator stays the same, but
+not what the methods of its Generator make of it.
 """
 
 from __future__ import annotations
@@ -12,19 +17,23 @@ import numpy as np
 
 
 def draw_bits(seed: int, split: str, indices: Sequence[int], n: int) -> np.ndarray:
-    """(len(indices), n) uint64 random bits. Row i depends on (seed, split, indices[i]) alone; a longer row starts the same.
+    """(len(indices), n) uint64 random bits.
 
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": (seed, split) is the key, the index the counter.
+    Row i depends on (seed, split, indices[i]) alone, and a longer row starts the same.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": (seed, split) is the
+    key, the index the counter.
     """
+    # The order of the bytes is named ("<u8"), so that the key is the same on every machine.
     key = np.frombuffer(hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=16).digest(), "<u8")
     philox = np.random.Philox(key=key)
     fresh = philox.state
     bits = np.empty((len(indices), n), np.uint64)
     for row, index in zip(bits, indices, strict=True):
-        fresh["state"]["counter"] = np.array(
-            [0, 0, index, 0], np.uint64
-        )  # 2**128 blocks for each episode
-        philox.state = fresh
+        # The counter has 256 bits. The index goes into the upper half, so each episode has 2**128
+        # blocks of its own before it reaches the next one's.
+        fresh["state"]["counter"] = np.array([0, 0, index, 0], np.uint64)
+        philox.state = fresh  # all of the state: no words are left over from the row before
         row[:] = philox.random_raw(n)
     return bits
 
@@ -35,17 +44,20 @@ def to_uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def to_distinct(bits: np.ndarray, population: np.ndarray) -> np.ndarray:
-    """(rows, n) random bits -> (rows, n) int64: row r holds n different numbers below population[r], in random order.
+    """(rows, n) random bits -> (rows, n) int64, different numbers in random order.
 
-    population: (rows,) int, each at least n and below 2**32. Fisher and Yates' shuffle, stopped after n cards; its departure
-    from uniform is below population / 2**32.
+    Row r holds n different numbers below population[r]. This is Fisher and Yates' shuffle, stopped
+    after n cards; its departure from uniform is below population / 2**32.
+
+    population: (rows,) int, each at least n and below 2**32.
     """
     rows, n = bits.shape
     deck = np.tile(np.arange(population.max(initial=0)), (rows, 1))
     row = np.arange(rows)
+    half = np.uint64(32)
     for i in range(n):
-        pick = i + (
-            (bits[:, i] >> np.uint64(32)) * (population - i).astype(np.uint64) >> np.uint64(32)
-        ).astype(np.int64)
+        # A number below `left` by a product and a shift of whole numbers, which rounds nowhere.
+        left = (population - i).astype(np.uint64)
+        pick = i + ((bits[:, i] >> half) * left >> half).astype(np.int64)
         deck[row, i], deck[row, pick] = deck[row, pick], deck[row, i]
     return deck[:, :n]

@@ -1,4 +1,8 @@
-"""Folders of pictures: one rule for what is read and what is passed over, at every depth."""
+"""Folders of pictures: one rule for what is read and what is passed over, at every depth.
+
+What is found comes in an order of its own, by name. The order in which a file system lists a folder
+differs between machines, and with it would differ which pictures an episode draws.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from fsl_core.data.formats import PICTURE_ENDINGS, open_picture
 from fsl_core.errors import DataError
@@ -53,13 +58,8 @@ def nfc(name: str) -> str:
 
 
 def name_bytes(name: str) -> bytes:
-    """A name as bytes to hash or keep, whatever bytes of a file system it came from."""
+    """A name as bytes to hash or keep, even if it is not UTF-8 in the file system."""
     return name.encode("utf-8", "surrogatepass")
-
-
-def shown(name: object) -> str:
-    r"""A name for any text: `\x1b` for what steers a terminal, `\xff` for a byte not UTF-8."""
-    return printable(str(name))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class PassedOver:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{shown(self.path)}: {shown(self.detail) or self.reason}"
+        return f"{printable(self.path)}: {printable(self.detail) or self.reason}"
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,18 @@ def find_pictures(folder: Path) -> Found:
 def find_class_folders(parent: Path, *, once: bool = True) -> Found:
     """The folders in a folder, each a class, and what lies beside them.
 
-    once: two links to one folder are one class; False where two names for one folder are meant.
+    once: two links to one folder are one class; False if both names are meant.
     Raises DataError if the folder cannot be read, or two names differ only in their Unicode form.
     """
     try:
         entries = _entries(parent)
     except OSError as error:
-        raise DataError(f"{shown(parent)}: {_why(error)}. A folder that can be read") from error
+        raise DataError(f"{printable(parent)}: {_why(error)}. A folder that can be read") from error
     folders: dict[tuple[int, int] | str, Path] = {}
     above = _ancestors(parent)
     passed_over: list[PassedOver] = []
-    for entry in sorted(
-        entries, key=lambda entry: entry.is_symlink()
-    ):  # a link counts after the folder itself
+    links_last = sorted(entries, key=lambda entry: entry.is_symlink())
+    for entry in links_last:  # a folder counts by its own name rather than by that of a link
         path = parent / entry.name
         kind = _kind(entry)
         if isinstance(kind, PassedOver):
@@ -160,15 +159,15 @@ def class_images(folder: Path) -> list[Path]:
 
 
 def no_pictures(folder: Path, passed_over: Sequence[PassedOver] = ()) -> str:
-    """What is said of a class folder without pictures."""
+    """The message about a class folder without pictures."""
     beside = f" (passed over: {counted(passed_over)})" if passed_over else ""
     fit = "At least one file such as .jpg or .png, or no folder"
-    return f"{shown(folder)}: no images in this class folder{beside}. {fit}"
+    return f"{printable(folder)}: no images in this class folder{beside}. {fit}"
 
 
 def as_unreadable(file: Path, error: DataError) -> PassedOver:
     """The file, passed over because of an error that begins with its name."""
-    why = str(error).removeprefix(f"{file}: ").removeprefix(f"{shown(file)}: ")
+    why = str(error).removeprefix(f"{file}: ").removeprefix(f"{printable(file)}: ")
     return PassedOver(file, UNREADABLE, why)
 
 
@@ -182,7 +181,8 @@ def refuse_unreadable(
 ) -> None:
     """Raise DataError that names them, with the reasons: all together, or the first of very many.
 
-    of: how many there are with those that can be read.    fit: what would do instead.
+    of:  how many there are with those that can be read.
+    fit: what would do instead.
     """
     if not items:
         return
@@ -211,12 +211,15 @@ def require_folder(folder: Path, where: str, fit: str) -> None:
 
 
 def picture_size(file: Path) -> tuple[int, int] | None:
-    """Width and height in pixels, from the head of the file; None where it has none."""
+    """Width and height in pixels, from the head of the file; None if it is not a picture."""
     try:
         with warnings.catch_warnings(action="ignore"), open_picture(file) as image:
             return image.size
     except DataError:
         return None
+
+
+Key = TypeVar("Key")
 
 
 class _Search:
@@ -228,7 +231,7 @@ class _Search:
         self._top = top
         self._links: list[tuple[Path, str]] = []  # with what they lead to
         self._folders: dict[tuple[int, int] | str, Path | None] = dict.fromkeys(_ancestors(top))
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, Path | None] = {}
 
     def run(self) -> None:
         self._folder(self._top)
@@ -269,7 +272,7 @@ class _Search:
         if self._first(self._files, real, path):
             self.pictures.append(path)
 
-    def _first(self, seen: dict, identity: object, path: Path) -> bool:
+    def _first(self, seen: dict[Key, Path | None], identity: Key, path: Path) -> bool:
         if identity in seen:
             self.passed_over.append(PassedOver(path, AGAIN, _same_as(seen[identity])))
             return False
@@ -302,7 +305,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _order(path: Path, top: Path) -> list[tuple[str, bytes]]:
-    """Sorts paths part by part; by bytes where two differ in their Unicode form alone."""
+    """Sorts paths part by part; by bytes if two differ in their Unicode form alone."""
     return [(nfc(part), name_bytes(part)) for part in path.relative_to(top).parts]
 
 
@@ -339,6 +342,6 @@ def _refuse_same_names(parent: Path, folders: Iterable[Path]) -> None:
         twin = by_name.setdefault(nfc(folder.name), folder)
         if twin is not folder:
             raise DataError(
-                f"{shown(parent)}: folders {twin.name!a} and {folder.name!a} have one name, "
+                f"{printable(parent)}: folders {twin.name!a} and {folder.name!a} have one name, "
                 f"{nfc(folder.name)!r}, in two Unicode forms. One folder for each class"
             )

@@ -35,7 +35,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 A fixed list, so that the same folder gives the same pictures under every version of Pillow. Only
 formats that Pillow decodes itself: EPS and PDF are programs for Ghostscript, WMF, HDF5 and MPEG are
-handed to whatever handler is registered, and FITS is unpacked without a limit.
+handed to any handler that is registered, and FITS is unpacked without a limit.
 """
 
 PICTURE_ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
@@ -48,7 +48,7 @@ MAX_PIXELS = 64_000_000
 
 
 def max_pixels() -> int:
-    """The limit in force. Raises DataError where FSL_MAX_PIXELS is not a positive whole number."""
+    """The limit in force. Raises DataError if FSL_MAX_PIXELS is not a positive whole number."""
     told = os.environ.get("FSL_MAX_PIXELS", "").strip()
     if not told:
         return MAX_PIXELS
@@ -64,10 +64,10 @@ def max_pixels() -> int:
 def open_picture(file: Path, fit: str = WHOLE) -> Iterator[Image.Image]:
     """An image of one of FORMATS, its header read and its size within the limit.
 
-    Raises DataError, naming the file, for anything else, and for what its decoder raises within
-    this context: also for a pipe or a device of that name, which would keep the reader waiting.
-
-    fit: what would do instead.
+    fit: the end of the message: what would do instead.
+    Raises DataError, which names the file, for anything else, and for what its decoder raises
+    within this context. A pipe or a device of that name is refused too: it would keep the reader
+    waiting.
     """
     with open_regular(file) as stream, decoding(file, fit), identify(stream) as found:
         yield found
@@ -75,9 +75,7 @@ def open_picture(file: Path, fit: str = WHOLE) -> Iterator[Image.Image]:
 
 @contextmanager
 def decoding(where: object, fit: str = WHOLE) -> Iterator[None]:
-    """Within this context, what Pillow and we ourselves raise of a picture becomes a DataError that
-    says where it is.
-    """
+    """Within this context, every error about a picture becomes a DataError that names it."""
     try:
         yield
     except UnscaledError as error:
@@ -98,9 +96,7 @@ def decoding(where: object, fit: str = WHOLE) -> Iterator[None]:
 def identify(stream: BinaryIO) -> Image.Image:
     """`Image.open` for FORMATS alone, within the limit of pixels. To be called in `decoding`."""
     if Image.MAX_IMAGE_PIXELS and max_pixels() > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = (
-            max_pixels()
-        )  # the user has raised the limit, so raise Pillow's too
+        Image.MAX_IMAGE_PIXELS = max_pixels()  # the user's limit is higher than Pillow's own
     found = Image.open(stream, formats=_installed())
     refuse_size(found.size)
     return found

@@ -1,7 +1,7 @@
-"""How the numbers in a picture become the levels 0 .. 255, and when no rule says so.
+"""How the numbers in a picture become the levels 0 .. 255, and when no rule says how.
 
-Eight bits stay as they are. Sixteen bits without a sign keep their upper eight, where the picture
-uses them. Float, signed, 32 bits, or 12 bits in 16 need a named range: the file does not say which
+Eight bits stay as they are. Sixteen bits without a sign keep their upper eight, if the picture uses
+them. Float, signed, 32 bits, or 12 bits in 16 need a named range: the file does not say which
 number is black and which is white.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fsl_core.errors import DataError
 
@@ -33,7 +33,9 @@ ROWS = 1 << 20
 class UnscaledError(DataError):
     """The numbers of a picture need a `value_range`.
 
-    kind: what they are.    low, high: the smallest and the largest.    where: the file.
+    kind:      what they are.
+    low, high: the smallest and the largest.
+    where:     the file.
     """
 
     def __init__(self, kind: str, low: float, high: float, where: object = None):
@@ -66,7 +68,7 @@ class Numbers:
 
 
 def check_range(value_range: ValueRange | None) -> None:
-    """Raise ValueError where it is not two finite numbers, the smaller one first."""
+    """Raise ValueError if it is not two finite numbers, the smaller one first."""
     if value_range is None:
         return
     low, high = value_range
@@ -93,8 +95,8 @@ def scale(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
 def grey_levels(image: Image.Image, value_range: ValueRange | None) -> Image.Image | None:
     """An image of one channel that holds more than 8 bits, or a sign, as one of 8 bits.
 
-    None for any other image. To be called before the image is loaded: loading forgets how the file
-    held its numbers. Raises UnscaledError where it needs a range and none is given.
+    None for any other image. Call it before the image is loaded: loading forgets how the file held
+    its numbers. Raises UnscaledError if the image needs a range and none is given.
     """
     found = _numbers(image)
     if found is None:
@@ -113,7 +115,7 @@ def grey_levels(image: Image.Image, value_range: ValueRange | None) -> Image.Ima
 
 
 def byte_levels(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
-    """An image of 8 bits a channel, its numbers mapped by the range where there is one."""
+    """An image of 8 bits a channel, its numbers mapped by the range if there is one."""
     if value_range is None:
         return image
     low, high = value_range
@@ -128,7 +130,7 @@ def byte_levels(image: Image.Image, value_range: ValueRange | None) -> Image.Ima
 
 
 def narrowed(image: Image.Image) -> bool:
-    """Whether Pillow keeps the upper 8 bits of this file's 16. To be asked before it is loaded."""
+    """Whether Pillow keeps the upper 8 bits of this file's 16. Ask before the image is loaded."""
     arguments = [tile[3] for tile in getattr(image, "tile", ())]
     raw = [args if isinstance(args, str) else args[0] for args in arguments if args]
     return not image.mode.startswith("I") and any(";16" in str(mode) for mode in raw)
@@ -142,7 +144,7 @@ def refuse_narrowed(image: Image.Image, value_range: ValueRange | None) -> None:
             f"{_listed(value_range)} cannot be applied. Colour of 8 bits, or 16-bit grey"
         )
     colours = [band for band in image.getbands() if band != "A"]
-    largest = max(image.getchannel(band).getextrema()[1] for band in colours)
+    largest = max(int(np.asarray(image.getchannel(band)).max()) for band in colours)
     if 0 < largest < USED >> 8:
         raise DataError(
             "16-bit colour with small numbers, of which the upper 8 bits hold hardly any. "
@@ -162,7 +164,7 @@ def _numbers(image: Image.Image) -> Numbers | None:
         return Numbers(np.asarray(image), "16-bit", white_is_zero=inverted)
     if image.mode != "I":
         return None
-    if image.format == "PPM":
+    if image.format == "PPM" and isinstance(image, ImageFile.ImageFile):
         return _portable(image)
     if image.format in ("PNG", "JPEG2000"):
         return Numbers(np.asarray(image), "16-bit")
@@ -172,10 +174,10 @@ def _numbers(image: Image.Image) -> Numbers | None:
     return Numbers(np.asarray(image), f"signed {bits}-bit", white_is_zero=inverted)
 
 
-def _portable(image: Image.Image) -> Numbers:
-    """Of a PGM file, whose numbers Pillow stretches to 0 .. 65535 where its maxval is less."""
-    codec, *_, arguments = image.tile[0]
-    if codec == "raw":
+def _portable(image: ImageFile.ImageFile) -> Numbers:
+    """The numbers of a PGM file, which Pillow stretches to 0 .. 65535 if its maxval is less."""
+    codec, _, _, arguments = image.tile[0]
+    if codec == "raw" or not isinstance(arguments, tuple):
         return Numbers(np.asarray(image), "16-bit")
     maxval = int(arguments[1])
     return Numbers(np.rint(np.asarray(image) * (maxval / 65535)).astype(np.int64), "16-bit", maxval)
@@ -209,8 +211,9 @@ def _needs_range(kind: str, low: float, high: float) -> str:
 
 
 def fitting_range(kind: str, low: float, high: float) -> ValueRange:
-    """The range to propose for numbers from low to high: a usual one that they fill by half, or
-    their own.
+    """The range to propose for numbers from low to high.
+
+    That is a usual range if they fill half of it, or else their own.
     """
     if kind != "float" and low >= 0:
         return 0, 2 ** max(1, math.ceil(math.log2(high + 1))) - 1

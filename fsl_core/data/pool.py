@@ -15,17 +15,18 @@ from torch import Tensor
 from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
 from fsl_core.data.cache import cached_tensors, tensors_digest
 from fsl_core.data.draws import draw_bits, to_distinct
-from fsl_core.data.folders import shown
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import DataError, ShapeError
+from fsl_core.text import printable
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledPool:
     """The images of one split.
 
-    images:  (n, channels, height, width) uint8, sorted by class.    classes: the class names, all different.
+    images:  (n, channels, height, width) uint8, sorted by class.
+    classes: the class names, all different.
     counts:  images of each class, in the order of `classes`; their sum is n.
     """
 
@@ -33,7 +34,7 @@ class LabelledPool:
     classes: tuple[str, ...]
     counts: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             found = f"shape {tuple(self.images.shape)}, {self.images.dtype}"
             raise ShapeError(
@@ -45,11 +46,12 @@ class LabelledPool:
                 f"{len(self.counts)} counts with sum {sum(self.counts)}"
             )
             raise ShapeError(
-                f"LabelledPool: {found}. Expected one count a class, with the number of images as their sum"
+                f"LabelledPool: {found}. "
+                "Expected one count a class, with the number of images as their sum"
             )
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise DataError(f"LabelledPool: class {twice!r} comes twice. Every class once")
+            raise DataError(f"LabelledPool: class {twice!r} is there twice. Every class once")
 
     @classmethod
     def from_classes(cls, items: Iterable[tuple[str, np.ndarray | Tensor]]) -> LabelledPool:
@@ -66,7 +68,10 @@ class LabelledPool:
 
     @classmethod
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
-        """The pool kept for this `content_key`, else what `build` makes, which is then kept."""
+        """The pool kept on disk under this `content_key`, or the one that `build` makes.
+
+        A pool that was built is then kept.
+        """
         # Not under the bare key, where earlier versions kept names in another form.
         name = f"pool-{key}"
         kept, digest = cached_tensors(name, lambda: build()._tensors, check=cls._from_tensors)
@@ -89,11 +94,12 @@ class LabelledPool:
         return zip(self.classes, self.images.split(self.counts), strict=True)
 
     def select(self, classes: Iterable[str]) -> LabelledPool:
-        """The pool of these classes alone, in this order. Raises KeyError for a class that is not here."""
+        """The pool of these classes alone, in this order. Raises KeyError if one is not here."""
         images = dict(self.items())
         return LabelledPool.from_classes((name, images[name]) for name in classes)
 
     def to(self, device: torch.device | str) -> LabelledPool:
+        """The pool with its images on this device."""
         return replace(self, images=self.images.to(device))
 
     @classmethod
@@ -136,10 +142,11 @@ def _concatenated(parts: list[Tensor]) -> Tensor:
 
 
 class PooledEpisodes(EpisodeSource):
-    """Classification episodes drawn from one labelled pool a split. Subclasses set `name` and write `load`.
+    """Classification episodes drawn from one labelled pool for each split.
 
-    An episode has n_way different classes in random order, which gives them the labels 0 .. n_way - 1, and of each class
-    n_shot + n_query different images. Images come as float32 in 0 .. 1. With more queries the support set stays the same.
+    Subclasses set `name` and write `load`. An episode has n_way different classes in random order,
+    which gives them the labels 0 .. n_way - 1, and n_shot + n_query different images of each class.
+    Images come as float32 in 0 .. 1. With more queries the support set stays the same.
     """
 
     def __init__(
@@ -151,9 +158,11 @@ class PooledEpisodes(EpisodeSource):
         input_shape: tuple[int, int, int],
         augment: Augmentation = "none",
     ):
-        """input_shape: (channels, height, width) of an image.
+        """A source whose pools are loaded when they are first needed.
 
-        augment: what is done to each image of a training episode, support and query: a function of (seed, index, its place).
+        input_shape: (channels, height, width) of an image.
+        augment:     what is done to each image of a training episode, support and query: a function
+            of seed, index and the image's place in the episode.
         """
         self._augment = AUGMENTATIONS[augment]
         self.task = TaskShape("classification", n_way, n_shot, n_query, input_shape, n_way)
@@ -162,17 +171,18 @@ class PooledEpisodes(EpisodeSource):
 
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:
-        """Read the images of a split; called once, when the split is first needed. Raises DataError if there are none."""
+        """Read the images of a split; called once, when the split is first needed.
+
+        Raises DataError if there are none.
+        """
 
     def pool(self, split: Split) -> LabelledPool:
         """The images of a split, on the device of `to`. DataError for files that cannot be read."""
         if split not in self._pools:
             try:
                 self._pools[split] = self.load(split).to(self._device)
-            except (
-                OSError
-            ) as error:  # no right to read, gone since it was listed, a disk that fails
-                what = f"{shown(error.filename)}: {error.strerror}" if error.filename else error
+            except OSError as error:  # no right to read, gone since it was listed, a bad disk
+                what = f"{printable(error.filename)}: {error.strerror}" if error.filename else error
                 raise DataError(
                     f"episodes {self.name!r}: {what}. Files and folders that can be read"
                 ) from error
@@ -185,10 +195,10 @@ class PooledEpisodes(EpisodeSource):
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         task, pool = task or self.task, self.pool(split)
-        where = f"episodes {self.name!r}: split {split!r}"
-        if len(pool.classes) < task.n_way:
+        where, n_way = f"episodes {self.name!r}: split {split!r}", task.n_way
+        if len(pool.classes) < n_way:
             raise DataError(
-                f"{where} has {len(pool.classes)} classes. n_way: {task.n_way} needs at least {task.n_way}"
+                f"{where} has {len(pool.classes)} classes. n_way: {n_way} needs at least {n_way}"
             )
         found, needed = min(pool.counts), task.n_shot + task.n_query
         if found < needed:
@@ -207,11 +217,8 @@ class PooledEpisodes(EpisodeSource):
         task = task or self.task
         self.check(split, task)
         pool = self.pool(split)
-        rows = _draw_rows(
-            pool,
-            draw_bits(seed, split, indices, task.n_way * (1 + task.n_shot + task.n_query)),
-            task,
-        )
+        n_draws = task.n_way * (1 + task.n_shot + task.n_query)
+        rows = _draw_rows(pool, draw_bits(seed, split, indices, n_draws), task)
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
         change = self._augment if split == "train" else None
         bits = _augmentation_bits(seed, split, indices, task) if change else rows
@@ -225,7 +232,9 @@ class PooledEpisodes(EpisodeSource):
 def _draw_rows(pool: LabelledPool, bits: np.ndarray, task: TaskShape) -> np.ndarray:
     """(meta_batch_size, n_way, n_shot + n_query) rows of pool.images.
 
-    bits: (meta_batch_size, n_way * (1 + n_shot + n_query)): first those for the classes, then one of each class at a time.
+    bits: (meta_batch_size, n_way * (1 + n_shot + n_query)): first those for the classes, then those
+        for one item of each class, for the next item of each class, and so on. In this order more
+        queries add bits at the end, and leave the support set as it is.
     """
     n, counts = len(bits), np.array(pool.counts)
     classes = to_distinct(bits[:, : task.n_way], np.full(n, len(counts)))
@@ -237,7 +246,10 @@ def _draw_rows(pool: LabelledPool, bits: np.ndarray, task: TaskShape) -> np.ndar
 def _augmentation_bits(
     seed: int, split: str, indices: Sequence[int], task: TaskShape
 ) -> np.ndarray:
-    """(meta_batch_size, n_way, n_shot + n_query, 3) bits; those of the support set do not depend on the number of queries."""
+    """(meta_batch_size, n_way, n_shot + n_query, 3) bits for the changes of each image.
+
+    Those of the support set do not depend on the number of queries.
+    """
     per_class = task.n_shot + task.n_query
     bits = draw_bits(seed, f"{split}/augment", indices, per_class * task.n_way * 3)
     return bits.reshape(-1, per_class, task.n_way, 3).swapaxes(1, 2)
@@ -246,25 +258,24 @@ def _augmentation_bits(
 def _labelled_set(
     images: Tensor, rows: np.ndarray, change: Change | None, bits: np.ndarray
 ) -> LabelledSet:
-    """The images of (meta_batch_size, n_way, per_class) rows, changed by their bits, with the labels of their places."""
+    """The images of these rows, changed by their bits, with the labels of their places.
+
+    rows: (meta_batch_size, n_way, per_class).
+    """
     n, n_way, per_class = rows.shape
     y = np.arange(n_way, dtype=np.int64).repeat(per_class)[None].repeat(n, 0)
     if change:
-        images = change(
-            images[torch.from_numpy(rows.reshape(-1)).to(images.device)],
-            bits.reshape(-1, bits.shape[-1]),
-        )
+        chosen = images[torch.from_numpy(rows.reshape(-1)).to(images.device)]
+        images = change(chosen, bits.reshape(-1, bits.shape[-1]))
         rows = np.arange(rows.size)
     return LabelledSet(_scaled(images, rows.reshape(n, -1)), torch.from_numpy(y).to(images.device))
 
 
 def _scaled(images: Tensor, rows: np.ndarray) -> Tensor:
     """images[rows] / 255, float32; bit for bit the same on every device."""
-    if (
-        images.device.type == "cpu"
-    ):  # NumPy stays on this thread: waking torch's takes longer than the work
+    if images.device.type == "cpu":
+        # NumPy stays on this thread: to wake torch's threads takes longer than the work.
         return torch.from_numpy(np.divide(images.numpy().take(rows, axis=0), 255, dtype=np.float32))
     index = torch.from_numpy(rows).to(images.device)
-    return images[index].float() / torch.tensor(
-        255.0, device=images.device
-    )  # a number would become a rounded reciprocal
+    # A tensor: by a plain number a GPU multiplies with the rounded reciprocal, to other bits.
+    return images[index].float() / torch.tensor(255.0, device=images.device)

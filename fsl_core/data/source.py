@@ -1,4 +1,4 @@
-"""Where episodes come from: the contract every kind of episodes fulfils."""
+"""The source of episodes: the contract that every kind of episodes fulfils."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class SplitContents:
     """What a split is made of, for `fsl check --data` and for a run's record of its data.
 
-    classes: items of each class, by its name; empty where no pool of items is drawn from.
-    digest:  changes whenever an episode of the split could change; None where nothing is read, or
-        it was not asked for.
-    files:   where each item of a class was read, if from files of the user.
+    classes: items of each class, by its name; empty if there is no pool of items to draw from.
+    digest:  changes whenever an episode of the split could change; None if nothing is read, or
+        nobody asked for it.
+    files:   the file of each item of a class, if it was read from files of the user.
     passed_over: what lies beside these files and is not read.
     """
 
@@ -39,10 +39,15 @@ class SplitContents:
 
 
 class EpisodeSource(ABC):
-    """Draws episodes. Episode `index` of `split` under `seed` is a pure function of the three: no global random state.
+    """Draws episodes.
 
-    name:  what recipes write under `episodes.name`.    task: the shape of an episode as the recipe asks for it.
-    tasks: number of different tasks in the train split where it is finite; `Episode.id` is then 0 .. tasks - 1 there.
+    Episode `index` of `split` under `seed` is a pure function of the three, without a global random
+    state.
+
+    name:  what recipes write under `episodes.name`.
+    task:  the shape of an episode as the recipe asks for it.
+    tasks: number of different tasks in the train split if it is finite; `Episode.id` is then
+        0 .. tasks - 1 in that split.
     """
 
     name: ClassVar[str]
@@ -55,8 +60,9 @@ class EpisodeSource(ABC):
     ) -> Episode:
         """The episodes of these indices, with a leading (len(indices),) axis.
 
-        task: another shape than `self.task`, for an evaluation with more shots, queries or ways than training.
-        Raises DataError where the split has too few classes, or a class too few items.
+        task: another shape than `self.task`, for an evaluation with more shots, queries or ways
+            than training.
+        Raises DataError if the split has too few classes, or a class too few items.
         """
 
     def to(self, device: torch.device | str) -> EpisodeSource:
@@ -64,7 +70,10 @@ class EpisodeSource(ABC):
         return self
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
-        """Raise DataError if the split cannot give such episodes; called for every split in use before anything is trained."""
+        """Raise DataError if the split cannot give such episodes.
+
+        Called for every split in use before anything is trained.
+        """
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
         """Check the splits in use, each for its shape. Raises one DataError with all faults."""
@@ -80,15 +89,15 @@ class EpisodeSource(ABC):
     def inspect(self, split: Split, digest: bool = True) -> SplitContents:
         """What the split is made of. A source that reads data overrides this; default: unknown.
 
-        digest: False leaves it out, where it is enough to list the items without reading them.
+        digest: False leaves it out, when it is enough to list the items without reading them.
         """
         return SplitContents()
 
     def decode(self, file: Path) -> Tensor:
         """A picture file of a user as an item of this source: (channels, size, size) uint8.
 
-        `fsl predict` reads pictures by it. A source whose own pictures are read by another rule
-        overrides it with that rule. Raises DataError, naming the file, where it cannot be read.
+        `fsl predict` reads pictures by it. A source that reads its pictures by another rule
+        overrides it with that rule. Raises DataError, which names the file, if it cannot be read.
         """
         channels, size, _ = self.task.input_shape
         return decode_image(file, size, "gray" if channels == 1 else "rgb")

@@ -46,16 +46,18 @@ TURNS = {
 
 @cache
 def torchvision() -> ModuleType:
-    """torchvision, also where its compiled operators do not fit torch, as those from PyPI beside a CPU-only torch.
+    """torchvision, even if its compiled operators do not fit torch.
 
-    Then the import stops at "operator torchvision::nms does not exist"; with the schemas of the two operators it names
-    defined it succeeds, without the operators themselves, which no data set or transform needs.
+    That is so with the one from PyPI beside a CPU-only torch. The import then stops at "operator
+    torchvision::nms does not exist". It succeeds once the schemas of the two operators that it
+    names are defined. The operators themselves stay absent: no data set or transform needs them.
     """
     try:
         return import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
+    # What was imported before the error is only half there: a second import has to start afresh.
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
     for operator in ("nms", "qnms"):
@@ -91,14 +93,14 @@ def decode_image(
     channels: Channels = "rgb",
     value_range: ValueRange | None = None,
 ) -> Tensor:
-    """(3 or 1, size, size) uint8: the short side resized to `size` (antialiased, bilinear), then
-    the centre cut out.
+    """A picture file as (3 or 1, size, size) uint8.
 
-    A file of one of `formats.FORMATS` in any mode: turned as its EXIF entry says, transparent parts
-    on white, the first picture of several.
+    The short side is resized to `size` (antialiased, bilinear), then the centre is cut out. The
+    file is of one of `formats.FORMATS`, in any mode: turned as its EXIF entry says, transparent
+    parts on white, the first picture of several.
 
     value_range: which numbers become black and white; without it, as `fsl_core.data.levels` says.
-    Raises DataError, which names the file, where it is unreadable, truncated or too large, or its
+    Raises DataError, which names the file, if it is unreadable, truncated or too large, or its
     numbers need a range.
     """
     with _quiet, open_picture(file) as found:
@@ -120,11 +122,10 @@ def to_pixels(
 def decode_images(
     files: Sequence[Path], decode: Callable[[Path], Tensor], shape: Sequence[int]
 ) -> tuple[Tensor, dict[int, DataError]]:
-    """(n, *shape) uint8, row i decoded from file i, and what was said of files that cannot be: by
-    their place in `files`, in order.
+    """(n, *shape) uint8, row i decoded from file i, and the errors of files that cannot be decoded.
 
-    The rows of those are not filled. Decoded by as many threads as torch uses; their number and
-    order change nothing.
+    The errors are in order, by their place in `files`; their rows are not filled. As many threads
+    as torch uses do the work; their number and order change nothing.
 
     decode: Path -> (*shape) uint8, such as the `decode` of an episode source.
     """
@@ -144,8 +145,9 @@ def decode_images(
 
 
 def refuse_faults(files: Sequence[Path], faults: Mapping[int, DataError], fit: str) -> None:
-    """Raise one DataError for all faults of `decode_images`: a line for each, or one line for those
-    that need a range of one kind.
+    """Raise one DataError for all faults of `decode_images`.
+
+    It has a line for each, but one line for all those that need a range of the same kind.
 
     fit: what would do instead of the damaged ones.
     """
@@ -197,8 +199,10 @@ def _turned(pixels: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
-    """The short side resized to `size`, then the centre square: the numbers of torchvision's
-    `resize` and `center_crop`, which take twice as long for a small picture.
+    """The short side resized to `size`, then the centre square.
+
+    These are the numbers of torchvision's `resize` and `center_crop`, which take twice as long for
+    a small picture.
     """
     width, height = image.size
     refuse_size(image.size)
@@ -221,14 +225,14 @@ class _Quiet:
     to enter silences them, the last to leave brings them back.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._caught: warnings.catch_warnings | None = None
+        self._caught = warnings.catch_warnings(action="ignore")
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._caught = warnings.catch_warnings(action="ignore")
+                self._caught = warnings.catch_warnings(action="ignore")  # each serves once
                 self._caught.__enter__()
             self._inside += 1
 
@@ -236,7 +240,7 @@ class _Quiet:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._caught.__exit__(*exception)
+                self._caught.__exit__(None, None, None)
 
 
 _quiet = _Quiet()

@@ -15,7 +15,7 @@ Advance = Callable[[int], None]
 
 Reporter = Callable[[str, int | None], AbstractContextManager[Advance]]
 """Opened with what is being done, such as "decoding pictures", and how many items there are, or
-None where nobody knows. Left with the exception, KeyboardInterrupt too, where there is one."""
+None if nobody knows. Left with the exception if there is one, KeyboardInterrupt too."""
 
 
 @contextmanager
@@ -55,7 +55,9 @@ def for_each(
     So `work(i)` has to put its result in a place of its own. What it raises is raised here, once
     the others have stopped.
 
-    threads: default: as many as torch uses.    size: items that a thread takes at a time.
+    what:    what is being done, for the reporter.
+    threads: default: as many as torch uses.
+    size:    items that a thread takes at a time.
     """
     import torch  # the command line imports this module before it needs torch
 

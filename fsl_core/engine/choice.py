@@ -1,4 +1,9 @@
-"""Which execution suits an adapter, a machine and the length of a run: named, or measured for `auto`."""
+"""Which execution suits an adapter, a machine and the length of a run.
+
+A recipe names one, or `auto` measures them. Threads and batches are only right for a task that
+leaves nothing behind: what it moved, or the random numbers that it drew, would reach other tasks in
+an order that depends on chance. So `fsl_core.engine.traces` first tries a few tasks on copies.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from fsl_core.text import first_line
 from fsl_core.weighting import TaskWeighting
 
 MARGIN = 1.15
-"""How many times faster another mode must be: of nearly equal ones the simplest is taken."""
+"""How many times faster another mode must be: of nearly equal ones we take the simplest."""
 
 COMPILE_SECONDS = 60.0
 """What compiling may cost before it is known; small dense nets take 10 to 30 s on two cores."""
@@ -35,15 +40,15 @@ NAMED = "the recipe names it"
 _EXECUTIONS, _TEXT = TypeAdapter(Execution), TypeAdapter(str)
 _SECONDS = TypeAdapter(dict[str, float | None])
 _INEXACT = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
-_FORWARD_MODE = "the adapter differentiates in forward mode, which threads cannot do at once"
-_RANDOM = "a task draws random numbers, which threads would share out by chance"
+_FORWARD_MODE = "the adapter differentiates in forward mode, which one thread at a time can do"
+_RANDOM = "a task draws random numbers, and chance would decide which thread gets which"
 
 
 @dataclass(frozen=True)
 class Choice:
     """An execution and why it was chosen.
 
-    seconds: that a meta-batch took by each execution that was measured; None where it failed.
+    seconds: what a meta-batch took by each execution that was measured; None if it failed.
     when:    how a measured choice came about, for people; it decides nothing.
     """
 
@@ -67,7 +72,7 @@ class Choice:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Choice:
-        """What `as_dict` gave. RunError where it is something else."""
+        """What `as_dict` gave. Raises RunError if it is something else."""
         settings = {key: data[key] for key in Execution.__dataclass_fields__ if key in data}
         try:
             return cls(
@@ -86,9 +91,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an execution is chosen for. Whatever is tried is tried on copies: nothing here changes.
+    """What an execution is chosen for. Everything is tried on copies: nothing here changes.
 
-    episodes: a meta-batch as training will meet them.    progress: of training, in 0 .. 1.
+    episodes: a meta-batch as training will meet them.
+    progress: of training, in 0 .. 1.
     """
 
     learner: Learner
@@ -98,7 +104,10 @@ class Setting:
     progress: float = 0.0
 
     def copied(self) -> Setting:
-        """Copies of the parts, in training at this progress. NotCopiableError with the reason."""
+        """Copies of the parts, in training at this progress.
+
+        Raises NotCopiableError with the reason.
+        """
         learner, weighting = copied(self.learner, self.weighting)
         learner.train()
         learner.adapter.on_progress(self.progress)
@@ -106,7 +115,10 @@ class Setting:
 
     @cached_property
     def traces(self) -> Traces:
-        """What a task of training leaves behind, now and at the end of training."""
+        """What a task of training leaves behind, now and at the end of training.
+
+        Both, because an adapter may change in between, such as after a warm-up.
+        """
         found = [self._traces_at(progress) for progress in sorted({self.progress, 1.0})]
         moved = next((traces.moved for traces in found if traces.moved), None)
         return Traces(moved, any(traces.random for traces in found))
@@ -130,9 +142,9 @@ def why_not_vectorized(learner: Learner) -> str | None:
         *learner.adapter.named_modules(prefix="adapter"),
     ]
     for name, module in modules:
-        if isinstance(module, _INEXACT) and (
-            getattr(module, "affine", True) or getattr(module, "track_running_stats", False)
-        ):
+        affine = getattr(module, "affine", True)
+        tracks = getattr(module, "track_running_stats", False)
+        if isinstance(module, _INEXACT) and (affine or tracks):
             return (
                 f"{name} is a {type(module).__name__}, whose second derivatives are wrong under "
                 "vmap, or which keeps statistics; fsl_core.Norm is exact"
@@ -141,7 +153,7 @@ def why_not_vectorized(learner: Learner) -> str | None:
 
 
 def rules_out(execution: Execution, learner: Learner) -> str | None:
-    """What is known of a learner beforehand that keeps an execution from being right, or None."""
+    """What is known beforehand that makes an execution wrong for a learner, or None."""
     if execution.mode != "loop":
         return why_not_vectorized(learner) or (
             "gradients are checkpointed" if execution.checkpoint_gradients else None
@@ -150,10 +162,10 @@ def rules_out(execution: Execution, learner: Learner) -> str | None:
 
 
 def settle(wanted: Execution, setting: Setting) -> Choice:
-    """The execution that a recipe names; where it would be wrong or cannot be, what comes nearest.
+    """The execution that a recipe names, or the nearest one if that is wrong or fails.
 
-    That is `loop`, or one worker, and the reason says why. No time is measured: the same recipe
-    settles on the same execution wherever it is run with the same versions.
+    The nearest is `loop`, or one worker, and the reason says why. No time is measured: the same
+    recipe settles on the same execution on every machine with the same versions.
     """
     settled, reasons = wanted, []
     while correction := _correction(settled, setting):
@@ -172,9 +184,10 @@ def choose(options: Execution, setting: Setting, steps: int, measure_workers: bo
     try:
         traces = setting.traces
     except NotCopiableError as error:
-        return replace(loop, reason=f"nothing is tried, for it cannot be copied: {error}")
+        return replace(loop, reason=f"nothing is tried, because it cannot be copied: {error}")
     if traces.moved:
         return replace(loop, reason=f"one task at a time: {_moved(traces)}")
+    # Training has to start from the same random state whether or not something was measured.
     with random_state_kept():
         return _measured(loop, setting, steps, measure_workers and not traces.random)
 
@@ -203,13 +216,13 @@ def _measured(loop: Choice, setting: Setting, steps: int, measure_workers: bool)
 
 
 def _workers(setting: Setting) -> int:
-    """As many as torch has threads or the meta-batch tasks; one on a GPU, which shares itself."""
+    """One for each of torch's threads, at most one a task; one on a GPU, which shares itself."""
     on_cpu = setting.episodes.support.x.device.type == "cpu"
     return min(torch.get_num_threads(), len(setting.episodes.id)) if on_cpu else 1
 
 
 def _correction(wanted: Execution, setting: Setting) -> tuple[Execution, str] | None:
-    """What to compute by instead, with the reason; None where the execution is right and works."""
+    """What to compute by instead, with the reason; None if the execution is right and works."""
     if obstacle := rules_out(wanted, setting.learner):
         return _loop(wanted, obstacle) if wanted.mode != "loop" else _alone(wanted, obstacle)
     if wanted.mode == "loop" and wanted.workers == 1:
@@ -250,10 +263,13 @@ class _Trials:
         self.failed: list[str] = []
 
     def measure(self, execution: Execution) -> float:
-        """Seconds of a meta-batch, the best of two after a first one; infinite where it fails."""
+        """Seconds of a meta-batch, the best of two after a first one; infinite if it fails.
+
+        The first one is not timed: it compiles, or fills caches and memory.
+        """
         try:
             seconds = min(self._timed(execution))
-        except Exception as error:  # such as a missing compiler: the loop is there for it
+        except Exception as error:  # such as a missing compiler: the loop needs none
             if execution.mode == "loop":
                 raise
             self.seconds[str(execution)] = None
@@ -263,15 +279,16 @@ class _Trials:
         return seconds
 
     def failure(self, execution: Execution) -> str | None:
-        """Why an execution cannot be, in one line; None where it can."""
+        """Why an execution fails, in one line; None if it works."""
         try:
             with random_state_kept():
                 next(self._timed(execution, batches=1), None)
-        except Exception as error:  # whatever torch raises, the loop does not need it
+        except Exception as error:  # torch may raise anything here; the loop still works
             return _failure(error)
         return None
 
     def _timed(self, execution: Execution, batches: int = 3) -> Iterator[float]:
+        """Seconds of each meta-batch but the first."""
         parts = self.setting.copied()
         compute = MetaGradient(parts.learner, parts.weighting, parts.loss, execution)
         for batch in range(batches):
@@ -285,5 +302,5 @@ class _Trials:
 
 def _failure(error: Exception) -> str:
     if is_out_of_memory(error):
-        return "not enough memory; a smaller execution.chunk takes fewer tasks at once"
+        return "not enough memory; a smaller execution.chunk takes fewer tasks at a time"
     return first_line(error)

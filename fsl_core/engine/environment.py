@@ -21,7 +21,7 @@ def prepare_process() -> None:
 
     Threads of an operation soon sleep while they wait for one another. By default they spin, which
     on a machine that also does something else takes away the very core that is being waited for;
-    to sleep at once costs small operations on a quiet one more than it saves.
+    to sleep at once costs small operations on a quiet machine more than it saves.
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # a count of turns would take its place
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -32,17 +32,18 @@ def prepare_process() -> None:
 def use_private_kernels() -> Path:
     """The folder of compiled kernels, which torch loads and runs as it finds them there.
 
-    It is the one that the user named in TORCHINDUCTOR_CACHE_DIR, else a folder of our cache; where
-    that cannot be written, a new one for this process alone.
-    CacheError where another user can put files into it.
+    It is the one that the user named in TORCHINDUCTOR_CACHE_DIR, or else a folder of our cache. If
+    that cannot be written, it is a new one for this process alone.
+    Raises CacheError if another user can put files into it.
     """
     named = os.environ.get(KERNELS)
-    by_torch = named is None or _chosen_by_torch(Path(named))
-    folder = cache_dir() / "compiled" if by_torch else Path(named)
-    triton = os.environ.get(TRITON_KERNELS, str(folder / "triton"))
+    folder = cache_dir() / "compiled"
+    if named is not None and not _chosen_by_torch(Path(named)):
+        folder = Path(named)
+    triton = Path(os.environ.get(TRITON_KERNELS, folder / "triton"))
     try:
         private_folder(folder)
-        private_folder(Path(triton))
+        private_folder(triton)
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="fsl-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -53,7 +54,7 @@ def use_private_kernels() -> Path:
 
 
 def _move_headers(folder: Path) -> None:
-    """Compiled headers become part of every kernel, and torch takes no word on where they lie."""
+    """Compiled headers become part of every kernel, and torch has no setting for their place."""
     from torch._inductor import codecache, config
 
     if codecache.__dict__.get("_HEADER_DIR") == str(folder):
@@ -66,6 +67,6 @@ def _move_headers(folder: Path) -> None:
 
 
 def _chosen_by_torch(folder: Path) -> bool:
-    """What torch calls it where nobody said: a name that every user can tell beforehand."""
+    """Whether torch named the folder itself: any user can tell that name beforehand."""
     temporary = folder.parent == Path(tempfile.gettempdir())
     return temporary and folder.name.startswith("torchinductor_")

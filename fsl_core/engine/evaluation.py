@@ -26,7 +26,10 @@ DRAWN_TOGETHER = 20
 
 
 def mean_and_interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval over episodes, 1.96 * standard deviation / sqrt(n), as the field reports it."""
+    """Mean, and half the width of its 95 % interval over episodes, as the field reports it.
+
+    That is 1.96 * standard deviation / sqrt(n).
+    """
     return fmean(scores), 1.96 * stdev(scores) / math.sqrt(len(scores))
 
 
@@ -34,9 +37,10 @@ def mean_and_interval(scores: Sequence[float]) -> tuple[float, float]:
 class Evaluation:
     """Scores of a learner on a frozen set of episodes.
 
-    metric:       `accuracy` (share of right answers, 0 .. 1) or `mse` (squared units of the labels).
+    metric:       `accuracy` (share of right answers, 0 .. 1) or `mse` (squared units of labels).
     scores, losses: one per episode.
-    after_steps:  (steps + 1) rows of one score per episode: before adaptation, after step 1, ...; empty without inner steps.
+    after_steps:  (steps + 1) rows of one score per episode: before adaptation, after step 1, and so
+                  on; empty without inner steps.
     episode_set:  hash of the episodes' tensors: equal hashes may be compared pair by pair.
     adaptation_seconds: median time from support set to predictor, one task at a time.
     """
@@ -63,6 +67,7 @@ class Evaluation:
         }
 
     def better_than(self, best: float | None) -> bool:
+        """Whether the mean score beats another one, or there is no other."""
         mean = fmean(self.scores)
         return best is None or (mean > best if self.metric == "accuracy" else mean < best)
 
@@ -80,12 +85,14 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to each of the first `episodes` episodes of a split and score the queries.
 
-    seed: of the frozen episodes, not of a run.    task: their shape, where it is not the one of training.
+    seed: of the frozen episodes, not of a run.
+    task: their shape, if it is not the one of training.
     on_episode: called after each episode, for progress bars.
     each_step: score the queries after each inner step too, which takes as many passes over them.
-    workers: episodes at a time, on a core each; one where a task leaves anything behind that another
-        one would find, such as moved buffers or random numbers drawn, and on a GPU.
-    RunError at the first episode whose loss or score is not finite: no mean over it means anything.
+    workers: episodes at a time, on a core each. It is one on a GPU, and if a task leaves something
+        behind that another one would find, such as moved buffers or random numbers drawn.
+    Raises RunError at the first episode whose loss or score is not finite: no mean over it means
+    anything.
     """
     learner.eval()
     task = task or source.task
@@ -95,18 +102,18 @@ def evaluate(
     times: list[float] = []
 
     def judge_one(learner: Learner, episode: Episode) -> tuple[list[float], float]:
+        # An adapter that draws random numbers draws the same ones for this episode every time,
+        # whichever episodes were judged before.
         seed_torch("evaluation", seed, split, int(episode.id))
         predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
         predictions = [predict(episode.query.x) for predict in predictors]
-        return [float(task.score(p, episode.query.y)) for p in predictions], float(
-            task.loss(predictions[-1], episode.query.y)
-        )
+        scores = [float(task.score(p, episode.query.y)) for p in predictions]
+        return scores, float(task.loss(predictions[-1], episode.query.y))
 
     with torch.no_grad():
         for start in range(0, episodes, DRAWN_TOGETHER):
-            batch = source.batch(
-                split, range(start, min(start + DRAWN_TOGETHER, episodes)), seed, task
-            )
+            indices = range(start, min(start + DRAWN_TOGETHER, episodes))
+            batch = source.batch(split, indices, seed, task)
             digest.update(source.fingerprint(batch))
             adapted = batch.unbatch()
             if not times:
@@ -139,7 +146,7 @@ def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
 
 
 def _shared(learner: Learner, episodes: Sequence[Episode], workers: int) -> Workers:
-    """Workers, as many as the tasks can be shared by without changing what comes out."""
+    """As many workers as can share the tasks without changing the result."""
     on_gpu = episodes[0].support.x.is_cuda
     alone = workers == 1 or on_gpu or not learner.adapter.threadable
     return Workers(learner, 1 if alone or _leave_traces(learner, episodes) else workers)
@@ -164,7 +171,10 @@ def predict_episodes(
     seed: int = 0,
     task: TaskShape | None = None,
 ) -> Iterator[tuple[Episode, Tensor]]:
-    """Single frozen episodes with the predictions of their queries, (n_queries, output_dim), as `evaluate` scores them."""
+    """Single frozen episodes with the predictions that `evaluate` scores.
+
+    A prediction is (n_queries, output_dim), one row for each query.
+    """
     learner.eval()
     task = task or source.task
     for episode in source.batch(split, indices, seed, task).unbatch():

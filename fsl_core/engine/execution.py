@@ -14,12 +14,15 @@ Mode = Literal["loop", "vmap", "compiled"]
 class Execution:
     """A way to compute a meta-batch; all of them give the same numbers, up to rounding.
 
-    mode:      `loop` takes one task after another; `vmap` all of them as one batched computation (torch.func.vmap);
-               `compiled` is that computation through torch.compile.
-    workers:   tasks computed at the same time by threads of their own, each on one core; of `loop` on a CPU.
-    chunk:     tasks batched together at most, which bounds memory; None: all; of `vmap` and `compiled`.
+    mode:      `loop` takes one task after another; `vmap` all of them as one batched computation
+               (torch.func.vmap); `compiled` is that computation through torch.compile.
+    workers:   tasks computed at the same time by threads of their own, each on one core; of `loop`
+               on a CPU.
+    chunk:     tasks batched together at most, which bounds memory; None: all; of `vmap` and
+               `compiled`.
     precision: `float32` computes in the type of the parameters; `bf16` under autocast.
-    checkpoint_gradients: query activations are computed again in the backward pass instead of kept; of `loop`.
+    checkpoint_gradients: query activations are not kept but computed again in the backward pass;
+               of `loop`.
     """
 
     mode: Mode = "loop"

@@ -44,7 +44,7 @@ class ChoiceFile:
         self.path = cache_dir() / "execution" / f"{digest}.json"
 
     def read(self) -> Kept | None:
-        """What was kept, or None where the file is absent or damaged."""
+        """What was kept, or None if the file is absent or damaged."""
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
             if data["settled_for"] != self.settled_for:
@@ -54,14 +54,15 @@ class ChoiceFile:
             return None
 
     def check_writable(self) -> None:
-        """OSError where nothing could be kept."""
+        """Raise OSError if nothing could be kept."""
         with self._writing():
             pass
 
     def keep(self, choice: Choice, replace: bool = False) -> Kept:
-        """Write a choice, and return what is kept now: the choice of whoever was first.
+        """Write a choice, and return what is kept now: the choice that was written first.
 
-        replace: this choice, whatever was there.    OSError where it cannot be written.
+        replace: write this choice even if there is one.
+        Raises OSError if it cannot be written.
         """
         with self._writing():
             kept = None if replace else self.read()

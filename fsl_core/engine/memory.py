@@ -8,7 +8,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
 _SAID = ("not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
-"""How torch's allocators say it on a CPU, where they raise a RuntimeError like any other."""
+"""How torch's allocators say it on a CPU, in a RuntimeError like any other."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -22,10 +22,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to reuse large blocks instead of returning them to the system; whether it could be told.
+    """Tell the C library to reuse large blocks instead of returning them to the system.
 
-    Every activation above a few megabytes would otherwise be mapped anew, and its pages filled with zeros on first use: a
-    quarter of the time of a MAML step on Conv4. For processes of our own, such as `fsl run`; glibc only.
+    Otherwise the system maps every activation above a few megabytes again, and fills its pages with
+    zeros on first use: a quarter of the time of a MAML step on Conv4. For processes of our own,
+    such as `fsl run`; glibc only.
+    Returns whether the library took the settings.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -14,12 +14,14 @@ from fsl_core.weighting import Outcomes, TaskWeighting
 
 
 class MetaBatchResult(NamedTuple):
-    """What one meta-batch gave; the meta-gradient itself is in `.grad` of the learner's (and weighting's) parameters.
+    """What one meta-batch gave.
+
+    The meta-gradient itself is in `.grad` of the learner's (and the weighting's) parameters.
 
     losses:      (meta_batch_size,) objectives, detached.
     predictions: (meta_batch_size, n_queries, output_dim), detached.
     weights:     (meta_batch_size,), detached.
-    gradients:   (meta_batch_size, P) meta-gradients of the tasks where they were asked for, else None.
+    gradients:   (meta_batch_size, P) meta-gradients of the tasks, or None if nobody asked for them.
     """
 
     losses: Tensor
@@ -31,10 +33,12 @@ class MetaBatchResult(NamedTuple):
 class MetaGradient:
     """Computes meta-batches of one learner by one `Execution`.
 
-    loss: (prediction, labels) -> scalar.    What is trained is settled here: the parameters that require gradients now.
+    What is trained is settled here: the parameters that require gradients now.
 
-    Where the weights depend on nothing, the weighted sum is computed at once. Else the tasks' gradients are kept as one
-    (meta_batch_size, P) matrix, as `TaskWeighting.weigh` sees it.
+    If the weights depend on nothing, the weighted sum is computed at once. Otherwise the tasks'
+    gradients are kept as one (meta_batch_size, P) matrix, as `TaskWeighting.weigh` sees it.
+
+    loss: (prediction, labels) -> scalar.
     """
 
     def __init__(
@@ -49,7 +53,10 @@ class MetaGradient:
         self._mode = make_mode(learner, loss, execution)
 
     def __call__(self, episodes: Episode, keep_gradients: bool = False) -> MetaBatchResult:
-        """Compute a batch of episodes, (meta_batch_size,) in front, and set `.grad`; gradients already there are dropped."""
+        """Compute a batch of episodes and set `.grad`; gradients already there are dropped.
+
+        episodes: every tensor has a leading (meta_batch_size,) axis.
+        """
         for parameter in self._weightings_own:
             parameter.grad = None
         if self.weighting.needs or keep_gradients:
@@ -72,9 +79,8 @@ class MetaGradient:
         outcomes = _outcomes(tasks.losses, episodes, seen)
         weights = self.weighting.weigh(outcomes)
         if weights.requires_grad:
-            self.weighting.objective(
-                weights, outcomes
-            ).backward()  # reaches the weighting's own parameters: outcomes are detached
+            # It reaches the weighting's own parameters alone, because outcomes are detached.
+            self.weighting.objective(weights, outcomes).backward()
         return weights.detach()
 
     def _set(self, gradients: Gradients) -> None:
@@ -89,7 +95,7 @@ def meta_gradient(
     loss: Loss,
     execution: Execution = Execution(),
 ) -> MetaBatchResult:
-    """One meta-batch by a `MetaGradient` of its own; for many, keep one."""
+    """One meta-batch by a `MetaGradient` of its own; if there are many, keep one."""
     return MetaGradient(learner, weighting, loss, execution)(episodes)
 
 

@@ -1,10 +1,13 @@
-"""The modes: each computes the weighted sum of the tasks' gradients, or the gradient of each task."""
+"""The modes of an execution: how a meta-batch becomes gradients.
+
+Each mode computes the weighted sum of the tasks' gradients, or the gradient of each task.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import NamedTuple, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +22,9 @@ from fsl_core.learner import Learner
 from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.forward import checkpointed
 
+T = TypeVar("T")
 Gradients = list[Tensor | None]
-"""One for each trained parameter of the learner, in their order; None where no gradient reaches."""
+"""One for each trained parameter of the learner, in their order; None if no gradient reaches it."""
 
 
 class Tasks(NamedTuple):
@@ -31,25 +35,35 @@ class Tasks(NamedTuple):
 
 
 class Mode(Protocol):
+    """One way to compute a meta-batch."""
+
     def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
         """sum_i weights[i] * gradient of task i."""
+        ...
 
     def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
-        """The tasks' gradients as one (tasks, P) matrix; zero where no gradient reaches."""
+        """The tasks' gradients as one (tasks, P) matrix; zero if no gradient reaches."""
+        ...
 
 
 def trained(learner: Learner) -> list[nn.Parameter]:
+    """The parameters that the outer loop moves, in the learner's order."""
     return [parameter for parameter in learner.parameters() if parameter.requires_grad]
 
 
 def make_mode(learner: Learner, loss: Loss, execution: Execution) -> Mode:
+    """The mode that an execution names, for one learner."""
     if execution.mode == "loop":
         return Loop(learner, loss, execution)
     return (Compiled if execution.mode == "compiled" else Vmap)(learner, loss, execution)
 
 
 class Loop:
-    """One task after another, or as many at once as there are workers. Sums are taken in the order of the tasks."""
+    """One task after another, or as many at a time as there are workers.
+
+    The sum is taken in the order of the tasks, so that the bits of the result do not depend on
+    which worker is done first.
+    """
 
     def __init__(self, learner: Learner, loss: Loss, execution: Execution):
         self.loss, self.execution = loss, execution
@@ -64,10 +78,11 @@ class Loop:
             gradients = torch.autograd.grad(weight * value, self.parameters, allow_unused=True)
             return value.detach(), prediction.detach(), gradients
 
-        total, outcomes = None, []
-        for value, prediction, gradients in self.workers.map(
-            work, zip(episodes.unbatch(), weights.detach(), strict=True)
-        ):
+        total: Gradients = [None] * len(self.parameters)
+        outcomes = []
+        tasks = zip(episodes.unbatch(), weights.detach(), strict=True)
+        # Each task's graph is freed before the next one is computed: memory for one, not for all.
+        for value, prediction, gradients in self.workers.map(work, tasks):
             total = add_up(total, gradients)
             outcomes.append((value, prediction))
         return _stacked(outcomes), total
@@ -78,11 +93,8 @@ class Loop:
             gradients = torch.autograd.grad(
                 value, self.parameters, allow_unused=True, materialize_grads=True
             )
-            return (
-                value.detach(),
-                prediction.detach(),
-                torch.cat([gradient.reshape(-1) for gradient in gradients]),
-            )
+            row = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            return value.detach(), prediction.detach(), row
 
         rows, outcomes = [], []
         for value, prediction, row in self.workers.map(work, episodes.unbatch()):
@@ -96,39 +108,46 @@ class Loop:
 
 
 class Vmap:
-    """All tasks, or a chunk of them, as one batched computation."""
+    """All tasks, or a chunk of them, as one batched computation.
+
+    torch.func differentiates functions of tensors, not modules. So the learner becomes a function
+    of its trained parameters, which `functional_call` puts in place for the time of a call.
+    """
 
     def __init__(self, learner: Learner, loss: Loss, execution: Execution):
         self.parameters, self.execution = trained(learner), execution
-        names = [
-            f"learner.{name}"
-            for name, parameter in learner.named_parameters()
-            if parameter.requires_grad
-        ]
+        named = learner.named_parameters()
+        names = [f"learner.{name}" for name, parameter in named if parameter.requires_grad]
         objective = _Objective(learner, loss)
+
+        def batched(function: Callable[..., T]) -> Callable[..., T]:
+            # Every task draws its own random numbers, such as those of dropout.
+            return vmap(function, (None, 0), randomness="different")
 
         def task(
             parameters: Sequence[Tensor], episode: Episode
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            weights = dict(zip(names, parameters, strict=True))
             with _autocast(execution, episode):
-                value, prediction = functional_call(
-                    objective, dict(zip(names, parameters, strict=True)), (episode,)
-                )
+                value, prediction = functional_call(objective, weights, (episode,))
             return value, (value, prediction)
 
         def total(
             parameters: Sequence[Tensor], episodes: Episode, weights: Tensor
         ) -> tuple[Tensor, Tasks]:
-            values, aux = vmap(task, (None, 0), randomness="different")(parameters, episodes)
+            values, aux = batched(task)(parameters, episodes)
             return (weights * values).sum(), Tasks(*aux)
 
-        self._summed: Callable = function_gradient(total, has_aux=True)
-        self._each: Callable = vmap(
-            function_gradient(task, has_aux=True), (None, 0), randomness="different"
-        )
+        # The sum is the gradient of a weighted sum: one backward pass for all tasks, whose batched
+        # operations add up over tasks. A gradient for each task needs the other order.
+        self._summed: Callable[..., tuple[list[Tensor], Tasks]]
+        self._summed = function_gradient(total, has_aux=True)
+        self._each: Callable[..., tuple[list[Tensor], tuple[Tensor, Tensor]]]
+        self._each = batched(function_gradient(task, has_aux=True))
 
     def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
-        total, outcomes = None, []
+        total: Gradients = [None] * len(self.parameters)
+        outcomes = []
         for chunk, its_weights in zip(self._chunks(episodes), self._split(weights), strict=True):
             gradients, tasks = self._summed(self._constants(), chunk, its_weights)
             total = add_up(total, gradients)
@@ -139,9 +158,8 @@ class Vmap:
         rows, outcomes = [], []
         for chunk in self._chunks(episodes):
             gradients, aux = self._each(self._constants(), chunk)
-            rows.append(
-                torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1)
-            )
+            columns = [gradient.reshape(len(gradient), -1) for gradient in gradients]
+            rows.append(torch.cat(columns, dim=1))
             outcomes.append(Tasks(*aux))
         return _joined(outcomes), torch.cat(rows) if len(rows) > 1 else rows[0]
 
@@ -162,16 +180,21 @@ class Vmap:
 
 
 class Compiled(Vmap):
-    """The batched computation through torch.compile, kept between runs in the cache folder of fsl-core."""
+    """The batched computation through torch.compile.
+
+    Compiled code is kept between runs in the cache folder of fsl-core.
+    """
 
     def __init__(self, learner: Learner, loss: Loss, execution: Execution):
         super().__init__(learner, loss, execution)
+        # torch runs what it finds in its folder of kernels, so before anything is compiled we make
+        # sure that nobody else can write there.
         use_private_kernels()
         self._summed = torch.compile(self._summed, fullgraph=True, dynamic=False)
         self._each = torch.compile(self._each, fullgraph=True, dynamic=False)
 
     def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
-        with plain_attention():  # around the compiler, which cannot look into this context
+        with plain_attention():  # around the compiler, which cannot trace this context
             return super().summed(episodes, weights)
 
     def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
@@ -190,7 +213,7 @@ class _Objective(nn.Module):
         return self.learner.objective(episode, self.loss)
 
 
-def _autocast(execution: Execution, episode: Episode):
+def _autocast(execution: Execution, episode: Episode) -> AbstractContextManager[object]:
     if execution.precision == "float32":
         return nullcontext()
     return torch.autocast(episode.support.x.device.type, dtype=torch.bfloat16)

@@ -1,6 +1,7 @@
-"""What a task must be and must leave alone, as measurements: for the kit and for the trial before a run.
+"""What a task must be and must leave alone, as measurements.
 
-A function here returns what is wrong in the words `<what was found>. <what would fit>`, or "".
+The contract kit uses them, and the trial before a run. A function here returns what is wrong in the
+words `<what was found>. <what would fit>`, or "".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def apart(found: Tensor, expected: Tensor) -> str:
+    """How far two tensors are from one another, in words."""
     difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     return f"by {difference:.2g} where the largest is {largest:.2g}"
 
@@ -47,7 +49,7 @@ def wrong_module(module: object, kind: type[nn.Module]) -> str:
 
 
 def wrong_output(what: str, output: Any, shape: tuple[int, ...], dtype: torch.dtype | None) -> str:
-    """A tensor of this shape with finite numbers; dtype: None where any will do."""
+    """A tensor of this shape with finite numbers; dtype: None if any will do."""
     if not isinstance(output, Tensor):
         return f"{what}: a {type(output).__name__}. A tensor of shape {shape}"
     if output.shape != shape:
@@ -104,7 +106,7 @@ def kept(module: nn.Module) -> dict[str, Tensor]:
 
 
 def hidden(module: nn.Module) -> dict[str, Any]:
-    """Tensors and numbers in plain attributes of a module and its parts: no checkpoint holds them."""
+    """Tensors and numbers in plain attributes of a module and its parts; in no checkpoint."""
     return {
         f"{name}.{key}".lstrip("."): value
         for name, part in module.named_modules()
@@ -145,7 +147,7 @@ def disturbed(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def _another(value: Tensor) -> Tensor:
-    """Above zero where it was: it may be a variance."""
+    """Another value, above zero if it was before: it may be a variance."""
     if value.is_floating_point():
         return 1.5 * value + 0.5
     return value.logical_not() if value.dtype == torch.bool else value + 1

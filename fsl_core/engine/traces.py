@@ -40,7 +40,7 @@ class Traces:
 
 
 def copied(*modules: nn.Module) -> tuple[Any, ...]:
-    """Copies that share nothing with their originals. NotCopiableError with the reason."""
+    """Copies that share nothing with their originals. Raises NotCopiableError with the reason."""
     try:
         return copy.deepcopy(modules)
     except Exception as error:  # each module has its own way of saying so
@@ -49,7 +49,11 @@ def copied(*modules: nn.Module) -> tuple[Any, ...]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Put the global random states of torch, Python and numpy back afterwards."""
+    """Put the global random states of torch, Python and numpy back afterwards.
+
+    What is tried before training must not move them: a run has to give the same bits whether or not
+    something was tried, such as when the choice of an execution was kept from an earlier run.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
@@ -61,9 +65,10 @@ def random_state_kept() -> Iterator[None]:
 
 
 def find_traces(learner: Learner, episodes: Sequence[Episode], task: Task) -> Traces:
-    """What `task` of a copy of the learner leaves behind. NotCopiableError with the reason.
+    """What `task` of a copy of the learner leaves behind.
 
     Each episode but the first is looked at: the first one may fill a cache for those after it.
+    Raises NotCopiableError with the reason.
     """
     (probe,) = copied(learner)
     moved, draws = None, False
@@ -84,10 +89,14 @@ def _random_state() -> list[Any]:
 
 
 class _Comparison:
-    """Two states of an object side by side, one of them a deep copy that was made before."""
+    """Two states of an object side by side, one of them a deep copy that was made before.
+
+    seen: pairs that were compared, by their ids, so that a cycle ends. It holds the values too: the
+        id of a value that was freed could be given to another one.
+    """
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[int, int], Any] = {}  # values keep their ids from being used again
+        self.seen: dict[tuple[int, int], Any] = {}
 
     def first(self, old: Any, new: Any, name: str = "") -> str | None:
         """The name of the first part that differs, or None. Parts without a value are equal."""
@@ -107,13 +116,13 @@ class _Comparison:
 
 
 def _equal(old: Any, new: Any) -> bool:
-    """Whether two things of one type are equal, their parts left aside."""
+    """Whether two things of one type are equal, apart from their parts."""
     if isinstance(old, Tensor):
         return _equal_tensors(old.detach(), new.detach())
     if isinstance(old, np.ndarray):
         return old.dtype == object or np.array_equal(old, new, equal_nan=old.dtype.kind in "fc")
     if isinstance(old, _PLAIN):
-        return old == new or (old != old and new != new)
+        return old == new or (old != old and new != new)  # NaN stays NaN
     if isinstance(old, (set, frozenset)):
         return len(old) == len(new) and _plain(old) == _plain(new)
     return True
@@ -152,6 +161,7 @@ def _parts_of_module(module: nn.Module) -> dict[Any, Any]:
     """Its attributes, as the module itself tells them: an LSTM leaves out what it makes again."""
     told = module.__getstate__()
     held = dict(told if isinstance(told, dict) else vars(module))
+    # Parameters, buffers and parts by their own names, as people know them from `state_dict`.
     named = [held.pop(name, {}) for name in ("_parameters", "_buffers", "_modules")]
     return {name: part for parts in (*named, held) for name, part in parts.items()}
 
@@ -160,7 +170,7 @@ def _parts_of_copies(value: Any) -> dict[Any, Any]:
     """What `copy.deepcopy` would make a copy of."""
     try:
         reduced = value.__reduce_ex__(4)
-    except Exception:  # a thing that refuses is not copied either: old and new are one
+    except Exception:  # deepcopy does not copy such a thing either: old and new are the same
         return {}
     if isinstance(reduced, str):  # the name of a global
         return {}

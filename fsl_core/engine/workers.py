@@ -1,14 +1,14 @@
 """Tasks computed at the same time by threads of one process, each on one core.
 
-torch's operations release the interpreter, so two threads of one core each keep two cores busy with whole tasks, where two
-cores inside every operation wait for one another at its end.
+torch's operations release the interpreter, so two threads of one core each keep two cores busy with
+whole tasks. Two cores that share every operation wait for one another at its end instead.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from threading import local
 from typing import TypeVar
@@ -17,44 +17,63 @@ import torch
 
 from fsl_core.learner import Learner
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _OfThread(local):
+    """The copy of the learner that a thread works with, and the call of `map` it was made for."""
+
+    def __init__(self) -> None:
+        self.made_for: object | None = None
+        self.learner: Learner | None = None
 
 
 class Workers:
-    """Threads that apply a function of (learner, item); with a count of 1 the calling thread alone, on all its cores.
+    """Threads that apply a function of (learner, item).
 
-    Each thread has a copy of the learner's modules, for torch's stateless calls put weights into a module while it runs; the
-    parameters and buffers are the learner's own.
+    With a count of 1 it is the calling thread alone, on all its cores.
+
+    Each thread has a copy of the learner's modules: torch's stateless calls put weights into a
+    module while it runs, where another thread would find them. The parameters and buffers are the
+    learner's own, so gradients reach them from every thread.
     """
 
     def __init__(self, learner: Learner, count: int = 1):
         self.learner, self.count = learner, count
-        self._pool = (
-            ThreadPoolExecutor(count, "fsl-task", initializer=torch.set_num_threads, initargs=(1,))
-            if count > 1
-            else None
-        )
-        self._of_thread = local()
+        self._of_thread = _OfThread()
+        self._pool: ThreadPoolExecutor | None = None
+        if count > 1:
+            # torch keeps its number of threads for each thread: one core for each worker here, and
+            # all cores, as before, for the thread that calls.
+            self._pool = ThreadPoolExecutor(
+                count, "fsl-task", initializer=torch.set_num_threads, initargs=(1,)
+            )
 
     def map(
         self, function: Callable[[Learner, Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """Results in the order of the items; no more than `count` tasks ahead of the one that is asked for."""
+        """Results in the order of the items.
+
+        No more than `count` tasks are ahead of the result that is asked for, which bounds memory.
+        """
         if self._pool is None:
             yield from (function(self.learner, item) for item in items)
             return
-        era, graded = (
-            object(),
-            torch.is_grad_enabled(),
-        )  # a copy serves one call: modules may change between two
+        # A copy serves one call of `map`: the caller may change the learner's modules between two
+        # calls. This object stands for the call.
+        this_call = object()
+        # Whether gradients are enabled is a thread's own setting, and a new thread has them on.
+        with_gradients = torch.is_grad_enabled()
 
         def work(item: Item) -> Result:
-            if getattr(self._of_thread, "era", None) is not era:
-                self._of_thread.era, self._of_thread.learner = era, copy_modules(self.learner)
-            with torch.set_grad_enabled(graded):
-                return function(self._of_thread.learner, item)
+            own = self._of_thread
+            if own.learner is None or own.made_for is not this_call:
+                own.made_for, own.learner = this_call, copy_modules(self.learner)
+            with torch.set_grad_enabled(with_gradients):
+                return function(own.learner, item)
 
-        waiting = []
+        waiting: list[Future[Result]] = []
         for item in items:
             waiting.append(self._pool.submit(work, item))
             if len(waiting) > self.count:
@@ -65,12 +84,13 @@ class Workers:
 
 def copy_modules(learner: Learner) -> Learner:
     """A learner of new modules over the same parameters and buffers."""
+    # deepcopy takes what its memo already holds for a copy: here each tensor for itself.
     tensors = chain(learner.parameters(), learner.buffers())
     return copy.deepcopy(learner, {id(tensor): tensor for tensor in tensors})
 
 
 def draws_random_numbers(call: Callable[[], object]) -> bool:
-    """Whether a call moves torch's global random state, which is put back."""
+    """Whether a call moves torch's global random state; the state is put back."""
     before = torch.get_rng_state()
     call()
     moved = not torch.equal(before, torch.get_rng_state())
@@ -79,9 +99,13 @@ def draws_random_numbers(call: Callable[[], object]) -> bool:
 
 
 def add_up(
-    total: Sequence[torch.Tensor | None] | None, new: Sequence[torch.Tensor | None]
+    total: Sequence[torch.Tensor | None], new: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
     """The sum of two lists of tensors, entry by entry; None stands for zero."""
-    if total is None:
-        return list(new)
-    return [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
+    return [_sum(*pair) for pair in zip(total, new, strict=True)]
+
+
+def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

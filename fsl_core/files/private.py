@@ -14,16 +14,16 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_dir() -> Path:
-    """The environment variable FSL_CACHE, else the user's cache folder for fsl-core."""
+    """The folder named by the environment variable FSL_CACHE, or the user's for fsl-core."""
     return Path(os.environ.get("FSL_CACHE") or platformdirs.user_cache_dir("fsl-core")).expanduser()
 
 
 def private_folder(path: Path) -> Path:
-    """The folder at `path`, made with mode 0700 where it is absent.
+    """The folder at `path`, made with mode 0700 if it is absent.
 
     It is for files that are trusted when they are read again, such as compiled code.
-    CacheError where another user owns the folder or can put files into it.
-    OSError where it cannot be made: whether a cache is needed is for the caller to say.
+    Raises CacheError if another user owns the folder or can put files into it.
+    Raises OSError if it cannot be made: only the caller knows whether the cache is needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)

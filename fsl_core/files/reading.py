@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from fsl_core.errors import DataError
 
 
-def open_regular(file: Path) -> BinaryIO:
-    """Open a file for reading. Raises DataError where it is a folder, pipe or device, or may not be
-    read.
+def open_regular(file: Path) -> BufferedReader:
+    """Open a file for reading.
+
+    Raises DataError if it is a folder, a pipe or a device, or this user may not read it.
     """
     fits = "A file that this user may read"
-    # Without O_NONBLOCK the call waits for a writer where the name is that of a pipe.
+    # Without O_NONBLOCK the call waits for a writer if the name is that of a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(file, flags)

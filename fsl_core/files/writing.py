@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file lies in a new folder beside `path`, which nobody else can enter: a name that could be
     guessed could be a symlink by the time that it is opened, and a library that is given a name
-    (safetensors, torch) follows it. Where the context raises, `path` stays as it was. A symlink at
+    (safetensors, torch) follows it. If the context raises, `path` stays as it was. A symlink at
     `path` is replaced, not followed. The new file's permissions are those that the umask gives.
     """
     _refuse_device(path)
@@ -33,6 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
             mode = stat.S_IMODE(os.fstat(empty.fileno()).st_mode)
         yield new
         new.chmod(mode)  # safetensors lets only the owner read what it writes
+        # The bytes reach the disk before the name does: after a power cut the file is the old one
+        # or the new one, never an empty one.
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(path)
@@ -47,7 +49,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def append_file(path: Path, content: bytes) -> None:
-    """Append to path; where there is not room for all of it, nothing."""
+    """Append to path; if there is not room for all of it, append nothing."""
     descriptor = _open(path, os.O_APPEND)
     try:
         before = os.fstat(descriptor).st_size

@@ -14,13 +14,24 @@ _FUSED = (
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
 )
-"""Whether a fused kernel may be used, and how to say so; torch asks these on a CPU too."""
+"""For each fused kernel: the question whether torch may use it, and the call that says so.
+
+They live in `torch.backends.cuda`, but torch reads them for a CPU too.
+"""
 
 
 class _Users:
-    """Who needs plain attention now. torch keeps the choice of kernels for the whole process."""
+    """The contexts that need plain attention now, in all threads.
 
-    def __init__(self):
+    torch keeps the choice of kernels for the whole process, not for a thread. So the first context
+    to enter switches the fused kernels off, and the last one to leave puts them back. Without the
+    count, a thread that is done would give the fused kernels back to the others half way through.
+
+    found:      what the first context found, in the order of `_FUSED`.
+    math_found: the same for the plain operations.
+    """
+
+    def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
         self.found: list[bool] = []
@@ -36,7 +47,8 @@ def plain_attention() -> AbstractContextManager[None]:
     Its fused kernels have no second derivative, which an inner loop of gradient steps needs.
     """
     if torch.compiler.is_compiling():
-        return nullcontext()  # whoever compiles is within this context: a compiler cannot trace it
+        # The compiler cannot trace a lock. The caller of a compiled function enters the context.
+        return nullcontext()
     return _plain()
 
 
@@ -52,7 +64,7 @@ def _plain() -> Iterator[None]:
 def _enter() -> None:
     with _users.lock:
         _users.count += 1
-        if _users.count > 1:  # another thread, or a call further out, has said so already
+        if _users.count > 1:  # another thread, or a call further out, has switched them off
             return
         _users.found = [enabled() for enabled, _ in _FUSED]
         _users.math_found = cuda.math_sdp_enabled()

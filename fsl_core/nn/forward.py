@@ -15,7 +15,9 @@ from fsl_core.nn.norms import current_support, support_reference
 
 
 class _OfThread(threading.local):
-    def __init__(self):
+    """A thread's own flag, because each thread of `fsl_core.engine.workers` computes a task."""
+
+    def __init__(self) -> None:
         self.checkpointed = False
 
 
@@ -36,10 +38,14 @@ def checkpointed(wanted: bool = True) -> Iterator[None]:
 
 
 def transformed() -> bool:
-    """Within torch.func or torch.compile, which see through plain operations only."""
-    active = getattr(
-        torch._C, "_are_functorch_transforms_active", lambda: True
-    )  # without it, the plain operations always
+    """Whether the caller runs within torch.func or torch.compile.
+
+    Both see through plain operations only: they have no rule for an autograd function of ours or
+    for a checkpoint.
+    """
+    # torch has no public question for this. A version without the private one is answered with
+    # "yes", which costs speed and is never wrong.
+    active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
     return torch.compiler.is_compiling() or active()
 
 
@@ -53,11 +59,13 @@ def call_with(
 ) -> Tensor:
     """module(x) with these parameters and buffers in place of its own, which stay as they are.
 
-    buffers: those that the call reads and may change copies of. None: the module's own, but for
-    those that `weights` names; a caller with many calls collects them once.
-    keep: the activations are needed for a second derivative. Else they are computed again in the
-    backward pass if the recipe's `execution.checkpoint_gradients` says so (Chen et al. 2016,
-    arXiv:1604.06174), but never within torch.func.
+    With the recipe's `execution.checkpoint_gradients` the activations are not kept: the backward
+    pass computes them again (Chen et al. 2016, arXiv:1604.06174). This never happens within
+    torch.func.
+
+    buffers: those that the call reads, and of which it may change copies. None: the module's own,
+             except those that `weights` names; a caller with many calls collects them once.
+    keep: a second derivative needs the activations, so they are kept in any case.
     """
     own = dict(module.named_buffers() if buffers is None else buffers)
     left = {name: buffer for name, buffer in own.items() if name not in weights}
@@ -72,6 +80,8 @@ def call_with(
         return call(weights, x)
     names, support = list(weights), current_support()
 
+    # The backward pass calls this a second time. By then the caller has left its contexts, and on
+    # a GPU it is another thread: the support set has to be handed over.
     def again(x: Tensor, *tensors: Tensor) -> Tensor:
         with support_reference(support):
             return call(dict(zip(names, tensors, strict=True)), x)

@@ -1,4 +1,4 @@
-"""Normalisation by a named policy, exact under `torch.func.vmap` and free of hidden state inside a task."""
+"""Normalisation by a named policy, exact under vmap and without hidden state inside a task."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from fsl_core.errors import FslError, ShapeError
 
 NormPolicy = Literal["transductive", "support", "running", "group", "none"]
-_FEW_VALUES = 8192  # of a channel
+_FEW_VALUES = 8192
+"""Values of a channel up to which torch's batch_norm adds them up exactly enough."""
+
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
 ITEM_BY_ITEM = ("support", "running", "group", "none")
 """Policies under which the features of an item do not depend on the other items of the call."""
 
 
 class _ReferenceOfThread(threading.local):
-    """What the norm layers of this thread's forward pass normalise by; set by the context managers below only."""
+    """What the norm layers of this thread's forward pass normalise by.
 
-    def __init__(self):
+    A forward pass hands its layers nothing but maps, so the layers read the rest here. Each thread
+    has its own values, because the threads of `fsl_core.engine.workers` compute different tasks at
+    the same time. Only the context managers below set them. A thread that autograd starts for a
+    backward pass begins with the defaults, so `fsl_core.nn.forward.call_with` hands the support set
+    on to it.
+
+    support:      the items that policy `support` takes its statistics from.
+    leading_rows: how many rows of the present batch are support items.
+    collect:      layers of policy `running` move their averages.
+    any_order:    layers use operations whose derivatives of every order are exact.
+    """
+
+    def __init__(self) -> None:
         self.support: Tensor | None = None
         self.leading_rows: int | None = None
         self.collect = False
@@ -41,7 +56,10 @@ def current_support() -> Tensor | None:
 
 @contextmanager
 def support_reference(support_x: Tensor | None) -> Iterator[None]:
-    """Within this context, layers of policy `support` take their statistics from support_x, of shape (n, *input_shape)."""
+    """Within this context, layers of policy `support` take their statistics from support_x.
+
+    support_x: (n, *input_shape); None: from nothing, as outside of any such context.
+    """
     outer, _reference.support = _reference.support, support_x
     try:
         yield
@@ -51,7 +69,10 @@ def support_reference(support_x: Tensor | None) -> Iterator[None]:
 
 @contextmanager
 def collect_statistics() -> Iterator[None]:
-    """Within this context, layers of policy `running` normalise by their batch and move their running averages."""
+    """Within this context, layers of policy `running` normalise by their batch.
+
+    They also move their running averages.
+    """
     outer, _reference.collect = _reference.collect, True
     try:
         yield
@@ -61,10 +82,12 @@ def collect_statistics() -> Iterator[None]:
 
 @contextmanager
 def derivatives_of_any_order() -> Iterator[None]:
-    """Within this context all derivatives of a norm layer are exact, forward-mode and third ones included; it is slower.
+    """Within this context all derivatives of a norm layer are exact, but slower.
 
-    Outside of it they are exact up to the second in reverse mode, which is what an inner loop of gradient steps needs:
-    torch's batch_norm takes its mean and variance for constants beyond that. For adapters that differentiate a Jacobian.
+    That includes forward mode and third derivatives, which an adapter needs that differentiates a
+    Jacobian. Outside of it they are exact up to the second in reverse mode, which is what an inner
+    loop of gradient steps needs: beyond that, torch's batch_norm treats its mean and variance as
+    constants.
     """
     outer, _reference.any_order = _reference.any_order, True
     try:
@@ -74,22 +97,30 @@ def derivatives_of_any_order() -> Iterator[None]:
 
 
 class Norm(nn.Module):
-    """Per-channel normalisation of (n, channels, ...) such as pictures, with learned scale and shift.
+    """Normalisation of each channel of (n, channels, ...), with learned scale and shift.
 
     policy, what mean and variance are taken over:
-      transductive  the batch of this very call: a query is normalised together with the other queries (MAML's code).
-      support       the rows of the support set under the same weights, for support and query alike.
-      running       averages over past meta-batches; constant within a task, moved once per outer step.
-      group         groups of four or more channels of one item (Wu and He 2018, arXiv:1803.08494); no batch involved.
+      transductive  the batch of this very call: a query is normalised together with the other
+                    queries (MAML's code).
+      support       the rows of the support set under the same weights, for support and query.
+      running       averages over past meta-batches; constant within a task, moved once per outer
+                    step.
+      group         groups of four or more channels of one item (Wu and He 2018, arXiv:1803.08494);
+                    no batch involved.
       none          nothing: the identity, without parameters.
 
-    Affine BatchNorm, LayerNorm and InstanceNorm of torch give a wrong second-order gradient under grad(vmap). Here the fused
-    kernel normalises without scale and shift, which are applied outside of it; that is exact. For derivatives beyond the second
-    see `derivatives_of_any_order`.
+    Affine BatchNorm, LayerNorm and InstanceNorm of torch give a wrong second-order gradient under
+    grad(vmap). Here the fused kernel normalises without scale and shift, which are applied outside
+    of it; that is exact. For derivatives beyond the second see `derivatives_of_any_order`.
 
-    affine: False: scale and shift stay 1 and 0, and are no parameters.
-    ShapeError where a mean would be taken over a single value, which normalises everything to zero.
+    affine: False: scale and shift stay 1 and 0, and are not parameters.
+    Raises ShapeError if a mean would be taken over a single value: everything would become zero.
     """
+
+    scale: Tensor
+    shift: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(
         self,
@@ -103,12 +134,12 @@ class Norm(nn.Module):
         super().__init__()
         if policy not in NORM_POLICIES:
             raise ValueError(
-                f"norm: {policy!r} is no policy. Expected one of {', '.join(NORM_POLICIES)}"
+                f"norm: {policy!r} is not a policy. Expected one of {', '.join(NORM_POLICIES)}"
             )
         self.policy, self.momentum, self.eps = policy, momentum, eps
-        at_most = max(
-            1, min(groups, channels // 4)
-        )  # of a vector, one number alone becomes 0, one of two only keeps its sign
+        # Four channels a group, because an item may be a vector, with one number for each channel:
+        # a number normalised by itself becomes 0, and of two only the signs are left.
+        at_most = max(1, min(groups, channels // 4))
         self.groups = max(g for g in range(1, at_most + 1) if channels % g == 0)
         if policy == "none":
             return
@@ -135,11 +166,11 @@ class Norm(nn.Module):
         if self.policy == "group":
             if prod(x.shape[1:]) == self.groups:
                 raise ShapeError(
-                    f"norm: one value per group in an input of shape {tuple(x.shape)}. Two channels or more"
+                    f"norm: one value per group in an input of shape {tuple(x.shape)}. "
+                    "Two channels or more"
                 )
-            return F.group_norm(
-                x.contiguous(), self.groups, eps=self.eps
-            )  # under vmap it refuses channels-last
+            # Under vmap group_norm refuses maps that are channels-last.
+            return F.group_norm(x.contiguous(), self.groups, eps=self.eps)
         if self.policy == "running" and not _reference.collect:
             mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
             return (x - mean) * torch.rsqrt(var + self.eps)
@@ -148,20 +179,23 @@ class Norm(nn.Module):
         if self.policy == "running":
             self._move_averages(x)
         if rows < x.shape[0] or _reference.any_order:
+            # Plain operations: they take statistics of some of the rows, which batch_norm cannot,
+            # and autograd knows their derivatives of every order.
             var, mean = torch.var_mean(x[:rows], _all_but_channels(x), correction=0, keepdim=True)
             return (x - mean) * torch.rsqrt(var + self.eps)
         return normalise_over_batch(x, self.eps)
 
     @property
     def over_the_batch_alone(self) -> bool:
-        """Mean and variance are those of the batch, and no derivative beyond the second is asked for."""
+        """Statistics are those of the batch, and no derivative beyond the second is needed."""
         return self.policy == "transductive" and not _reference.any_order
 
     def check(self, x: Tensor, rows: int | None = None) -> None:
-        """ShapeError where the first `rows` rows of x, or all, hold a single value per channel."""
+        """Raise ShapeError if the first `rows` rows of x, or all, have one value per channel."""
         if (x.shape[0] if rows is None else rows) * prod(x.shape[2:]) == 1:
             raise ShapeError(
-                f"norm: one value per channel in an input of shape {tuple(x.shape)}. A batch of two or more"
+                f"norm: one value per channel in an input of shape {tuple(x.shape)}. "
+                "A batch of two or more"
             )
 
     def _rows_of_statistics(self, x: Tensor) -> int:
@@ -169,7 +203,8 @@ class Norm(nn.Module):
             return x.shape[0]
         if _reference.leading_rows is None:
             raise FslError(
-                "norm: policy 'support' in a layer outside of a NormedBackbone. A subclass with its own `features`"
+                "norm: policy 'support' in a layer outside of a NormedBackbone. "
+                "A subclass of it that writes `features`"
             )
         return _reference.leading_rows
 
@@ -186,9 +221,10 @@ class Norm(nn.Module):
 def normalise_over_batch(x: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps), both over the batch and over height and width.
 
-    On a CPU torch's batch_norm adds channels-last maps up one by one in float32. Its variance of 75 drawings of 28x28 was off by
-    4e-4 and of 5 by 2e-5, so it is left to small batches, where it saves a fifth of an inner step. Sums over several
-    dimensions are taken in a cascade and lose nothing.
+    On a CPU torch's batch_norm adds up channels-last maps one by one in float32: its variance was
+    off by 4e-4 for 75 drawings of 28x28, and by 2e-5 for 5. So it is used for small batches alone,
+    where it saves a fifth of an inner step. Sums over several dimensions are taken in a cascade and
+    lose nothing.
     """
     few = x.numel() <= _FEW_VALUES * x.shape[1]
     if few or x.dim() != 4 or x.device.type != "cpu":
@@ -206,17 +242,17 @@ def replace_norms(
 ) -> nn.Module:
     """The module with layers that keep statistics replaced by `Norm` of this policy, in place.
 
-    BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm: weights, eps and running averages are kept,
-    so that policy `running` gives what a pretrained layer gives in evaluation mode.
-    InstanceNorm that tracks statistics: alike under `running` and `none`; else it stops tracking and
-    normalises each item by itself, in training and in evaluation.
+    BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm: weights, eps and running averages are
+    kept, so that policy `running` gives what a pretrained layer gives in evaluation mode.
+    InstanceNorm that tracks statistics: the same under `running` and `none`. Under other policies
+    it stops tracking and normalises each item by itself, in training and in evaluation.
     Other layers stay. LayerNorm, GroupNorm and untracked InstanceNorm keep nothing and look at one
     item alone.
 
     momentum: of the running averages; None: that of each layer.
-    Returns the module, or its replacement where it is such a layer itself. Policy `support` works
-    inside a `NormedBackbone` alone.
-    ValueError for a layer derived from these, which may do more than normalise.
+    Returns the module, or its replacement if it is such a layer itself. Policy `support` works only
+    inside a `NormedBackbone`.
+    Raises ValueError for a layer derived from these, which may do more than normalise.
 
     >>> replace_norms(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "transductive")
     Sequential(
@@ -240,18 +276,18 @@ def replace_norms(
 def _replacement(
     layer: nn.Module, name: str, policy: NormPolicy, momentum: float | None
 ) -> nn.Module:
-    instance = type(layer) in _INSTANCE_NORMS
-    if type(layer) not in _BATCH_NORMS and not (instance and layer.track_running_stats):
+    if not isinstance(layer, _NormBase) or not _is_replaced(layer):
         _refuse_derived(layer, name)
         return layer
-    if instance and policy not in ("running", "none"):
+    if type(layer) in _INSTANCE_NORMS and policy not in ("running", "none"):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
         return layer
     momentum = layer.momentum if momentum is None else momentum
     if momentum is None and policy == "running":
         raise ValueError(
-            f"{name or 'norm'}: momentum None, the mean of all batches. A momentum for replace_norms"
+            f"{name or 'norm'}: momentum None, the mean of all batches. "
+            "A momentum as an argument of replace_norms"
         )
     new = Norm(
         policy,
@@ -262,9 +298,16 @@ def _replacement(
     ).train(layer.training)
     if layer.affine and policy != "none":
         new.scale, new.shift = layer.weight, layer.bias
-    if policy == "running" and layer.track_running_stats:
-        new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    mean, var = layer.running_mean, layer.running_var
+    if policy == "running" and layer.track_running_stats and mean is not None and var is not None:
+        new.running_mean, new.running_var = mean, var
     return new
+
+
+def _is_replaced(layer: _NormBase) -> bool:
+    """Whether a layer, of torch itself, normalises by a batch or by averages of the past."""
+    kind = type(layer)
+    return kind in _BATCH_NORMS or (kind in _INSTANCE_NORMS and layer.track_running_stats)
 
 
 def _refuse_derived(layer: nn.Module, name: str) -> None:
@@ -272,8 +315,8 @@ def _refuse_derived(layer: nn.Module, name: str) -> None:
     if derived and getattr(layer, "track_running_stats", False):
         known = ", ".join(kind.__name__ for kind in _BATCH_NORMS)
         raise ValueError(
-            f"{name or 'norm'}: a {type(layer).__name__} is derived from a layer that is replaced, and "
-            f"may do more. One of {known}, or fsl.Norm in its place"
+            f"{name or 'norm'}: a {type(layer).__name__} is derived from a layer that is replaced, "
+            f"and may do more. One of {known}, or fsl.Norm in its place"
         )
 
 
@@ -283,8 +326,9 @@ class NormedBackbone(nn.Module):
     norm:        the policy of all its layers; results name it.
     feature_dim: length of one item's feature vector, no unit.
 
-    Under policy `support` a batch other than the support set is computed together with the support set, under the same
-    weights, and the support rows are dropped: no statistic is kept from one call to the next.
+    Under policy `support` a batch other than the support set is computed together with the support
+    set, under the same weights, and the support rows are dropped. No statistic is kept from one
+    call to the next.
     """
 
     feature_dim: int
@@ -296,7 +340,8 @@ class NormedBackbone(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(n, *input_shape) -> (n, feature_dim)."""
         raise NotImplementedError(
-            f"{type(self).__name__}.features: not written. A map (n, *input_shape) -> (n, feature_dim)"
+            f"{type(self).__name__}.features: not written. "
+            "A map (n, *input_shape) -> (n, feature_dim)"
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two finished runs held against each other, episode by episode."""
+"""Compares two finished runs, episode by episode."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from fsl_core.runs.files import RECIPE
 
 
 def compare_runs(first: RunScores, second: RunScores) -> PairedDifference:
-    """Second minus first on the same frozen episodes. RunError says what differs where their episodes are not the same."""
-    if first.result["episode_set"] != second.result["episode_set"]:
+    """Second minus first on the same frozen episodes.
+
+    Raises RunError, which says what differs, if their episodes are not the same.
+    """
+    one, other = first.result["episode_set"], second.result["episode_set"]
+    if one != other:
         differing = ", ".join(_differing(first.directory, second.directory)) or "the data itself"
         raise RunError(
-            f"{second.directory}: episode set {second.result['episode_set']}, but {first.directory} has "
-            f"{first.result['episode_set']}; they differ in {differing}. Two runs judged on the same test episodes"
+            f"{second.directory}: episode set {other}, but {first.directory} has {one}; "
+            f"they differ in {differing}. Two runs judged on the same test episodes"
         )
     return paired_difference(first.scores, second.scores, first.higher_is_better)
 
 
 def run_names(first: RunScores, second: RunScores) -> tuple[str, str]:
-    """Short names of two runs: their directories' own, where these differ."""
+    """Short names of two runs: those of their directories, if these differ."""
     names = [run.directory.name or str(run.directory) for run in (first, second)]
     if names[0] == names[1]:
         names = [str(run.directory) for run in (first, second)]
@@ -36,19 +40,16 @@ def run_names(first: RunScores, second: RunScores) -> tuple[str, str]:
 def judging_told(first: RunScores, second: RunScores) -> list[str]:
     """How two runs were judged: a line for what they share, one for each way they differ."""
     one, other = first.judging, second.judging
-    shared = [
-        text
-        for text, differs in (
-            (one.norm_in_full, one.norm_in_full != other.norm_in_full),
-            (one.queries_in_full, one.n_query != other.n_query),
-        )
-        if not differs
-    ]
+    shared = []
+    if one.norm_in_full == other.norm_in_full:
+        shared.append(one.norm_in_full)
+    if one.n_query == other.n_query:
+        shared.append(one.queries_in_full)
+    in_common = ["; ".join(shared)] if shared else []
     names = run_names(first, second)
-    if names[0] == names[1]:  # a run held against itself
-        return ["; ".join(shared)]
-    unlike = judged_unlike(dict(zip(names, (one, other), strict=True)))
-    return [*(["; ".join(shared)] if shared else []), *unlike]
+    if names[0] == names[1]:  # a run compared with itself
+        return in_common
+    return [*in_common, *judged_unlike(dict(zip(names, (one, other), strict=True)))]
 
 
 def _differing(first: Path, second: Path) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +13,12 @@ from typing import Any
 
 from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
 from fsl_core.data.cache import content_key
-from fsl_core.data.folders import PassedOver, picture_size, shown
+from fsl_core.data.folders import PassedOver, picture_size
 from fsl_core.data.source import Split, SplitContents
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError
 from fsl_core.runs.data_record import passed_over
+from fsl_core.text import printable
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,23 @@ class Place:
     file: Path
 
     def __str__(self) -> str:
-        return f"{self.split} {shown(self.file)}"
+        return f"{self.split} {printable(self.file)}"
+
+    def as_dict(self) -> dict[str, str]:
+        return {
+            "split": self.split,
+            "class": printable(self.of_class),
+            "file": printable(self.file),
+        }
 
 
 @dataclass(frozen=True)
 class DataReport:
     """What the splits in use hold.
 
-    contents: of every split that could be listed.    wanted: the episodes asked of each.
-    faults: why a run would be refused; empty where it would not.
+    contents: of every split that could be listed.
+    wanted: the episodes asked of each.
+    faults: why a run would be refused; empty if it would not.
     """
 
     contents: dict[Split, SplitContents]
@@ -75,6 +84,7 @@ class DataReport:
             for name, files in contents.files.items()
             for file in files
         ]
+        # Files of other sizes cannot be equal, so few files are read.
         groups = _groups(_groups([places], _size), _content)
         return [group for group in groups if len({(p.split, p.of_class) for p in group}) > 1]
 
@@ -90,18 +100,16 @@ class DataReport:
         return {
             "splits": {split: self._split(split) for split in self.contents},
             "passed_over": [
-                {"path": shown(item.path), "reason": item.reason, "detail": shown(item.detail)}
+                {
+                    "path": printable(item.path),
+                    "reason": item.reason,
+                    "detail": printable(item.detail),
+                }
                 for item in self.passed_over
             ],
             "classes_in_many_splits": _shown_keys(self.in_many_splits),
             "too_small": {split: _shown_keys(few) for split, few in self.too_small.items()},
-            "identical": [
-                [
-                    {"split": p.split, "class": shown(p.of_class), "file": shown(p.file)}
-                    for p in group
-                ]
-                for group in self.identical
-            ],
+            "identical": [[place.as_dict() for place in group] for group in self.identical],
             "faults": self.faults,
         }
 
@@ -135,11 +143,14 @@ def _smaller_than(contents: SplitContents, task: TaskShape) -> dict[str, int]:
     return {name: count for name, count in contents.classes.items() if count < needed}
 
 
-def _groups(places: Iterable[list[Place]], key: Any) -> list[list[Place]]:
-    """The members of each group that have the same key, where there are two or more."""
+def _groups(places: Iterable[list[Place]], key: Callable[[Path], Hashable]) -> list[list[Place]]:
+    """The members of each group that have the same key, if there are two or more.
+
+    A file whose key is None, because it cannot be read, is in no group.
+    """
     found = []
     for group in places:
-        by_key: dict[Any, list[Place]] = defaultdict(list)
+        by_key: dict[Hashable, list[Place]] = defaultdict(list)
         for place in group:
             by_key[key(place.file)].append(place)
         by_key.pop(None, None)
@@ -162,4 +173,4 @@ def _content(file: Path) -> str | None:
 
 
 def _shown_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {shown(name): value for name, value in values.items()}
+    return {printable(name): value for name, value in values.items()}

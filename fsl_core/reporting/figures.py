@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsl_core.text import printable
@@ -16,7 +17,7 @@ from fsl_core.text import printable
 GREY = "#888888"
 LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"
 GAP = "\u00a0\u00a0"  # a browser leaves out plain spaces at the end of a text
-LABEL = 32  # characters of a name in a figure; tables beside it have it in full
+LABEL = 32  # characters of a name in a figure; the tables on its page have it in full
 
 _as_named = rc_context({"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none"})
 """Names are drawn as they are: no dollar begins a formula, and the page's reader finds a font.
@@ -25,7 +26,7 @@ It holds while a figure is made and while it is drawn: labels of ticks are made 
 """
 
 
-def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.1)) -> tuple[Figure, Any]:
+def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.1)) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; size in inches."""
     figure = Figure(figsize=size, layout="constrained")
     drawn = figure.add_subplot()
@@ -63,7 +64,11 @@ def label(name: str) -> str:
 def curve(
     training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
 ) -> str:
-    """key of the records of training, with a running mean over a fiftieth of them, and of validation with its interval."""
+    """`key` of the records of training and of validation.
+
+    Training is drawn with a running mean over a fiftieth of its records, validation with its
+    interval.
+    """
     figure, drawn = axes("outer step", key)
     training = [record for record in training if key in record]
     steps, values = [r["step"] for r in training], np.array([r[key] for r in training])
@@ -81,7 +86,7 @@ def curve(
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and those before it, `window` of them where there are so many.
+    """Mean of each value and those before it: `window` values, or fewer at the beginning.
 
     >>> running_mean(np.array([1.0, 3.0, 5.0]), 2)
     array([1., 2., 4.])
@@ -109,8 +114,11 @@ def inner_steps(scores: Sequence[float], metric: str) -> str:
 
 @_as_named
 def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> str:
-    """A point per episode, larger where several have the same pair of scores; the diagonal is equality."""
-    figure, drawn = axes(*map(label, labels), size=(4.6, 4.4))
+    """A point per episode, larger if several have the same pair of scores.
+
+    On the diagonal both scores are equal.
+    """
+    figure, drawn = axes(label(labels[0]), label(labels[1]), size=(4.6, 4.4))
     pairs, counts = np.unique(np.stack([first, second], axis=1), axis=0, return_counts=True)
     ends = [min(first.min(), second.min()), max(first.max(), second.max())]
     drawn.plot(ends, ends, "--", color=GREY, linewidth=1)
@@ -123,24 +131,21 @@ def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> s
 def heat_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], higher_is_better: bool
 ) -> str:
-    """values (n_rows, n_columns) as colours and numbers, light for the best; nan: a cell without a result."""
+    """Values (n_rows, n_columns) as colours and numbers, light for the best.
+
+    A cell without a result is nan.
+    """
     figure, drawn = axes("", "", size=(2.0 + 0.95 * len(columns), 1.3 + 0.42 * len(rows)))
     shown = np.ma.masked_invalid(values if higher_is_better else -values)
     image = drawn.imshow(shown, cmap="viridis", aspect="auto")
     drawn.set_xticks(range(len(columns)), [*map(label, columns)], rotation=25, ha="right")
     drawn.set_yticks(range(len(rows)), [*map(label, rows)])
     for (i, j), value in np.ndenumerate(values):
-        missing = not np.isfinite(value)
-        colour = GREY if missing else ("black" if image.norm(shown[i, j]) > 0.6 else "white")
-        drawn.text(
-            j,
-            i,
-            "-" if missing else f"{value:.3f}",
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=9,
-        )
+        text, colour = "-", GREY
+        if np.isfinite(value):
+            text = f"{value:.3f}"
+            colour = "black" if image.norm(shown[i, j]) > 0.6 else "white"
+        drawn.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     return svg(figure)
 
 
@@ -148,45 +153,53 @@ def heat_map(
 def critical_difference(
     labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float
 ) -> str:
-    """Mean ranks on a line, best at the left; bars join methods whose mean ranks differ by less than `length`."""
-    order = np.argsort(ranks, kind="stable")
-    k, half = len(labels), (len(labels) + 1) // 2
-    low, high = 1, max(k, 2)
+    """Mean ranks on a line, best at the left.
+
+    Bars join methods whose mean ranks differ by less than `length`.
+    """
+    half = (len(labels) + 1) // 2
+    low, high = 1, max(len(labels), 2)
     depth = 0.9 + 0.28 * len(groups)
     figure, drawn = axes("", "", size=(8.6, 1.2 + 0.22 * len(groups) + 0.26 * half))
     drawn.set_axis_off()
     drawn.set_xlim(low - 0.45 * (high - low), high + 0.45 * (high - low))
     drawn.set_ylim(depth + 0.55 * half + 0.2, -1.5)
+    _draw_scale(drawn, low, high, length)
+    _draw_methods(drawn, labels, ranks, depth, half, (low, high))
+    ordered = np.sort(ranks, kind="stable")
+    for n, (first, last) in enumerate(groups):
+        ends, height = [ordered[first], ordered[last]], 0.35 + 0.28 * n
+        drawn.plot(ends, [height] * 2, color=BLUE, linewidth=3, solid_capstyle="round")
+    return svg(figure)
+
+
+def _draw_scale(drawn: Axes, low: int, high: int, length: float) -> None:
+    """The line of ranks with its ticks, and the critical difference above it."""
     drawn.plot([low, high], [0, 0], color=GREY, linewidth=1.2)
     for tick in range(low, high + 1, max(1, (high - low) // 12)):
         drawn.plot([tick, tick], [0, -0.18], color=GREY, linewidth=1.2)
         drawn.text(tick, -0.25, str(tick), ha="center", va="bottom", color=GREY, fontsize=8)
     drawn.plot([low, low + length], [-0.95, -0.95], color=ORANGE, linewidth=2)
-    drawn.text(
-        low + length,
-        -0.95,
-        f"{GAP}critical difference {length:.2f}",
-        va="center",
-        color=GREY,
-        fontsize=8,
-    )
-    for position, i in enumerate(order):
+    told = f"{GAP}critical difference {length:.2f}"
+    drawn.text(low + length, -0.95, told, va="center", color=GREY, fontsize=8)
+
+
+def _draw_methods(
+    drawn: Axes,
+    labels: Sequence[str],
+    ranks: np.ndarray,
+    depth: float,
+    half: int,
+    scale: tuple[int, int],
+) -> None:
+    """A line from each rank to the method's name: the better half at the left, best on top."""
+    k, (low, high) = len(labels), scale
+    for position, i in enumerate(np.argsort(ranks, kind="stable")):
         left = position < half
         y = depth + 0.55 * (position if left else k - 1 - position)
         edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
         drawn.plot([ranks[i], ranks[i], edge], [0, y, y], color=GREY, linewidth=0.8)
         name = label(labels[i])
         text = f"{name}{GAP}{ranks[i]:.2f}{GAP}" if left else f"{GAP}{ranks[i]:.2f}{GAP}{name}"
-        drawn.text(
-            edge, y, text, ha="right" if left else "left", va="center", color=GREY, fontsize=9
-        )
-    ordered = ranks[order]
-    for n, (first, last) in enumerate(groups):
-        drawn.plot(
-            [ordered[first], ordered[last]],
-            [0.35 + 0.28 * n] * 2,
-            color=BLUE,
-            linewidth=3,
-            solid_capstyle="round",
-        )
-    return svg(figure)
+        side = "right" if left else "left"
+        drawn.text(edge, y, text, ha=side, va="center", color=GREY, fontsize=9)

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +24,11 @@ PIXELS = 56
 
 @dataclass(frozen=True)
 class Picture:
-    """uri: the image itself.    predicted: class of a query that was mistaken, else None."""
+    """One picture of an episode.
+
+    uri: the image itself.
+    predicted: class of a query that was mistaken, else None.
+    """
 
     uri: str
     text: str
@@ -34,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """One episode of the page.
+    """A test episode to look at.
 
     rows: (support, queries, queries left out) for each class of a classification.
     figure: of a regression on a line.
@@ -47,22 +50,19 @@ class ShownEpisode:
 
 
 def show_episodes(run: RunView, scores: Sequence[float]) -> tuple[list[ShownEpisode], str]:
-    """The test episodes with the worst scores, or none, and why.
+    """The test episodes with the worst scores, predicted again; or none, and why.
 
-    They are predicted again from the run's present weights.
-
+    run: its present weights predict.
     scores: of all test episodes, as the run was judged.
     """
     task = run.test_task
     picture = len(task.input_shape) == 3 and task.input_shape[0] in (1, 3)
     if task.kind == "classification" and not picture:
-        return [], f"items of shape {task.input_shape} are no pictures"
+        return [], f"items of shape {task.input_shape} are not pictures"
     if task.kind == "regression" and (task.input_shape, task.output_dim) != ((1,), 1):
-        return [], f"a function of {task.input_shape} to {task.output_dim} values is no curve"
-    order = np.argsort(
-        scores if task.metric == "accuracy" else [-score for score in scores], kind="stable"
-    )
-    worst = [int(i) for i in order[:SHOWN]]
+        return [], f"a function of {task.input_shape} to {task.output_dim} values is not a curve"
+    worst_first = scores if task.metric == "accuracy" else [-score for score in scores]
+    worst = [int(i) for i in np.argsort(worst_first, kind="stable")[:SHOWN]]
     try:
         predicted = run.predict_episodes("test", worst)
         return [_show(i, task, *shown) for i, shown in zip(worst, predicted, strict=True)], ""
@@ -73,16 +73,10 @@ def show_episodes(run: RunView, scores: Sequence[float]) -> tuple[list[ShownEpis
 def _show(index: int, task: TaskShape, episode: Episode, prediction: Tensor) -> ShownEpisode:
     score = float(task.score(prediction, episode.query.y))
     if task.kind == "regression":
-        points = [
-            tensor.detach().flatten().cpu().numpy()
-            for tensor in (*episode.support, *episode.query, prediction)
-        ]
-        return ShownEpisode(index, score, figure=_curve(*points))
-    return ShownEpisode(
-        index,
-        score,
-        tuple(_class_row(episode, prediction.argmax(-1), c) for c in range(task.n_way)),
-    )
+        return ShownEpisode(index, score, figure=_curve(episode, prediction))
+    predicted = prediction.argmax(-1)
+    rows = tuple(_class_row(episode, predicted, c) for c in range(task.n_way))
+    return ShownEpisode(index, score, rows)
 
 
 def _class_row(
@@ -106,35 +100,45 @@ def _class_row(
 
 
 def _data_uri(x: Tensor, low: float, high: float) -> str:
-    """An image of (channels, height, width) values inside the page, low as black, high as full."""
+    """An image of (channels, height, width) values, inside the page.
+
+    low is drawn as black, high as full.
+    """
     values = ((x.detach().float().cpu().numpy() - low) / max(high - low, 1e-12)).clip(0, 1)
     pixels = (255 * values).round().astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     image.thumbnail((PIXELS, PIXELS))
-    kind: dict[str, Any] = (
-        {"format": "PNG"} if image.mode == "L" else {"format": "JPEG", "quality": 85}
-    )
+    if image.mode == "L":
+        return png(image)
     buffer = io.BytesIO()
-    image.save(buffer, **kind)
-    return (
-        f"data:image/{kind['format'].lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    )
+    image.save(buffer, format="JPEG", quality=85)  # a PNG of a photograph is several times larger
+    return _inlined("jpeg", buffer)
 
 
-def _curve(support_x, support_y, query_x, query_y, prediction) -> str:
+def png(image: Image.Image) -> str:
+    """An image as the address of an inlined PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return _inlined("png", buffer)
+
+
+def _inlined(kind: str, content: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _curve(episode: Episode, prediction: Tensor) -> str:
     figure, drawn = figures.axes("x", "y")
-    order = np.argsort(query_x)
-    drawn.plot(
-        query_x[order], query_y[order], ".-", color=figures.GREY, linewidth=1, label="queries, true"
-    )
-    drawn.plot(
-        query_x[order],
-        prediction[order],
-        ".-",
-        color=figures.ORANGE,
-        linewidth=1,
-        label="queries, predicted",
-    )
-    drawn.plot(support_x, support_y, "o", color=figures.BLUE, label="support")
+    x, true, predicted = map(_values, (*episode.query, prediction))
+    order = np.argsort(x)
+    for values, color, label in (
+        (true, figures.GREY, "queries, true"),
+        (predicted, figures.ORANGE, "queries, predicted"),
+    ):
+        drawn.plot(x[order], values[order], ".-", color=color, linewidth=1, label=label)
+    drawn.plot(*map(_values, episode.support), "o", color=figures.BLUE, label="support")
     drawn.legend(frameon=False, labelcolor=figures.GREY, fontsize=8)
     return figures.svg(figure)
+
+
+def _values(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().flatten().cpu().numpy()

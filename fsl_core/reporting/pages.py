@@ -25,6 +25,6 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def _shown(value: Any) -> Any:
-    """A text with nothing hidden in it; figures are ours."""
+    """A text with nothing hidden in it. Markup is ours: it comes from templates and figures."""
     plain = isinstance(value, str) and not isinstance(value, Markup)
     return printable(value, lines=True) if plain else value

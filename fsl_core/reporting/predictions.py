@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fsl_core.predicting.predictor import AdaptedPredictor, Pictures
+from fsl_core.predicting.pictures import Pictures
+from fsl_core.predicting.predictor import AdaptedPredictor
+from fsl_core.reporting.mosaics import png
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.spreadsheets import CsvWriter
 
@@ -38,18 +39,19 @@ class Predictions:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right predictions, where the right classes are known."""
+        """Share of right predictions, if the right classes are known."""
         labels = self.pictures.labels
-        return labels and sum(map(str.__eq__, labels, self.predicted)) / len(labels)
+        if not labels:
+            return None
+        return sum(map(str.__eq__, labels, self.predicted)) / len(labels)
 
     def to_csv(self, raw: bool = False) -> str:
         """A row for each picture: file, predicted class, (right class,) and `p_<class>`s.
 
-        `p_<class>` is the probability of that class. Where unreadable pictures are skipped, a
-        column `note` follows, and after the others a row for each of them, with the reason there
-        and no prediction.
+        `p_<class>` is the probability of that class. If unreadable pictures are skipped, there is
+        a column `note`, and at the end a row for each of them, with the reason and no prediction.
 
-        raw: names as they are, even where a spreadsheet would compute them.
+        raw: names as they are, even if a spreadsheet would compute them.
         """
         pictures, classes = self.pictures, self.predictor.classes
         known = [[label] for label in pictures.labels or ()]
@@ -69,7 +71,10 @@ class Predictions:
         return table.getvalue()
 
     def write_html(self, path: Path) -> None:
-        """A page that fetches nothing: every picture as the model sees it, with its likeliest classes."""
+        """Write a page that fetches nothing.
+
+        It shows every picture as the model sees it, with its likeliest classes.
+        """
         write_page(
             path,
             "predictions.html",
@@ -88,9 +93,8 @@ class Predictions:
         ]
 
     def _row(self, i: int) -> dict[str, Any]:
-        ranked = sorted(
-            zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True), reverse=True
-        )
+        of_classes = zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True)
+        ranked = sorted(of_classes, reverse=True)
         label = self.pictures.labels[i] if self.pictures.labels else None
         return {
             "name": self.pictures.names[i],
@@ -107,6 +111,4 @@ def _thumbnail(image: Tensor) -> str:
     pixels = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return png(picture)

@@ -9,13 +9,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 import fsl_core as fsl
 
 AVERAGED_STEPS = 50
 SHOWN_AFTER, LINE_EVERY = 2.0, 10.0
-"""Seconds after which other work is shown, and between lines of it where there is no terminal."""
+"""Seconds after which other work is shown, and between lines of it if there is no terminal."""
 
 
 def _progress(console: Console) -> Progress:
@@ -36,7 +43,7 @@ class ProgressBar:
     def __init__(self, console: Console):
         self._console, self._bar = console, _progress(console)
         self._recent: deque[dict[str, float]] = deque(maxlen=AVERAGED_STEPS)
-        self._episodes = self._task = self._shown = 0
+        self._episodes, self._task, self._shown = 0, TaskID(0), 0.0
 
     @fsl.hookimpl
     def fsl_run_started(self, run: fsl.RunView) -> None:
@@ -95,7 +102,9 @@ def format_score(result: dict[str, Any]) -> str:
 
 
 class EvaluationBar:
-    """A bar over episodes: a context manager that gives what to call after each.
+    """A bar over episodes.
+
+    As a context manager it gives the function to call after each episode.
 
     what: the work that the bar names.
     """
@@ -103,7 +112,7 @@ class EvaluationBar:
     def __init__(self, console: Console, episodes: int, what: str = "evaluating"):
         self._bar, self._episodes, self._what = _progress(console), episodes, what
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[[], None]:
         self._bar.start()
         task = self._bar.add_task(self._what, total=self._episodes, status="")
         return lambda: self._bar.advance(task)
@@ -114,7 +123,7 @@ class EvaluationBar:
 
 @contextmanager
 def report_work(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """The reporter of `fsl_core.data.work`: a bar on stderr, or plain lines where it is a file."""
+    """The reporter of `fsl_core.data.work`: a bar on stderr, or plain lines if it is a file."""
     shown = _WorkBar(Console(stderr=True), what, total)
     try:
         yield shown.advance

@@ -12,9 +12,10 @@ from fsl_core.hooks.specs import hookimpl
 from fsl_core.reporting.figures import curve, histogram, inner_steps
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.pages import write_page
-from fsl_core.reporting.scores import judging_of
+from fsl_core.reporting.scores import judging_of, scores_after_steps
 from fsl_core.runs.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
 
+POINTS = "a point per outer step and its running mean"
 CONFLICT_CAPTIONS = {
     "gradient_cosine": "Cosine between the meta-gradients of the tasks",
     "gradient_conflict": "Conflict of the meta-gradients of the tasks",
@@ -38,14 +39,13 @@ def write_report(
 ) -> Path:
     """Write report.html of a finished run from the files of its directory; returns its path.
 
-    run: with the judged weights restored: its worst test episodes are predicted again and shown.
+    run: with the judged weights restored. Its worst test episodes are predicted again and shown.
     why_no_episodes: what the page says in their place, without a run.
     page: where to write, if not in the directory.
     """
     result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-    records = [
-        json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()
-    ]
+    metrics = (directory / METRICS).read_text(encoding="utf-8")
+    records = [json.loads(line) for line in metrics.splitlines()]
     with (directory / EPISODES).open(encoding="utf-8", newline="") as file:
         episodes = list(csv.DictReader(file))
     scores = [float(episode[result["metric"]]) for episode in episodes]
@@ -66,41 +66,23 @@ def write_report(
 def _plots(
     result: dict[str, Any], records: list[dict[str, Any]], scores: list[float]
 ) -> list[tuple[str, str]]:
-    """(caption, SVG) of each figure; the conflict of meta-gradients where it was recorded."""
+    """(caption, SVG) of each figure; the conflict of meta-gradients if the engine recorded it."""
     metric = result["metric"]
     training = [r for r in records if "split" not in r]
     validation = [r for r in records if r.get("split") == "validation"]
-    curves = [
-        (
-            "Loss of the training episodes, a point per outer step and its running mean",
-            curve(training, [], "loss"),
-        ),
-        (
-            f"{metric} of training episodes (running mean)"
-            + (" and of validation (points, 95 % interval)" if validation else ""),
-            curve(training, validation, metric),
-        ),
-    ]
-    figures = [
-        *(curves if training else ()),
-        (f"{metric} of each test episode", histogram(scores, metric)),
-    ]
-    steps = [
-        result[f"{metric}_after_{k}"] for k in range(len(result)) if f"{metric}_after_{k}" in result
-    ]
-    if steps:
-        figures.append(
-            (
-                f"Test {metric} before adaptation and after each inner step",
-                inner_steps(steps, metric),
-            )
-        )
+    figures = []
+    if training:
+        caption = f"Loss of the training episodes, {POINTS}"
+        figures.append((caption, curve(training, [], "loss")))
+        caption = f"{metric} of training episodes (running mean)"
+        if validation:
+            caption += " and of validation (points, 95 % interval)"
+        figures.append((caption, curve(training, validation, metric)))
+    figures.append((f"{metric} of each test episode", histogram(scores, metric)))
+    if steps := scores_after_steps(result):
+        caption = f"Test {metric} before adaptation and after each inner step"
+        figures.append((caption, inner_steps(steps, metric)))
     for key, caption in CONFLICT_CAPTIONS.items():
         if any(key in record for record in training):
-            figures.append(
-                (
-                    f"{caption}, a point per outer step and its running mean",
-                    curve(training, [], key),
-                )
-            )
+            figures.append((f"{caption}, {POINTS}", curve(training, [], key)))
     return figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,12 @@ THESE_RUNS = "intervals are over test episodes of these trained runs, not over t
 
 @dataclass(frozen=True)
 class Judging:
-    """What a score depends on beside the method. Scores that differ in it are not of one kind.
+    """What a score depends on besides the method. Scores that differ in it are not of one kind.
 
-    norm:         the normalisation policy.
+    norm: the normalisation policy.
     transductive: predictions depend on the other queries.
-    n_query:      of each class, or of a task without classes; None where it is not known.
-    classes:      whether tasks have classes.
+    n_query: of each class, or of a task without classes; None if it is not known.
+    classes: whether tasks have classes.
     """
 
     norm: str
@@ -79,16 +79,20 @@ def judged_unlike(judgings: Mapping[str, Judging]) -> list[str]:
     return [line for way in ways.values() if (line := _unlike(judgings, *way))]
 
 
-def _unlike(judgings: Mapping[str, Judging], key: Any, text: Any) -> str:
+def _unlike(
+    judgings: Mapping[str, Judging],
+    key: Callable[[Judging], Hashable],
+    text: Callable[[Judging], str],
+) -> str:
     groups: dict[Hashable, list[str]] = {}
     for name, judging in judgings.items():
         groups.setdefault(key(judging), []).append(name)
     if len(groups) < 2:
         return ""
-    told = [
-        f"{_names(names)} ({', '.join(sorted({text(judgings[name]) for name in names}))})"
-        for names in groups.values()
-    ]
+    told = []
+    for names in groups.values():
+        texts = sorted({text(judgings[name]) for name in names})
+        told.append(f"{_names(names)} ({', '.join(texts)})")
     return f"not judged alike: {'; '.join(told)}. Differences between them are due to this, too"
 
 
@@ -96,9 +100,19 @@ def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 3 else f"{len(names)} rows"
 
 
+def scores_after_steps(result: Mapping[str, Any]) -> list[float]:
+    """A result's score after 0, 1, ... inner steps; empty if it was not measured."""
+    key = f"{result['metric']}_after_"
+    return [result[f"{key}{k}"] for k in range(len(result)) if f"{key}{k}" in result]
+
+
 @dataclass(frozen=True)
 class RunScores:
-    """result: what result.json holds.    scores: (n_episodes,), in the order of the frozen episodes."""
+    """What a finished run scored.
+
+    result: what result.json holds.
+    scores: (n_episodes,), in the order of the frozen episodes.
+    """
 
     directory: Path
     result: dict[str, Any]
@@ -118,7 +132,10 @@ class RunScores:
 
 
 def read_scores(directory: Path) -> RunScores:
-    """Scores of a finished run. RunError where it is unfinished, or its table is not that of its result."""
+    """Scores of a finished run.
+
+    Raises RunError if it is unfinished, or if its table is not that of its result.
+    """
     if not is_file(directory / RESULT):
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
     result = read_result(directory)
@@ -131,9 +148,9 @@ def read_scores(directory: Path) -> RunScores:
         scores = np.array([float(row[metric]) for row in rows])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"{path}: no table of episodes with a column {metric}. {remedy}") from error
-    if len(scores) != result["episodes"] or not np.isclose(
-        scores.mean(), result[metric], rtol=1e-9, atol=1e-12
-    ):
+    mean = result[metric]  # of the table; a file may have been replaced or cut off
+    whole = len(scores) == result["episodes"]
+    if not whole or not np.isclose(scores.mean(), mean, rtol=1e-9, atol=1e-12):
         raise RunError(
             f"{path}: {len(scores)} episodes, whose mean is not that of {RESULT}. {remedy}"
         )

@@ -9,7 +9,9 @@ from typing import Any, TextIO
 
 from fsl_core.text import printable
 
-FORMULA = tuple("=+-@＝＋－＠")  # noqa: RUF001  a spreadsheet computes a cell that begins so
+FORMULA = tuple("=+-@＝＋－＠")  # noqa: RUF001
+"""A spreadsheet computes a cell that begins with one of these."""
+
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -19,7 +21,7 @@ class CsvWriter:
     A text that begins like a formula is preceded by an apostrophe, and control characters are
     written out. Numbers stay numbers.
 
-    raw: every text as it is, for programs that look for the very names.
+    raw: every text as it is, for programs that look for the names themselves.
     """
 
     def __init__(self, file: TextIO, raw: bool = False):

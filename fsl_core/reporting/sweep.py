@@ -1,10 +1,10 @@
-"""The figures of a sweep: one table over seeds, paired differences against the baseline, mean ranks."""
+"""What a sweep found: a table over seeds, paired differences from the baseline, mean ranks."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,8 +32,8 @@ TIMES = ("adaptation_seconds", "training_seconds")
 JUDGING = ("norm", "transductive", "n_query")
 MEASURED = ("interval", "seed_sd", "seeds", "rank", *JUDGING, *TIMES, "episode_set")
 FAILURES = ("failed", "error")
-DIFFERENCE = ("minus", "difference", "interval", "p", "p_holm", "wins", "ties", "losses")
-DIFFERENCE += ("episodes", "seeds")
+OUTCOMES = ("wins", "ties", "losses")
+DIFFERENCE = ("minus", "difference", "interval", "p", "p_holm", *OUTCOMES, "episodes", "seeds")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RowResult:
     """A row with its finished runs, by seed.
 
     failed: (run, reason) of those that are not.
-    rank:   of the mean score within its setting, 1 for the best; None where no run has finished.
+    rank: of the mean score within its setting, 1 for the best; None if no run has finished.
     """
 
     row: Row
@@ -59,13 +59,16 @@ class RowResult:
 
     @property
     def judging(self) -> Judging | None:
-        """How its runs were judged; None where none has finished."""
+        """How its runs were judged; None if none has finished."""
         return next((run.judging for run in self.runs.values()), None)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """p_holm: adjusted for all differences of the sweep."""
+    """A row compared with its baseline.
+
+    p_holm: adjusted for all differences of the sweep.
+    """
 
     row: Row
     baseline: Row
@@ -122,40 +125,35 @@ class SweepResult:
 
     def _block(self, data: str, seed: str) -> dict[str, float]:
         """The score of each row that has this seed in every setting of this data set."""
-        runs: dict[str, list[RunScores | None]] = {}
+        items: dict[str, list[RowResult]] = {}
         for item in self.rows:
             if item.row.data == data:
-                title = self.plan.row_title(item.row)
-                runs.setdefault(title, []).append(item.runs.get(seed))
-        settings = max(map(len, runs.values()))
-        return {
-            title: fmean(float(run.scores.mean()) for run in found)
-            for title, found in runs.items()
-            if None not in found and len(found) == settings
-        }
+                items.setdefault(self.plan.row_title(item.row), []).append(item)
+        settings = max(map(len, items.values()))
+        scores = {}
+        for title, found in items.items():
+            runs = [item.runs[seed] for item in found if seed in item.runs]
+            if len(runs) == settings:
+                scores[title] = fmean(float(run.scores.mean()) for run in runs)
+        return scores
 
     def told_once(self) -> list[str]:
         """Lines to read before the table: what holds for all rows, and what keeps some apart."""
         judgings = list(self.judgings().values())
-        shared = [
-            text
-            for text in (
-                _only({judging.norm_in_full for judging in judgings}),
-                _only({judging.queries_in_full for judging in judgings}),
-            )
-            if text
-        ]
+        norm = _only({judging.norm_in_full for judging in judgings})
+        queries = _only({judging.queries_in_full for judging in judgings})
+        shared = [text for text in (norm, queries) if text]
         more = "; sd over seeds shows what other trainings give"
         seeds = max((len(item.runs) for item in self.rows), default=0)
         interval = f"one seed: {THESE_RUNS}" if seeds == 1 else f"{THESE_RUNS}{more}"
-        return ["; ".join(shared), interval, *judged_unlike(self.judgings())][not shared :]
+        in_common = ["; ".join(shared)] if shared else []
+        return [*in_common, interval, *judged_unlike(self.judgings())]
 
     def telling_columns(self) -> list[str]:
         """Columns about judging in which rows differ."""
         judgings = list(self.judgings().values())
-        norms, queries = (
-            {getattr(j, key) for j in judgings} for key in ("norm_in_full", "n_query")
-        )
+        norms = {judging.norm_in_full for judging in judgings}
+        queries = {judging.n_query for judging in judgings}
         return [name for name, found in (("norm", norms), ("n_query", queries)) if len(found) > 1]
 
     def ranks_told(self) -> str:
@@ -164,9 +162,8 @@ class SweepResult:
             titles, found = self.ranking()
         except ValueError as error:
             return f"mean ranks left out: {error}"
-        each = (
-            f"{title} {rank:.2f}" for rank, title in sorted(zip(found.ranks, titles, strict=True))
-        )
+        best_first = sorted(zip(found.ranks, titles, strict=True))
+        each = (f"{title} {rank:.2f}" for rank, title in best_first)
         return (
             f"mean ranks over {found.blocks} blocks (Friedman: p = {found.p:.2g}; critical "
             f"difference {found.critical_difference:.2f}): {', '.join(each)}"
@@ -182,28 +179,37 @@ def _counted(things: Sequence[Any] | Mapping[Any, Any], word: str) -> str:
 
 
 def collect(plan: Plan, jobs: Sequence[Job]) -> SweepResult:
-    """Read what the finished runs of a sweep have scored. RunError where runs of one row were not judged on the same episodes."""
+    """Read what the finished runs of a sweep have scored.
+
+    Raises RunError if runs of one row were not judged on the same episodes.
+    """
     by_cell = {job.cell.digest: job for job in jobs}
     results = [_row_result(row, [by_cell[cell.digest] for cell in row.cells]) for row in plan.rows]
     _hold_episodes(results)
     metric = next((run.metric for result in results for run in result.runs.values()), "accuracy")
-    ranked: list[RowResult] = list(results)
-    for setting in {row.setting for row in plan.rows}:
-        members = [
-            i for i, result in enumerate(results) if result.row.setting == setting and result.runs
-        ]
-        found = (
-            ranks(np.array([round(results[i].score, 12) for i in members]), metric != "mse")
-            if members
-            else []
-        )
-        for i, rank in zip(members, found, strict=True):
-            ranked[i] = RowResult(results[i].row, results[i].runs, results[i].failed, float(rank))
-    return SweepResult(plan, metric, tuple(ranked), tuple(_differences(results, metric != "mse")))
+    better = metric != "mse"
+    ranked = _ranked(results, better)
+    return SweepResult(plan, metric, tuple(ranked), tuple(_differences(results, better)))
+
+
+def _ranked(results: Sequence[RowResult], higher_is_better: bool) -> list[RowResult]:
+    """The rows with their ranks, each among those of its setting."""
+    settings: dict[int, list[int]] = {}
+    for i, result in enumerate(results):
+        if result.runs:
+            settings.setdefault(result.row.setting, []).append(i)
+    ranked = list(results)
+    for members in settings.values():
+        # Means of equal scores may differ in their last bits, and equal rows share a rank.
+        scores = np.array([round(results[i].score, 12) for i in members])
+        for i, rank in zip(members, ranks(scores, higher_is_better), strict=True):
+            ranked[i] = replace(results[i], rank=float(rank))
+    return ranked
 
 
 def _row_result(row: Row, jobs: list[Job]) -> RowResult:
-    runs, failed = {}, []
+    runs: dict[str, RunScores] = {}
+    failed: list[tuple[str, str]] = []
     for job in jobs:
         seed = str(job.cell.recipe.sections.seed)
         try:
@@ -221,32 +227,25 @@ def _hold_episodes(results: Sequence[RowResult]) -> None:
     for result in results:
         for run in result.runs.values():
             other = first.setdefault(result.row.setting, run)
-            if run.result["episode_set"] != other.result["episode_set"]:
+            own, known = run.result["episode_set"], other.result["episode_set"]
+            if own != known:
                 raise RunError(
-                    f"{run.directory}: episode set {run.result['episode_set']}, but {other.directory} has "
-                    f"{other.result['episode_set']}: the data has changed. Delete one of them and run the sweep again"
+                    f"{run.directory}: episode set {own}, but {other.directory} has {known}: the "
+                    "data has changed. Delete one of them and run the sweep again"
                 )
 
 
 def _differences(results: Sequence[RowResult], higher_is_better: bool) -> list[Difference]:
-    pairs = []
+    found = []
     for result in results:
         other = results[result.row.baseline]
         seeds = tuple(seed for seed in result.runs if seed in other.runs)
         if result is not other and seeds:
-            pairs.append(
-                (
-                    result,
-                    other,
-                    seeds,
-                    paired_difference(other.scores(seeds), result.scores(seeds), higher_is_better),
-                )
-            )
-    adjusted = holm([paired.p for *_, paired in pairs])
-    return [
-        Difference(a.row, b.row, seeds, paired, p)
-        for (a, b, seeds, paired), p in zip(pairs, adjusted, strict=True)
-    ]
+            scores = other.scores(seeds), result.scores(seeds)
+            paired = paired_difference(*scores, higher_is_better)
+            found.append(Difference(result.row, other.row, seeds, paired, paired.p))
+    adjusted = holm([difference.paired.p for difference in found])
+    return [replace(one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]
 
 
 def column(axis: str) -> str:
@@ -311,7 +310,7 @@ def difference_table(result: SweepResult) -> list[dict[str, Any]]:
 def write_tables(result: SweepResult, directory: Path, raw: bool = False) -> None:
     """Write sweep.csv and differences.csv.
 
-    raw: names as they are, even where a spreadsheet would compute them.
+    raw: names as they are, even if a spreadsheet would compute them.
     """
     labels = [column(axis) for axis in result.plan.rows[0].labels]
     columns = [*labels, result.metric, *MEASURED, *FAILURES]

@@ -22,31 +22,15 @@ def write_sweep_report(
     recipe: Path,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Write the page of a sweep beside its `runs/`; returns its path. overrides: what `-s` changed of the recipe."""
+    """Write the page of a sweep beside its `runs/`; returns its path.
+
+    overrides: what `-s` changed of the recipe.
+    """
+    finished = [job for job in jobs if job.state == "finished"]
+    links = {job.cell.title: f"runs/{job.directory.name}/report.html" for job in finished}
     plan = result.plan
-    settings = list(dict.fromkeys(row.setting for row in plan.rows))
-    rows, differences = table(result), difference_table(result)
-    links = {
-        job.cell.title: f"runs/{job.directory.name}/report.html"
-        for job in jobs
-        if job.state == "finished"
-    }
-    sections = []
-    for setting in settings:
-        own = [i for i, row in enumerate(plan.rows) if row.setting == setting]
-        sections.append(
-            {
-                "title": plan.setting_title(setting),
-                "rows": [_shown(rows[i], result.rows[i], links) for i in own],
-                "differences": [
-                    d
-                    for d, of in zip(differences, result.differences, strict=True)
-                    if of.row.setting == setting
-                ],
-                "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
-                "maps": _heat_maps(result, setting),
-            }
-        )
+    settings = dict.fromkeys(row.setting for row in plan.rows)
+    changed = [f"# -s {override}" for override in overrides]
     return write_page(
         path,
         "sweep.html",
@@ -55,19 +39,28 @@ def write_sweep_report(
         axes=[column(axis) for axis in plan.varying],
         told_once=result.told_once(),
         telling=result.telling_columns(),
-        sections=sections,
+        sections=[_section(result, setting, links) for setting in settings],
         ranking=_ranking(result),
         failed=[
             (job.cell.title, job.error or job.state) for job in jobs if job.state != "finished"
         ],
         runs=len(jobs),
-        recipe="\n".join(
-            [
-                recipe.read_text(encoding="utf-8").rstrip(),
-                *(f"# -s {override}" for override in overrides),
-            ]
-        ),
+        recipe="\n".join([recipe.read_text(encoding="utf-8").rstrip(), *changed]),
     )
+
+
+def _section(result: SweepResult, setting: int, links: dict[str, str]) -> dict[str, Any]:
+    """What the page says about the rows of one setting."""
+    plan, rows = result.plan, table(result)
+    own = [i for i, row in enumerate(plan.rows) if row.setting == setting]
+    pairs = zip(difference_table(result), result.differences, strict=True)
+    return {
+        "title": plan.setting_title(setting),
+        "rows": [_shown(rows[i], result.rows[i], links) for i in own],
+        "differences": [told for told, of in pairs if of.row.setting == setting],
+        "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
+        "maps": _heat_maps(result, setting),
+    }
 
 
 def _shown(row: dict[str, Any], item: RowResult, links: dict[str, str]) -> dict[str, Any]:
@@ -82,16 +75,18 @@ def _links(item: RowResult, links: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _heat_maps(result: SweepResult, setting: int) -> list[tuple[str, str]]:
-    """(caption, SVG) for the first two axes, adapters and weightings where they are such, one for each value of the others."""
+    """(caption, SVG) for two axes, one for each value of the others.
+
+    Those of adapters and of weightings come first, if rows differ in them.
+    """
     first = [axis for axis in ("adapter", "outer.weighting") if axis in result.plan.varying]
     axes = [*first, *(axis for axis in result.plan.varying if axis not in first)]
     if len(axes) < 2:
         return []
     groups: dict[tuple[str, ...], list[RowResult]] = {}
     for item in result.of_setting(setting):
-        groups.setdefault(tuple(f"{axis} {item.row.labels[axis]}" for axis in axes[2:]), []).append(
-            item
-        )
+        others = tuple(f"{axis} {item.row.labels[axis]}" for axis in axes[2:])
+        groups.setdefault(others, []).append(item)
     better = "higher" if result.higher_is_better else "lower"
     caption = f"{result.metric} over seeds, {axes[0]} by {axes[1]}; light is better ({better})"
     return [
@@ -101,20 +96,19 @@ def _heat_maps(result: SweepResult, setting: int) -> list[tuple[str, str]]:
 
 
 def _heat_map(result: SweepResult, items: list[RowResult], axes: list[str]) -> str:
-    rows, columns = (
-        list(dict.fromkeys(item.row.labels[axis] for item in items)) for axis in axes[:2]
-    )
+    of_row, of_column = axes[:2]
+    rows = list(dict.fromkeys(item.row.labels[of_row] for item in items))
+    columns = list(dict.fromkeys(item.row.labels[of_column] for item in items))
     values = np.full((len(rows), len(columns)), np.nan)
     for item in items:
         if item.runs:
-            values[
-                rows.index(item.row.labels[axes[0]]), columns.index(item.row.labels[axes[1]])
-            ] = item.score
+            i, j = rows.index(item.row.labels[of_row]), columns.index(item.row.labels[of_column])
+            values[i, j] = item.score
     return figures.heat_map(values, rows, columns, result.higher_is_better)
 
 
 def _ranking(result: SweepResult) -> dict[str, Any]:
-    """The line about mean ranks, and their figure where Friedman's test finds a difference."""
+    """The line about mean ranks, and their figure if Friedman's test finds a difference."""
     ranking: dict[str, Any] = {"told": result.ranks_told()}
     try:
         titles, found = result.ranking()

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fsl_core.data.folders import PassedOver, counted, nfc, shown
+from fsl_core.data.folders import PassedOver, counted, nfc
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.errors import DataError
 from fsl_core.runs.files import DATA, Record, Whole, is_file, read_json, write_atomically
+from fsl_core.text import printable
 
 
 class _Split(Record):
@@ -140,7 +141,7 @@ def _difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    ordered = [shown(name) for name in sorted(names)]
+    ordered = [printable(name) for name in sorted(names)]
     more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
     return f"class{'es' if len(ordered) > 1 else ''} {', '.join(ordered[:NAMED])}{more}"
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from fsl_core.data.folders import shown
 from fsl_core.errors import RunError
 from fsl_core.files.writing import write_file
+from fsl_core.text import printable
 
 RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
@@ -123,7 +123,7 @@ def refuse_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise RunError(f"{shown(path)}: a name that is not UTF-8. Another name") from error
+        raise RunError(f"{printable(path)}: a name that is not UTF-8. Another name") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

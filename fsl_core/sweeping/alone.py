@@ -17,6 +17,8 @@ from fsl_core.sweeping.server import PATIENCE
 
 
 def main(program_name: str, arguments: list[str]) -> None:
+    # The pipe from the sweep moves to a number of its own, and standard input becomes empty: a
+    # library that reads standard input must neither wait nor take what says that the sweep ended.
     parent = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -26,11 +28,12 @@ def main(program_name: str, arguments: list[str]) -> None:
 
 
 def _end_with(parent: int) -> None:
+    """Wait for the end of the sweep. SIGTERM lets the run write a checkpoint first."""
     while os.read(parent, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE)
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread alone
 
 
 if __name__ == "__main__":

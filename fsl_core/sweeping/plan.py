@@ -1,4 +1,4 @@
-"""What a sweep will run, which of it may be compared, and whether all of it is legal, before anything runs."""
+"""What a sweep will run: which rows may be compared, and whether every combination is legal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LOCATIONS = ("root", "path", "file")
 class Row:
     """A line of the table: one combination over its seeds.
 
-    setting:  rows of one setting are judged on the same test episodes.
-    data:     the data set of these episodes; several settings may share it.
+    setting: rows of one setting are judged on the same test episodes.
+    data: the data set of these episodes; several settings may share it.
     baseline: position in the plan of the row that this one is compared with.
     """
 
@@ -31,7 +31,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """varying: axes that tell rows of one setting apart.    setting_axes: axes that tell settings apart."""
+    """All rows of a sweep.
+
+    varying: axes that tell rows of one setting apart.
+    setting_axes: axes that tell settings apart.
+    """
 
     matrix: Matrix
     rows: tuple[Row, ...]
@@ -51,41 +55,38 @@ class Plan:
 
 
 def plan_sweep(matrix: Matrix, with_data: bool = True) -> Plan:
-    """Build every combination once and put them in rows. RecipeError or DataError lists every reason for which one is refused.
+    """Build every combination once and put them in rows.
 
-    with_data: look whether the data can give the episodes, too.
+    with_data: check as well that the data can give the episodes.
+    Raises RecipeError or DataError with every reason to refuse a combination.
     """
-    settings = _build_all(matrix, with_data)
-    numbers = {key: n for n, key in enumerate(dict.fromkeys(settings))}
+    found = _build_all(matrix, with_data)
+    numbers = {key: n for n, key in enumerate(dict.fromkeys(found))}
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, cell in enumerate(matrix.cells):
-        groups.setdefault(
-            tuple(label for axis, label in cell.labels.items() if axis != SEED), []
-        ).append(i)
-    members = [
-        (tuple(matrix.cells[i] for i in group), numbers[settings[group[0]]])
-        for group in groups.values()
-    ]
-    labels = [
-        {axis: label for axis, label in cells[0].labels.items() if axis != SEED}
-        for cells, _ in members
-    ]
-    baselines = _baselines(matrix, labels, [setting for _, setting in members])
+        groups.setdefault(tuple(_labels(cell).values()), []).append(i)
+    cells = [tuple(matrix.cells[i] for i in group) for group in groups.values()]
+    settings = [numbers[found[group[0]]] for group in groups.values()]
+    labels = [_labels(own[0]) for own in cells]
+    baselines = _baselines(matrix, labels, settings)
     rows = [
-        Row(own, cells, setting, _data_set(cells[0]), baselines[setting])
-        for own, (cells, setting) in zip(labels, members, strict=True)
+        Row(told, own, setting, _data_set(own[0]), baselines[setting])
+        for told, own, setting in zip(labels, cells, settings, strict=True)
     ]
     varying, telling = _axes_that_tell(matrix, rows)
     return Plan(matrix, tuple(rows), varying, telling)
 
 
+def _labels(cell: Cell) -> dict[str, str]:
+    """What tells a cell's row: all its labels but that of the seed."""
+    return {axis: label for axis, label in cell.labels.items() if axis != SEED}
+
+
 def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
     """The setting of every cell; cells of one setting have the same test episodes."""
-    refused, absent, looked_at = (
-        FaultsOfCells(len(matrix.cells)),
-        FaultsOfCells(len(matrix.cells)),
-        set(),
-    )
+    count = len(matrix.cells)
+    refused, absent = FaultsOfCells(count), FaultsOfCells(count)
+    looked_at: set[Hashable] = set()
     settings: list[Hashable] = []
     for cell in matrix.cells:
         try:
@@ -111,12 +112,9 @@ def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
 
 
 def _setting(cell: Cell, experiment: Experiment) -> Hashable:
-    resolved = cell.recipe.resolved()
-    pool = {
-        key: value
-        for key, value in resolved["episodes"].items()
-        if key not in ("n_way", "n_shot", "n_query")
-    }
+    episodes = cell.recipe.resolved()["episodes"]
+    sizes = ("n_way", "n_shot", "n_query")  # test_task says what these come to
+    pool = {key: value for key, value in episodes.items() if key not in sizes}
     judged = cell.recipe.sections.evaluate
     return json.dumps(pool, sort_keys=True), experiment.test_task, judged.seed, judged.episodes
 
@@ -135,32 +133,29 @@ def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]
     found: dict[int, int] = {}
     for setting in dict.fromkeys(settings):
         rows = [i for i, own in enumerate(settings) if own == setting]
-        selected = [
-            i
-            for i in rows
-            if matrix.selects(matrix.baseline, {**matrix.cells[0].labels, **labels[i]})
-        ]
+        every_axis = matrix.cells[0].labels  # the seed's as well, which rows do not have
+        selected = [i for i in rows if matrix.selects(matrix.baseline, {**every_axis, **labels[i]})]
         if matrix.baseline and len(selected) != 1:
             where = matrix.document.where(("matrix", "baseline"))
             told = ", ".join(title(*item) for item in labels[rows[0]].items())
             raise RecipeError(
-                f"{where}: selects {len(selected)} rows of those judged on the same episodes as ({told}). "
-                "One value on each axis, and no excluded combination"
+                f"{where}: selects {len(selected)} rows of those judged on the same episodes as "
+                f"({told}). One value on each axis, and no excluded combination"
             )
         found[setting] = selected[0] if matrix.baseline else rows[0]
     return found
 
 
 def _axes_that_tell(matrix: Matrix, rows: list[Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Axes that differ within a setting, and those that differ between settings alone."""
     axes = [axis.name for axis in matrix.axes if axis.name != SEED]
-    labels = {axis: {row.setting: set() for row in rows} for axis in axes}
-    for row in rows:
-        for axis in axes:
-            labels[axis][row.setting].add(row.labels[axis])
-    within = tuple(axis for axis in axes if any(len(found) > 1 for found in labels[axis].values()))
-    between = tuple(
-        axis
-        for axis in axes
-        if axis not in within and len({frozenset(f) for f in labels[axis].values()}) > 1
-    )
-    return within or tuple(axes), between
+    within, between = [], []
+    for axis in axes:
+        labels: dict[int, set[str]] = {}  # that rows of a setting have on this axis
+        for row in rows:
+            labels.setdefault(row.setting, set()).add(row.labels[axis])
+        if any(len(found) > 1 for found in labels.values()):
+            within.append(axis)
+        elif len({frozenset(found) for found in labels.values()}) > 1:
+            between.append(axis)
+    return tuple(within or axes), tuple(between)

@@ -1,4 +1,4 @@
-"""Starts the processes of a sweep: forked from a server where that is safe, else each by itself."""
+"""Starts the processes of a sweep: forked from a server if that is safe, else each by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from fsl_core.sweeping.server import PATIENCE
 
@@ -80,8 +80,9 @@ class _Alone:
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which stops the others
             )
+        self._input = _opened(self._process.stdin)
 
     def poll(self) -> int | None:
         code = self._process.poll()
@@ -90,7 +91,7 @@ class _Alone:
         return code
 
     def end(self) -> None:
-        self._process.stdin.close()
+        self._input.close()
 
     def wait(self, seconds: float) -> None:
         _wait_or_kill(self._process, seconds)
@@ -110,17 +111,19 @@ class _Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which stops the server
         )
+        self._orders = _opened(self._process.stdin)
+        self._answers = _opened(self._process.stdout)
         self._started, self._received = 0, b""
         self._codes: dict[str, int] = {}
         self.ended = False
         try:
-            self.refusal = _refusal(self._process.stdout.readline())
-        except BaseException:
+            self.refusal = _refusal(self._answers.readline())
+        except BaseException:  # Ctrl-C while it loads: nobody else would close it
             self.close()
             raise
-        os.set_blocking(self._process.stdout.fileno(), False)
+        os.set_blocking(self._answers.fileno(), False)  # the sweep looks in, and does not wait
         if self.refusal:
             self.close()
 
@@ -138,18 +141,18 @@ class _Server:
 
     def _order(self, **order: object) -> None:
         try:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
+            self._orders.write(json.dumps(order).encode() + b"\n")
+            self._orders.flush()
         except BrokenPipeError:
             self.ended = True
 
     def _listen(self) -> None:
         while not self.ended:
             try:
-                read = os.read(self._process.stdout.fileno(), 65536)
+                read = os.read(self._answers.fileno(), 65536)
             except BlockingIOError:
                 return
-            self.ended = not read
+            self.ended = not read  # nothing to read, and not blocked: the other end is closed
             *lines, self._received = (self._received + read).split(b"\n")
             for answer in map(json.loads, lines):
                 self._codes[answer["ended"]] = answer["code"]
@@ -157,9 +160,10 @@ class _Server:
     def close(self) -> None:
         self.ended = True
         with suppress(BrokenPipeError):  # an order that it did not live to read
-            self._process.stdin.close()
+            self._orders.close()
+        # The server ends its processes in PATIENCE seconds, and kills the others.
         _wait_or_kill(self._process, 2 * PATIENCE)
-        self._process.stdout.close()
+        self._answers.close()
 
 
 class _Forked:
@@ -170,7 +174,14 @@ class _Forked:
         return self._server.code(self.key)
 
 
+def _opened(end: IO[bytes] | None) -> IO[bytes]:
+    """This end of a pipe, which is there because it was asked for."""
+    assert end is not None
+    return end
+
+
 def _refusal(answer: bytes) -> str:
+    """The server's reason not to fork, from the first line that it says; "" if it is ready."""
     if not answer:
         return "the process to fork from has ended while it loaded"
     return json.loads(answer).get("refused", "")

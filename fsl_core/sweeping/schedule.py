@@ -29,9 +29,9 @@ POLLED_EVERY = 0.05
 class Job:
     """One cell and its run directory.
 
-    state: `elsewhere`: another process works on this run, and is waited for.
+    state: `elsewhere` means that another process works on this run, and is waited for.
     error: why a run failed, in the last line that it wrote.
-    seconds: that this process has spent on it.
+    seconds: how long this process has worked on it.
     """
 
     cell: Cell
@@ -85,13 +85,18 @@ def last_step(metrics: Path) -> int:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return 0
-    return next(
-        (record["step"] for line in reversed(lines) if "step" in (record := parse_record(line))), 0
-    )
+    for line in reversed(lines):  # the last one may be half written
+        record = parse_record(line)
+        if "step" in record:
+            return record["step"]
+    return 0
 
 
 def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
-    """A job for each cell. Its directory is found by the digest of the recipe, however the cell was titled when it began."""
+    """A job for each cell.
+
+    Its directory is found by the digest of the recipe, whatever the cell's title was when it began.
+    """
     jobs = []
     for cell in cells:
         existing = sorted(runs.glob(f"*-{cell.digest}"))
@@ -102,12 +107,14 @@ def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
 
 
 def threads_of(workers: int) -> int:
-    """Threads for each of so many processes: OMP_NUM_THREADS where it is set, or an equal share of the cores."""
+    """Threads for each of this many processes: OMP_NUM_THREADS, or an equal share of the cores."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return int(told) if told.isdigit() and int(told) else max(1, cores // workers)
+    if told.isdigit() and int(told):
+        return int(told)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # those that this process may use, as in a container
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // workers)
 
 
 @contextmanager
@@ -132,7 +139,7 @@ def run_jobs(
     What another sweep works on is waited for. Interrupted, it stops the processes it has started.
 
     prepare: makes the run directory of a cell that has none, so that `fsl resume` begins it.
-    processes: starts them. It is closed at the end.
+    processes: starts the processes. It is closed at the end.
     options: further arguments of `fsl resume`.
     on_change: called several times a second.
     """
@@ -148,7 +155,7 @@ def run_jobs(
             on_change()
             time.sleep(POLLED_EVERY)
     finally:
-        processes.close()
+        processes.close()  # before the claims go: another sweep must not take up what still runs
         for job in jobs:
             job.release()
             if job.state == "running":
@@ -167,7 +174,7 @@ def _begin(
             job.state = "finished"
         else:
             prepare(job)
-            open_to_fill(job.directory / OUTPUT).close()  # refuses a symlink that came with it
+            open_to_fill(job.directory / OUTPUT).close()  # refuses a link that came with it
             arguments = ["resume", str(job.directory), *options]
             job._process = processes.start(arguments, job.directory / OUTPUT)
             job.state, job._started = "running", time.monotonic()
@@ -186,6 +193,7 @@ def _failing(job: Job) -> Iterator[None]:
 
 def _look_after(job: Job) -> None:
     job.seconds = time.monotonic() - job._started
+    assert job._process is not None  # a running job has one
     code = job._process.poll()
     if code is None:
         return
@@ -201,7 +209,8 @@ def _look_after(job: Job) -> None:
 
 def _last_words(job: Job, code: int) -> str:
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}. More memory or fewer --jobs, if nobody stopped it"
+        name = signal.Signals(-code).name
+        return f"ended by {name}. More memory or fewer --jobs, if nobody stopped it"
     try:
         text = (job.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
     except OSError:

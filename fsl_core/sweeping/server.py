@@ -33,20 +33,26 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 PATIENCE = 20.0
-"""Seconds that a process has to end in by itself, as to write a checkpoint, before it is killed."""
+"""Seconds for a process to end by itself, with a checkpoint written, before it is killed."""
+
 _PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: which signal a process gets when its parent has ended."""
 
 
 def main(program_name: str, options: list[str]) -> None:
+    # Orders and answers move to numbers of their own. What a library reads or prints while it is
+    # imported then touches neither.
     orders, answers = os.dup(0), os.dup(1)
     _point(0, os.devnull, os.O_RDONLY)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)
     program = import_module(program_name)
     if reason := program.preload(options) or _threads_left():
         _tell(answers, refused=reason)
         return
     gc.collect()
-    gc.freeze()  # a collection in a forked process then leaves shared memory shared
+    # Forked processes share this one's memory until somebody writes to it, and a collection
+    # writes to every object that it looks at. It does not look at frozen ones.
+    gc.freeze()
     arguments = _Server(orders, answers).serve()
     if arguments is not None:
         _end(_run(program, arguments))
@@ -73,28 +79,34 @@ def _end(code: int) -> NoReturn:
     To take them apart touches all the memory that is shared with the server, and so copies it:
     a third of the time of a small run.
     """
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python's own end
     with suppress(Exception):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a full disk, or closed: then nothing is left to write
+        with suppress(OSError, ValueError):  # the disk is full, or the stream is closed
             stream.flush()
     os._exit(code & 0xFF)
 
 
 class _Server:
-    """children: process number to key."""
+    """Reads orders, forks, and tells when a forked process has ended.
+
+    All of it happens in one thread, because a process with threads must not fork.
+    """
 
     def __init__(self, orders: int, answers: int):
         self._orders, self._answers = orders, answers
-        self._children: dict[int, str] = {}
+        self._children: dict[int, str] = {}  # process number to key
+        # A child may end between two looks. Python writes a byte to this pipe at each SIGCHLD, so
+        # one call of select waits for orders and ends together and misses none.
         self._woken, self._waker = os.pipe()
         for end in (self._woken, self._waker):
             os.set_blocking(end, False)
 
     def serve(self) -> list[str] | None:
         """The arguments, in a process that was forked; None here, once all is done."""
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # only so that the line below takes effect
+        # By default SIGCHLD is ignored and wakes nobody. Any handler makes the next line work.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker)
         _tell(self._answers, ready=True)
         received = b""
@@ -106,7 +118,8 @@ class _Server:
             if self._orders in ready:
                 read = os.read(self._orders, 65536)
                 if not read:
-                    return self._end_all()
+                    self._end_all()
+                    return None
                 *lines, received = (received + read).split(b"\n")
                 for line in lines:
                     order = json.loads(line)
@@ -119,8 +132,12 @@ class _Server:
         if number := os.fork():
             self._children[number] = order["start"]
             return False
-        _die_with(parent)
-        os.setsid()  # Ctrl-C in the terminal reaches the sweep alone, which then stops the others
+        _die_with(parent)  # first: until then nothing ends this process if the server is killed
+        # A process group of its own: Ctrl-C in the terminal reaches the sweep alone, which then
+        # stops the others.
+        os.setsid()
+        # The server's ends of the pipes must close here as well. Otherwise this process would
+        # hold them open, and nobody would see the server's end.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in (self._orders, self._answers, self._woken, self._waker):
@@ -130,6 +147,7 @@ class _Server:
         return True
 
     def _reap(self) -> None:
+        """Tell of every child that has ended: signals of several may have arrived as one."""
         while self._children:
             number, status = os.waitpid(-1, os.WNOHANG)
             if not number:
@@ -139,6 +157,7 @@ class _Server:
                 _tell(self._answers, ended=key, code=code)
 
     def _end_all(self) -> None:
+        """Ask all children to end, wait, and then kill those that did not."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for child in self._children:
                 os.kill(child, number)
@@ -162,14 +181,16 @@ def _point(descriptor: int, path: str, flags: int) -> None:
 def _die_with(parent: int) -> None:
     """Have the kernel kill this process when the server has ended, even by SIGKILL."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had ended before
+    if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(1)
 
 
 def _threads_left() -> str:
-    """Why forking is not safe: a forked process has no other thread, and the locks of all of them.
+    """Why forking is not safe, or "".
 
-    The libraries of linear algebra end their own threads before a fork, so one is tried.
+    A forked process has one thread, and the locks that all threads held at that moment: one of
+    them may never open. The libraries of linear algebra end their own threads before a fork, so
+    one fork is made before the threads are counted.
     """
     if not (number := os.fork()):
         os._exit(0)

@@ -1,4 +1,6 @@
-"""The conformance kit: pytest classes that tell the author of an adapter, weighting, backbone or episodes whether it is right.
+"""The conformance kit: pytest classes that tell whether a component is right.
+
+There is one for adapters, weightings, backbones and episodes.
 
     from fsl_centroid import NearestCentroid
     from fsl_core.testing import AdapterContract
@@ -8,8 +10,10 @@
         def make(self, task):
             return NearestCentroid(task)
 
-What is installed is checked without a test: `pytest --fsl-adapter nearest-centroid`. Most checks run in float64 on episodes
-and backbones of a few hundred numbers. Needs pytest: `pip install fsl-core[testing]`.
+What is installed is checked without a test: `pytest --fsl-adapter nearest-centroid`. Most checks
+run in float64 on episodes and backbones of a few hundred numbers.
+
+Needs pytest: `pip install fsl-core[testing]`.
 """
 
 from importlib import import_module
@@ -62,7 +66,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Names are imported when first used: pytest loads the plugin of this package in every project, without torch."""
+    """Names are imported when first used.
+
+    pytest loads the plugin of this package in every project, and must not wait for torch there.
+    """
     if name not in _HOME:
         raise AttributeError(f"module 'fsl_core.testing' has no attribute {name!r}")
     return getattr(import_module(f"fsl_core.testing.{_HOME[name]}"), name)

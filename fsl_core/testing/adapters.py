@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from types import ModuleType
@@ -28,17 +28,23 @@ KINDS: tuple[Kind, ...] = ("classification", "regression")
 
 
 class AdapterContract(checks.Contract):
-    """Inherit as `class TestMine(AdapterContract)`, write `make`, and state the claims that differ from the defaults.
+    """Inherit as `class TestMine(AdapterContract)` and write `make`.
 
-    kinds:             the tasks it is for.
-    label_equivariant: permuting the labels of the classes permutes the logits. With a learned head, permute its rows in
-                       `permute_classes`, or claim it not.
-    any_row_order:     the rows of the support set may come in any order; if False, only those of one class may.
-    without_gradient:  shell patterns of parameters that get no meta-gradient, `adapter.head.*`; measured as well.
-    adapts_frozen:     a task changes weights of the backbone that require no gradient, as an option says.
+    State the claims that differ from the defaults:
 
-    The claims of the adapter itself, `vectorizable`, `transductive` and `order`, are measured too. Parameters are moved
-    off zeros before each check, so that a zero-initialised layer hides nothing behind it.
+    kinds: the tasks it is for.
+    label_equivariant: permuting the labels of the classes permutes the logits. With a learned
+        head, permute its rows in `permute_classes`, or set this to False.
+    any_row_order: the rows of the support set may come in any order; if False, only those of one
+        class may.
+    without_gradient: shell patterns of parameters that get no meta-gradient, such as
+        `adapter.head.*`; measured as well.
+    adapts_frozen: a task changes weights of the backbone that require no gradient, as an option
+        says.
+
+    The claims of the adapter itself, `vectorizable`, `transductive` and `order`, are measured too.
+    Parameters are moved off zeros before each check, so that a zero-initialised layer hides nothing
+    behind it.
     """
 
     foundations: ClassVar[tuple[str, ...]] = (
@@ -62,11 +68,15 @@ class AdapterContract(checks.Contract):
     def make(self, *task_and_backbone: Any) -> fsl.Adapter:
         """A fresh adapter. Declare `task`, or `task` and `backbone`, and receive them by name."""
         raise NotImplementedError(
-            f"{type(self).__name__}.make: not written. A method make(self, task) or make(self, task, backbone) -> Adapter"
+            f"{type(self).__name__}.make: not written. A method make(self, task) or "
+            "make(self, task, backbone) -> Adapter"
         )
 
     def permute_classes(self, adapter: fsl.Adapter, permutation: Tensor) -> None:
-        """Give class permutation[c] what class c holds in per-class parameters, in place. Default: there are none."""
+        """Give class permutation[c] what class c holds in per-class parameters, in place.
+
+        Default: there are none.
+        """
 
     def values_of(self, parameter: str) -> Sequence[Any]:
         return {"case": self.cases(), "kind": self.kinds}[parameter]
@@ -94,31 +104,30 @@ class AdapterContract(checks.Contract):
             except ValueError:
                 continue
             raise AssertionError(
-                f"kinds: it takes a {kind} task, which it does not claim. {kind!r} in kinds, or a constructor that raises "
-                "ValueError for it, so that a recipe is refused before it runs"
+                f"kinds: it takes a {kind} task, which it does not claim. {kind!r} in kinds, or a "
+                "constructor that raises ValueError for it, so that a recipe is refused before it "
+                "runs"
             )
 
     def test_predictions_have_their_shape(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
+        count = len(episode.query.x)
         for mode in checks.modes(learner):
-            _check_prediction(
-                f"adapt, {mode}", _predict(learner, episode), task, len(episode.query.x)
-            )
+            _check_prediction(f"adapt, {mode}", _predict(learner, episode), task, count)
         learner.train()
         loss, prediction = checks.seeded(learner.objective, episode, task.loss)
         wrong = soundness.wrong_loss(loss)
         assert not wrong, f"objective: {wrong}"
-        _check_prediction("objective", prediction, task, len(episode.query.x))
+        _check_prediction("objective", prediction, task, count)
 
     def test_adapt_changes_nothing(self, case: Case) -> None:
         learner, _, episode = self._setting(case)
         for mode in checks.modes(learner):
             before = soundness.snapshot(learner, "the learner")
             first = _predict(learner, episode)
+            after = soundness.snapshot(learner, "the learner")
             remedy = "Work on copies: the meta-parameters belong to the outer loop"
-            checks.assert_unchanged(
-                before, soundness.snapshot(learner, "the learner"), f"adapt, {mode}", remedy
-            )
+            checks.assert_unchanged(before, after, f"adapt, {mode}", remedy)
             again = _predict(learner, episode)
             assert checks.close(again, first), (
                 f"adapt, {mode}: the same episode and seed gave other predictions the second time, "
@@ -142,32 +151,26 @@ class AdapterContract(checks.Contract):
     def test_support_order(self, case: Case) -> None:
         learner, task, episode = self._still(case)
         (x, y), count = episode.support, len(episode.support.x)
-        if self.any_row_order or task.kind == "regression":
-            order, which = (
-                torch.randperm(count, generator=torch.Generator().manual_seed(3)),
-                "its rows",
-            )
-        else:
-            order, which = (
-                torch.arange(count).view(task.n_way, -1).flip(1).flatten(),
-                "the rows of each class",
-            )
+        order, which = torch.randperm(count, generator=_generator(3)), "its rows"
+        if not self.any_row_order and task.kind == "classification":
+            order = torch.arange(count).view(task.n_way, -1).flip(1).flatten()
+            which = "the rows of each class"
         shuffled = episode._replace(support=fsl.LabelledSet(x[order], y[order]))
         expected, found = _predict(learner, episode), _predict(learner, shuffled)
         assert checks.close(found, expected), (
             f"support order: permuting {which} changes the predictions, "
             f"{soundness.apart(found, expected)}. The support set is a "
-            "set; where sorted rows are relied upon, the contract says any_row_order = False"
+            "set; if sorted rows are relied upon, the contract says any_row_order = False"
         )
 
     def test_labels_are_used(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
-        other = (
-            _relabel(episode, task) if task.kind == "classification" else _negate_values(episode)
-        )
+        classes = task.kind == "classification"
+        other = _relabel(episode, task) if classes else _negate_values(episode)
         expected, found = _predict(learner, episode), _predict(learner, other)
         assert not checks.close(found, expected), (
-            "labels: the same items under other labels give the same predictions. A predictor that depends on support.y"
+            "labels: the same items under other labels give the same predictions. A predictor that "
+            "depends on support.y"
         )
 
     def test_label_equivariance(self) -> None:
@@ -185,7 +188,8 @@ class AdapterContract(checks.Contract):
             assert checks.close(found, expected), (
                 f"label equivariance: relabelling the classes does not just permute the logits, "
                 f"{soundness.apart(found, expected)}. "
-                "Treat classes alike; for a learned head write permute_classes, or claim label_equivariant = False"
+                "Treat classes alike; for a learned head write permute_classes, or claim "
+                "label_equivariant = False"
             )
 
     def test_query_items_are_independent(self, kind: Kind) -> None:
@@ -194,7 +198,7 @@ class AdapterContract(checks.Contract):
         others = torch.cat([x[:1], 1 - 2 * x[1:]])
         changed = episode._replace(query=episode.query._replace(x=others))
         depends = []
-        for mode in ("evaluation",) if not learner.training else checks.modes(learner):
+        for mode in _modes_of_still(learner):
             together, among_others = _predict(learner, episode)[0], _predict(learner, changed)[0]
             depends.append(not checks.close(among_others, together))
             if learner.adapter.transductive:
@@ -212,26 +216,20 @@ class AdapterContract(checks.Contract):
             )
         if learner.adapter.transductive:
             assert any(depends), (
-                "query items: transductive = True is claimed, and no prediction depends on the other queries. Drop the claim"
+                "query items: transductive = True is claimed, and no prediction depends on the "
+                "other queries. Drop the claim"
             )
 
     def test_gradient_reaches_every_parameter(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
         gradients = _meta_gradient(learner, task, episode)
-        exempt = {
-            name
-            for name in gradients
-            if any(fnmatchcase(name, pattern) for pattern in self.without_gradient)
-        }
-        none = {
-            name
-            for name, gradient in gradients.items()
-            if gradient is None or not gradient.count_nonzero()
-        }
+        exempt = {name for name in gradients if self._exempt(name)}
+        none = checks.without_any(gradients)
         unreached = sorted(none - exempt)
         assert not unreached, (
-            f"meta-gradient: none for {', '.join(unreached)}. Every parameter in the path of the loss (nothing detached, no "
-            "no_grad, no .data), or no such parameter, or its name in without_gradient"
+            f"meta-gradient: none for {', '.join(unreached)}. Every parameter in the path of the "
+            "loss (nothing detached, no no_grad, no .data), or no such parameter, or its name in "
+            "without_gradient"
         )
         reached = sorted(exempt - none)
         assert not reached, (
@@ -241,6 +239,9 @@ class AdapterContract(checks.Contract):
             assert gradient is None or gradient.isfinite().all(), (
                 f"meta-gradient: not finite for {name}. Safe square roots, logarithms and divisions"
             )
+
+    def _exempt(self, parameter: str) -> bool:
+        return any(fnmatchcase(parameter, pattern) for pattern in self.without_gradient)
 
     def test_gradient_is_that_of_finite_differences(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
@@ -253,21 +254,25 @@ class AdapterContract(checks.Contract):
 
         wrong = checks.wrong_slopes(objective, learner, gradients)
         assert not wrong, (
-            f"meta-gradient: not the slope of the objective, along one direction a parameter: {'; '.join(wrong)}. "
-            "The inner loop differentiated through (create_graph=True, nothing detached), or the adapter claims order = 1"
+            "meta-gradient: not the slope of the objective, along one direction a parameter: "
+            f"{'; '.join(wrong)}. The inner loop differentiated through (create_graph=True, "
+            "nothing detached), or the adapter claims order = 1"
         )
 
     def test_frozen_weights_stay(self, kind: Kind) -> None:
         learner, _, episode = self._setting((kind, "none"), frozen=True)
-        own = learner.backbone.linear.weight.detach().clone()
+        layer = learner.get_submodule("backbone.linear")
+        own = layer.get_parameter("weight").detach().clone()
         for mode in checks.modes(learner):
-            predict, seen = checks.seeded(learner.adapt, episode), []
-            with checks.watched(learner.backbone.linear, seen):
+            predict = checks.seeded(learner.adapt, episode)
+            seen: list[Tensor] = []
+            with checks.watched(layer, seen):
                 checks.seeded(predict, episode.query.x)
             moved = not all(torch.equal(weight, own) for weight in seen)
             assert self.adapts_frozen or not moved, (
                 f"frozen weights, {mode}: a task changes a weight that requires no gradient. Those "
-                "that do when the adapter is built as fast weights, or the claim adapts_frozen = True"
+                "that do when the adapter is built as fast weights, or the claim "
+                "adapts_frozen = True"
             )
             assert moved or not (seen and self.adapts_frozen), (
                 f"frozen weights, {mode}: adapts_frozen = True is claimed, and they stay. Drop it"
@@ -280,8 +285,8 @@ class AdapterContract(checks.Contract):
         expected, found = _predict(first, episode), _predict(second, episode)
         assert checks.close(found, expected), (
             f"checkpoint: a fresh adapter that loads it predicts otherwise, "
-            f"{soundness.apart(found, expected)}. Every tensor that "
-            "matters as a parameter or a buffer (register_buffer), or the same at every construction"
+            f"{soundness.apart(found, expected)}. Every tensor that matters as a parameter or a "
+            "buffer (register_buffer), or the same at every construction"
         )
 
     def test_evaluation_keeps_no_graph(self, case: Case) -> None:
@@ -293,18 +298,19 @@ class AdapterContract(checks.Contract):
             prediction = checks.seeded(predictor, episode.query.x)
             mode_kept = not torch.is_grad_enabled()
         assert mode_kept, (
-            "evaluation: gradients are enabled after adapt. A `with torch.enable_grad():` around the inner loop"
+            "evaluation: gradients are enabled after adapt. A `with torch.enable_grad():` around "
+            "the inner loop"
         )
         if learner.takes_gradients:  # it has none without, and core detaches what it predicts
             held = []
         held += [tuple(prediction.shape)] if prediction.requires_grad else []
         assert not held, (
-            f"evaluation: under torch.no_grad() the predictor keeps a graph, tensors of shape {held}. "
-            "Detached fast weights where torch.is_grad_enabled() is False, or memory grows with the inner steps"
+            "evaluation: under torch.no_grad() the predictor keeps a graph, tensors of shape "
+            f"{held}. Detached fast weights if torch.is_grad_enabled() is False, or memory grows "
+            "with the inner steps"
         )
-        _check_prediction(
-            "evaluation under torch.no_grad()", prediction, task, len(episode.query.x)
-        )
+        where = "evaluation under torch.no_grad()"
+        _check_prediction(where, prediction, task, len(episode.query.x))
         expected = _predict(learner, episode)
         assert checks.close(prediction, expected), (
             f"evaluation: predictions under torch.no_grad() are others, "
@@ -314,36 +320,29 @@ class AdapterContract(checks.Contract):
 
     def test_other_numbers_of_items(self, kind: Kind) -> None:
         for n_shot, n_query in ((1, 3), (4, 1)):
-            learner, task, episode = self._setting((kind, "none"), n_shot=n_shot, n_query=n_query)
-            _check_prediction(
-                f"{n_shot} shot, {n_query} queries",
-                _predict(learner, episode),
-                task,
-                len(episode.query.x),
-            )
+            wanted = tiny_task(kind, n_shot=n_shot, n_query=n_query)
+            learner, task, episode = self._setting((kind, "none"), wanted)
+            found, where = _predict(learner, episode), f"{n_shot} shot, {n_query} queries"
+            _check_prediction(where, found, task, len(episode.query.x))
             predictor = checks.seeded(learner.adapt, episode)
             for x in (episode.query.x[:1], torch.cat([episode.query.x] * 3)):
-                _check_prediction(
-                    f"{n_shot} shot, {len(x)} queries at once",
-                    checks.seeded(predictor, x),
-                    task,
-                    len(x),
-                )
+                where = f"{n_shot} shot, {len(x)} queries at once"
+                _check_prediction(where, checks.seeded(predictor, x), task, len(x))
 
     def test_other_ways_and_shots(self, kind: Kind) -> None:
         learner, task, episode = self._setting((kind, "none"))
         expected = _predict(learner, episode)
+        n_way, n_shot = task.n_way + 1, task.n_shot + 1
+        wanted = {f"n_shot {n_shot}": tiny_task(kind, n_shot=n_shot)}
+        if kind == "classification":
+            wanted[f"n_way {n_way}"] = tiny_task(kind, n_way=n_way)
         served = []
-        for shape in ({"n_shot": task.n_shot + 1}, {"n_way": task.n_way + 1})[
-            : 1 + (kind == "classification")
-        ]:
-            twin, other, another = self._setting((kind, "none"), **shape)
-            if {n: t.shape for n, t in twin.state_dict().items()} != {
-                n: t.shape for n, t in learner.state_dict().items()
-            }:
+        for told, shape in wanted.items():
+            twin, other, another = self._setting((kind, "none"), shape)
+            if _shapes(twin) != _shapes(learner):
                 continue  # weights of a fixed size: recipes that change it are refused
             twin.load_state_dict(learner.state_dict())
-            where = f"ways and shots: {shape} after {task.n_way} ways and {task.n_shot} shots"
+            where = f"ways and shots: {told} after {task.n_way} ways and {task.n_shot} shots"
             try:
                 prediction = _predict(twin, another)
             except Exception as error:
@@ -357,22 +356,21 @@ class AdapterContract(checks.Contract):
                 f"{soundness.apart(found, expected)}. No shape or tensor of one task "
                 "where another finds it"
             )
-            served.append(shape)
+            served.append(told)
         if not served:
             pytest.skip("not claimed: weights of a size fixed by n_way and n_shot")
 
     def test_trajectory_ends_with_adapt(self, case: Case) -> None:
         learner, task, episode = self._still(case)
-        for mode in ("evaluation",) if not learner.training else checks.modes(learner):
+        for mode in _modes_of_still(learner):
             predictors = checks.seeded(learner.trajectory, episode)
             assert predictors, (
                 f"trajectory, {mode}: empty. At least the predictor that adapt returns"
             )
             predictions = [checks.seeded(predictor, episode.query.x) for predictor in predictors]
             for step, prediction in enumerate(predictions):
-                _check_prediction(
-                    f"trajectory[{step}], {mode}", prediction, task, len(episode.query.x)
-                )
+                where = f"trajectory[{step}], {mode}"
+                _check_prediction(where, prediction, task, len(episode.query.x))
             expected = _predict(learner, episode)
             assert checks.close(predictions[-1], expected), (
                 f"trajectory, {mode}: its last predictor is not that of adapt, "
@@ -394,7 +392,7 @@ class AdapterContract(checks.Contract):
         learner, task = self._deterministic((kind, "transductive"))
         if not learner.adapter.vectorizable:
             pytest.skip("not claimed: vectorizable = False")
-        torch._dynamo.reset()
+        torch._dynamo.reset()  # what earlier tests compiled counts against a limit of variants
         checks.assert_equals_the_loop(
             learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _COMPILED_REMEDY
         )
@@ -409,13 +407,15 @@ class AdapterContract(checks.Contract):
                 found = _predict(learner, single)
                 gradients = _meta_gradient(learner, task, single)
             except RuntimeError as error:
+                reason = str(error).splitlines()[0]
                 raise AssertionError(
-                    f"float32: {str(error).splitlines()[0]}. The dtype of the features for new tensors"
+                    f"float32: {reason}. The dtype of the features for new tensors"
                 ) from error
             _check_prediction("float32", found, task, len(episode.query.x), torch.float32)
         for name, gradient in gradients.items():
             assert gradient is None or gradient.isfinite().all(), (
-                f"float32: a meta-gradient of {name} that is not finite. A larger epsilon, for float32 rounds at 1e-7"
+                f"float32: a meta-gradient of {name} that is not finite. A larger epsilon, because "
+                "float32 rounds at 1e-7"
             )
         assert random or checks.close(found.double(), expected, checks.SINGLE_TOLERANCE), (
             f"float32: predictions other than in float64, "
@@ -430,9 +430,8 @@ class AdapterContract(checks.Contract):
         with checks.on_device(device):
             learner.to(device)
             loss = checks.seeded(learner.objective, elsewhere, task.loss)[0]
-            torch.autograd.grad(
-                loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True
-            )
+            trained = [p for p in learner.parameters() if p.requires_grad]
+            torch.autograd.grad(loss, trained, allow_unused=True)
             found = _predict(learner, elsewhere)
         assert found.device.type == device, (
             f"device {device}: predictions on {found.device}. The device of the queries"
@@ -452,48 +451,72 @@ class AdapterContract(checks.Contract):
     def _deterministic(self, case: Case) -> tuple[fsl.Learner, fsl.TaskShape]:
         learner, task, episode = self._setting(case)
         if self._draws(learner, task, episode):
-            pytest.skip(
-                "not claimed: it draws random numbers, which each execution draws in an order of its own"
-            )
+            pytest.skip(checks.DRAWS)
         return learner, task
 
     def _still(self, case: Case) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
-        """In evaluation mode where it draws random numbers in training, as dropout does row by row."""
+        """In evaluation mode if it draws random numbers in training, as dropout does row by row."""
         learner, task, episode = self._setting(case)
         return learner.train(not self._draws(learner, task, episode)), task, episode
 
     def _learner(
-        self, case: Case, seed: int = 0, frozen: bool = False, **shape: int
+        self, case: Case, task: fsl.TaskShape | None = None, seed: int = 0, frozen: bool = False
     ) -> fsl.Learner:
         kind, norm = case
         torch.manual_seed(seed)
-        injected = {"task": tiny_task(kind, **shape), "backbone": TinyBackbone(norm)}
-        injected["backbone"].linear.requires_grad_(not frozen)
+        backbone = TinyBackbone(norm)
+        backbone.linear.requires_grad_(not frozen)
+        injected = {"task": task or tiny_task(kind), "backbone": backbone}
         declared = inspect.signature(self.make).parameters
         given = {name: value for name, value in injected.items() if name in declared}
         adapter = checks.made(lambda: self.make(**given), fsl.Adapter)
-        learner = fsl.Learner(injected["backbone"], adapter)
+        learner = fsl.Learner(backbone, adapter)
         checks.leave_zeros(learner)
         return learner.train()
 
     def _setting(
-        self, case: Case, frozen: bool = False, **shape: int
+        self, case: Case, task: fsl.TaskShape | None = None, frozen: bool = False
     ) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
-        task = tiny_task(case[0], **shape)
-        learner = self._learner(case, frozen=frozen, **shape)
-        return learner, task, tiny_episodes(task, 1).unbatch()[0]
+        """A learner, its task and an episode. task: None for that of `tiny_task`."""
+        task = task or tiny_task(case[0])
+        return self._learner(case, task, frozen=frozen), task, tiny_episodes(task, 1).unbatch()[0]
 
 
-_REMEDY = "No state that tasks share, modules that copy.deepcopy can copy; or the adapter claims threadable = False"
+_REMEDY = (
+    "No state that tasks share, modules that copy.deepcopy can copy; "
+    "or the adapter claims threadable = False"
+)
 _VMAP_REMEDY = (
-    "Index by fsl.one_hot(y, n_way) and a product instead of a mask, read no value (.item(), if tensor), patch no module; affine "
-    "BatchNorm and LayerNorm are wrong under vmap: use fsl.Norm; or the adapter claims vectorizable = False"
+    "Index by fsl.one_hot(y, n_way) and a product instead of a mask, read no value (.item(), "
+    "if tensor), patch no module; affine BatchNorm and LayerNorm are wrong under vmap: use "
+    "fsl.Norm; or the adapter claims vectorizable = False"
 )
 _COMPILED_REMEDY = (
     "Plain torch operations, with no branch on values or on the compiler; or vectorizable = False"
 )
 
+_HOLDERS = (
+    "__closure__",
+    "cell_contents",
+    "__defaults__",
+    "__kwdefaults__",
+    "__self__",
+    "__dict__",
+)
 _OF_PARTIAL = ("func", "args", "keywords")
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _shapes(learner: fsl.Learner) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in learner.state_dict().items()}
+
+
+def _modes_of_still(learner: fsl.Learner) -> Iterable[str]:
+    """The modes in which a learner of `_still` draws no random numbers."""
+    return checks.modes(learner) if learner.training else ("evaluation",)
 
 
 def _predict(learner: fsl.Learner, episode: fsl.Episode) -> Tensor:
@@ -517,7 +540,10 @@ def _next_class(task: fsl.TaskShape) -> Tensor:
 
 
 def _relabel(episode: fsl.Episode, task: fsl.TaskShape) -> fsl.Episode:
-    """Class c is called c + 1, the last one 0; rows sorted by class, as they are in every episode."""
+    """Class c is called c + 1, the last one 0.
+
+    Rows are sorted by class, as they are in every episode.
+    """
 
     def relabel(items: fsl.LabelledSet) -> fsl.LabelledSet:
         y = _next_class(task)[items.y]
@@ -537,19 +563,17 @@ def _meta_gradient(
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     loss = checks.seeded(learner.objective, episode, task.loss)[0]
     assert loss.requires_grad, (
-        "meta-gradient: the objective depends on no parameter. Nothing detached and no torch.no_grad() on the way to the loss"
+        "meta-gradient: the objective depends on no parameter. Nothing detached and no "
+        "torch.no_grad() on the way to the loss"
     )
-    return dict(
-        zip(
-            trained,
-            torch.autograd.grad(loss, list(trained.values()), allow_unused=True),
-            strict=True,
-        )
-    )
+    return checks.gradients_by_name(loss, trained)
 
 
 def _tensors_held_by(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Tensors that a predictor keeps alive: in its closure, defaults, bound object, attributes and containers."""
+    """Tensors that a predictor keeps alive.
+
+    They may be in its closure, defaults, bound object, attributes and containers.
+    """
     seen = set() if seen is None else seen
     if id(value) in seen or isinstance(value, (type, ModuleType)):
         return
@@ -562,14 +586,6 @@ def _tensors_held_by(value: Any, seen: set[int] | None = None) -> Iterator[Tenso
         for part in value:
             yield from _tensors_held_by(part, seen)
     else:
-        for name in (
-            "__closure__",
-            "cell_contents",
-            "__defaults__",
-            "__kwdefaults__",
-            "__self__",
-            "__dict__",
-            *_OF_PARTIAL,
-        ):
+        for name in (*_HOLDERS, *_OF_PARTIAL):
             with suppress(AttributeError, ValueError):  # ValueError: a cell that is not filled
                 yield from _tensors_held_by(getattr(value, name), seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -19,18 +19,20 @@ from fsl_core.testing import checks
 from fsl_core.testing.tiny import GradientSteps, double_precision, tiny_episodes, tiny_task
 from fsl_core.text import first_line
 
-ITEMS = 6
+ITEMS, INNER_STEPS = 6, 1
 
 
 class BackboneContract(checks.Contract):
     """Inherit as `class TestMine(BackboneContract)` and write `make`.
 
-    input_shape:    of an item; small ones make quick checks.
-    items_together: the features of an item depend on the other items of the call. None: as its attribute `norm` says, the
-                    policy of fsl.NormedBackbone, which results name; a backbone without one maps each item by itself.
+    input_shape: of an item; small ones make quick checks.
+    items_together: the features of an item depend on the other items of the call. None: as its
+        attribute `norm` says, the policy of fsl.NormedBackbone, which results name; a backbone
+        without one maps each item by itself.
 
-    Parameters are moved off zeros before each check. The gradient is held against central differences, and so is that of two
-    inner gradient steps, as MAML takes them: a backbone without exact second derivatives shows here.
+    Parameters are moved off zeros before each check. The gradient is compared with central
+    differences. So is that of two inner gradient steps, as MAML takes them: a backbone without
+    exact second derivatives shows here.
     """
 
     foundations: ClassVar[tuple[str, ...]] = (
@@ -49,9 +51,10 @@ class BackboneContract(checks.Contract):
     items_together: ClassVar[bool | None] = None
 
     def make(self, *declared: Any) -> nn.Module:
-        """A fresh backbone. Declare `task` and receive a TaskShape, of which `input_shape` matters."""
+        """A fresh backbone. Declare `task` and receive a TaskShape; its `input_shape` matters."""
         raise NotImplementedError(
-            f"{type(self).__name__}.make: not written. A method make(self) or make(self, task) -> Module"
+            f"{type(self).__name__}.make: not written. A method make(self) or "
+            "make(self, task) -> Module"
         )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -61,7 +64,8 @@ class BackboneContract(checks.Contract):
         backbone = self._backbone()
         size = getattr(backbone, "feature_dim", None)
         assert isinstance(size, int), (
-            f"feature_dim: {size!r}. An attribute, the length of an item's feature vector, for heads"
+            f"feature_dim: {size!r}. An attribute, the length of an item's feature vector, for "
+            "heads"
         )
 
     def test_features_have_their_shape(self) -> None:
@@ -83,12 +87,11 @@ class BackboneContract(checks.Contract):
         for mode in checks.modes(backbone):
             before = soundness.snapshot(backbone, "the backbone")
             first = self._features(backbone, x)
+            after = soundness.snapshot(backbone, "the backbone")
             remedy = (
                 "A task changes nothing: fsl.Norm has running statistics that the outer loop moves"
             )
-            checks.assert_unchanged(
-                before, soundness.snapshot(backbone, "the backbone"), f"forward, {mode}", remedy
-            )
+            checks.assert_unchanged(before, after, f"forward, {mode}", remedy)
             again = self._features(backbone, x)
             assert checks.close(again, first), (
                 f"forward, {mode}: the same items and seed gave other features the second time, "
@@ -111,7 +114,8 @@ class BackboneContract(checks.Contract):
             assert claimed or checks.close(found, expected), (
                 f"items, {mode}: the features of one depend on the others, "
                 f"{soundness.apart(found, expected)}, and {said}. "
-                "Statistics of the item alone, or an attribute `norm` that names the policy, or items_together = True as a claim"
+                "Statistics of the item alone, or an attribute `norm` that names the policy, "
+                "or items_together = True as a claim"
             )
         assert together or not claimed, (
             f"items: {said}, and no feature depends on the other items. Drop it"
@@ -121,7 +125,8 @@ class BackboneContract(checks.Contract):
         backbone, x = self._backbone(), self._x()
         features = self._features(backbone, x)
         assert not checks.close(features[:1].expand_as(features), features), (
-            "items: all have the same features. A map whose last non-linearity lets something through"
+            "items: all have the same features. A map whose last non-linearity lets something "
+            "through"
         )
 
     def test_gradient_reaches_every_parameter(self) -> None:
@@ -133,29 +138,22 @@ class BackboneContract(checks.Contract):
         assert value.requires_grad, (
             "gradient: the features depend on no parameter. Nothing detached, no torch.no_grad()"
         )
-        gradients = dict(
-            zip(
-                trained,
-                torch.autograd.grad(value, list(trained.values()), allow_unused=True),
-                strict=True,
-            )
+        gradients = checks.gradients_by_name(value, trained)
+        # Such a norm takes off the mean, and a bias with it.
+        centred = getattr(backbone, "norm", "none") in ("transductive", "support")
+        cancelled = "*bias" if centred else ""
+        unreached = sorted(
+            name for name in checks.without_any(gradients) if not fnmatchcase(name, cancelled)
         )
-        cancelled = (
-            "*bias" if getattr(backbone, "norm", "none") in ("transductive", "support") else ""
-        )  # by a mean taken off
-        none = {
-            name
-            for name, gradient in gradients.items()
-            if gradient is None or not gradient.count_nonzero()
-        }
-        unreached = sorted(name for name in none if not fnmatchcase(name, cancelled))
         assert not unreached, (
-            f"gradient: none for {', '.join(unreached)}. A part in the features, or no such parameter"
+            f"gradient: none for {', '.join(unreached)}. A part in the features, or no such "
+            "parameter"
         )
         wrong = checks.wrong_slopes(lambda: self._value(backbone).item(), backbone, gradients)
         assert not wrong, (
-            f"gradient: not the slope of the features, along one direction a parameter: {'; '.join(wrong)}. "
-            "Nothing detached; the backward pass of a custom function checked by torch.autograd.gradcheck"
+            "gradient: not the slope of the features, along one direction a parameter: "
+            f"{'; '.join(wrong)}. Nothing detached; the backward pass of a custom function checked "
+            "by torch.autograd.gradcheck"
         )
 
     def test_second_derivatives(self) -> None:
@@ -167,18 +165,17 @@ class BackboneContract(checks.Contract):
             return checks.seeded(learner.objective, episode, task.loss)[0]
 
         try:
-            found = torch.autograd.grad(objective(), list(trained.values()), allow_unused=True)
+            found = checks.gradients_by_name(objective(), trained)
         except RuntimeError as error:
             raise AssertionError(
-                f"second derivatives: refused: {str(error).splitlines()[0]}. Operations that are twice differentiable: "
-                "gradient steps through them are what MAML takes"
+                f"second derivatives: refused: {str(error).splitlines()[0]}. Operations that are "
+                "twice differentiable: gradient steps through them are what MAML takes"
             ) from error
-        wrong = checks.wrong_slopes(
-            lambda: objective().item(), learner, dict(zip(trained, found, strict=True))
-        )
+        wrong = checks.wrong_slopes(lambda: objective().item(), learner, found)
         assert not wrong, (
-            f"second derivatives: the meta-gradient of {learner.adapter.inner_steps} gradient steps is not the slope: "
-            f"{'; '.join(wrong)}. Twice differentiable operations, in place of once_differentiable ones"
+            f"second derivatives: the meta-gradient of {INNER_STEPS} gradient steps is not the "
+            f"slope: {'; '.join(wrong)}. Twice differentiable operations, in place of "
+            "once_differentiable ones"
         )
 
     def test_every_execution_equals_the_loop(self) -> None:
@@ -190,7 +187,7 @@ class BackboneContract(checks.Contract):
 
     def test_compiled_equals_the_loop(self, compiled: bool) -> None:
         learner, task = self._deterministic()
-        torch._dynamo.reset()
+        torch._dynamo.reset()  # what earlier tests compiled counts against a limit of variants
         checks.assert_equals_the_loop(
             learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _REMEDY
         )
@@ -259,23 +256,18 @@ class BackboneContract(checks.Contract):
     def _value(self, backbone: nn.Module) -> Tensor:
         """A number that all features enter, with slopes of their own."""
         features = self._features(backbone, self._x())
-        readout = (
-            torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
-            / features.shape[1] ** 0.5
-        )
-        return (features * readout).sum()
+        normal = torch.randn(features.shape, generator=torch.Generator().manual_seed(5))
+        return (features * (normal / features.shape[1] ** 0.5)).sum()
 
     def _learner(self) -> tuple[fsl.Learner, fsl.TaskShape]:
         task, backbone = self._task(), self._backbone()
-        return fsl.Learner(backbone, GradientSteps(task, backbone, inner_steps=1)), task
+        return fsl.Learner(backbone, GradientSteps(task, backbone, INNER_STEPS)), task
 
     def _deterministic(self) -> tuple[fsl.Learner, fsl.TaskShape]:
         learner, task = self._learner()
         (episode,) = tiny_episodes(task, 1).unbatch()
         if draws_random_numbers(lambda: learner.objective(episode, task.loss)):
-            pytest.skip(
-                "not claimed: it draws random numbers, which each execution draws in an order of its own"
-            )
+            pytest.skip(checks.DRAWS)
         return learner, task
 
     def _check(
@@ -286,12 +278,12 @@ class BackboneContract(checks.Contract):
         count: int,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        expected = (count, backbone.feature_dim)
+        expected = (count, cast("int", backbone.feature_dim))  # the property `claims` has seen it
         wrong = soundness.wrong_output("features", features, expected, dtype)
         assert not wrong, f"{where}: {wrong}"
 
 
 _REMEDY = (
-    "Affine BatchNorm, LayerNorm and InstanceNorm of torch are wrong under vmap, and so is what reads a value or keeps state: "
-    "use fsl.Norm and plain operations"
+    "Affine BatchNorm, LayerNorm and InstanceNorm of torch are wrong under vmap, and so is what "
+    "reads a value or keeps state: use fsl.Norm and plain operations"
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -23,25 +23,35 @@ from fsl_core.testing.randomness import fixed_randomness
 from fsl_core.testing.tiny import Uneven, double_precision
 from fsl_core.text import first_line
 
-TOLERANCE = 1e-9  # of results that may differ in rounding only: float64 rounds at 1e-16, inner loops amplify it
-SINGLE_TOLERANCE = 1e-2  # of float32 against float64: 1e-7, amplified by solves and inner loops
-SLOPE_TOLERANCE = 1e-6  # of central differences
-SLOPE_STEPS = (1e-5, 1e-6, 1e-4)  # one that crosses no kink and loses few digits agrees
-NOT_COMPILED = "not run: --fsl-compiled was not given, for it takes a minute"
+TOLERANCE = 1e-9
+"""Of results that may differ in rounding only: float64 rounds at 1e-16, inner loops amplify it."""
+
+SINGLE_TOLERANCE = 1e-2
+"""Of float32 against float64: 1e-7, amplified by solves and inner loops."""
+
+SLOPE_TOLERANCE = 1e-6
+"""Of central differences."""
+
+SLOPE_STEPS = (1e-5, 1e-6, 1e-4)
+"""A large step may cross a kink, a small one loses digits. One of these agrees with the slope."""
+
+NOT_COMPILED = "not run: --fsl-compiled was not given, because it takes a minute"
 NO_CUDA = "not run: no CUDA"
 
 
 class Contract:
-    """What the contracts share: a property is not run where one that it builds upon fails.
+    """What the contracts share: a property is not run if one that it builds upon fails.
 
     foundations: properties in order; each builds upon those before it, all others upon all of them.
-    further:     what single properties build upon besides; or, of the foundations, the only ones.
+    further: what single properties build upon besides.
+    only: for single properties, those of the foundations that they build upon.
     """
 
     foundations: ClassVar[tuple[str, ...]] = ("claims",)
     further: ClassVar[dict[str, tuple[str, ...]]] = {}
     only: ClassVar[dict[str, tuple[str, ...]]] = {}
     precision: ClassVar[torch.dtype] = torch.float64
+    _failing: ClassVar[dict[str, bool]]  # of each class its own, once it has measured one
 
     @pytest.fixture(autouse=True)
     def _on_sound_ground(self, request: pytest.FixtureRequest) -> Iterator[None]:
@@ -88,7 +98,10 @@ def _measure(contract: Contract, check: Callable[..., None]) -> bool:
 
 
 def made(make: Callable[[], Any], kind: type[nn.Module]) -> Any:
-    """What `make` returns, a whole module of this kind; ValueError and core's errors are let through."""
+    """What `make` returns, a whole module of this kind.
+
+    ValueError and core's errors are let through.
+    """
     try:
         module = make()
     except (ValueError, NotImplementedError, fsl.FslError):
@@ -104,14 +117,17 @@ def made(make: Callable[[], Any], kind: type[nn.Module]) -> Any:
 
 
 def parametrize(metafunc: pytest.Metafunc, values: dict[str, Any]) -> None:
-    """Give a property of a contract the values of the parameters that it names, and those that every contract has."""
+    """Give a property of a contract the values of the parameters that it names.
+
+    Every contract has `device` and `compiled` besides.
+    """
+
+    def told(value: Any) -> str | None:
+        return "-".join(value) if isinstance(value, tuple) else None
+
     for name, choices in values.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(
-                name,
-                choices,
-                ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
-            )
+            metafunc.parametrize(name, choices, ids=told)
     if "device" in metafunc.fixturenames:
         absent = pytest.mark.skip(reason=NO_CUDA) if not torch.cuda.is_available() else ()
         metafunc.parametrize("device", [pytest.param("cuda", marks=absent), "meta"])
@@ -127,12 +143,14 @@ def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool
     return soundness.close(found, expected, tolerance)
 
 
-def seeded(function: Any, *arguments: Any) -> Any:
+def seeded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns after the generator of torch is seeded, always in the same way."""
     torch.manual_seed(2)
     return function(*arguments)
 
 
 def modes(module: nn.Module) -> Iterator[str]:
+    """Put a module in training mode and then in evaluation mode; yields the name of the mode."""
     yield "training" if module.train() else ""
     yield "evaluation" if module.eval() else ""
 
@@ -142,9 +160,8 @@ def leave_zeros(module: nn.Module) -> None:
     """Scale every number a little, which keeps its sign, and make zeros small numbers."""
     for parameter in module.parameters():
         noise = torch.randn_like(parameter)
-        parameter.copy_(
-            torch.where(parameter == 0, 0.1 * noise, parameter * (1 + 0.05 * noise.tanh()))
-        )
+        scaled = parameter * (1 + 0.05 * noise.tanh())
+        parameter.copy_(torch.where(parameter == 0, 0.1 * noise, scaled))
 
 
 def assert_unchanged(
@@ -154,9 +171,8 @@ def assert_unchanged(
         assert what in after, (
             f"{where}: {what} is gone afterwards. Modules and parameters stay in place"
         )
-        same = (
-            torch.equal(after[what], value) if isinstance(value, Tensor) else after[what] == value
-        )
+        now = after[what]
+        same = torch.equal(now, value) if isinstance(value, Tensor) else now == value
         assert same, f"{where}: it changed {what}. {remedy}"
     added = sorted(set(after) - set(before))
     assert not added, (
@@ -169,7 +185,10 @@ def watched(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Within this context, `seen` gets the weight that each call of the layer computes with."""
 
     def note(layer: nn.Module, _: Any) -> None:
-        seen.append(layer.weight.detach().clone())
+        # Not get_parameter: a stateless call has put a plain tensor in the parameter's place.
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        seen.append(weight.detach().clone())
 
     handle = layer.register_forward_pre_hook(note)
     try:
@@ -179,26 +198,26 @@ def watched(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
 
 
 def through_a_checkpoint(module: nn.Module, fresh: nn.Module, what: str) -> None:
-    """Write the state of a module as checkpoints do, in safetensors, and load it into a fresh one."""
+    """Write a module's state as checkpoints do, in safetensors, and load it into a fresh one."""
     state = module.state_dict()
     foreign = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
     assert not foreign, (
-        f"checkpoint: {', '.join(foreign)} is no tensor. Checkpoints hold tensors alone: no get_extra_state"
+        f"checkpoint: {', '.join(foreign)} is not a tensor. Checkpoints hold tensors alone: "
+        "no get_extra_state"
     )
-    read = load(
-        save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
-    )
+    written = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     try:
-        fresh.load_state_dict(read)
+        fresh.load_state_dict(load(save(written)))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise AssertionError(
-            f"checkpoint: a fresh {what} refuses it: {reason}. The same parameters and buffers at every construction"
+            f"checkpoint: a fresh {what} refuses it: {reason}. The same parameters and buffers at "
+            "every construction"
         ) from error
 
 
 def slopes(value: Callable[[], float], parameter: Tensor, direction: Tensor) -> Iterator[float]:
-    """Central differences of a value along a direction of one parameter, for the steps of SLOPE_STEPS."""
+    """Central differences of a value along a direction of one parameter, one for each step."""
     centre = parameter.detach().clone()
     for step in SLOPE_STEPS:
         values = []
@@ -212,20 +231,19 @@ def slopes(value: Callable[[], float], parameter: Tensor, direction: Tensor) -> 
 
 
 def wrong_slopes(
-    value: Callable[[], float], module: nn.Module, gradients: dict[str, Tensor | None]
+    value: Callable[[], float], module: nn.Module, gradients: Mapping[str, Tensor | None]
 ) -> list[str]:
     """Parameters whose gradient is not the slope of the value, along one direction each."""
     wrong = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        direction = torch.randn(
-            parameter.shape,
-            generator=torch.Generator().manual_seed(len(name)),
-            dtype=parameter.dtype,
-        )
+        own = torch.Generator().manual_seed(len(name))
+        direction = torch.randn(parameter.shape, generator=own, dtype=parameter.dtype)
         direction /= direction.norm()
-        gradient = torch.zeros_like(parameter) if gradients[name] is None else gradients[name]
+        gradient = gradients[name]
+        if gradient is None:
+            gradient = torch.zeros_like(parameter)
         claimed, found = (gradient * direction).sum().item(), []
         for slope in slopes(value, parameter, direction):
             found.append(slope)
@@ -236,6 +254,19 @@ def wrong_slopes(
     return wrong
 
 
+def gradients_by_name(
+    value: Tensor, trained: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor | None]:
+    """The gradient of a value to each parameter; None for one that it does not depend on."""
+    found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    return dict(zip(trained, found, strict=True))
+
+
+def without_any(gradients: Mapping[str, Tensor | None]) -> set[str]:
+    """The names of parameters whose gradient is absent or zero."""
+    return {name for name, g in gradients.items() if g is None or not g.count_nonzero()}
+
+
 def cast(episode: fsl.Episode, to: torch.dtype | str) -> fsl.Episode:
     """An episode in another floating-point type, or on another device."""
 
@@ -243,16 +274,17 @@ def cast(episode: fsl.Episode, to: torch.dtype | str) -> fsl.Episode:
         return tensor.to(to) if isinstance(to, str) or tensor.is_floating_point() else tensor
 
     (support_x, support_y), (query_x, query_y), ids = episode
-    support, query = (
-        fsl.LabelledSet(moved(support_x), moved(support_y)),
-        fsl.LabelledSet(moved(query_x), moved(query_y)),
-    )
+    support = fsl.LabelledSet(moved(support_x), moved(support_y))
+    query = fsl.LabelledSet(moved(query_x), moved(query_y))
     return fsl.Episode(support, query, moved(ids))
 
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """Turn what torch says of tensors on two devices into an assertion; skip what cannot be computed without values."""
+    """Turn what torch says of tensors on two devices into an assertion.
+
+    What cannot be computed without values is skipped on the meta device.
+    """
     try:
         yield
     except NotImplementedError as error:
@@ -262,8 +294,9 @@ def on_device(device: str) -> Iterator[None]:
         if device == "meta" and "device" not in found.lower():
             pytest.skip(f"not run on the meta device: {found}")
         raise AssertionError(
-            f"device {device}: {found}. New tensors on the device of the data: torch.zeros(n, device=x.device), x.new_zeros(n), "
-            "and constants of the constructor in register_buffer"
+            f"device {device}: {found}. New tensors on the device of the data: "
+            "torch.zeros(n, device=x.device), x.new_zeros(n), and constants of the constructor in "
+            "register_buffer"
         ) from error
 
 
@@ -274,23 +307,25 @@ def meta_batch(
     episodes: fsl.Episode,
     needs: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
-    """A meta-batch by one execution: losses, predictions, and one flat gradient of all parameters, of the tasks too if asked."""
-    computed = MetaGradient(learner, Uneven(needs), loss, execution)(
-        episodes, keep_gradients=bool(needs)
-    )
-    gradients = [
-        (torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learner.parameters()
-    ]
-    found = {
+    """A meta-batch by one execution: losses, predictions, one flat gradient of all parameters.
+
+    needs: what the weighting claims to read; if it is not empty, gradients of the tasks as well.
+    """
+    compute = MetaGradient(learner, Uneven(needs), loss, execution)
+    computed = compute(episodes, keep_gradients=bool(needs))
+    gradients = []
+    for parameter in learner.parameters():
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients.append(found.flatten())
+        parameter.grad = None
+    results = {
         "losses": computed.losses,
         "predictions": computed.predictions,
         "meta-gradient": torch.cat(gradients),
     }
-    for parameter in learner.parameters():
-        parameter.grad = None
-    return found | (
-        {} if computed.gradients is None else {"meta-gradients of the tasks": computed.gradients}
-    )
+    if computed.gradients is not None:
+        results["meta-gradients of the tasks"] = computed.gradients
+    return results
 
 
 def differences(
@@ -327,18 +362,24 @@ def alike_in_every_execution(
 
 
 def executions(adapter: fsl.Adapter) -> list[Execution]:
-    """Those that an adapter claims to allow, beside the loop; the compiled one is for those who have the time."""
+    """Those that an adapter claims to allow, besides the loop.
+
+    The compiled one is left out, because it takes minutes.
+    """
     threads = [Execution(workers=2)] if adapter.threadable else []
-    return threads + (
-        [Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else []
-    )
+    vmap = [Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else []
+    return threads + vmap
 
 
 def assert_equals_the_loop(
     learner: fsl.Learner, loss: Any, episodes: fsl.Episode, execution: Execution, remedy: str
 ) -> None:
-    """Losses, predictions and meta-gradients of an execution are those of the loop; remedy: what to do where they are not."""
-    for needs in (frozenset(), frozenset({"gradients"})):
+    """Losses, predictions and meta-gradients of an execution are those of the loop.
+
+    remedy: what to do if they are not.
+    """
+    nothing: frozenset[str] = frozenset()
+    for needs in (nothing, frozenset({"gradients"})):
         expected = meta_batch(learner, loss, Execution(), episodes, needs)
         try:
             found = meta_batch(learner, loss, execution, episodes, needs)

@@ -22,7 +22,7 @@ INDICES = (0, 1, 7)
 class EpisodesContract(checks.Contract):
     """Inherit as `class TestMine(EpisodesContract)` and write `make`.
 
-    splits:         those that have data, `train` among them.
+    splits: those that have data, `train` among them.
     distinct_items: no item comes twice in an episode; False for items of few possible values.
     """
 
@@ -87,39 +87,42 @@ class EpisodesContract(checks.Contract):
             items = torch.cat([episode.support.x, episode.query.x]).flatten(1)
             repeated = len(items) - len(items.unique(dim=0))
             assert not repeated, (
-                f"{split}: {repeated} of {len(items)} items of an episode come twice. Queries that are not in the support set: "
-                "items drawn without replacement; or distinct_items = False on the test class"
+                f"{split}: {repeated} of {len(items)} items of an episode come twice. "
+                "Queries that are not in the support set: items drawn without replacement; "
+                "or distinct_items = False on the test class"
             )
 
     def test_an_episode_is_a_function_of_split_index_and_seed(self, split: fsl.Split) -> None:
         source = self.make()
         together = source.batch(split, INDICES, 3)
-        states = torch.get_rng_state(), np.random.get_state()[1].copy()
+        of_torch = torch.get_rng_state()
         torch.manual_seed(1)
         np.random.seed(1)
-        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        before = torch.get_rng_state(), _numpy_state()
         again = self.make().batch(split, INDICES[::-1], 3).unbatch()[::-1]
-        after = torch.get_rng_state(), np.random.get_state()[1].copy()
-        torch.set_rng_state(states[0])
+        after = torch.get_rng_state(), _numpy_state()
+        torch.set_rng_state(of_torch)
         for i, (first, second) in enumerate(zip(together.unbatch(), again, strict=True)):
             assert _same(first, second), (
-                f"{split}: episode {INDICES[i]} depends on the batch it is drawn with, on an earlier call or on global random "
-                "numbers. A function of split, index and seed alone: fsl.draw_bits gives numbers to draw by"
+                f"{split}: episode {INDICES[i]} depends on the batch it is drawn with, on an "
+                "earlier call or on global random numbers. A function of split, index and seed "
+                "alone: fsl.draw_bits gives numbers to draw by"
             )
         untouched = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
         assert untouched, (
-            f"{split}: drawing moves a global random state. fsl.draw_bits, or a generator of its own"
+            f"{split}: drawing moves a global random state. fsl.draw_bits, or a generator of its "
+            "own"
         )
 
     def test_episodes_differ(self) -> None:
         source = self.make()
         first, other = source.batch("train", (0, 1), 0).unbatch()
         assert not torch.equal(first.query.x, other.query.x), (
-            "episodes 0 and 1 are the same. Items drawn anew by the index"
+            "episodes 0 and 1 are the same. Items that depend on the index"
         )
         seeded = source.batch("train", (0,), 1).unbatch()[0]
         assert not torch.equal(first.query.x, seeded.query.x), (
-            "episodes under the seeds 0 and 1 are the same. Both drawn anew"
+            "episodes under the seeds 0 and 1 are the same. Items that depend on the seed"
         )
         for split in self.splits[1:]:
             there = source.batch(split, (0,), 0).unbatch()[0]
@@ -134,14 +137,14 @@ class EpisodesContract(checks.Contract):
         drawn = {}
         for split in self.splits:
             batch = source.batch(split, indices, 0)
-            items = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)]).flatten(
-                1
-            )
+            both = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)])
+            items = both.flatten(1)
             drawn[split] = {row.tobytes() for row in items.cpu().numpy()}
         for split in self.splits[1:]:
             shared = len(drawn["train"] & drawn[split])
             assert not shared, (
-                f"{split}: {shared} of its items come in train too. Classes, or at least items, of its own"
+                f"{split}: {shared} of its items come in train too. Classes, or at least items, "
+                "of its own"
             )
 
     def test_other_ways_and_shots(self, split: fsl.Split) -> None:
@@ -158,32 +161,25 @@ class EpisodesContract(checks.Contract):
             except fsl.DataError as error:
                 refused.append(str(error))
                 continue
-            _check_batch(
-                batch,
-                shape,
-                len(INDICES),
-                f"{split}, {shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries",
-            )
-        _check_batch(
-            source.batch(split, INDICES, 0), task, len(INDICES), f"{split}, after other shapes"
-        )
+            sizes = f"{shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries"
+            _check_batch(batch, shape, len(INDICES), f"{split}, {sizes}")
+        again = source.batch(split, INDICES, 0)
+        _check_batch(again, task, len(INDICES), f"{split}, after other shapes")
         if len(refused) == len(wanted):
             pytest.skip(f"not claimed: {refused[0]}")
 
     def test_ids(self, split: fsl.Split) -> None:
         source = self.make()
-        finite = source.tasks is not None and split == "train"
-        indices = [*INDICES, *((source.tasks, source.tasks + 1) if finite else ())]
+        tasks = source.tasks if split == "train" else None
+        indices = [*INDICES] if tasks is None else [*INDICES, tasks, tasks + 1]
         ids = source.batch(split, indices, 0).id
         assert ids.shape == (len(indices),), (
             f"id: shape {tuple(ids.shape)} for {len(indices)} episodes. One each"
         )
         assert ids.dtype == torch.int64, f"id: {ids.dtype}. torch.int64"
-        if finite:
-            inside = bool(((ids >= 0) & (ids < source.tasks)).all())
-            assert inside, (
-                f"id: {ids.tolist()} of {source.tasks} training tasks. Numbers 0 .. {source.tasks - 1}"
-            )
+        if tasks is not None:
+            inside = bool(((ids >= 0) & (ids < tasks)).all())
+            assert inside, f"id: {ids.tolist()} of {tasks} training tasks. Numbers 0 .. {tasks - 1}"
 
     def test_fingerprint_tells_episodes_apart(self) -> None:
         source = self.make()
@@ -214,15 +210,19 @@ class EpisodesContract(checks.Contract):
         found = self.make().to(device).batch("train", INDICES, 0)
         for tensor in (*found.support, *found.query):
             assert tensor.device.type == device, (
-                f"device {device}: a tensor on {tensor.device}. All of an episode on the device of to()"
+                f"device {device}: a tensor on {tensor.device}. All of an episode on the device of "
+                "to()"
             )
-        on_cpu = [
-            fsl.Episode(*(fsl.LabelledSet(s.x.cpu(), s.y.cpu()) for s in e[:2]), e.id.cpu())
-            for e in found.unbatch()
-        ]
+        on_cpu = checks.cast(found, "cpu").unbatch()
         assert all(_same(a, b) for a, b in zip(on_cpu, expected.unbatch(), strict=True)), (
-            f"device {device}: episodes other than on the CPU. The same tensors on every device: draw on the CPU, then move"
+            f"device {device}: episodes other than on the CPU. The same tensors on every device: "
+            "draw on the CPU, then move"
         )
+
+
+def _numpy_state() -> np.ndarray:
+    """The numbers that NumPy's global generator draws from."""
+    return np.random.get_state(legacy=False)["state"]["key"].copy()
 
 
 def _same(first: fsl.Episode, second: fsl.Episode) -> bool:
@@ -261,5 +261,6 @@ def _check_labels(y: Tensor, n_way: int, per_class: int, count: int, where: str)
     )
     assert y.dtype == torch.int64, f"{where}: {y.dtype}. torch.int64, the index of a class"
     assert all(row == rows for row in y.tolist()), (
-        f"{where}: {y[0].tolist()}. Rows sorted by class, {per_class} of each of the classes 0 .. {n_way - 1}"
+        f"{where}: {y[0].tolist()}. Rows sorted by class, {per_class} of each of the classes "
+        f"0 .. {n_way - 1}"
     )

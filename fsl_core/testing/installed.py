@@ -1,4 +1,7 @@
-"""Contracts of installed components, made from the names on pytest's command line, and the report about them."""
+"""Contracts of installed components, made from the names on pytest's command line.
+
+And the report about them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ _COLUMNS = {
     "backbone.1.weight": slice(3, 4),
     "adapter.head.weight": slice(4, PARAMETER_COUNT),
 }
-_OTHERS = {
+_OTHERS: dict[str, dict[str, object]] = {
     "episodes": {"name": "glyphs"},
     "backbone": {"name": "mlp"},
     "adapter": {"name": "nearest-centroid"},
@@ -46,7 +49,10 @@ _OTHERS = {
 
 
 class Claims(BaseModel):
-    """What test classes state where it differs from the default; None: as the contract has it, or as found out."""
+    """What test classes state if it differs from the default.
+
+    None: as the contract has it, or as found out.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,7 +71,10 @@ class Claims(BaseModel):
 
 
 class InstalledAdapter(AdapterContract):
-    """progress: the share of training done that `on_progress` is told, in the middle of a warm-up rather than before it."""
+    """The contract of an adapter, with what `on_progress` is told.
+
+    progress: the share of training done: in the middle of a warm-up rather than before it.
+    """
 
     progress: ClassVar[float] = 0.3
     build: ClassVar[Callable[..., Any]]
@@ -77,22 +86,32 @@ class InstalledAdapter(AdapterContract):
         return adapter
 
     def permute_classes(self, adapter: fsl.Adapter, permutation: Tensor) -> None:
-        """Permute every axis that is as long as there are classes, found by building it for one class more."""
+        """Permute every axis that is as long as there are classes.
+
+        Such axes are found by building the adapter for one class more.
+        """
         n_way = len(permutation)
         wider = self.make(tiny_task(n_way=n_way + 1), TinyBackbone()).state_dict()
         for name, tensor in adapter.state_dict().items():
-            grown = wider[name].shape if name in wider and wider[name].dim() == tensor.dim() else ()
-            changed = [
-                axis for axis, (a, b) in enumerate(zip(tensor.shape, grown, strict=False)) if a != b
-            ]
-            if (not grown and tensor.dim()) or any(
-                (tensor.shape[axis], grown[axis]) != (n_way, n_way + 1) for axis in changed
-            ):
+            axes = _grown_axes(tensor, wider.get(name), n_way)
+            if axes is None:
                 pytest.skip(
-                    f"not run: {name} grows with the classes in a way of its own, so a test class has to permute it"
+                    f"not run: {name} grows with the classes in a way of its own, so a test class "
+                    "has to permute it"
                 )
-            for axis in changed:
+            for axis in axes:
                 tensor.index_copy_(axis, permutation, tensor.clone())
+
+
+def _grown_axes(tensor: Tensor, wider: Tensor | None, n_way: int) -> list[int] | None:
+    """The axes that are one longer for one class more; None if it grows in another way."""
+    if wider is None or wider.dim() != tensor.dim():
+        return None if tensor.dim() else []
+    changed = [axis for axis in range(tensor.dim()) if tensor.shape[axis] != wider.shape[axis]]
+    for axis in changed:
+        if (tensor.shape[axis], wider.shape[axis]) != (n_way, n_way + 1):
+            return None
+    return changed
 
 
 class InstalledWeighting(WeightingContract):
@@ -147,22 +166,27 @@ class Checked:
         for name, cases in self.outcomes.items():
             seconds = sum(case[2] for case in cases)
             told = {outcome: detail for outcome, detail, _ in reversed(cases)}
-            left_out = told.get("skipped", "")
-            result = (
-                f"**failed**: {told['failed']}"
-                if "failed" in told
-                else "passed"
-                if "passed" in told
-                else left_out
-            )
-            partly = (
-                f"; {left_out}" if result == "passed" and left_out.startswith("not run") else ""
-            )
-            yield name.replace("_", " "), result + partly, seconds
+            yield name.replace("_", " "), _result(told), seconds
+
+
+def _result(told: dict[str, str]) -> str:
+    """A property in one word or two.
+
+    told: the detail of the first case of each outcome.
+    """
+    left_out = told.get("skipped", "")
+    if "failed" in told:
+        return f"**failed**: {told['failed']}"
+    if "passed" in told:
+        return f"passed; {left_out}" if left_out.startswith("not run") else "passed"
+    return left_out
 
 
 class Conformance:
-    """Collects the contracts, and reports. A pytest plugin, registered where an option names a component."""
+    """Collects the contracts, and reports.
+
+    A pytest plugin, registered if an option names a component.
+    """
 
     def __init__(self, config: pytest.Config, named: list[tuple[str, str]]):
         try:
@@ -248,11 +272,8 @@ def _checked(kind: str, text: str, catalogue: Any, claims: Claims) -> Checked:
     def build(**injected: Any) -> Any:
         return component.build(_section(recipe, path), **injected)
 
-    wanted = {
-        key: value
-        for key, value in claims.model_dump(exclude_none=True).items()
-        if hasattr(CONTRACTS[kind], key)
-    }
+    stated = claims.model_dump(exclude_none=True)
+    wanted = {key: value for key, value in stated.items() if hasattr(CONTRACTS[kind], key)}
     found = _found_out(f"--fsl-{kind} {name}", kind, build, recipe, path)
     contract = type(
         f"Installed{kind.title()}",
@@ -289,40 +310,54 @@ def _recipe(kind: str, name: str, options: str, catalogue: Any) -> Recipe:
 def _found_out(
     source: str, kind: str, build: Callable[..., Any], recipe: Recipe, path: tuple[str | int, ...]
 ) -> dict[str, Any]:
-    """Claims that building the component tells: kinds of tasks, splits with data. FslError where it cannot be built at all."""
+    """Claims that building the component tells: kinds of tasks, splits with data.
+
+    Raises FslError if it cannot be built at all.
+    """
     if kind == "adapter":
-        kinds, refused = [], ""
-        for of in KINDS:
-            with double_precision():
-                try:
-                    build(task=tiny_task(of), backbone=TinyBackbone())
-                except ValueError as error:
-                    refused = str(error)
-                except FslError:
-                    raise
-                except Exception:  # the property `claims` says what is wrong with it
-                    return {"kinds": (of,)}
-                else:
-                    kinds.append(of)
-        if not kinds:
-            raise FslError(f"{source}: {refused}")
-        return {"kinds": tuple(kinds)}
+        return {"kinds": _kinds(source, build)}
     if kind == "episodes":
         try:
-            source_of = build_part(recipe, path)
+            episodes = build_part(recipe, path)
         except PluginError:  # the property `claims` says what is wrong with it
             return {}
-        splits = []
-        for split in SPLITS:
-            try:
-                source_of.check(split)
-            except DataError as error:
-                if split == "train":
-                    raise DataError(f"{source}: {error}") from error
-            else:
-                splits.append(split)
-        return {"splits": tuple(splits)}
+        return {"splits": _splits(source, episodes)}
     return {}
+
+
+def _kinds(source: str, build: Callable[..., Any]) -> tuple[Kind, ...]:
+    """The kinds of tasks that an adapter takes."""
+    kinds: list[Kind] = []
+    refused = ""
+    for kind in KINDS:
+        with double_precision():
+            try:
+                build(task=tiny_task(kind), backbone=TinyBackbone())
+            except ValueError as error:
+                refused = str(error)
+            except FslError:
+                raise
+            except Exception:  # the property `claims` says what is wrong with it
+                return (kind,)
+            else:
+                kinds.append(kind)
+    if not kinds:
+        raise FslError(f"{source}: {refused}")
+    return tuple(kinds)
+
+
+def _splits(source: str, episodes: fsl.EpisodeSource) -> tuple[fsl.Split, ...]:
+    """The splits that have data."""
+    splits = []
+    for split in SPLITS:
+        try:
+            episodes.check(split)
+        except DataError as error:
+            if split == "train":
+                raise DataError(f"{source}: {error}") from error
+        else:
+            splits.append(split)
+    return tuple(splits)
 
 
 def _claims(text: str | None, kinds: set[str]) -> Claims:
@@ -331,16 +366,12 @@ def _claims(text: str | None, kinds: set[str]) -> Claims:
     given = read_value(text, "--fsl-claims")
     if not isinstance(given, dict):
         raise FslError(f"--fsl-claims: {text!r}. A mapping such as '{{random: true}}'")
-    known = {
-        name
-        for name in Claims.model_fields
-        if any(hasattr(CONTRACTS[kind], name) for kind in kinds)
-    }
+    contracts = [CONTRACTS[kind] for kind in kinds]
+    known = {name for name in Claims.model_fields if any(hasattr(c, name) for c in contracts)}
     for name in given:
         if name not in known:
-            raise FslError(
-                f"--fsl-claims: {name}: no claim of {' or '.join(sorted(kinds))}. {suggest(name, known, label='Claims')}"
-            )
+            of, fit = " or ".join(sorted(kinds)), suggest(name, known, label="Claims")
+            raise FslError(f"--fsl-claims: {name}: no claim of {of}. {fit}")
     try:
         return Claims.model_validate_json(json.dumps(given), strict=True)
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """The options of pytest that check what is installed: `pytest --fsl-adapter NAME`.
 
-pytest loads this module in every project of an environment, so it imports nothing but pytest until an option is given.
+pytest loads this module in every project of an environment, so it imports nothing but pytest until
+an option is given.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             action="append",
             default=[],
             metavar="NAME",
-            help=f"check this {kind}, as in a recipe; with options: 'NAME:{{key: value}}'; may be given several times",
+            help=f"check this {kind}, as in a recipe; with options: 'NAME:{{key: value}}'; "
+            "may be given several times",
         )
     group.addoption(
         "--fsl-claims",
@@ -45,8 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.pluginmanager.register(Conformance(config, named), "fsl-conformance")
         return
+    options = ", ".join(f"--fsl-{kind}" for kind in KINDS)
     for option in ("--fsl-claims", "--fsl-report"):
         if config.getoption(option):
-            raise pytest.UsageError(
-                f"{option}: nothing to check. One of {', '.join(f'--fsl-{kind}' for kind in KINDS)} beside it"
-            )
+            raise pytest.UsageError(f"{option}: nothing to check. One of {options} beside it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -27,7 +28,7 @@ def fixed_randomness() -> Iterator[None]:
 
 
 def _uniform(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
-    """NumPy's numbers, for torch.func.vmap would turn torch's own into others for each task."""
+    """NumPy's numbers, because torch.func.vmap draws torch's own in another way than a loop."""
     numbers = torch.from_numpy(np.random.default_rng([*shape, len(shape)]).random(tuple(shape)))
     if like is None:
         return numbers.to(torch.get_default_dtype())
@@ -51,11 +52,18 @@ def _dropout(axes: int | None) -> Callable[..., Tensor]:
 
 
 def _sized(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def function(*size: int | tuple[int, ...], **options: object) -> Tensor:
+    def function(
+        *size: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        requires_grad: bool = False,
+        **_: object,
+    ) -> Tensor:
+        """torch.rand(2, 3) and torch.rand((2, 3)), with what decides the type of the result."""
         shape = size[0] if size and not isinstance(size[0], int) else size
         drawn = draw(tuple(shape))
-        kept = {key: options[key] for key in ("dtype", "device") if options.get(key) is not None}
-        return drawn.to(**kept).requires_grad_(bool(options.get("requires_grad", False)))
+        found = drawn.to(device=device or drawn.device, dtype=dtype or drawn.dtype)
+        return found.requires_grad_(requires_grad)
 
     return function
 

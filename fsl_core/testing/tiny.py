@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ INPUT_SHAPE = (2, 5, 5)
 
 @contextmanager
 def double_precision(dtype: torch.dtype = torch.float64) -> Iterator[None]:
-    """Within this context new tensors are float64 and the global generator is seeded; both are restored afterwards.
+    """Within this context new tensors are float64 and the global generator is seeded.
+
+    Both are restored afterwards.
 
     dtype: another default type for new tensors.
     """
@@ -37,7 +39,10 @@ def tiny_task(
     n_way: int = 3,
     input_shape: tuple[int, ...] = INPUT_SHAPE,
 ) -> fsl.TaskShape:
-    """3-way 2-shot classification, or regression of 2 values from 5 items; items of shape (2, 5, 5)."""
+    """3-way 2-shot classification, or regression of 2 values from 5 items.
+
+    Items have the shape (2, 5, 5).
+    """
     if kind == "classification":
         return fsl.TaskShape(kind, n_way, n_shot or 2, n_query, input_shape, output_dim=n_way)
     return fsl.TaskShape(kind, 1, n_shot or 5, n_query, input_shape, output_dim=2)
@@ -46,14 +51,15 @@ def tiny_task(
 def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode:
     """A batch of `count` episodes in the default dtype, ids 0 .. count - 1, rows sorted by class.
 
-    Items of a class are normal with unit variance around a normal class mean; values are a linear map of the item.
+    Items of a class are normal with unit variance around a normal class mean. Values are a linear
+    map of the item.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(
-            torch.get_default_dtype()
-        )
+        # In float64 first, so that float32 gets the same numbers, rounded.
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return drawn.to(torch.get_default_dtype())
 
     means = normal(count, task.n_way, 1, *task.input_shape)
     readout = normal(count, means[0, 0].numel(), task.output_dim)
@@ -61,18 +67,18 @@ def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode
     def draw(per_class: int) -> fsl.LabelledSet:
         x = (means + normal(count, task.n_way, per_class, *task.input_shape)).flatten(1, 2)
         if task.kind == "classification":
-            return fsl.LabelledSet(
-                x, torch.arange(task.n_way).repeat_interleave(per_class).expand(count, -1)
-            )
+            y = torch.arange(task.n_way).repeat_interleave(per_class)
+            return fsl.LabelledSet(x, y.expand(count, -1))
         return fsl.LabelledSet(x, x.flatten(2) @ readout / x[0, 0].numel() ** 0.5)
 
     return fsl.Episode(draw(task.n_shot), draw(task.n_query), torch.arange(count))
 
 
 class TinyBackbone(fsl.NormedBackbone):
-    """conv3x3(4) - norm - tanh - linear(5) - tanh: smooth, so that finite differences of its second derivatives exist.
+    """conv3x3(4) - norm - tanh - linear(5) - tanh: (n, 2, 5, 5) -> (n, 5).
 
-    (n, 2, 5, 5) -> (n, 5). About 300 parameters; no bias where the normalisation would cancel it.
+    It is smooth, so that finite differences of its second derivatives exist. It has about 300
+    parameters, and no bias if the normalisation would cancel it.
     """
 
     def __init__(self, norm: fsl.NormPolicy = "none"):
@@ -91,7 +97,8 @@ class GradientSteps(fsl.Adapter):
 
     MAML at its barest. Weights that require no gradient when it is built are left alone.
 
-    Holds a backbone or an execution to what an inner loop asks of it: second derivatives, other weights than its own.
+    It asks of a backbone, or of an execution, what an inner loop asks: second derivatives, and
+    calls with other weights than the backbone's own.
     """
 
     name = "gradient-steps"
@@ -99,7 +106,8 @@ class GradientSteps(fsl.Adapter):
     def __init__(self, task: fsl.TaskShape, backbone: nn.Module, inner_steps: int = 2):
         super().__init__()
         self.loss, self.inner_steps = task.loss, inner_steps
-        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.output_dim)
         self.names = fsl.Functional(backbone, self.head).adapted()
 
     def inner_problem(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.InnerProblem:

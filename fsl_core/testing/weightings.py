@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -15,21 +15,22 @@ from fsl_core.testing.checks import TOLERANCE
 from fsl_core.testing.tiny import double_precision
 
 PARAMETER_COUNT = 6  # columns of the gradient matrix
-DRAWS, MEAN_TOLERANCE = (
-    2000,
-    0.05,
-)  # weights summing to one deviate by at most 0.5: 4.4 standard errors of their mean
-EXTREME = {torch.float64: 1e30, torch.float32: 1e15}  # their squares are finite
+DRAWS, MEAN_TOLERANCE = 2000, 0.05
+"""Weights that sum to one deviate by at most 0.5: a mean's standard error is 4.4 times smaller."""
+
+EXTREME = {torch.float64: 1e30, torch.float32: 1e15}
+"""Numbers whose squares are finite."""
 
 
 class WeightingContract(checks.Contract):
     """Inherit as `class TestMine(WeightingContract)` and write `make`.
 
-    The claims of the weighting itself, `needs` and `total`, are measured. It sees what the engine would give it:
-    gradients, of 6 numbers a task, only if it needs them; no losses worth reading if it needs nothing; ids 0 .. 4.
+    The claims of the weighting itself, `needs` and `total`, are measured. It sees what the engine
+    would give it: gradients, of 6 numbers a task, only if it needs them; no losses worth reading if
+    it needs nothing; ids 0 .. 4.
 
-    random: weights are drawn from torch's global generator; what is said of them is then checked for their mean over
-            2000 draws, to 0.05.
+    random: weights are drawn from torch's global generator. What is said of them is then checked
+        for their mean over 2000 draws, to 0.05.
     """
 
     foundations: ClassVar[tuple[str, ...]] = ("claims", "one_finite_weight_a_task")
@@ -52,7 +53,8 @@ class WeightingContract(checks.Contract):
         weighting = self._weighting()
         name = getattr(weighting, "name", None)
         assert isinstance(name, str), (
-            f"name: {name!r}. A class attribute, the word recipes write under `outer.weighting.name`"
+            f"name: {name!r}. A class attribute, the word recipes write under "
+            "`outer.weighting.name`"
         )
         unknown = set(weighting.needs) - {"losses", "gradients"}
         assert not unknown, (
@@ -69,35 +71,29 @@ class WeightingContract(checks.Contract):
         for dtype, large in EXTREME.items():
             for losses in ([0.0], [1 / large], [large], [0.0, 1 / large, 1.0, large]):
                 values = torch.tensor((losses * size)[:size], dtype=dtype)
-                signs = _outcomes(size).gradients.to(dtype)
-                weights = self._weigh(
-                    fsl.Outcomes(values, values[:, None] * signs, torch.arange(size))
-                )
-                self._check(
-                    weights,
-                    size,
-                    f"weigh, {dtype}, losses and gradients of size {sorted(set(values.tolist()))}",
-                )
+                signs = _drawn(size)[1].to(dtype)
+                outcomes = fsl.Outcomes(values, values[:, None] * signs, torch.arange(size))
+                sizes = sorted(set(values.tolist()))
+                where = f"weigh, {dtype}, losses and gradients of size {sizes}"
+                self._check(self._weigh(outcomes), size, where)
 
     def test_equal_tasks_weigh_the_same(self, size: int) -> None:
-        one = _outcomes(1)
-        weights = self._mean_weights(
-            fsl.Outcomes(
-                one.losses.expand(size), one.gradients.expand(size, -1), torch.arange(size)
-            )
-        )
+        losses, gradients = _drawn(1)
+        outcomes = fsl.Outcomes(losses.expand(size), gradients.expand(size, -1), torch.arange(size))
+        weights = self._mean_weights(outcomes)
         assert self._close(weights, weights.mean().expand(size)), (
-            f"weigh: tasks with equal losses and gradients weigh {weights.tolist()}. The same for each: a task's place in the "
-            "meta-batch says nothing about it"
+            f"weigh: tasks with equal losses and gradients weigh {weights.tolist()}. The same for "
+            "each: a task's place in the meta-batch says nothing about it"
         )
 
     def test_order_of_tasks(self, size: int) -> None:
         outcomes, order = _outcomes(size), torch.arange(size).roll(1)
         expected = self._mean_weights(outcomes)[order]
-        found = self._mean_weights(fsl.Outcomes(*(tensor[order] for tensor in outcomes)))
+        found = self._mean_weights(_each(outcomes, lambda tensor: tensor[order]))
         assert self._close(found, expected), (
-            f"weigh: {found.tolist()} for permuted tasks, whose permuted weights are {expected.tolist()}. Weights that "
-            "follow the tasks, whatever their place in the meta-batch"
+            f"weigh: {found.tolist()} for permuted tasks, whose permuted weights are "
+            f"{expected.tolist()}. Weights that follow the tasks, whatever their place in the "
+            "meta-batch"
         )
 
     def test_needs_are_all_it_reads(self, size: int) -> None:
@@ -111,14 +107,16 @@ class WeightingContract(checks.Contract):
         elif "losses" not in weighting.needs:
             found = self._weigh(outcomes._replace(losses=outcomes.losses.flip(0) + 1))
             assert _close(found, expected), (
-                "needs: {'gradients'}, and the weights change with the losses. {'losses', 'gradients'}"
+                "needs: {'gradients'}, and the weights change with the losses. "
+                "{'losses', 'gradients'}"
             )
 
     def test_randomness_is_torchs(self, size: int) -> None:
         first, again = self._weigh(_outcomes(size)), self._weigh(_outcomes(size))
         assert torch.equal(first, again), (
-            f"weigh: {first.tolist()}, then {again.tolist()} under the same torch.manual_seed. Randomness from torch's global "
-            "generator alone, which the outer loop seeds before each step"
+            f"weigh: {first.tolist()}, then {again.tolist()} under the same torch.manual_seed. "
+            "Randomness from torch's global generator alone, which the outer loop seeds before "
+            "each step"
         )
 
     def test_randomness_is_claimed(self) -> None:
@@ -137,7 +135,8 @@ class WeightingContract(checks.Contract):
         for what in fsl.Outcomes._fields:
             same = torch.equal(getattr(outcomes, what), getattr(before, what))
             assert same, (
-                f"weigh: it changed outcomes.{what} in place. A new tensor: the engine goes on to use this one"
+                f"weigh: it changed outcomes.{what} in place. A new tensor: the engine goes on to "
+                "use this one"
             )
 
     def test_gradient_reaches_every_parameter(self) -> None:
@@ -148,17 +147,18 @@ class WeightingContract(checks.Contract):
         outcomes = self._given(weighting, _outcomes(5))
         weights = weighting.weigh(outcomes)
         assert weights.requires_grad, (
-            f"weigh: no graph from {', '.join(trained)} to the weights. Nothing detached, no no_grad"
+            f"weigh: no graph from {', '.join(trained)} to the weights. Nothing detached, no "
+            "no_grad"
         )
         objective = weighting.objective(weights, outcomes)
         assert objective.shape == (), f"objective: shape {tuple(objective.shape)}. A scalar"
-        gradients = torch.autograd.grad(objective, list(trained.values()), allow_unused=True)
-        for name, gradient in zip(trained, gradients, strict=True):
-            reached = gradient is not None and gradient.count_nonzero()
-            assert reached, (
+        gradients = checks.gradients_by_name(objective, trained)
+        unreached = checks.without_any(gradients)
+        for name, gradient in gradients.items():
+            assert name not in unreached, (
                 f"weigh: {name} gets no gradient. A part in the weights, or no such parameter"
             )
-            assert gradient.isfinite().all(), (
+            assert gradient is None or gradient.isfinite().all(), (
                 f"weigh: the gradient of {name} is not finite. Safe divisions and logarithms"
             )
 
@@ -169,37 +169,39 @@ class WeightingContract(checks.Contract):
         checks.through_a_checkpoint(first, second, "weighting")
         expected, found = self._seeded(first, given), self._seeded(second, given)
         assert _close(found, expected), (
-            f"checkpoint: a fresh weighting that loads it gives {found.tolist()}, the saved one {expected.tolist()}. Every "
-            "tensor that matters as a parameter or a buffer: a resumed run must go on as if never stopped"
+            f"checkpoint: a fresh weighting that loads it gives {found.tolist()}, the saved one "
+            f"{expected.tolist()}. Every tensor that matters as a parameter or a buffer: a resumed "
+            "run must go on as if never stopped"
         )
 
     def test_single_precision(self) -> None:
         expected = self._weigh(_outcomes(5))
         with double_precision(torch.float32):
             weighting = self._weighting()
-            given = fsl.Outcomes(
-                *(t.float() if t.is_floating_point() else t for t in _outcomes(5, torch.float64))
+            given = _each(
+                _outcomes(5, torch.float64), lambda t: t.float() if t.is_floating_point() else t
             )
             try:
                 found = self._seeded(weighting, self._given(weighting, given))
             except RuntimeError as error:
+                reason = str(error).splitlines()[0]
                 raise AssertionError(
-                    f"float32: {str(error).splitlines()[0]}. The dtype of the losses for new tensors"
+                    f"float32: {reason}. The dtype of the losses for new tensors"
                 ) from error
             assert found.dtype == torch.float32, (
                 f"float32: weights of {found.dtype} for torch.float32 losses. Their dtype"
             )
             self._check(found, 5, "float32")
         assert self.random or _close(found.double(), expected, 1e-4), (
-            f"float32: weights {found.tolist()} where float64 gives {expected.tolist()}. Steps that lose fewer digits"
+            f"float32: weights {found.tolist()} where float64 gives {expected.tolist()}. Steps "
+            "that lose fewer digits"
         )
 
     def test_device(self, device: str) -> None:
         weighting = self._weighting()
         expected = self._weigh(_outcomes(5))
-        given = self._given(
-            weighting, fsl.Outcomes(*(tensor.to(device) for tensor in _outcomes(5)))
-        )
+        there = _each(_outcomes(5), lambda tensor: tensor.to(device))
+        given = self._given(weighting, there)
         with checks.on_device(device):
             found = self._seeded(weighting.to(device), given)
         assert found.device.type == device, (
@@ -209,7 +211,8 @@ class WeightingContract(checks.Contract):
             f"device {device}: weights of shape {tuple(found.shape)}. Expected (5,)"
         )
         assert device == "meta" or self.random or _close(found.cpu(), expected, 1e-6), (
-            f"device {device}: weights {found.tolist()} where the CPU gives {expected.tolist()}. The same computation"
+            f"device {device}: weights {found.tolist()} where the CPU gives {expected.tolist()}. "
+            "The same computation"
         )
 
     def _weighting(self, seed: int = 0) -> fsl.TaskWeighting:
@@ -228,9 +231,8 @@ class WeightingContract(checks.Contract):
         return torch.stack([weighting.weigh(given) for _ in range(DRAWS)]).mean(0).detach()
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
-        return _close(
-            found, expected, MEAN_TOLERANCE * float(expected.sum()) if self.random else TOLERANCE
-        )
+        tolerance = MEAN_TOLERANCE * float(expected.sum()) if self.random else TOLERANCE
+        return _close(found, expected, tolerance)
 
     @staticmethod
     def _seeded(weighting: fsl.TaskWeighting, given: fsl.Outcomes, seed: int = 2) -> Tensor:
@@ -246,8 +248,8 @@ class WeightingContract(checks.Contract):
             f"{where}: weights of shape {tuple(weights.shape)}. Expected ({size},), one a task"
         )
         assert weights.isfinite().all(), (
-            f"{where}: weights {weights.tolist()}. Finite ones: a softmax instead of a quotient of exponentials, no division by "
-            "a norm or sum that can be zero"
+            f"{where}: weights {weights.tolist()}. Finite ones: a softmax instead of a quotient of "
+            "exponentials, no division by a norm or sum that can be zero"
         )
         assert (weights >= 0).all(), (
             f"{where}: weights {weights.tolist()}. None below zero: it would unlearn a task"
@@ -267,11 +269,23 @@ class WeightingContract(checks.Contract):
 
 
 def _outcomes(size: int, dtype: torch.dtype | None = None) -> fsl.Outcomes:
-    """Losses in 0 .. 2, gradients that mostly, not always, agree in direction, and tasks 0 .. size - 1."""
+    """Losses and gradients of the tasks 0 .. size - 1."""
+    return fsl.Outcomes(*_drawn(size, dtype), torch.arange(size))
+
+
+def _drawn(size: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Losses in 0 .. 2, and gradients that mostly, not always, agree in direction."""
     generator = torch.Generator().manual_seed(size)
     losses = 2 * torch.rand(size, generator=generator, dtype=dtype)
     gradients = 0.5 + torch.randn(size, PARAMETER_COUNT, generator=generator, dtype=dtype)
-    return fsl.Outcomes(losses, gradients, torch.arange(size))
+    return losses, gradients
+
+
+def _each(outcomes: fsl.Outcomes, function: Callable[[Tensor], Tensor]) -> fsl.Outcomes:
+    """Outcomes with a function applied to every tensor."""
+    losses, *others = outcomes
+    gradients, ids = (None if tensor is None else function(tensor) for tensor in others)
+    return fsl.Outcomes(function(losses), gradients, ids)
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:

@@ -1,4 +1,5 @@
-"""Peers and we compute the same meta-gradient, and one who does not is found out. Peers not installed are skipped, saying so."""
+"""Peers and we compute the same meta-gradient, and one who does not is found out. Peers not
+installed are skipped, saying so."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ def test_weights_are_copied_between_equal_shapes_only():
 
 
 def test_operations_are_those_counted_by_hand():
-    """Nearest centroid: a pass over every image and a backward pass of twice that, but for the input of the first layer."""
+    """Nearest centroid: a pass over every image and a backward pass of twice that, but for the
+    input of the first layer."""
     problem = problems.centroid(tasks=1, channels=8, n_query=15)
     forward = [
         2 * 80 * side * side * 9 * width * 8 for side, width in ((28, 1), (14, 8), (7, 8), (3, 8))

@@ -10,7 +10,8 @@ TASK = fsl.TaskShape("classification", 5, 1, 15, (3, 28, 28), 5)
 
 
 def test_parameters_are_those_of_the_hypermaml_code():
-    """Conv4, 64 channels, RGB 28x28: 113,088 parameters, as counted in the official HyperMAML code."""
+    """Conv4, 64 channels, RGB 28x28: 113,088 parameters, as counted in the official HyperMAML
+    code."""
     assert sum(p.numel() for p in Conv4(TASK).parameters()) == 113_088
 
 
@@ -60,7 +61,7 @@ def test_start_values():
     [
         (
             (3, 28, 12),
-            r"conv4: pictures of 28x12, which 4 poolings leave without a pixel\. At least 16x16, or fewer blocks",
+            r"conv4: pictures of 28x12, of which 4 poolings leave no pixel\. At least 16x16, or fewer blocks",
         ),
         ((7,), r"conv4: items of shape \(7,\)\. Expected pictures, \(channels, height, width\)"),
     ],

@@ -91,7 +91,7 @@ def test_default_set_is_the_recorded_one_in_any_process_and_without_a_cache(
         here.update(glyphs.pool(split).images.numpy().tobytes())
     assert here.hexdigest()[:32] == DIGEST
 
-    unwritable = tmp_path / "a-file"  # a cache that cannot be written: everything is drawn anew
+    unwritable = tmp_path / "a-file"  # a cache that cannot be written: everything is drawn again
     unwritable.touch()
     there = subprocess.run(
         [sys.executable, "-c", DRAW],
@@ -138,7 +138,8 @@ class TestDrawCharacters:
         assert calm.std(1).mean() < usual.std(1).mean() < wild.std(1).mean()
 
     def test_strokes_are_antialiased_and_not_broken(self):
-        """One pen position a pixel at least: no stroke of a drawing without jitter falls into dots."""
+        """One pen position a pixel at least: no stroke of a drawing without jitter falls into
+        dots."""
         image = draw_characters(200, 1, jitter=0.0)[:, 0, 0]
         assert ((image > 0) & (image < 255)).sum((1, 2)).min() > 0
         lonely = 0

@@ -113,7 +113,7 @@ def test_a_wrong_checksum(root: Path):
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(
         fsl.DataError,
-        match=rf"t10k-labels-idx1-ubyte\.gz: md5 \w+\. {right}: delete the file and fetch it anew",
+        match=rf"t10k-labels-idx1-ubyte\.gz: md5 \w+\. {right}: delete the file and fetch it again",
     ):
         Mnist(root=root).check("train")
 
@@ -128,7 +128,7 @@ def test_damaged_unpacked_files(root: Path, kept: int):
         file.unlink()
     with pytest.raises(
         fsl.DataError,
-        match=r"raw: no digits of MNIST \(.*\)\. Delete its files and fetch them anew",
+        match=r"raw: not the digits of MNIST \(.*\)\. Delete its files and fetch them again",
     ):
         Mnist(root=root).check("train")
 

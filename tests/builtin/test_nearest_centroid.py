@@ -46,7 +46,8 @@ def test_probabilities_are_those_of_a_dense_computation(distance, learned):
 
 
 def test_float32_keeps_its_digits_far_from_the_origin():
-    """Features at 1000 plus something of unit size: squaring them first would leave an error of about 0.1."""
+    """Features at 1000 plus something of unit size: squaring them first would leave an error of
+    about 0.1."""
     task = tiny_task()
     episode = tiny_episodes(task, 1).unbatch()[0]
 

@@ -16,7 +16,9 @@ from PIL import Image
 
 import fsl_core as fsl
 from fsl_core.builtin import omniglot
-from fsl_core.builtin.omniglot import Omniglot, class_lists, with_rotations
+from fsl_core.builtin.omniglot import Omniglot
+from fsl_core.data import omniglot as shared
+from fsl_core.data.omniglot import EVALUATION, class_lists, with_rotations
 from fsl_core.data.vision import torchvision
 
 PROJECT = Path(fsl.__file__).parents[1]
@@ -38,16 +40,15 @@ class TestClassLists:
         everything = [*chain(*lists.values())]
         assert len(set(everything)) == 1623
         assert len({name.split("/")[0] for name in everything}) == 50
-        assert (
-            sum(name.split("/")[0] in omniglot.EVALUATION.split("/") for name in everything) == 659
-        )
+        assert sum(name.split("/")[0] in EVALUATION.split("/") for name in everything) == 659
 
     def test_the_learn2learn_split_is_pinned(self):
-        """learn2learn's classes[:1100] after random.seed(42), random.shuffle(list(range(1623))) start with these numbers."""
+        """learn2learn's classes[:1100] after random.seed(42), random.shuffle(list(range(1623)))
+        start with these numbers."""
         names = class_lists("learn2learn")
         order = sorted(
             chain(*names.values()),
-            key=lambda n: (n.split("/")[0] in omniglot.EVALUATION.split("/"), n),
+            key=lambda n: (n.split("/")[0] in EVALUATION.split("/"), n),
         )
         assert order[0] == "Alphabet_of_the_Magi/character01"
         assert order[963] == "Tifinagh/character55"
@@ -83,7 +84,7 @@ class TestToyArchives:
     def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("FSL_DATA", raising=False)
-        monkeypatch.setattr(omniglot, "class_lists", lambda split: TOY)
+        monkeypatch.setattr(shared, "class_lists", lambda split: TOY)
         root = tmp_path / "data"
         root.mkdir()
         checksums = {}
@@ -100,7 +101,7 @@ class TestToyArchives:
                         Image.fromarray(ink).convert("1").save(content, "png")
                         archive.writestr(f"{part}/{name}/{c:04}_{i + 1:02}.png", content.getvalue())
             checksums[part] = (hashlib.md5((root / f"{part}.zip").read_bytes()).hexdigest(),)
-        monkeypatch.setattr(omniglot, "CHECKSUMS", checksums)
+        monkeypatch.setattr(shared, "CHECKSUMS", checksums)
         return root
 
     def test_pixels(self, root: Path):
@@ -150,7 +151,7 @@ class TestToyArchives:
         wrong = hashlib.md5(archive.read_bytes()).hexdigest()
         with pytest.raises(
             fsl.DataError,
-            match=rf"images_evaluation\.zip: md5 {wrong}\. {right}: delete the file and fetch it anew",
+            match=rf"images_evaluation\.zip: md5 {wrong}\. {right}: delete the file and fetch it again",
         ):
             Omniglot(root=root).check("train")
 

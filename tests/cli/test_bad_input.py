@@ -1,4 +1,5 @@
-"""Every mistake a user can make ends in one clear line for each fault, without a traceback, and nothing half-written is left."""
+"""Every mistake a user can make ends in one clear line for each fault, without a traceback, and
+nothing half-written is left."""
 
 from __future__ import annotations
 
@@ -169,9 +170,7 @@ def options(*overrides: str) -> list[str]:
         ),
         (
             ["episodes={name: blobs # 2}"],
-            [
-                "-s episodes: '# 2}' would be left out: to YAML it is a comment, anchor or tag. Quotes"
-            ],
+            ["-s episodes: '# 2}' would be left out: YAML reads a comment, anchor or tag. Quotes"],
         ),
         (["seed=[1"], ["-s seed: YAML syntax: expected ',' or ']'"]),
         (["seed=*x"], ['-s seed: found "*x". Expected a valid integer']),
@@ -334,7 +333,7 @@ def pictures(tmp_path: Path) -> Path:
         ),
         (
             ["episodes.image_size=8"],
-            ["-s backbone: conv4: pictures of 8x8, which 4 poolings leave without a pixel. "],
+            ["-s backbone: conv4: pictures of 8x8, of which 4 poolings leave no pixel. "],
         ),
         (
             ["episodes.image_size=1000000"],
@@ -407,7 +406,7 @@ def test_omniglot_absent_or_damaged(call: Call, tmp_path: Path, monkeypatch: pyt
     picture.parent.parent.rename(data / "images_background" / "Own")
     refused(
         call(*omniglot),
-        f"{data}/images_background/Own/character01/1.png: no character of Omniglot. ",
+        f"{data}/images_background/Own/character01/1.png: not a character of Omniglot. ",
     )
     assert not (tmp_path / "runs").exists()
 
@@ -506,7 +505,8 @@ def test_damaged_curves(call: Call, finished: Path, name: str, content: bytes | 
 @pytest.mark.parametrize("which", ["last", "best"])
 @pytest.mark.parametrize("kept", [0, 100, -4])
 def test_truncated_checkpoints(call: Call, finished: Path, which: str, kept: int):
-    """Both checkpoints lead to the same end, so that the loss of one costs no more than the steps after the other."""
+    """Both checkpoints lead to the same end, so that the loss of one costs no more than the steps
+    after the other."""
     result = json.loads((finished / "result.json").read_text())
     path = finished / "checkpoints" / f"{which}.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
@@ -615,7 +615,7 @@ def test_predictions(call: Call, trained: Path, arguments: list[str], message: s
 def test_files_are_refused_before_the_work(
     call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fsl_core.predicting.predictor.adapt_to_folder", None)
+    monkeypatch.setattr("fsl_core.predicting.adapting.adapt_to_folder", None)
     before = (trained / "trained" / "episodes.csv").read_text()
     ended = call(*PREDICT, "--out", "trained/episodes.csv", "--html", "x.csv")
     refused(ended, "--out trained/episodes.csv: ", "--html x.csv: ends in .csv. ")

@@ -1,4 +1,7 @@
-"""The command line as a user meets it: output, exit codes, and one clear line for each mistake."""
+"""The command line as a user meets it: output, exit codes, and one clear line for each mistake.
+
+In this process, except for what a process of its own might do in another way.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def test_help_lists_every_command(fsl):
         assert f" {command} " in shown.stdout
 
 
-def test_run_resume_eval_report(fsl, toy_recipe: Path, tmp_path: Path):
+def test_run_resume_eval_report(fsl, call, toy_recipe: Path, tmp_path: Path):
     ran = fsl("run", toy_recipe, "--out", "out")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("test accuracy 0.")
@@ -38,15 +41,15 @@ def test_run_resume_eval_report(fsl, toy_recipe: Path, tmp_path: Path):
     assert "report: out/report.html" in ran.stdout
     assert "validation accuracy" in ran.stderr
 
-    again = json.loads(fsl("resume", "out", "--json").stdout)
+    again = json.loads(call("resume", "out", "--json").out)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert again == {**result, "run": "out"}
 
-    evaluated = json.loads(fsl("eval", "out", "--json").stdout)
+    evaluated = json.loads(call("eval", "out", "--json").out)
     assert evaluated["accuracy"] == result["accuracy"]
     assert evaluated["episode_set"] == result["episode_set"]
     more = json.loads(
-        fsl(
+        call(
             "eval",
             "out",
             "--episodes",
@@ -56,7 +59,7 @@ def test_run_resume_eval_report(fsl, toy_recipe: Path, tmp_path: Path):
             "--checkpoint",
             "last",
             "--json",
-        ).stdout
+        ).out
     )
     assert (more["episodes"], more["split"], more["checkpoint"]) == (20, "validation", "last")
 
@@ -67,20 +70,22 @@ def test_run_resume_eval_report(fsl, toy_recipe: Path, tmp_path: Path):
         r"(src|href)=\"?http|url\(http|@import|<script", html
     )  # it fetches nothing
     (tmp_path / "out" / "report.html").unlink()
-    assert fsl("report", "out").stdout == "report: out/report.html\n"
+    assert call("report", "out").out == "report: out/report.html\n"
 
 
-def test_runs_are_numbered(fsl, toy_recipe: Path, tmp_path: Path):
+def test_runs_are_numbered(call, toy_recipe: Path, tmp_path: Path):
     for _ in range(2):
-        assert fsl("run", toy_recipe, "-s", "outer.steps=1").returncode == 0
+        assert call("run", toy_recipe, "-s", "outer.steps=1").code == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy", "toy-2"}
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.2, 1)])
-def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
-    held = fsl("reproduce", toy_recipe, "-s", f"expect.accuracy={{value: {value}, tolerance: 0.1}}")
-    assert held.returncode == code, held.stdout + held.stderr
-    assert ("NOT reproduced" in held.stdout) == bool(code)
+def test_reproduce(call, toy_recipe: Path, value: float, code: int):
+    held = call(
+        "reproduce", toy_recipe, "-s", f"expect.accuracy={{value: {value}, tolerance: 0.1}}"
+    )
+    assert held.code == code, held.out + held.err
+    assert ("NOT reproduced" in held.out) == bool(code)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
         (
             ["reproduce", "toy.yaml"],
             2,
-            "toy.yaml: no `expect:`, so there is nothing to hold a result against. ",
+            "toy.yaml: no `expect:`, so there is nothing to compare a result with. ",
         ),
         (["resume", "absent"], 2, "absent: no run here (recipe.yaml is absent). "),
         (["report", "absent"], 2, "absent: no result.json here. "),
@@ -125,64 +130,62 @@ def test_reproduce(fsl, toy_recipe: Path, value: float, code: int):
             2,
             "--split tets: no such split. One of train, validation, test",
         ),
-        (["list", "adaptrs"], 2, "adaptrs: no kind of component. Did you mean 'adapter"),
+        (["list", "adaptrs"], 2, "adaptrs: not a kind of component. Did you mean 'adapter"),
         (["show", "adapter", "nearest-centriod"], 2, "Did you mean 'nearest-centroid'?"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(
-    fsl, toy_recipe: Path, arguments: list[str], code: int, message: str
+    call, toy_recipe: Path, arguments: list[str], code: int, message: str
 ):
-    ended = fsl(*arguments)
-    assert ended.returncode == code
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not ended.stdout
+    ended = call(*arguments)
+    assert ended.code == code
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert not ended.out
 
 
-def test_a_truncated_checkpoint_is_named(fsl, toy_recipe: Path, tmp_path: Path):
-    assert fsl("run", toy_recipe, "--out", "out").returncode == 0
+def test_a_truncated_checkpoint_is_named(call, toy_recipe: Path, tmp_path: Path):
+    assert call("run", toy_recipe, "--out", "out").code == 0
     (tmp_path / "out" / "result.json").unlink()
     last = tmp_path / "out" / "checkpoints" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:200])
-    ended = fsl("resume", "out")
-    assert ended.returncode == 2
-    imported, damaged = ended.stderr.splitlines()
+    ended = call("resume", "out")
+    assert ended.code == 2
+    imported, damaged = ended.err.splitlines()
     assert imported.startswith("imported ")
     assert damaged.startswith("out/checkpoints/last.safetensors: damaged checkpoint")
 
 
-def test_check_says_what_the_recipe_is(fsl, toy_recipe: Path):
-    assert fsl("check", toy_recipe).stdout.startswith(
-        f"{toy_recipe}: ok. nearest-centroid on mlp, "
-    )
+def test_check_says_what_the_recipe_is(call, toy_recipe: Path):
+    assert call("check", toy_recipe).out.startswith(f"{toy_recipe}: ok. nearest-centroid on mlp, ")
 
 
-def test_listing_and_showing(fsl, toy_recipe: Path):
-    names = {row["name"] for row in json.loads(fsl("list", "backbones", "--json").stdout)}
+def test_listing_and_showing(call, toy_recipe: Path):
+    names = {row["name"] for row in json.loads(call("list", "backbones", "--json").out)}
     assert {"conv4", "mlp"} <= names
-    shown = fsl("show", "adapter", "nearest-centroid")
-    assert "arXiv:1703.05175" in shown.stdout
-    assert "temperature" in shown.stdout
-    schema = json.loads(fsl("show", "weighting", "uniform", "--json").stdout)["schema"]
+    shown = call("show", "adapter", "nearest-centroid")
+    assert "arXiv:1703.05175" in shown.out
+    assert "temperature" in shown.out
+    schema = json.loads(call("show", "weighting", "uniform", "--json").out)["schema"]
     assert schema["properties"]["reduction"]["default"] == "mean"
     assert {"adam", "sgd"} <= {
-        row["name"] for row in json.loads(fsl("list", "optimizers", "--json").stdout)
+        row["name"] for row in json.loads(call("list", "optimizers", "--json").out)
     }
 
 
-def test_plugins_and_doctor_name_a_broken_plugin(fsl, tmp_path: Path):
+def test_plugins_and_doctor_name_a_broken_plugin(call, tmp_path: Path):
     (tmp_path / "extra").mkdir()
     (tmp_path / "extra" / "shaky.py").write_text(
         "from fsl_core import hookimpl\nraise RuntimeError('not today')"
     )
-    rows = json.loads(fsl("plugins", "--plugins-dir", "extra", "--json").stdout)
+    rows = json.loads(call("plugins", "--plugins-dir", "extra", "--json").out)
     shaky = next(row for row in rows if row["name"] == "shaky")
     assert (shaky["status"], shaky["reason"]) == ("failed", "RuntimeError: not today")
     assert next(row for row in rows if row["name"] == "glyphs")["offers"] == ["episodes glyphs"]
-    examined = fsl("doctor", "--plugins-dir", "extra")
-    assert examined.returncode == 1
-    assert "shaky RuntimeError: not today" in examined.stdout
-    assert fsl("doctor").returncode == 0
+    examined = call("doctor", "--plugins-dir", "extra")
+    assert examined.code == 1
+    assert "shaky RuntimeError: not today" in examined.out
+    assert call("doctor").code == 0
 
 
 def test_the_schema_is_json(fsl):

@@ -1,4 +1,5 @@
-"""docs/tutorial.md, followed step by step: each file is written as it stands there, each command is run."""
+"""docs/tutorial.md, followed step by step: each file is written as it stands there, each command is
+run."""
 
 from __future__ import annotations
 

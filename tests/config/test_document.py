@@ -52,7 +52,7 @@ def test_numbers_words_and_yaml(text: str, value: object):
         ("  ", "-s x: no value. null for none, '\"\"' for an empty text"),
         (
             "{root: set #2}",
-            "-s x: '#2}' would be left out: to YAML it is a comment, anchor or tag. ",
+            "-s x: '#2}' would be left out: YAML reads a comment, anchor or tag. ",
         ),
         ("[1, 2] # three", "-s x: '# three' would be left out: "),
         ('"set" # 2', "-s x: '# 2' would be left out: "),

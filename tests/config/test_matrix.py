@@ -174,11 +174,11 @@ AXES = ("adapter: [nearest-centroid, explodes]", "seed: [0, 1]")
         ),
         (
             (*AXES, "exclude: [{adaptr: explodes}]"),
-            ["toy.yaml:17: matrix.exclude.0.adaptr: no axis of this matrix. Did you mean"],
+            ["toy.yaml:17: matrix.exclude.0.adaptr: not an axis of this matrix. Did you mean"],
         ),
         (
             (*AXES, "exclude: [{seed: 7}]"),
-            ["toy.yaml:17: matrix.exclude.0.seed: 7 is no value of seed. One of 0, 1"],
+            ["toy.yaml:17: matrix.exclude.0.seed: seed has no value 7. One of 0, 1"],
         ),
         (
             (*AXES, "exclude: [{seed: [0, 1]}]"),
@@ -190,7 +190,7 @@ AXES = ("adapter: [nearest-centroid, explodes]", "seed: [0, 1]")
         ),
         (
             (*AXES, "baseline: {adapter: maml}"),
-            ["toy.yaml:17: matrix.baseline.adapter: maml is no value of adapter. One of nearest-"],
+            ["toy.yaml:17: matrix.baseline.adapter: adapter has no value maml. One of nearest-"],
         ),
         (
             ("adapter: [nearest-centriod, {name: explodes, at_progres: 1}]", "seed: [0, 1, -3]"),
@@ -216,7 +216,7 @@ AXES = ("adapter: [nearest-centroid, explodes]", "seed: [0, 1]")
         (
             ("seed: [0, 1]", "outer.weighting: [uniform, {name: uniform, reduction: mean}]"),
             [
-                "toy.yaml:14: matrix: seed 0, uniform and seed 0, uniform reduction=mean are one and the same run. Leave one out"
+                "toy.yaml:14: matrix: seed 0, uniform and seed 0, uniform reduction=mean are the same run. Leave one out"
             ],
         ),
     ],

@@ -117,6 +117,12 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_plugins: Loaded):
             "expect: {accuracy: 0.9}",
             "toy.yaml:1: expect.accuracy: found 0.9. Expected an object",
         ),
+        (
+            "seed: 0",
+            "expect: {accuracy: {valu: 0.9, tolerance: 0.1}}",
+            "toy.yaml:1: expect.accuracy.valu: section 'expect' has no such option. "
+            "Did you mean 'value'?",
+        ),
     ],
 )
 def test_each_fault_has_its_line(

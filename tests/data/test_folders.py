@@ -27,10 +27,10 @@ from fsl_core.data.folders import (
     find_pictures,
     image_files,
     refuse_unreadable,
-    shown,
 )
 from fsl_core.data.vision import decode_image, decode_images
 from fsl_core.errors import DataError
+from fsl_core.text import printable
 
 BYTES = os.fsdecode(b"caf\xe9")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -269,8 +269,8 @@ def test_a_class_without_pictures(tmp_path: Path):
     ],
 )
 def test_names_are_shown_without_harm(name: str, text: str):
-    assert shown(name) == text
-    shown(name).encode()
+    assert printable(name) == text
+    printable(name).encode()
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, lock):

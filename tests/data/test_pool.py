@@ -126,7 +126,8 @@ def test_an_episode_is_the_same_in_another_process(source: Numbered, hash_seed: 
 
 
 def test_the_episodes_of_a_seed_are_pinned(source: Numbered):
-    """A change here changes every frozen evaluation set: results of before and after cannot be compared."""
+    """A change here changes every frozen evaluation set: results of before and after cannot be
+    compared."""
     episode = source.batch("validation", [17], seed=3).unbatch()[0]
     assert identities(episode.support.x) == [
         (4, 1),
@@ -364,5 +365,5 @@ class TestLabelledPool:
             replace(pool, images=pool.images.float())
         with pytest.raises(ShapeError, match="5 images, 2 classes, 2 counts with sum 4"):
             replace(pool, counts=(2, 2))
-        with pytest.raises(DataError, match="class 'a' comes twice"):
+        with pytest.raises(DataError, match="class 'a' is there twice"):
             replace(pool, classes=("a", "a"))

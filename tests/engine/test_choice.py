@@ -106,7 +106,7 @@ def test_forward_mode_derivatives_are_not_shared_by_threads(monkeypatch):
     found = settle(Execution(workers=2), setting_of(learner))
     assert (found.execution, found.reason) == (
         Execution(),
-        "1 worker instead of 2: the adapter differentiates in forward mode, which threads cannot do at once",
+        "1 worker instead of 2: the adapter differentiates in forward mode, which one thread at a time can do",
     )
 
 
@@ -273,7 +273,7 @@ def test_tasks_that_move_an_attribute_are_not_batched(mode):
 
 def test_named_workers_do_not_share_random_numbers():
     found = settle(Execution(workers=2), setting_of(with_layer(nn.Dropout())))
-    reason = "a task draws random numbers, which threads would share out by chance"
+    reason = "a task draws random numbers, and chance would decide which thread gets which"
     assert found == Choice(Execution(), f"1 worker instead of 2: {reason}", {})
 
 
@@ -281,7 +281,7 @@ def test_what_cannot_be_copied_is_not_tried():
     setting = setting_of(with_layer(NoCopy()))
     found = choose(Execution(), setting, steps=5, measure_workers=True)
     assert found == Choice(
-        Execution(), "nothing is tried, for it cannot be copied: cannot copy what is open", {}
+        Execution(), "nothing is tried, because it cannot be copied: cannot copy what is open", {}
     )
     named = settle(Execution("vmap", workers=2), setting)
     assert named.execution == Execution()

@@ -1,4 +1,5 @@
-"""What is set before torch loads, and that nobody else can put code where compiled kernels are read."""
+"""What is set before torch loads, and that nobody else can put code where compiled kernels are
+read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Every installed adapter, with its default options, gives the same numbers by every execution; float64, 1e-9."""
+"""Every installed adapter, with its default options, gives the same numbers by every execution;
+float64, 1e-9."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 import torch
@@ -49,13 +48,11 @@ def test_workers_and_vmap_are_the_loop(name):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
-    """The graph that torch.compile makes, forward and backward, without the minute of generating its code."""
-    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+@pytest.mark.usefixtures("traced_only")
+def test_what_would_be_compiled_is_the_loop(name):
     learner, episodes = make_learner(name), tiny_episodes(TASK, 3)
     if obstacle := why_not_vectorized(learner):
         pytest.skip(obstacle)
-    torch._dynamo.reset()
     found = checks.meta_batch(learner, TASK.loss, Execution("compiled"), episodes)
     assert not checks.differences(
         found, checks.meta_batch(learner, TASK.loss, Execution(), episodes)
@@ -79,7 +76,8 @@ def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
     ids=["maml", "first order", "higher", "anil", "metasgd"],
 )
 def test_two_libraries_agree(name, options, other, other_options):
-    """Two distributions' codes of one algorithm, the same weights in both: losses and meta-gradients, to 1e-9."""
+    """Two distributions' codes of one algorithm, the same weights in both: losses and
+    meta-gradients, to 1e-9."""
     if absent := {name, other} - set(ADAPTERS):
         pytest.skip(f"not installed: {', '.join(absent)}")
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Pages in headless Chromium: what they hold once drawn, how wide they are, and what they asked the network for."""
+"""Pages in headless Chromium: what they hold once drawn, how wide they are, and what they asked the
+network for."""
 
 from __future__ import annotations
 

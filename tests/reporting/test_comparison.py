@@ -1,4 +1,5 @@
-"""`fsl compare`: held against scipy on the episodes of two runs, and refused where they are not the same."""
+"""`fsl compare`: held against scipy on the episodes of two runs, and refused where they are not the
+same."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from fsl_core.predicting.predictor import Pictures
+from fsl_core.predicting.pictures import Pictures
 from fsl_core.reporting.predictions import Predictions
 
 CLASSES = ("=cmd()", "$\\frac{$", "<b>\x1b[2J")

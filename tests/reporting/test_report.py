@@ -1,4 +1,5 @@
-"""A run's page: its worst episodes are those of the table, predicted again to the same scores; it fetches nothing."""
+"""A run's page: its worst episodes are those of the table, predicted again to the same scores; it
+fetches nothing."""
 
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ def test_conflict_of_meta_gradients_is_drawn_where_it_was_recorded(
 
 def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     out = trained(toy_recipe, tmp_path / "out")
-    assert "Not shown: items of shape (2,) are no pictures." in (out / "report.html").read_text()
+    assert "Not shown: items of shape (2,) are not pictures." in (out / "report.html").read_text()
     (tmp_path / "fslplugin.py").unlink()
     ended = fsl("report", "out")
     assert ended.stdout == "report: out/report.html\n"

@@ -1,4 +1,5 @@
-"""Statistics held against scipy's own tests, definitions computed by brute force, and published figures."""
+"""Statistics held against scipy's own tests, definitions computed by brute force, and published
+figures."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def test_a_constant_difference_has_no_interval(shift: float, p: float):
 
 
 def test_holm_is_closed_testing_with_bonferroni():
-    """Adjusted p of a hypothesis: the largest Bonferroni p of all sets of hypotheses that it belongs to."""
+    """Adjusted p of a hypothesis: the largest Bonferroni p of all sets of hypotheses that it
+    belongs to."""
     p = [0.02, 0.001, 0.3, 0.02, 0.9]
     sets = [s for size in range(1, 6) for s in combinations(range(5), size)]
     closed = [
@@ -59,14 +61,16 @@ def test_equal_scores_share_a_rank():
 
 
 def test_demsars_critical_difference():
-    """Demsar 2006, section 3.2.2: four methods on 14 data sets, critical difference 1.25 (q = 2.569)."""
+    """Demsar 2006, section 3.2.2: four methods on 14 data sets, critical difference 1.25 (q =
+    2.569)."""
     found = mean_ranks(RANDOM.random((14, 4)))
     assert found.critical_difference == pytest.approx(2.569 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3)
     assert round(found.critical_difference, 2) == 1.25
 
 
 def test_friedman_by_hand():
-    """12 / (n k (k + 1)) * sum_j R_j^2 - 3 n (k + 1), R_j the sum of ranks, against chi-square of k - 1 degrees."""
+    """12 / (n k (k + 1)) * sum_j R_j^2 - 3 n (k + 1), R_j the sum of ranks, against chi-square of k
+    - 1 degrees."""
     scores = RANDOM.random((30, 4)) + np.array([0.0, 0.1, 0.2, 0.0])
     found = mean_ranks(scores)
     order = (-scores).argsort(axis=1).argsort(axis=1) + 1

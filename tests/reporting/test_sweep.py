@@ -1,4 +1,5 @@
-"""The figures of a sweep, computed again by other means from the files of its runs; its page in a browser."""
+"""The figures of a sweep, computed again by other means from the files of its runs; its page in a
+browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rows, settings and baselines of a sweep, and combinations that the parts refuse, before anything runs."""
+"""Rows, settings and baselines of a sweep, and combinations that the parts refuse, before anything
+runs."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_a_baseline_is_one_row(plan, baseline: str, number: int):
 
 
 def test_combinations_that_the_parts_refuse(plan):
-    """Each is right by itself: `explodes` has a head of fixed size, and `picky` wants even numbers."""
+    """Each is right by itself: `explodes` has a head of fixed size, and `picky` wants even
+    numbers."""
     with pytest.raises(RecipeError) as caught:
         plan(
             "adapter: [nearest-centroid, explodes, {name: picky, even: 3}]",

@@ -1,4 +1,5 @@
-"""`fsl sweep` as a user meets it: killed and started again, with a failing run, refused, called by the wrong command."""
+"""`fsl sweep` as a user meets it: killed and started again, with a failing run, refused, called by
+the wrong command."""
 
 from __future__ import annotations
 
@@ -89,12 +90,13 @@ def test_two_sweeps_at_once_end_with_one_table(recipe: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_sweep_killed_in_the_middle_goes_on(
-    fsl, recipe: Path, tmp_path: Path, ended_by: signal.Signals
+    call, recipe: Path, tmp_path: Path, ended_by: signal.Signals
 ):
-    """What was finished is not run again, what was begun goes on, and the tables are those of a sweep never stopped."""
+    """What was finished is not run again, what was begun goes on, and the tables are those of a
+    sweep never stopped."""
     if ended_by is signal.SIGKILL:
         plain = tmp_path / "plain"
-        assert fsl("sweep", recipe, "--jobs", 2, "--out", plain).returncode == 0
+        assert call("sweep", recipe, "--jobs", 2, "--out", plain).code == 0
     (tmp_path / "fslplugin.py").write_text((tmp_path / "fslplugin.py").read_text() + SLOW)
 
     out = tmp_path / "out"
@@ -128,9 +130,9 @@ def test_a_sweep_killed_in_the_middle_goes_on(
         assert not (out / "sweep.csv").exists()
         return  # going on is the same as after SIGKILL
 
-    again = fsl("sweep", recipe, "--jobs", 2, "--out", out)
-    assert again.returncode == 0, again.stderr
-    assert "of 4 runs are finished already and kept" in again.stderr
+    again = call("sweep", recipe, "--jobs", 2, "--out", out)
+    assert again.code == 0, again.err
+    assert "of 4 runs are finished already and kept" in again.err
     assert {path: time for path, time in results(out).items() if path in kept} == kept
     assert len(results(out)) == 4
     assert table(out) == table(plain)
@@ -141,51 +143,49 @@ def test_a_sweep_killed_in_the_middle_goes_on(
     assert len(set(records)) == 1  # no step is there twice
 
     before = results(out)
-    third = fsl("sweep", recipe, "--out", out)
-    assert "4 of 4 runs are finished already and kept" in third.stderr
+    third = call("sweep", recipe, "--out", out)
+    assert "4 of 4 runs are finished already and kept" in third.err
     assert results(out) == before
     assert table(out) == table(plain)
 
 
-def test_a_failing_run_does_not_stop_the_others(fsl, recipe: Path, tmp_path: Path):
+def test_a_failing_run_does_not_stop_the_others(call, recipe: Path, tmp_path: Path):
     recipe.write_text(
         recipe.read_text().replace("at_progress: 2", "at_progress: 0.5").replace("[0, 1]", "[0]")
     )
-    ended = fsl("sweep", recipe, "-s", "outer.steps=6", "--out", "out")
-    assert ended.returncode == 1
-    assert (
-        "[2/2] explodes, seed 0: failed: outer step 4, episode 6: the loss is nan. " in ended.stderr
-    )
-    assert "Traceback" not in ended.stderr
+    ended = call("sweep", recipe, "-s", "outer.steps=6", "--out", "out")
+    assert ended.code == 1
+    assert "[2/2] explodes, seed 0: failed: outer step 4, episode 6: the loss is nan. " in ended.err
+    assert "Traceback" not in ended.err
     fine, failed = table(tmp_path / "out")
     assert (fine["failed"], fine["rank"]) == ("0", "1.0")
     assert (failed["failed"], failed["accuracy"]) == ("1", "")
     assert failed["error"].startswith("outer step 4, episode 6: the loss is nan. ")
     assert "no run finished" in (tmp_path / "out" / "report.html").read_text()
-    assert "1 failed" in ended.stdout
+    assert "1 failed" in ended.out
 
-    again = json.loads(fsl("sweep", recipe, "-s", "outer.steps=6", "--out", "out", "--json").stdout)
+    again = json.loads(call("sweep", recipe, "-s", "outer.steps=6", "--out", "out", "--json").out)
     assert [row["failed"] for row in again["rows"]] == [0, 1]
 
 
-def test_a_combination_that_is_not_legal_stops_all_of_it(fsl, recipe: Path, tmp_path: Path):
+def test_a_combination_that_is_not_legal_stops_all_of_it(call, recipe: Path, tmp_path: Path):
     recipe.write_text(
         recipe.read_text().replace("at_progress: 2}", "at_progress: 2}, {name: picky, even: 3}")
     )
     for command in ("sweep", "check"):
-        ended = fsl(command, recipe)
-        assert (ended.returncode, ended.stdout) == (2, "")
-        assert ended.stderr.endswith(
+        ended = call(command, recipe)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.endswith(
             "adapter: even: 3. A multiple of two [picky, seed 0; and 1 more]\n"
         )
     assert not (tmp_path / "runs").exists()
 
 
-def test_other_commands_know_the_matrix(fsl, recipe: Path):
-    assert fsl("check", recipe).stdout == f"{recipe}: ok. 4 runs in 2 rows (2 adapter x 2 seed)\n"
-    ended = fsl("run", recipe)
-    assert ended.returncode == 2
+def test_other_commands_know_the_matrix(call, recipe: Path):
+    assert call("check", recipe).out == f"{recipe}: ok. 4 runs in 2 rows (2 adapter x 2 seed)\n"
+    ended = call("run", recipe)
+    assert ended.code == 2
     assert (
         f"toy.yaml:14: matrix: a matrix of many runs. `fsl sweep {recipe}` runs them all, "
-        in ended.stderr
+        in ended.err
     )

@@ -42,7 +42,7 @@ def test_report_of_an_installed_adapter(kit, tmp_path: Path):
     assert rows["label equivariance"] == rows["gradient is that of finite differences"] == "passed"
     assert (
         rows["compiled equals the loop"]
-        == "not run: --fsl-compiled was not given, for it takes a minute"
+        == "not run: --fsl-compiled was not given, because it takes a minute"
     )
     assert rows["device"] in ("passed", "passed; not run: no CUDA")
     assert (

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import FslError
 from fsl_core.hooks.loader import Loaded
-from fsl_core.predicting.predictor import load_predictor
+from fsl_core.predicting.adapting import load_predictor
 from fsl_core.reporting.scores import read_scores
 from fsl_core.runs.files import check_files
 from fsl_core.runs.run import new_run, open_run

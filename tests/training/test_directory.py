@@ -41,7 +41,8 @@ def run(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
 def forbidden(place: Path, *, write_only: bool = False) -> Iterator[None]:
     """Within this context, what is at or below a place may not be read, or only not written.
 
-    Whoever runs the tests may be allowed everything, so that taking a permission away shows nothing.
+    Whoever runs the tests may be allowed everything, so that taking a permission away shows
+    nothing.
     """
 
     def hidden(path: object) -> bool:

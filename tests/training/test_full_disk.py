@@ -1,4 +1,5 @@
-"""A full disk ends each command in one line, keeps what was there, and costs no bit of the result."""
+"""A full disk ends each command in one line, keeps what was there, and costs no bit of the
+result."""
 
 from __future__ import annotations
 
@@ -160,7 +161,8 @@ def test_the_programs_own_observer_says_one_line(call, tmp_path: Path):
 def test_every_file_of_a_finished_sweep(
     call, toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path, name: str
 ):
-    """Of runs that are there already: the tables of a sweep are made again whenever it is called."""
+    """Of runs that are there already: the tables of a sweep are made again whenever it is
+    called."""
     recipe = toy_recipe.read_text().replace("steps: 12", "steps: 1")
     toy_recipe.write_text(f"{recipe}matrix: {{seed: [0, 1]}}\n")
     for job in make_jobs(

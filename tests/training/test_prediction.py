@@ -277,7 +277,8 @@ def test_ways_that_an_adapter_cannot_have(make, pictures: Path):
 
 
 def test_every_kind_of_picture(make, pictures: Path):
-    """Palette, transparent, 16 bits, grey with alpha, turned by EXIF: as image-folder reads them."""
+    """Palette, transparent, 16 bits, grey with alpha, turned by EXIF: as image-folder reads
+    them."""
     folder = pictures / "mixed"
     grey = np.asarray(Image.open(pictures / "query" / "east" / "0.png"))
     folder.mkdir()

@@ -1,4 +1,5 @@
-"""The made-up episode before a run: each mistake of a plugin's author is one line, sound parts pass."""
+"""The made-up episode before a run: each mistake of a plugin's author is one line, sound parts
+pass."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from fsl_core.assembly.experiment import Experiment, build_experiment
-from fsl_core.assembly.preflight import made_up_episodes, preflight, preflight_all
+from fsl_core.assembly.preflight import preflight, preflight_all
+from fsl_core.assembly.trials.made_up import made_up_episodes
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError

@@ -78,7 +78,9 @@ def test_steps_with_nothing_to_train_are_refused(frozen: Path):
 
 
 def test_no_optimizer_is_built_over_nothing(frozen: Path):
-    recipe = read_recipe(frozen, plugins_of(frozen), ["backbone={name: fixed}", "outer.steps=0"])
+    recipe = read_recipe(
+        frozen, plugins_of(frozen).catalogue, ["backbone={name: fixed}", "outer.steps=0"]
+    )
     assert build_optimizer(recipe, build_experiment(recipe)) is None
 
 

@@ -10,10 +10,8 @@ from fsl_hypermaml.hypernetwork import Flat
 
 
 class HyperMamlContract(AdapterContract):
-    """An adapter with `options`, told `progress`.
-
-    0: gradient steps alone. 0.3: a mixture. 1: the hypernetwork alone.
-    """
+    """An adapter with `options`, told `progress`: 0 gradient steps alone, 0.3 a mixture, 1 the
+    hypernetwork alone."""
 
     options: ClassVar[dict] = {}
     progress: ClassVar[float] = 1.0
@@ -26,10 +24,8 @@ class HyperMamlContract(AdapterContract):
         return adapter
 
     def permute_classes(self, adapter, permutation):
-        """Rows of heads, and what the hypernetwork reads and says of each class.
-
-        Its first layer reads, its last layer says it.
-        """
+        """Rows of heads, and of the hypernetwork what its first layer reads and its last layer says
+        of each class."""
         n_way, features = adapter.task.n_way, adapter.head.in_features
         flat = isinstance(adapter.hypernetwork, Flat)
         for rows in (*adapter.head.parameters(), *adapter.buffers()):
@@ -80,10 +76,8 @@ class TestSwitchOfFirstOrder(HyperMamlContract):
 
 
 class TestOfficial(HyperMamlContract):
-    """The quirks of the official code that leave tasks independent.
-
-    Class indices break label equivariance.
-    """
+    """The quirks of the official code that leave tasks independent; class indices break label
+    equivariance."""
 
     options: ClassVar[dict] = {
         "labels": "index",

@@ -1,4 +1,5 @@
-"""What the options mean, the schedule at its corners, sizes of networks, and what is refused."""
+"""What the options mean, the schedule at its corners, the size of the networks, and what is
+refused."""
 
 import json
 from math import inf
@@ -74,10 +75,8 @@ def test_share_of_gradient_steps(warmup, switch, progress, share):
 
 @pytest.mark.parametrize("warmup", [0.1, 0.3, 0.7])
 def test_phases_end_at_their_steps(warmup):
-    """Of 10 outer steps, step / 10 reaches warmup + switch at a whole step.
-
-    Rounding keeps no rest of a phase.
-    """
+    """Of 10 outer steps, step / 10 reaches warmup + switch at a whole step, and rounding keeps no
+    rest of a phase."""
     shares = [gradient_share(step / 10, warmup, 0.2) for step in range(10)]
     start, end = round(10 * warmup), round(10 * (warmup + 0.2))
     assert shares[: start + 1] == [1.0] * (start + 1)
@@ -232,10 +231,8 @@ def test_a_checkpoint_keeps_its_progress(episodes):
 
 @pytest.mark.parametrize("progress", [0.1, 0.3, 1.0])
 def test_objective(progress, episodes):
-    """The query loss; with options, in training alone, more than that.
-
-    Then it is the mean loss over support and queries, with the squared norm of H.
-    """
+    """Query loss; with options the mean loss over support and queries, and the squared norm of H;
+    in training alone."""
     episode = episodes[0]
     plain, rich = make(progress), make(progress, support_loss=True, update_penalty=0.5)
     predictor = plain.adapt(episode)
@@ -256,10 +253,8 @@ def test_objective(progress, episodes):
 
 
 def _squared_update(learner, episode):
-    """||H||^2 from what the update does to the logits of the unit vectors and of zero.
-
-    H acts alone there.
-    """
+    """||H||^2 from what the update does to the logits of the unit vectors and of zero, where H acts
+    alone."""
     adapter = HyperMaml(TASK, learner.backbone, hidden_size=7, warmup=0, switch=0)
     adapter.load_state_dict(learner.adapter.state_dict())
     adapter.on_progress(1.0)
@@ -278,10 +273,8 @@ def _squared_update(learner, episode):
 
 
 def test_stale_predictions_are_those_of_the_task_before(episodes):
-    """The head of one training task is what H sees in the next.
-
-    Adapting and evaluating leave it in place.
-    """
+    """The head of one training task is what H sees in the next; adapting and evaluating leave it in
+    place."""
     learner = make(predictions="stale")
     fresh = make()
     assert torch.equal(
@@ -337,10 +330,8 @@ def rename_classes(episode):
 
 
 def tied(learner):
-    """The same learner with equal rows in the universal head.
-
-    So nothing but H can tell classes apart.
-    """
+    """The same learner with equal rows in the universal head, so that nothing but H can tell
+    classes apart."""
     with torch.no_grad():
         head = learner.adapter.head
         head.weight.copy_(head.weight[:1].expand_as(head.weight))
@@ -360,10 +351,8 @@ def tied(learner):
     ids=str,
 )
 def test_label_equivariance_of_fixed_weights(options, equivariant, episodes):
-    """With equal rows in the universal head.
-
-    What weights of each class allow beyond it is in test_hypermaml_contract.py.
-    """
+    """With equal rows in the universal head. What per-class weights allow beyond it is in
+    test_hypermaml_contract.py."""
     learner = tied(make(**options))
     renamed, to = rename_classes(episodes[0])
     found, expected = predict(learner, renamed)[:, to], predict(learner, episodes[0])
@@ -374,10 +363,8 @@ def test_label_equivariance_of_fixed_weights(options, equivariant, episodes):
 
 @pytest.mark.parametrize(("hidden_size", "parameters"), [(512, 445_766), (256, 214_086)])
 def test_number_of_parameters(hidden_size, parameters):
-    """Of the official code, 5-way on RGB of 28 x 28.
-
-    Backbone 113,088, head 325, the rest the hypernetwork.
-    """
+    """Of the official code, 5-way on RGB of 28 x 28: backbone 113,088, head 325, the rest the
+    hypernetwork."""
     task = fsl.TaskShape("classification", 5, 1, 16, (3, 28, 28), 5)
     backbone = Conv4(task)
     assert sum(p.numel() for p in backbone.parameters()) == 113_088

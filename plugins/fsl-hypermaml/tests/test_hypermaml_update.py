@@ -1,6 +1,5 @@
-"""The update of one task computed by hand; ANIL by torch.func.
-
-By hand: with dense linear algebra, without autograd.
+"""The update of one task computed by hand with dense linear algebra, without autograd; ANIL by
+torch.func.
 
 Tolerance 1e-9 in float64: both routes compute the same real numbers in another order of operations.
 """
@@ -62,7 +61,8 @@ def dense(weights, prefix, x):
 
 
 def hypernetwork_by_hand(adapter, z, y):
-    """Updates of the weight and of the bias from features z (items, feature_dim) and labels y."""
+    """(update of the weight, update of the bias) from features z (items, feature_dim) and labels
+    y."""
     w, n_way = arrays(adapter), TASK.n_way
     if adapter.enhance:
         predictions = softmax(z @ w["head.weight"].T + w["head.bias"])
@@ -133,10 +133,8 @@ def test_update_of_one_task(options, episode):
 @pytest.mark.parametrize("repeat_delta", ["once", "each-step"])
 @pytest.mark.parametrize("operator", ["minus", "plus", "multiply"])
 def test_mixture_of_steps_and_hypernetwork(operator, repeat_delta, episode):
-    """At progress 0.25, a quarter into the switch, p = 0.75.
-
-    `once` spreads (1 - p) * H over the three steps.
-    """
+    """At progress 0.25, a quarter into the switch, p = 0.75; `once` spreads (1 - p) * H over the
+    three steps."""
     learner = make(progress=0.25, operator=operator, repeat_delta=repeat_delta, inner_steps=3)
     adapter, w = learner.adapter, arrays(learner.adapter)
     z, y = features_of(learner, episode.support.x), episode.support.y.numpy()
@@ -161,10 +159,8 @@ def test_mixture_of_steps_and_hypernetwork(operator, repeat_delta, episode):
 
 
 def test_gradient_with_respect_to_the_universal_head(episode):
-    """The official second gradient, here by the dense Hessian.
-
-    d L(theta_1) / d theta_0 = (1 - inner_lr * Hessian) g_1.
-    """
+    """The official second gradient is d L(theta_1) / d theta_0 = (1 - inner_lr * Hessian) g_1, here
+    by the dense Hessian."""
     learner = make(progress=0.0, gradient_target="universal", inner_steps=2)
     w = arrays(learner.adapter)
     z, y = features_of(learner, episode.support.x), episode.support.y.numpy()
@@ -214,7 +210,8 @@ def meta_gradient(learner, episode):
 
 
 def anil_loss(learner, steps, order):
-    """Head steps on fixed features, as a function of all weights by name, in torch.func."""
+    """Head steps on fixed features, as a function of all weights by name; an own reference in
+    torch.func."""
 
     def objective(weights, episode):
         body = {
@@ -254,10 +251,8 @@ def test_warm_up_alone_is_anil(steps, order, episode):
 
 
 def test_predictions_are_constants_of_the_meta_gradient(episode):
-    """`detached: predictions` is an exact gradient too.
-
-    The predictions that H sees are held at their values.
-    """
+    """`detached: predictions` is the exact gradient with the predictions that H sees held at their
+    values."""
     learner = make()
     z = learner.backbone(episode.support.x)
     predictions = learner.adapter.head(z).softmax(-1).detach()

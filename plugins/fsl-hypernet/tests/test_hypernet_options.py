@@ -21,10 +21,8 @@ SIX_WAY = replace(TASK, n_way=6, output_dim=6)
 
 
 class SmallNet(nn.Sequential):
-    """Conv and BatchNorm with running statistics, (n, 1, 4, 4) -> (n, 8).
-
-    A careless adapter would move them.
-    """
+    """Conv and BatchNorm with running statistics, which a careless adapter would move; (n, 1, 4, 4)
+    -> (n, 8)."""
 
     feature_dim = 8
 

@@ -39,10 +39,8 @@ def float64():
 
 
 class Blocks(fsl.NormedBackbone):
-    """Two blocks of conv, norm and tanh, (n, 2, 5, 5) -> (n, 36).
-
-    Smooth, and with segments to compute again.
-    """
+    """Two blocks of conv, norm and tanh, (n, 2, 5, 5) -> (n, 36): smooth, and with segments to
+    compute again."""
 
     feature_dim = 36
 
@@ -322,10 +320,8 @@ def test_any_order_of_the_support_set(form, seed):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_label_equivariance_is_as_the_readme_says(form):
-    """Classes a, b, c called 1, 2, 0.
-
-    With the heads `task` and `kernel` the logits are others, not just permuted.
-    """
+    """Classes a, b, c called 1, 2, 0: with the heads `task` and `kernel` the logits are others, not
+    just permuted."""
     learner, episode = make(form), one_episode()
     called = (episode.support.y + 1) % 3
     expected = learner(episode.support, episode.query.x)

@@ -1,4 +1,5 @@
-"""The adapters against dense float64 computations, against each other, and at their limits."""
+"""The adapters against dense float64 computations of their own, against each other, and at their
+limits."""
 
 import numpy as np
 import pytest
@@ -110,10 +111,8 @@ def test_width_in_units_of_features():
 
 
 def dense_tangents(learner, x, outputs):
-    """Rows of the Jacobian by jacrev, (n * output_dim, P).
-
-    If shared, of the sum over sqrt(output_dim), (n, P).
-    """
+    """Rows of the Jacobian by jacrev, (n * output_dim, P); of the sum over sqrt(output_dim), (n,
+    P), where shared."""
     backbone, head = learner.backbone, learner.adapter.head
     net = fsl.Functional(backbone, head)
     weights = {k: v.detach() for k, v in net.weights.items()}
@@ -148,10 +147,8 @@ def test_meta_rkhs_ii_is_the_dense_gradient_flow(kind, norm, outputs):
 @pytest.mark.parametrize("outputs", ["shared", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sourced_limit_of_the_kernel_closed_form(kind, outputs):
-    """Tangent kernel, residual, no regularisation, scale 1: equation (C).
-
-    That is meta-rkhs-ii at time infinite.
-    """
+    """Tangent kernel, residual, no regularisation, scale 1: equation (C), which is meta-rkhs-ii at
+    time infinite."""
     options = {
         "kernel": "ntk",
         "residual": True,
@@ -202,10 +199,8 @@ class WithOnes(nn.Module):
 
 
 def test_linear_kernel_without_f_is_ridge():
-    """Up to the column of ones, and the 1 / n of the squares.
-
-    The backbone gives the ones here; the 1 / n makes the regularisation n times as large.
-    """
+    """Up to the column of ones, given here by the backbone, and the 1 / n of the squares:
+    regularisation n times as large."""
     ridge, episode = make(Ridge, regularisation=0.2, scale=4.0)
     backbone, task = WithOnes(ridge.backbone), ridge.adapter.task
     options = {

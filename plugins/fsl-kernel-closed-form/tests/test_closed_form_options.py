@@ -1,7 +1,5 @@
-"""What the options mean, what is refused, and whole runs through core.
-
-With other ways and shots, NaN pixels, compilation.
-"""
+"""What the options mean, what is refused, and whole runs through core: other ways and shots, NaN
+pixels, compilation."""
 
 import pytest
 import torch
@@ -277,7 +275,8 @@ def test_size_of_the_tangent_kernel(adapter, options, kernel_rows, monkeypatch):
 )
 @pytest.mark.slow
 def test_compiled_is_the_loop(options):
-    """Graph capture and ahead-of-time autograd: transforms and reads of values would fail there."""
+    """Graph capture and ahead-of-time autograd, which is where transforms and reads of values would
+    fail."""
     with double_precision():
         learner, task = make(KernelClosedForm, **options), tiny_task()
         episodes, weights = (

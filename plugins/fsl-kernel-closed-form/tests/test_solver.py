@@ -1,7 +1,5 @@
-"""Solves and exponentials against NumPy and SciPy in float64.
-
-And their gradients at singular kernels.
-"""
+"""Solves and exponentials against NumPy and SciPy in float64, and their gradients where kernels are
+singular."""
 
 import numpy as np
 import pytest
@@ -21,10 +19,8 @@ def generator():
 
 
 def features(generator, n=6, d=9, copies=1):
-    """n items of d numbers; with copies, each of them that many times.
-
-    The kernel is then singular, and its eigenvalues repeat.
-    """
+    """n items of d numbers; with copies, each of them that many times: the kernel is singular, its
+    eigenvalues repeat."""
     rows = torch.randn(n // copies, d, generator=generator, dtype=torch.float64) / d**0.5
     return rows.repeat_interleave(copies, 0)
 
@@ -57,10 +53,8 @@ def test_solve_takes_batches(generator):
 
 
 def test_float32_comes_out_in_float64_and_keeps_digits_that_float32_loses(generator):
-    """Near-duplicates and a small regularisation.
-
-    float32 loses every digit, float64 inside keeps those of its inputs.
-    """
+    """Near-duplicates and a small regularisation: float32 loses every digit, float64 inside keeps
+    those of its inputs."""
     z, y = features(generator, copies=3), right_side(generator)
     z = (z + 1e-4 * features(generator)).float()
     gram = z.double() @ z.double().T
@@ -86,10 +80,8 @@ def test_gradients_of_solve_at_singular_kernels(copies, generator):
 
 
 def test_gradient_with_the_default_jitter_at_duplicates_of_one_class(generator):
-    """Relative jitter 1e-6 on a singular kernel.
-
-    Of predictions, not of the weights: duplicates cancel in predictions.
-    """
+    """Relative jitter 1e-6 on a singular kernel; predictions, not the weights, which is where
+    duplicates cancel."""
     rows, labels, query = (
         features(generator, n=3),
         right_side(generator, n=3),
@@ -188,10 +180,8 @@ def test_gradients_of_the_exponential_at_repeated_eigenvalues(exponential, copie
 
 @pytest.mark.parametrize("time", [0.5, 50.0])
 def test_gradient_of_the_exact_exponential_is_that_of_matrix_exp(time, generator):
-    """An independent derivative: torch.linalg.matrix_exp of the block matrix.
-
-    It has no eigenvalues to divide by.
-    """
+    """An independent derivative: torch.linalg.matrix_exp of the block matrix, which has no
+    eigenvalues to divide by."""
     gram, y = torch.eye(4, dtype=torch.float64), right_side(generator, n=4)
 
     def by_blocks(gram):
@@ -212,7 +202,8 @@ def test_time_without_end_is_the_solve(generator):
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 0.5, 1.0, 3.0, 1e3, 1e6])
 def test_divided_differences_against_extended_precision(scale):
-    """exp[0, x, y] by its definition in long double (64-bit mantissa), if gaps leave it digits."""
+    """exp[0, x, y] by its definition in long double (64-bit mantissa), for gaps that leave it
+    digits."""
     x = -scale * torch.tensor([0.9, 0.4, 0.05], dtype=torch.float64)
     found = _second(x).numpy()
     for i, j in ((0, 1), (1, 2), (0, 2)):

@@ -1,8 +1,10 @@
-"""learn2learn's interface, `clone()` and `adapt(loss)`, over the adapter `maml`, so that tests of the one judge the other.
+"""learn2learn's interface, `clone()` and `adapt(loss)`, over the adapter `maml`, so that tests of
+the one judge the other.
 
-`adapt` is given a loss, the value of a computation that is over, where the adapter wants a function of the weights. Outputs and
-parameters of a clone are therefore tensors that remember how they were computed, and the loss is computed again from other
-weights. The adapter gets it through a backbone whose features are that loss, or else all of its weights in one column.
+`adapt` is given a loss, the value of a computation that is over, where the adapter wants a function
+of the weights. Outputs and parameters of a clone are therefore tensors that remember how they were
+computed, and the loss is computed again from other weights. The adapter gets it through a backbone
+whose features are that loss, or else all of its weights in one column.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class _LossItself(fsl.TaskShape):
 
 
 class MAML(nn.Module):
-    """`learn2learn.algorithms.MAML` by the adapter `maml`; `adapter_options` are those of the recipe."""
+    """`learn2learn.algorithms.MAML` by the adapter `maml`; `adapter_options` are those of the
+    recipe."""
 
     def __init__(
         self,
@@ -100,7 +103,8 @@ class MAML(nn.Module):
         return Clone(self)
 
     def start(self, weights: Weights, names: list[str]) -> fsl.Adapter:
-        """The adapter for these weights, made once, so that rates it learns are the same for every clone."""
+        """The adapter for these weights, made once, so that rates it learns are the same for every
+        clone."""
         if self.adapted != names:
             backbone, task = _Posed(weights, names), _LossItself("regression", 1, 1, 1, (1,), 1)
             component = load().catalogue.get("adapter", "maml")
@@ -172,7 +176,8 @@ class MetaSGD(MAML):
 
 
 class GBML(MetaSGD):
-    """`learn2learn.algorithms.GBML` where the transform scales each weight's gradient: a rate for each weight, with lr within.
+    """`learn2learn.algorithms.GBML` where the transform scales each weight's gradient: a rate for
+    each weight, with lr within.
 
     One step, the most that the published tests take, adapts no transform.
     """

@@ -45,7 +45,8 @@ def test_every_component_says_what_to_do():
 
 
 def test_registering_is_quick_and_importing_is_quiet():
-    """Neither learn2learn nor gym nor torchvision is imported by the plugin; learn2learn's import then prints nothing."""
+    """Neither learn2learn nor gym nor torchvision is imported by the plugin; learn2learn's import
+    then prints nothing."""
     code = "import sys, fsl_learn2learn; print([m for m in ('learn2learn', 'gym', 'torchvision') if m in sys.modules])"
     if install.installed("learn2learn"):
         code += "; from fsl_learn2learn.library import learn2learn; learn2learn()"

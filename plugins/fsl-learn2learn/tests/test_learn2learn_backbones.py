@@ -113,7 +113,8 @@ class OneStep(fsl.Adapter):
     ],
 )
 def test_a_meta_batch_as_one_batch_is_the_loop(make, norm):
-    """Under vmap, second derivatives too; of the large network first ones, for time. float64, 1e-9."""
+    """Under vmap, second derivatives too; of the large network first ones, for time. float64,
+    1e-9."""
     with double_precision():
         torch.manual_seed(0)
         shape = task(3, 16, 16)

@@ -1,4 +1,5 @@
-"""Every data set, from files in the layout of the published ones, against learn2learn's own class."""
+"""Every data set, from files in the layout of the published ones, against learn2learn's own
+class."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import torch
 from PIL import Image
 
 import fsl_core as fsl
-from fsl_core.builtin import omniglot
 from fsl_core.builtin.omniglot import Omniglot
+from fsl_core.data import omniglot
 from fsl_core.data.vision import torchvision
 from fsl_core.hooks.loader import load
 from fsl_learn2learn import datasets
@@ -164,7 +165,8 @@ def load_is_ours(name: str) -> bool:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_pictures_are_those_of_learn2learn(name: str, root: Path, l2l):
-    """As sets for each class; of pictures of another size core's resizing is applied to learn2learn's."""
+    """As sets for each class; of pictures of another size core's resizing is applied to
+    learn2learn's."""
     TOYS[name](root)
     before = sorted(root.rglob("*"))
     source = CLASSES[name](n_way=3, n_shot=1, n_query=3, root=root)
@@ -394,7 +396,8 @@ def test_a_download(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 class TestOmniglot:
-    """Core's episodes, ours and learn2learn's own data set, of four characters in the layout of the published files."""
+    """Core's episodes, ours and learn2learn's own data set, of four characters in the layout of the
+    published files."""
 
     @pytest.fixture(autouse=True)
     def root(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -439,13 +442,14 @@ class TestOmniglot:
             archive.writestr("more", "")
         with pytest.raises(
             fsl.DataError,
-            match=r"images_evaluation\.zip: md5 [0-9a-f]{32}\. [0-9a-f]{32}: delete the file and fetch it anew$",
+            match=r"images_evaluation\.zip: md5 [0-9a-f]{32}\. [0-9a-f]{32}: delete the file and fetch it again$",
         ):
             datasets.FullOmniglot(root=root).check("train")
 
 
 def compare_with_meta_dataset(l2l, archives: Path, scratch: Path, core: Omniglot) -> None:
-    """learn2learn's FullOmniglot in its MetaDataset, transformed as its benchmark does: the same classes, the same pixels."""
+    """learn2learn's FullOmniglot in its MetaDataset, transformed as its benchmark does: the same
+    classes, the same pixels."""
     (scratch / "l2l" / "omniglot-py").mkdir(parents=True)
     for archive in archives.glob("*.zip"):
         (scratch / "l2l" / "omniglot-py" / archive.name).symlink_to(archive)

@@ -1,4 +1,5 @@
-"""Losses and meta-gradients of learn2learn's algorithms against torch.func, and what the adapters keep learn2learn from doing."""
+"""Losses and meta-gradients of learn2learn's algorithms against torch.func, and what the adapters
+keep learn2learn from doing."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def _float64():
 def check(adapter_of, adapted_by_hand) -> None:
     """Loss and gradient of every parameter, to 1e-9.
 
-    adapted_by_hand: (weights of the learner, gradient of the support loss as a function of them) -> adapted weights.
+    adapted_by_hand: (weights of the learner, gradient of the support loss as a function of them) ->
+    adapted weights.
     """
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -186,7 +188,8 @@ def test_meta_curvature():
 
 
 def test_an_adapted_scale():
-    """From the second step on the scale takes a step by itself before the weights do (Alpha-MAML)."""
+    """From the second step on the scale takes a step by itself before the weights do
+    (Alpha-MAML)."""
 
     def by_hand(weights, gradient):
         names = fast(weights)
@@ -274,7 +277,8 @@ class TestMetaOptNet:
 
     @pytest.mark.parametrize("normalize", [False, True])
     def test_its_dual_is_that_of_projected_gradients(self, normalize):
-        """Accelerated projected gradients on the dual, by another route: the projection onto the constraints by bisection."""
+        """Accelerated projected gradients on the dual, by another route: the projection onto the
+        constraints by bisection."""
         backbone = TinyBackbone()
         episode = tiny_episodes(TASK, 1).unbatch()[0]
         learner = fsl.Learner(
@@ -305,7 +309,8 @@ class TestMetaOptNet:
 
 
 def project(a: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with a <= upper and rows that sum to zero: min(a + shift, upper), the shift of each row by bisection."""
+    """The nearest matrix with a <= upper and rows that sum to zero: min(a + shift, upper), the
+    shift of each row by bisection."""
     low, high = (torch.full((len(a), 1), side) for side in (-10.0, 10.0))
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,6 +1,8 @@
-"""What learn2learn's own tests ask of MAML, Meta-SGD and GBML, asked of the adapter `maml` through `shim.py`.
+"""What learn2learn's own tests ask of MAML, Meta-SGD and GBML, asked of the adapter `maml` through
+`shim.py`.
 
-The published files pass, too, when they are given the shim in place of learn2learn; they are not part of this repository.
+The published files pass, too, when they are given the shim in place of learn2learn; they are not
+part of this repository.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Meta-gradients against an independent route.
+"""Meta-gradients against an independent route: torch.func, or central differences where the inner
+optimizer is higher's.
 
-That is torch.func, or central differences if the inner optimizer is higher's. Tolerance 1e-9
-relative in float64: both routes compute the same real number, in another order of operations.
+Tolerance 1e-9 relative in float64: both routes compute the same real number, in another order of
+operations.
 """
 
 import copy
@@ -21,10 +22,8 @@ TASK = fsl.TaskShape(
 
 
 class SmallConv(fsl.NormedBackbone):
-    """Two conv blocks, (n, 1, 6, 6) -> (n, 16).
-
-    Softplus, because central differences need a smooth net.
-    """
+    """Two conv blocks, (n, 1, 6, 6) -> (n, 16). Softplus, because central differences need a smooth
+    net."""
 
     feature_dim = 16
 
@@ -345,10 +344,8 @@ DIFFERENTIATED = {
 
 @pytest.mark.parametrize("case", DIFFERENTIATED)
 def test_equals_central_differences(episode, generator, case):
-    """The relative error of a central difference is about step² + 1e-16 / step.
-
-    Adaptive optimizers amplify it; 1e-5 has room.
-    """
+    """Relative error of a central difference: about step² + 1e-16 / step, amplified by adaptive
+    optimizers; 1e-5 has room."""
     learner = make(**DIFFERENTIATED[case])
     direction = [
         torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in learner.parameters()
@@ -368,10 +365,8 @@ TORCH = {
 
 @pytest.mark.parametrize("name", TORCH)
 def test_steps_are_those_of_torch_optim(episode, name):
-    """Adam with a vanishing eps.
-
-    higher adds eps before the bias correction (eps-hat of the paper), torch after it.
-    """
+    """Adam with a vanishing eps: higher adds eps before the bias correction (eps-hat of the paper),
+    torch after it."""
     options = {"adam": {"eps": 1e-30}, "adagrad": {"initial_accumulator_value": 0.1}}.get(name, {})
     learner = make(
         inner_optimizer=name, inner_lr=0.05, inner_steps=4, inner_optimizer_options=options

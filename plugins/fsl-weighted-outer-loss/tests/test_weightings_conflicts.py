@@ -22,7 +22,8 @@ def weigh(gradients, method):
 
 
 def shortest_by_nnls(gradients):
-    """The point of the convex hull nearest to the origin: argmin |G' x|^2 + (sum x - 1)^2 over x >= 0, divided by its sum."""
+    """The point of the convex hull nearest to the origin: argmin |G' x|^2 + (sum x - 1)^2 over x >=
+    0, divided by its sum."""
     n = len(gradients)
     x, _ = nnls(
         np.vstack([gradients.T, np.ones((1, n))]), np.append(np.zeros(gradients.shape[1]), 1.0)

@@ -1,4 +1,5 @@
-"""Recipes with these weightings: what is refused before a run, and that a run goes on exactly after an interruption."""
+"""Recipes with these weightings: what is refused before a run, and that a run goes on exactly after
+an interruption."""
 
 import json
 import os

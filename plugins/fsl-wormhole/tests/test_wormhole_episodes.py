@@ -126,10 +126,8 @@ def band(samples, harmonics):
 
 @pytest.mark.parametrize("kind", ["haar", "ricker"])
 def test_labels_are_coefficients_of_one_wavelet(kind):
-    """The map is the wavelet's part in the band of the signals.
-
-    Its scale and shift are found again on a fine grid.
-    """
+    """The map is the wavelet's part in the band of the signals; its scale and shift are found again
+    on a fine grid."""
     source = WaveletTransform(kind)
     basis = band(32, 4)
     scale, shift = (

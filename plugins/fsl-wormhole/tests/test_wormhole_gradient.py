@@ -1,8 +1,8 @@
 """Losses and meta-gradients against independent routes, in float64.
 
 MAML as the limit: to 1e-12 relative, against a MAML of torch.func alone. Factors: to 1e-9 relative,
-against the same rule by torch.autograd.grad on a network written out as matrix products. Both
-compute one real number, in another order of operations.
+against the same rule by torch.autograd.grad on a network written out as matrix products; both
+compute one real number in another order of operations.
 """
 
 import pytest
@@ -131,7 +131,8 @@ def test_factors_that_stay_at_one_are_maml(task, episode, multiplies, multiplier
 
 @pytest.mark.parametrize(("multiplies", "multipliers"), LIMITS)
 def test_a_learned_rate_of_zero_is_maml(task, episode, multiplies, multipliers):
-    """Here the factors are adapted, by nothing; the other weights' gradients are still MAML's."""
+    """Here the factors are adapted, by nothing; the other weights' gradients are MAML's all the
+    same."""
     learner = make(
         task,
         multiplies=multiplies,
@@ -240,10 +241,8 @@ def test_the_orders_differ(task, episode):
 
 
 def test_a_factor_crosses_zero_where_labels_are_negated():
-    """A linear map whose task is its own negation.
-
-    The factor alone adapts, and gets to -1 by descent on (a + 1)^2.
-    """
+    """A linear map whose task is its own negation: the factor alone adapts, and gets to -1 by
+    descent on (a + 1)^2."""
     task = fsl.TaskShape("regression", 1, 8, 8, (4,), 2)
     learner = make(task, adapt_weights=False, multiplier_lr=0.1, test_steps=40, inner_lr=1.0).eval()
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -25,10 +25,8 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "wormhole"
 
 
 class SmallNet(nn.Sequential):
-    """Conv and BatchNorm with running statistics, (n, 1, 4, 4) -> (n, 8).
-
-    A careless inner loop would move them.
-    """
+    """Conv and BatchNorm with running statistics, which a careless inner loop would move; (n, 1, 4,
+    4) -> (n, 8)."""
 
     feature_dim = 8
 

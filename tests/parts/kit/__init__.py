@@ -11,7 +11,7 @@ import torch
 
 from fsl_core.testing import EpisodesContract, double_precision
 
-# Takes seconds. The faulty twins of sound parts are caught by it, so of the sound ones not all need it.
+# Takes seconds. It catches the faulty twins of sound parts, so not all of the sound ones need it.
 COMPILED = "compiled_equals_the_loop"
 VALUES = {
     "case": lambda contract: contract.cases(),

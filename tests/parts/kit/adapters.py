@@ -1,4 +1,5 @@
-"""Adapters, sound ones first; each of the others is wrong in one way, and FAULTS says which property of the kit shows it."""
+"""Adapters, sound ones first; each of the others is wrong in one way, and FAULTS says which
+property of the kit shows it."""
 
 import threading
 

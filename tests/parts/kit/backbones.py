@@ -5,7 +5,8 @@ from torch import nn
 
 
 class Plain(nn.Module):
-    """The sound backbone that each faulty one spoils: linear - tanh - linear - tanh, no normalisation."""
+    """The sound backbone that each faulty one spoils: linear - tanh - linear - tanh, no
+    normalisation."""
 
     def __init__(self, task):
         super().__init__()

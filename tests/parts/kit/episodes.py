@@ -1,4 +1,5 @@
-"""A sound source of episodes and its faulty twins; FAULTS says which property of the kit shows each."""
+"""A sound source of episodes and its faulty twins; FAULTS says which property of the kit shows
+each."""
 
 import itertools
 
@@ -9,7 +10,8 @@ import fsl_core as fsl
 
 
 class Blobs(fsl.EpisodeSource):
-    """Classes are points in the plane, items are points around them; eight numbers per class and item, drawn in float64."""
+    """Classes are points in the plane, items are points around them; eight numbers per class and
+    item, drawn in float64."""
 
     name = "blobs"
 

@@ -1,4 +1,5 @@
-"""Weightings, sound ones first; each of the others is wrong in one way, and FAULTS says which property shows it."""
+"""Weightings, sound ones first; each of the others is wrong in one way, and FAULTS says which
+property shows it."""
 
 import numpy as np
 import torch

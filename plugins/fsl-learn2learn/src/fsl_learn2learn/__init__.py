@@ -1,4 +1,7 @@
-"""learn2learn's data sets, backbones and algorithms for fsl-core. learn2learn itself is imported when one of them is built."""
+"""learn2learn's data sets, backbones and algorithms for fsl-core.
+
+learn2learn itself is imported when one of them is built.
+"""
 
 import fsl_core as fsl
 from fsl_learn2learn.backbones import L2lCnn4, ResNet12, Wrn28

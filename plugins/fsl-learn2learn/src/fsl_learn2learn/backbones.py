@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,38 +12,49 @@ from torch import Tensor, nn
 import fsl_core as fsl
 from fsl_learn2learn.library import learn2learn
 
+Norm = Literal["transductive", "support", "running", "group", "none", "batchnorm"]
 NormChoice = Annotated[
-    Literal["transductive", "support", "running", "group", "none", "batchnorm"],
+    Norm,
     Field(
-        description="what a layer's mean and variance are taken over; batchnorm: learn2learn's own layers, "
-        "the same numbers as transductive, one task at a time"
+        description="what a layer's mean and variance are taken over; batchnorm: learn2learn's own "
+        "layers, the same numbers as transductive, one task at a time"
     ),
 ]
 
 
 class L2lBackbone(fsl.NormedBackbone):
-    """A feature extractor of learn2learn: its layers and start values, with its BatchNorm layers replaced by `fsl_core.Norm`.
+    """A feature extractor of learn2learn: its layers and start values.
 
-    norm transductive gives the numbers of learn2learn's own layers in training mode, which is how its examples of MAML, ANIL
-    and Meta-Curvature run them in evaluation too. norm batchnorm keeps those layers and lets them use the statistics of their
-    batch always: running averages would be moved inside a task. Their second derivatives are wrong under vmap, so the
-    engine computes one task at a time and says so.
+    Its BatchNorm layers are replaced by `fsl_core.Norm`.
+
+    norm transductive gives the numbers of learn2learn's own layers in training mode, which is how
+    its examples of MAML, ANIL and Meta-Curvature run them in evaluation too. norm batchnorm keeps
+    those layers and lets them always use the statistics of their batch: running averages would be
+    moved inside a task. Their second derivatives are wrong under vmap, so the engine computes one
+    task at a time and says so.
     """
 
-    def __init__(self, task: fsl.TaskShape, norm: str, make: Callable[[], nn.Module], fits: str):
-        """make: builds learn2learn's module, also on torch's meta device.    fits: what pictures pass through it."""
-        super().__init__(norm)
-        if len(task.input_shape) != 3:
+    name: ClassVar[str]
+
+    def __init__(self, task: fsl.TaskShape, norm: Norm, make: Callable[[], nn.Module], fits: str):
+        """Build it.
+
+        make: builds learn2learn's module, also on torch's meta device.
+        fits: what pictures pass through it.
+        """
+        super().__init__(norm)  # type: ignore[arg-type]  # core names batchnorm, and computes none
+        shape = tuple(task.input_shape)
+        if len(shape) != 3:
             raise ValueError(
-                f"{self.name}: items of shape {tuple(task.input_shape)}. Expected pictures, (channels, height, width)"
+                f"{self.name}: items of shape {shape}. Expected pictures, (channels, height, width)"
             )
         learn2learn()
         try:
-            with torch.device("meta"):
-                self.feature_dim = make()(torch.empty(2, *task.input_shape)).flatten(1).shape[1]
+            with torch.device("meta"):  # shapes alone, in no time
+                self.feature_dim = make()(torch.empty(2, *shape)).flatten(1).shape[1]
         except RuntimeError as error:
             raise ValueError(
-                f"{self.name}: pictures of shape {tuple(task.input_shape)} do not pass through it. {fits}"
+                f"{self.name}: pictures of shape {shape} do not pass through it. {fits}"
             ) from error
         self.net = make()
         if norm == "batchnorm":
@@ -56,12 +67,14 @@ class L2lBackbone(fsl.NormedBackbone):
 
 
 class L2lCnn4(L2lBackbone):
-    """learn2learn's CNN4: `layers` x [3x3 convolution - norm - ReLU - max-pooling], then the last map as one vector.
+    """learn2learn's CNN4: `layers` x [3x3 convolution - norm - ReLU - max-pooling].
 
-    (n, channels, height, width) -> (n, feature_dim); 84x84 gives 25 * channels features. Weights start by Xavier's rule,
-    scales of the norms uniformly in 0 .. 1. Each block divides height and width by 2, with 2 layers or 1 by 4 or 8.
+    The last map is given as one vector: (n, channels, height, width) -> (n, feature_dim); 84x84
+    gives 25 * channels features. Weights start by Xavier's rule, scales of the norms uniformly in
+    0 .. 1. Each block divides height and width by 2, with 2 layers or 1 by 4 or 8.
 
-    Source: Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning", as `learn2learn.vision.models.CNN4`.
+    Source: Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning", as
+    `learn2learn.vision.models.CNN4`.
     """
 
     name = "l2l-cnn4"
@@ -88,13 +101,15 @@ class L2lCnn4(L2lBackbone):
 
 
 class ResNet12(L2lBackbone):
-    """learn2learn's ResNet12: four residual blocks of three 3x3 convolutions, each followed by 2x2 max-pooling.
+    """learn2learn's ResNet12: four residual blocks of three 3x3 convolutions.
 
-    (n, channels, height, width) -> (n, feature_dim); 84x84 gives 640 features, 16,000 without avg_pool.
+    Each is followed by 2x2 max-pooling. (n, channels, height, width) -> (n, feature_dim); 84x84
+    gives 640 features, 16,000 without avg_pool.
 
-    Source: Mishra et al. 2017, arXiv:1707.03141, and Lee et al. 2019, arXiv:1904.03758, as `learn2learn.vision.models.ResNet12`.
-    Differs: no DropBlock and no dropout. Their rate there follows a counter of forward passes outside of the weights, which
-    neither a checkpoint nor a clone keeps.
+    Source: Mishra et al. 2017, arXiv:1707.03141, and Lee et al. 2019, arXiv:1904.03758, as
+    `learn2learn.vision.models.ResNet12`.
+    Differs: no DropBlock and no dropout. Their rate there follows a counter of forward passes
+    outside of the weights, which neither a checkpoint nor a clone keeps.
     """
 
     name = "resnet12"
@@ -105,7 +120,8 @@ class ResNet12(L2lBackbone):
         wider: Annotated[
             bool,
             Field(
-                description="filters 64, 160, 320, 640 (MetaOptNet), or else 64, 128, 256, 512 (TADAM)"
+                description="filters 64, 160, 320, 640 (MetaOptNet), or else 64, 128, 256, 512 "
+                "(TADAM)"
             ),
         ] = True,
         avg_pool: Annotated[

@@ -14,9 +14,7 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.builtin import omniglot
-from fsl_core.data.folders import class_images
-from fsl_core.data.vision import decode_image, torchvision
+from fsl_core.data import class_images, omniglot, torchvision
 from fsl_learn2learn.episodes import (
     Augment,
     Download,
@@ -25,6 +23,7 @@ from fsl_learn2learn.episodes import (
     NQuery,
     NShot,
     NWay,
+    Picture,
     Root,
     splits_of,
 )
@@ -34,10 +33,11 @@ SHORT: dict[fsl.Split, str] = {"train": "train", "validation": "val", "test": "t
 
 
 class MiniImagenet(L2lEpisodes):
-    """mini-ImageNet: 100 classes of ImageNet, 600 pictures each, (3, 84, 84); 64 to train, 16 to validate, 20 to test.
+    """mini-ImageNet: 100 classes of ImageNet, 600 pictures each, (3, 84, 84).
 
-    Sources: Vinyals et al. 2016, arXiv:1606.04080; classes of Ravi and Larochelle 2017. Its files are pickles: one
-    that names more than arrays and plain data is refused, for to read it would run code.
+    64 classes to train, 16 to validate, 20 to test. Its files are pickles: one that names more than
+    arrays and plain data is refused, because reading it would run code.
+    Sources: Vinyals et al. 2016, arXiv:1606.04080; classes of Ravi and Larochelle 2017.
     """
 
     name, dataset, size = "mini-imagenet", "MiniImagenet", "3 GB"
@@ -54,11 +54,12 @@ class MiniImagenet(L2lEpisodes):
 
 
 class TieredImagenet(L2lEpisodes):
-    """tiered-ImageNet: 608 classes of ImageNet in 34 categories, none of them in two splits; 351 / 97 / 160 classes.
+    """tiered-ImageNet: 608 classes of ImageNet in 34 categories, none of them in two splits.
 
-    779,165 pictures, (3, 84, 84); the training split takes 9.5 GB of memory. Source: Ren et al. 2018, arXiv:1803.00676. Its
-    files are pickles: one that names more than arrays and plain data is refused. Classes: their
-    numbers there.
+    351 / 97 / 160 classes, called by their numbers there; 779,165 pictures, (3, 84, 84). The
+    training split takes 9.5 GB of memory. Its files are pickles: one that names more than arrays
+    and plain data is refused.
+    Source: Ren et al. 2018, arXiv:1803.00676.
     """
 
     name, dataset, size = "tiered-imagenet", "TieredImagenet", "12 GB"
@@ -71,10 +72,10 @@ class TieredImagenet(L2lEpisodes):
 
 
 class CifarFs(L2lEpisodes):
-    """CIFAR-FS as learn2learn reads it: 100 classes, 600 pictures each, (3, 32, 32); 64 / 16 / 20 classes.
+    """CIFAR-FS as learn2learn reads it: 100 classes, 600 pictures each, (3, 32, 32).
 
-    The classes and pictures of core's `cifar-fs`, whose images come in another order, from the folders of Bertinetto et al.
-    2019, arXiv:1805.08136.
+    64 / 16 / 20 classes: those of core's `cifar-fs`, and its pictures in another order, from the
+    folders of Bertinetto et al. 2019, arXiv:1805.08136.
     """
 
     name, dataset, size, side = "l2l-cifar-fs", "CIFARFS", "170 MB", 32
@@ -87,10 +88,11 @@ class CifarFs(L2lEpisodes):
 
 
 class Fc100(L2lEpisodes):
-    """FC100 as learn2learn reads it: CIFAR-100 in 60 / 20 / 20 classes without shared superclasses, (3, 32, 32).
+    """FC100 as learn2learn reads it: CIFAR-100 in 60 / 20 / 20 classes, (3, 32, 32).
 
-    Source: Oreshkin et al. 2018, arXiv:1805.10123. Its files are pickles: one that names
-    more than arrays and plain data is refused. Classes: their numbers in CIFAR-100.
+    Splits share no superclass. Classes are called by their numbers in CIFAR-100. Its files are
+    pickles: one that names more than arrays and plain data is refused.
+    Source: Oreshkin et al. 2018, arXiv:1805.10123.
     """
 
     name, dataset, size, side = "l2l-fc100", "FC100", "160 MB", 32
@@ -105,7 +107,8 @@ class Fc100(L2lEpisodes):
 class CubBirds(L2lEpisodes):
     """Caltech-UCSD Birds 200 (2011): species, 140 / 30 / 30 classes.
 
-    Without the 43 pictures that ImageNet holds, too, unless they are asked for. crop: to the bird's bounding box.
+    Without the 43 pictures that ImageNet holds, too, unless they are asked for.
+    crop: to the bird's bounding box.
     Sources: Wah et al. 2011; classes of Triantafillou et al. 2020, arXiv:1903.03096.
     """
 
@@ -131,10 +134,9 @@ class CubBirds(L2lEpisodes):
 
     def needs(self, split: fsl.Split) -> list[str]:
         parts = [f"images/{name}" for name in splits_of("cu_birds200")[split]]
-        return [
-            f"cubirds200/CUB_200_2011/{part}"
-            for part in (*parts, *(("bounding_boxes.txt", "images.txt") if self.crop else ()))
-        ]
+        if self.crop:
+            parts += ["bounding_boxes.txt", "images.txt"]
+        return [f"cubirds200/CUB_200_2011/{part}" for part in parts]
 
     def open(self, folder: Path, split: fsl.Split) -> Any:
         options = {
@@ -150,10 +152,11 @@ class CubBirds(L2lEpisodes):
 class Aircraft(L2lEpisodes):
     """FGVC-Aircraft: variants of aeroplanes, 100 pictures each, 70 / 15 / 15 classes.
 
-    Sources: Maji et al. 2013, arXiv:1306.5151; classes of Triantafillou et al. 2020, arXiv:1903.03096. The index labels.pkl,
-    which learn2learn makes when it unpacks the archive, is a pickle: one that names more than
-    arrays and plain data is refused.
+    The index labels.pkl, which learn2learn makes when it unpacks the archive, is a pickle: one that
+    names more than arrays and plain data is refused.
     crop: to the aeroplane's bounding box, which cuts off the line that names the photographer.
+    Sources: Maji et al. 2013, arXiv:1306.5151; classes of Triantafillou et al. 2020,
+    arXiv:1903.03096.
     """
 
     name, dataset, size = "l2l-aircraft", "FGVCAircraft", "2.8 GB"
@@ -188,42 +191,36 @@ class Aircraft(L2lEpisodes):
 class Textures(L2lEpisodes):
     """Describable Textures: 47 kinds, 120 pictures each, 33 / 7 / 7 classes.
 
-    Sources: Cimpoi et al. 2014, arXiv:1311.3618; classes of Triantafillou et al. 2020, arXiv:1903.03096. Read file by file by
-    learn2learn's class lists: its own class holds all pictures at full size.
+    Read file by file by learn2learn's class lists: its own class holds all pictures at full size.
+    Sources: Cimpoi et al. 2014, arXiv:1311.3618; classes of Triantafillou et al. 2020,
+    arXiv:1903.03096.
     """
 
     name, dataset, size = "l2l-dtd", "DescribableTextures", "600 MB"
 
     def needs(self, split: fsl.Split) -> list[str]:
-        return [
-            f"describable_textures/dtd/images/{name}"
-            for name in splits_of("describable_textures")[split]
-        ]
+        names = splits_of("describable_textures")[split]
+        return [f"describable_textures/dtd/images/{name}" for name in names]
 
     def labelled(self, folder: Path, split: fsl.Split) -> Iterator[tuple[str, Path]]:
         for path in self.needs(split):
             for file in class_images(folder / path):
                 yield Path(path).name, file
 
-    def pixels(self, picture: Path) -> torch.Tensor:
-        return decode_image(picture, self.task.input_shape[-1])
-
 
 class QuickDraw(L2lEpisodes):
-    """Quick, Draw!: drawings of 345 things, (1, 28, 28), ink 1 on background 0; 241 / 52 / 52 classes.
+    """Quick, Draw!: drawings of 345 things, (1, 28, 28); 241 / 52 / 52 classes.
 
-    Of each class the first `per_class` drawings of its file; there are 50 million in all. Sources: Ha and Eck 2017,
-    arXiv:1704.03477; classes of Triantafillou et al. 2020, arXiv:1903.03096. Read by learn2learn's class lists, without its
-    index, which has an entry for every drawing. learn2learn downloads with gsutil, which has to be installed.
+    Ink is 1 on background 0.
+    Of each class the first `per_class` drawings of its file; there are 50 million in all. Read by
+    learn2learn's class lists, without its index, which has an entry for every drawing. learn2learn
+    downloads with gsutil, which has to be installed.
+    Sources: Ha and Eck 2017, arXiv:1704.03477; classes of Triantafillou et al. 2020,
+    arXiv:1903.03096.
     """
 
-    name, dataset, size, side, channels = (
-        "l2l-quickdraw",
-        "Quickdraw",
-        "50 GB by gsutil",
-        28,
-        "gray",
-    )
+    name, dataset, size = "l2l-quickdraw", "Quickdraw", "50 GB by gsutil"
+    side, channels = 28, "gray"
 
     def __init__(
         self,
@@ -253,10 +250,11 @@ class QuickDraw(L2lEpisodes):
 
 
 class Fungi(L2lEpisodes):
-    """FGVCx Fungi (2018): 89,760 photographs of 1,394 species, 994 / 200 / 200 classes. Its terms of use have to be agreed to.
+    """FGVCx Fungi (2018): 89,760 photographs of 1,394 species, 994 / 200 / 200 classes.
 
-    Sources: the fungi competition of the fifth workshop on fine-grained visual categorisation; classes of Triantafillou et al.
-    2020, arXiv:1903.03096.
+    Its terms of use have to be agreed to.
+    Sources: the fungi competition of the fifth workshop on fine-grained visual categorisation;
+    classes of Triantafillou et al. 2020, arXiv:1903.03096.
     """
 
     name, dataset, size = "l2l-fungi", "FGVCFungi", "12.9 GB"
@@ -269,8 +267,9 @@ class Fungi(L2lEpisodes):
 
 
 class Flowers(L2lEpisodes):
-    """VGG Flowers: 102 kinds of flowers, 40 to 258 pictures each, 71 / 15 / 16 classes. Classes: their numbers there.
+    """VGG Flowers: 102 kinds of flowers, 40 to 258 pictures each, 71 / 15 / 16 classes.
 
+    Classes are called by their numbers there.
     Sources: Nilsback and Zisserman 2008; classes of Triantafillou et al. 2020, arXiv:1903.03096.
     """
 
@@ -284,10 +283,11 @@ class Flowers(L2lEpisodes):
 
 
 class FullOmniglot(L2lEpisodes):
-    """Omniglot as learn2learn reads it: 1,623 characters, 20 drawings each, (1, 28, 28), ink 1 on background 0.
+    """Omniglot as learn2learn reads it: 1,623 characters, 20 drawings each, (1, 28, 28).
 
-    The classes, pixels and episodes of core's `omniglot` with the same options, which see: resized by PIL's Lanczos filter, and
-    where wanted turned by 90, 180 and 270 degrees as classes of their own.
+    Ink is 1 on background 0. It has the classes, pixels and episodes of core's `omniglot` with the
+    same options; see there. Drawings are resized by PIL's Lanczos filter and, if wanted, turned by
+    90, 180 and 270 degrees as classes of their own.
     Source: Lake et al. 2015, Science 350:1332.
     """
 
@@ -317,9 +317,8 @@ class FullOmniglot(L2lEpisodes):
         return [f"{omniglot.FOLDER}/images_{part}.zip" for part in ("background", "evaluation")]
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
-        pool = (
-            super().load("train").select(omniglot.class_lists(self.split)[split])
-        )  # all characters, whichever split is asked for
+        every_character = super().load("train")  # whichever split is asked for
+        pool = every_character.select(omniglot.class_lists(self.split)[split])
         rotated = self.rotations == "all" or (self.rotations == "train" and split == "train")
         return omniglot.with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
 
@@ -330,19 +329,18 @@ class FullOmniglot(L2lEpisodes):
         known = torchvision().datasets.Omniglot.zips_md5
         published, found = dict(known), {}
         for path in self.needs(split):
-            part = Path(path).stem
-            found[part] = hashlib.md5(
-                (folder / path).read_bytes(), usedforsecurity=False
-            ).hexdigest()
+            part, content = Path(path).stem, (folder / path).read_bytes()
+            found[part] = hashlib.md5(content, usedforsecurity=False).hexdigest()
             if found[part] not in omniglot.CHECKSUMS[part]:
                 wanted = omniglot.CHECKSUMS[part][0]
                 raise fsl.DataError(
-                    f"episodes {self.name!r}: {path}: md5 {found[part]}. {wanted}: delete the file and fetch it anew"
+                    f"episodes {self.name!r}: {path}: md5 {found[part]}. {wanted}: delete the file "
+                    "and fetch it again"
                 )
             with zipfile.ZipFile(folder / path) as archive:
                 archive.extractall(folder / omniglot.FOLDER)
         try:
-            known.update(found)  # core also takes the same images packed anew
+            known.update(found)  # core also takes the same images in another archive
             return learn2learn().vision.datasets.FullOmniglot(str(folder))
         finally:
             known.update(published)
@@ -359,16 +357,12 @@ class FullOmniglot(L2lEpisodes):
     def in_order(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         return images
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
+    def pixels(self, picture: Picture) -> torch.Tensor:
+        if not isinstance(picture, Image.Image):
+            return super().pixels(picture)
         size = self.task.input_shape[-1]
-        return (
-            255
-            - torch.from_numpy(
-                np.asarray(
-                    picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
-                ).copy()
-            )[None]
-        )
+        resized = picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
+        return 255 - torch.from_numpy(np.asarray(resized).copy())[None]
 
 
 SOURCES: Iterable[type[L2lEpisodes]] = (

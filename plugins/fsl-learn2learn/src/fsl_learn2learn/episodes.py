@@ -1,4 +1,7 @@
-"""What learn2learn's data sets have in common: found, read by learn2learn's own class, decoded once into a pool."""
+"""What learn2learn's data sets have in common.
+
+They are found, read by learn2learn's own class, and decoded once into a pool.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,7 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data.augment import Augmentation
-from fsl_core.data.cache import content_key, data_root
-from fsl_core.data.vision import to_pixels
-from fsl_core.data.work import reported
+from fsl_core.data import Augmentation, content_key, data_root, decode_image, reported, to_pixels
 from fsl_learn2learn.library import learn2learn
 from fsl_learn2learn.pickles import refuse_code
 
@@ -46,12 +46,18 @@ Augment = Annotated[
 Download = Annotated[bool, Field(description="let learn2learn download what is not there")]
 
 
-class L2lEpisodes(fsl.PooledEpisodes):
-    """A data set of learn2learn, its classes divided as learn2learn divides them, values 0 .. 1 and not normalised further.
+Picture = Image.Image | np.ndarray | Path
+"""A picture, its (height, width, 3) or (height, width) uint8, or its file."""
 
-    Files are looked for where learn2learn keeps them under root, and are not changed. Images are decoded once and kept under the
-    names, sizes and times of the files. Those of a class are sorted by the md5 of their pixels, so that episode i is the same on
-    every machine. Pictures of other sizes: the short side is resized, then the centre square taken.
+
+class L2lEpisodes(fsl.PooledEpisodes):
+    """A data set of learn2learn, its classes divided as learn2learn divides them.
+
+    Values lie in 0 .. 1 and are not normalised further. Files are looked for where learn2learn
+    keeps them under root, and are not changed. Images are decoded once and kept under the names,
+    sizes and times of the files. Those of a class are sorted by the md5 of their pixels, so that
+    episode i is the same on every machine. Pictures of other sizes: the short side is resized, then
+    the centre square taken.
 
     A subclass names the class of learn2learn, the paths it reads for a split, and its classes.
     """
@@ -90,10 +96,8 @@ class L2lEpisodes(fsl.PooledEpisodes):
             f"{type(self).__name__}.needs: not written. The paths learn2learn reads for a split"
         )
 
-    def labelled(
-        self, folder: Path, split: fsl.Split
-    ) -> Iterable[tuple[str, Image.Image | np.ndarray]]:
-        """(class, picture or its (height, width, 3) or (height, width) uint8), in any order. Default: learn2learn's data set."""
+    def labelled(self, folder: Path, split: fsl.Split) -> Iterable[tuple[str, Picture]]:
+        """(class, picture), in any order. Default: learn2learn's data set."""
         data = self.open(folder, split)
         names = self.class_names(data, split)
         for i in range(len(data)):
@@ -123,7 +127,10 @@ class L2lEpisodes(fsl.PooledEpisodes):
         return fsl.LabelledPool.cached(key, lambda: self._decode(root, split))
 
     def find(self, split: fsl.Split) -> Path:
-        """The folder that holds what a split needs, downloaded if that is asked for. Raises DataError if it does not."""
+        """The folder that holds what a split needs, downloaded if that is asked for.
+
+        Raises DataError if there is no such folder.
+        """
         try:
             root = data_root(self.root)
         except fsl.DataError as error:
@@ -137,13 +144,12 @@ class L2lEpisodes(fsl.PooledEpisodes):
             reason = self._download(root, split)
         if missing := self._missing(root, split):
             where = f"episodes {self.name!r}: no {_listed(missing)} in {root} ({reason})"
-            remedy = (
-                f"`-s episodes.download=true`, {self.size}"
-                if not self.download
-                else "a network connection"
-            )
+            remedy = f"`-s episodes.download=true`, {self.size}"
+            if self.download:
+                remedy = "a network connection"
             self._failed = fsl.DataError(
-                f"{where}. What learn2learn keeps there, in a folder named by `-s episodes.root=DIR` or FSL_DATA; or {remedy}"
+                f"{where}. What learn2learn keeps there, in a folder named by "
+                f"`-s episodes.root=DIR` or FSL_DATA; or {remedy}"
             )
             raise self._failed
         return root
@@ -158,9 +164,7 @@ class L2lEpisodes(fsl.PooledEpisodes):
             root.mkdir(parents=True, exist_ok=True)
             with _on_stderr():
                 self.fetch(root, split)
-        except (
-            Exception
-        ) as error:  # its downloads end in nearly anything: requests, zip and tar files, pickles
+        except Exception as error:  # requests, zip and tar files and pickles raise nearly anything
             return f"download failed: {' '.join(str(error).split()) or type(error).__name__}"
         return "downloaded, but incomplete"
 
@@ -184,8 +188,9 @@ class L2lEpisodes(fsl.PooledEpisodes):
         except Exception as error:  # of a damaged file, from pickle, PIL or learn2learn
             found = " ".join(str(error).split()) or type(error).__name__
             raise fsl.DataError(
-                f"episodes {self.name!r}: {_listed(self.needs(split))} in {root}: learn2learn cannot read it ({found}). "
-                "The files as published; delete them and fetch them anew"
+                f"episodes {self.name!r}: {_listed(self.needs(split))} in {root}: learn2learn "
+                f"cannot read it ({found}). The files as published; delete them and fetch them "
+                "again"
             ) from error
         return fsl.LabelledPool.from_classes(
             (name, torch.stack(self.in_order(images.pop(name)))) for name in sorted(images)
@@ -195,19 +200,22 @@ class L2lEpisodes(fsl.PooledEpisodes):
         files = (file for path in self.needs(split) for file in _files(root / path))
         refuse_code(files, f"episodes {self.name!r}")
 
-    def pixels(self, picture: Image.Image | np.ndarray) -> torch.Tensor:
+    def pixels(self, picture: Picture) -> torch.Tensor:
         """(channels, image_size, image_size) uint8."""
-        image = (
-            picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-        )
-        return to_pixels(image, self.task.input_shape[-1], self.channels)
+        side = self.task.input_shape[-1]
+        if isinstance(picture, Path):
+            return decode_image(picture, side, self.channels)
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(np.asarray(picture))
+        return to_pixels(picture, side, self.channels)
 
     def in_order(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """The pictures of a class in an order that depends on no file system."""
-        return sorted(
-            images,
-            key=lambda image: hashlib.md5(image.numpy().tobytes(), usedforsecurity=False).digest(),
-        )
+
+        def digest(image: torch.Tensor) -> bytes:
+            return hashlib.md5(image.numpy().tobytes(), usedforsecurity=False).digest()
+
+        return sorted(images, key=digest)
 
 
 def splits_of(module: str) -> dict[str, list]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -25,14 +25,27 @@ Order = Annotated[
 Transform = Literal["meta-curvature", "kronecker", "scale"]
 
 
+class InnerLearner(Protocol):
+    """What is used of an object of learn2learn, a module that adapts. The package has no types."""
+
+    module: nn.Module
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def clone(self) -> InnerLearner: ...
+    def adapt(self, loss: Tensor, first_order: bool) -> None: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
 class GradientAdapter(fsl.Adapter):
-    """`inner_steps` calls of learn2learn's `adapt(loss)` on a `clone()` of a linear head behind the backbone.
+    """`inner_steps` calls of learn2learn's `adapt(loss)` on a `clone()` of backbone and head.
 
-    A subclass says which object of learn2learn is cloned. Its clones share the buffers of the module they are taken from;
-    here they get copies, so that no episode leaves a trace. In evaluation mode `test_steps` steps are made, and no graph is kept.
-    Weights that require no gradient stay as they are.
+    A subclass says which object of learn2learn is cloned. Its clones share the buffers of the
+    module they are taken from; here they get copies, so that no episode leaves a trace. In
+    evaluation mode `test_steps` steps are made, and no graph is kept. Weights that require no
+    gradient stay as they are.
 
-    learn2learn replaces the tensors of a module in place, which torch.func.vmap cannot follow: one task at a time.
+    learn2learn replaces the tensors of a module in place, which torch.func.vmap cannot follow: one
+    task at a time.
     """
 
     vectorizable = False
@@ -50,35 +63,36 @@ class GradientAdapter(fsl.Adapter):
         learn2learn()
         self.task, self.order = task, order
         self.inner_steps, self.test_steps = inner_steps, test_steps
-        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.output_dim)
 
-    def learner(self, net: nn.Module) -> nn.Module:
+    def learner(self, net: nn.Module) -> InnerLearner:
         """learn2learn's object around `net`, with `clone()` and `adapt(loss, first_order=...)`."""
         raise NotImplementedError(
-            f"{type(self).__name__}.learner: not written. An algorithm of learn2learn around the module"
+            f"{type(self).__name__}.learner: not written. An algorithm of learn2learn around the "
+            "module"
         )
 
     def net(self, backbone: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """What stays as it is and what is adapted; an item goes through the one and then the other."""
+        """What stays as it is and what is adapted; an item goes through one, then the other."""
         return nn.Identity(), nn.Sequential(backbone, self.head)
 
-    def support_loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def support_loss(self, learner: InnerLearner, x: Tensor, y: Tensor) -> Tensor:
         return self.task.loss(learner(x), y)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        fixed, learner = nn.Identity(), None
-        for fixed, learner in self._unroll(backbone, support):  # noqa: B007 (the last ones are wanted)
-            pass
+        *_, (fixed, learner) = self._unroll(backbone, support)
         return _predictor(fixed, learner)
 
-    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
-        return [
-            _predictor(fixed, _copy(learner)) for fixed, learner in self._unroll(backbone, support)
-        ]
+    def trajectory(  # type: ignore[override]  # core passes what a method declares
+        self, backbone: nn.Module, support: fsl.LabelledSet
+    ) -> list[fsl.Predictor]:
+        steps = self._unroll(backbone, support)
+        return [_predictor(fixed, _copy(learner)) for fixed, learner in steps]
 
     def _unroll(
         self, backbone: nn.Module, support: fsl.LabelledSet
-    ) -> Iterator[tuple[nn.Module, nn.Module]]:
+    ) -> Iterator[tuple[nn.Module, InnerLearner]]:
         """The fixed part and learn2learn's clone, which is the same object after each step."""
         tracked = self.training and torch.is_grad_enabled()
         fixed, net = self.net(backbone)
@@ -98,16 +112,21 @@ class GradientAdapter(fsl.Adapter):
             yield fixed, learner
 
     def _cheaper(self, tracked: bool) -> bool:
-        """The updated weights are the same either way; without a meta-gradient no second derivative is wanted."""
+        """Whether learn2learn may take first-order steps.
+
+        The updated weights are the same either way. Without a meta-gradient nobody needs a second
+        derivative.
+        """
         return self.order == 1 or not tracked
 
 
 @fsl.validated
 class L2lMaml(GradientAdapter):
-    """learn2learn's MAML: theta_i <- theta_i - inner_lr * grad L_support(theta_i), for backbone and head.
+    """learn2learn's MAML: theta_i <- theta_i - inner_lr * grad L_support(theta_i).
 
-    Source: Finn et al. 2017, arXiv:1703.03400, as `learn2learn.algorithms.MAML`. Parameters that do not require a gradient,
-    or get none, stay as they are (its allow_nograd and allow_unused).
+    For backbone and head. Parameters that do not require a gradient, or get none, stay as they are
+    (its allow_nograd and allow_unused).
+    Source: Finn et al. 2017, arXiv:1703.03400, as `learn2learn.algorithms.MAML`.
     """
 
     name = "l2l-maml"
@@ -124,7 +143,7 @@ class L2lMaml(GradientAdapter):
         super().__init__(task, backbone, inner_steps, test_steps, order)
         self.inner_lr = inner_lr
 
-    def learner(self, net: nn.Module) -> nn.Module:
+    def learner(self, net: nn.Module) -> InnerLearner:
         return learn2learn().algorithms.MAML(
             net, self.inner_lr, self.order == 1, allow_unused=True, allow_nograd=True
         )
@@ -133,9 +152,9 @@ class L2lMaml(GradientAdapter):
 class L2lAnil(L2lMaml):
     """learn2learn's ANIL: the steps of MAML for the head alone, on features computed once.
 
-    Source: Raghu et al. 2020, arXiv:1909.09157, as in `learn2learn.algorithms.LightningANIL`. Differs: there one call of the
-    backbone computes the features of support and queries together, here each is computed by itself; this matters where the
-    backbone normalises by its batch.
+    Source: Raghu et al. 2020, arXiv:1909.09157, as in `learn2learn.algorithms.LightningANIL`.
+    Differs: there one call of the backbone computes the features of support and queries together,
+    here each is computed by itself; this matters if the backbone normalises by its batch.
     """
 
     name = "l2l-anil"
@@ -146,8 +165,9 @@ class L2lAnil(L2lMaml):
 
 @fsl.validated
 class L2lMetaSgd(GradientAdapter):
-    """learn2learn's Meta-SGD: steps of MAML with a learned rate for each weight of backbone and head, all from `inner_lr`.
+    """learn2learn's Meta-SGD: steps of MAML with a learned rate for each weight.
 
+    The weights are those of backbone and head; all rates start at `inner_lr`.
     Source: Li et al. 2017, arXiv:1707.09835, as `learn2learn.algorithms.MetaSGD`.
     """
 
@@ -166,25 +186,32 @@ class L2lMetaSgd(GradientAdapter):
         weights = _trained(backbone, self.head)
         self.rates = nn.ParameterList([torch.full_like(weight, inner_lr) for weight in weights])
 
-    def learner(self, net: nn.Module) -> nn.Module:
+    def learner(self, net: nn.Module) -> InnerLearner:
         return learn2learn().algorithms.MetaSGD(net, first_order=self.order == 1, lrs=self.rates)
 
-    def support_loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """With every weight in its graph: learn2learn's MetaSGD stops at one without, such as a bias before a normalisation."""
-        return super().support_loss(learner, x, y) + 0 * sum(
-            weight.sum() for weight in learner.module.parameters()
-        )
+    def support_loss(self, learner: InnerLearner, x: Tensor, y: Tensor) -> Tensor:
+        """The loss, with every weight in its graph.
+
+        learn2learn's MetaSGD stops at a weight without a gradient, such as a bias before a
+        normalisation. A sum of all weights times zero gives each of them one, which is zero.
+        """
+        every_weight = sum(weight.sum() for weight in learner.module.parameters())
+        return super().support_loss(learner, x, y) + 0 * every_weight
 
 
 @fsl.validated
 class L2lGbml(GradientAdapter):
-    """learn2learn's GBML: theta_i <- theta_i - inner_lr * T(grad L_support(theta_i)) with a learned map T for each weight tensor.
+    """learn2learn's GBML: theta_i <- theta_i - inner_lr * T(grad L_support(theta_i)).
 
-    transform meta-curvature: Park and Oliva 2019, arXiv:1902.03356; one matrix for each axis of a weight, from the identity.
-    transform kronecker: Arnold et al. 2019, arXiv:1910.13603 (KFO); two factors, A^T A each, from the identity.
+    T is a learned map, one for each weight tensor.
+
+    transform meta-curvature: Park and Oliva 2019, arXiv:1902.03356; one matrix for each axis of a
+    weight, from the identity.
+    transform kronecker: Arnold et al. 2019, arXiv:1910.13603 (KFO); two factors, A^T A each, from
+    the identity.
     transform scale: one factor for each weight, as Meta-SGD with inner_lr in front.
-    adapt_transform: T itself takes gradient steps of `inner_lr` in the inner loop, from the second one on (Alpha-MAML,
-    Behl et al. 2019, arXiv:1905.07435, where the transform is `scale`).
+    adapt_transform: T itself takes gradient steps of `inner_lr` in the inner loop, from the second
+    one on (Alpha-MAML, Behl et al. 2019, arXiv:1905.07435, where the transform is `scale`).
     Weights of one, two or four axes: biases, linear layers, two-dimensional convolutions.
     """
 
@@ -219,7 +246,7 @@ class L2lGbml(GradientAdapter):
                 )
         self.update = learn2learn().optim.ParameterUpdate(weights, _transforms(transform))
 
-    def learner(self, net: nn.Module) -> nn.Module:
+    def learner(self, net: nn.Module) -> InnerLearner:
         return learn2learn().algorithms.GBML(
             net,
             transform=None,
@@ -232,14 +259,16 @@ class L2lGbml(GradientAdapter):
         )
 
     def _cheaper(self, tracked: bool) -> bool:
-        return (
-            super()._cheaper(tracked) and not self.adapt_transform
-        )  # which differentiates one loss twice
+        # A map that is adapted differentiates one loss twice, and needs the graph of the first.
+        return super()._cheaper(tracked) and not self.adapt_transform
 
 
 @fsl.validated
 class L2lMetaCurvature(L2lGbml):
-    """learn2learn's Meta-Curvature: `l2l-gbml` with transform meta-curvature. Park and Oliva 2019, arXiv:1902.03356."""
+    """learn2learn's Meta-Curvature: `l2l-gbml` with transform meta-curvature.
+
+    Source: Park and Oliva 2019, arXiv:1902.03356.
+    """
 
     name = "l2l-metacurvature"
 
@@ -264,7 +293,10 @@ class L2lMetaCurvature(L2lGbml):
 
 
 class _Contiguous(nn.Module):
-    """A transform of learn2learn behind a copy in row-major order, which its views ask for; convolutions may return another."""
+    """A transform of learn2learn behind a copy in row-major order, which its views ask for.
+
+    The gradient of a convolution may come in another order.
+    """
 
     def __init__(self, transform: nn.Module):
         super().__init__()
@@ -274,7 +306,7 @@ class _Contiguous(nn.Module):
         return self.transform(gradient.contiguous())
 
 
-def _transforms(name: Transform):
+def _transforms(name: Transform) -> Callable[[Tensor], nn.Module]:
     """Makes the module for a weight, as learn2learn's ParameterUpdate asks for it."""
     l2l = learn2learn()
     kinds = {
@@ -285,11 +317,11 @@ def _transforms(name: Transform):
     return lambda weight: _Contiguous(kinds[name](weight))
 
 
-def _predictor(fixed: nn.Module, learner: nn.Module) -> fsl.Predictor:
+def _predictor(fixed: nn.Module, learner: InnerLearner) -> fsl.Predictor:
     return lambda x: learner(fixed(x))
 
 
-def _copy(learner: nn.Module) -> nn.Module:
+def _copy(learner: InnerLearner) -> InnerLearner:
     """The same weights in modules of their own, which later steps do not change."""
     return _with_own_buffers(learn2learn().clone_module(learner))
 
@@ -298,31 +330,31 @@ def _trained(*modules: nn.Module) -> list[nn.Parameter]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
-def _without_frozen(learner: nn.Module) -> nn.Module:
-    """With frozen weights as buffers: learn2learn's algorithms adapt all that `parameters()` lists."""
+def _without_frozen(learner: InnerLearner) -> InnerLearner:
+    """With frozen weights as buffers.
+
+    learn2learn's algorithms adapt all that `parameters()` lists, whether it is trained or not.
+    """
     for module in learner.modules():
-        frozen = {
-            n: p for n, p in module._parameters.items() if p is not None and not p.requires_grad
-        }
-        for name, weight in frozen.items():
-            del module._parameters[name]
-            module._buffers[name] = weight
+        for name, weight in [*module._parameters.items()]:
+            if weight is not None and not weight.requires_grad:
+                del module._parameters[name]
+                module._buffers[name] = weight
     return learner
 
 
-def _with_own_buffers(learner: nn.Module) -> nn.Module:
+def _with_own_buffers(learner: InnerLearner) -> InnerLearner:
+    """With copies of its buffers, in tables of its own: clones share both with their module."""
     for module in learner.modules():
-        module._buffers = {
-            name: None if buffer is None else buffer.clone()
-            for name, buffer in module._buffers.items()
-        }
+        buffers = module._buffers.items()
+        module._buffers = {name: None if b is None else b.clone() for name, b in buffers}
     return learner
 
 
-def _detach(learner: nn.Module) -> None:
+def _detach(learner: InnerLearner) -> None:
     """Cut the graph behind every weight and every learned rate."""
     learn2learn().detach_module(learner, keep_requires_grad=True)
-    if isinstance(
-        rates := learner.__dict__.get("lrs"), list
-    ):  # of a clone of MetaSGD: plain tensors
-        learner.lrs = [rate.detach() for rate in rates]
+    attributes = vars(learner)
+    rates = attributes.get("lrs")
+    if isinstance(rates, list):  # of a clone of MetaSGD: plain tensors
+        attributes["lrs"] = [rate.detach() for rate in rates]

@@ -1,10 +1,13 @@
 """Installs learn2learn, which plain pip cannot build on Python 3.11 and later.
 
-    python -m fsl_learn2learn.install [--metaoptnet] [options of pip install, such as -c constraints.txt]
+    python -m fsl_learn2learn.install [--metaoptnet] [options of pip install]
 
-Its published C files are too old for these versions of Python; they are made anew by Cython, which is put into a folder of its
-own for that time. Of the sixty packages it asks for only those are installed that its import needs, so that no version of
-anything else changes. pip keeps the wheel: the next installation takes a second.
+such as `-c constraints.txt`.
+
+Its published C files are too old for these versions of Python. Cython makes them again, and is put
+into a folder of its own for that time. Of the sixty packages that learn2learn asks for, only those
+are installed that its import needs, so that no version of anything else changes. pip keeps the
+wheel: the next installation takes a second.
 """
 
 from __future__ import annotations
@@ -51,15 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def install(options: list[str]) -> str:
-    """Install learn2learn and what its import needs; the reason in one line if that fails, else nothing."""
+    """Install learn2learn and what its import needs. If that fails, the reason in one line."""
     if reason := _pip(*options, *IMPORTS):
         return reason
     if installed("learn2learn") == VERSION:
         return ""
     with TemporaryDirectory() as tools:
-        return _pip("--target", tools, *BUILD) or _pip(
-            *options, *OPTIONS, f"learn2learn=={VERSION}", path=tools
-        )
+        if reason := _pip("--target", tools, *BUILD):
+            return reason
+        return _pip(*options, *OPTIONS, f"learn2learn=={VERSION}", path=tools)
 
 
 def install_qpth(options: list[str]) -> str:
@@ -75,15 +78,8 @@ def installed(distribution: str) -> str | None:
 
 
 def _pip(*arguments: str, path: str = "") -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        *arguments,
-    ]
+    quietly = ["--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *quietly, *arguments]
     found = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         command,
@@ -94,9 +90,8 @@ def _pip(*arguments: str, path: str = "") -> str:
     )
     if done.returncode == 0:
         return ""
-    errors = [
-        line.strip() for line in done.stderr.splitlines() if "error" in line.lower()
-    ] or done.stderr.split("\n")
+    lines = done.stderr.splitlines()
+    errors = [line.strip() for line in lines if "error" in line.lower()] or [*lines, ""]
     return max(errors, key=len) or f"pip ended with {done.returncode}"
 
 

@@ -13,14 +13,16 @@ from fsl_learn2learn.library import learn2learn, require_qpth
 
 @fsl.validated
 class L2lMetaOptNet(fsl.Adapter):
-    """logits = W z with W the multi-class support vector machine of the support features, solved as a quadratic program.
+    """logits = W z with W the multi-class support vector machine of the support features.
 
-    minimise over A, (n, n_way): 1/2 sum_ij K_ij <A_i, A_j> + 1/2 |A|^2 - sum_i A_i[y_i], with K = Z Z^T, where
-    A_i[c] <= regularisation * [c = y_i] and the rows of A sum to zero; W = A^T Z. The solution is differentiated implicitly.
-    There is no head to learn: it takes any number of ways. The solver is qpth's interior-point method.
+    It is solved as a quadratic program: minimise over A, (n, n_way),
+    1/2 sum_ij K_ij <A_i, A_j> + 1/2 |A|^2 - sum_i A_i[y_i], with K = Z Z^T,
+    A_i[c] <= regularisation * [c = y_i], and rows of A that sum to zero; W = A^T Z. The solution is
+    differentiated implicitly. There is no head to learn: it takes any number of ways. The solver is
+    qpth's interior-point method.
 
-    Source: Lee et al. 2019, arXiv:1904.03758, as `learn2learn.nn.SVClassifier`. Differs from their code: logits have no learned
-    scale, and the loss no label smoothing.
+    Source: Lee et al. 2019, arXiv:1904.03758, as `learn2learn.nn.SVClassifier`. Differs from their
+    code: logits have no learned scale, and the loss no label smoothing.
     """
 
     name = "l2l-metaoptnet"
@@ -33,7 +35,7 @@ class L2lMetaOptNet(fsl.Adapter):
             float, Field(gt=0, description="C_reg: the upper bound of a dual variable")
         ] = 0.1,
         max_iterations: Annotated[
-            int, Field(ge=1, description="of the solver, which stops early where it has converged")
+            int, Field(ge=1, description="of the solver, which stops early if it has converged")
         ] = 15,
         normalize: Annotated[
             bool, Field(description="features divided by their Euclidean norm")

@@ -1,4 +1,4 @@
-"""Pickles of data sets, looked through before learn2learn reads them: arrays and plain data, no code."""
+"""Pickles of data sets, checked before learn2learn reads them: arrays and plain data, no code."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import fsl_core as fsl
 
 SUFFIXES = (".pkl", ".pickle")
 ALLOWED = {
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in [
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        ]
-    ),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.multiarray", "_reconstruct"),  # the same in NumPy 2
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("builtins", "set"),
@@ -28,11 +25,14 @@ ALLOWED = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),  # how Python 3 writes bytes for Python 2
 }
-"""What a pickle may name: all that the published files need, and nothing that runs what it is given."""
+"""What a pickle may name.
+
+That is all that the published files need, and nothing that runs what it is given.
+"""
 
 
 def refuse_code(files: Iterable[Path], where: str) -> None:
-    """Raise DataError where a pickle among the files names more than arrays and plain data.
+    """Raise DataError if a pickle among the files names more than arrays and plain data.
 
     A damaged one passes: learn2learn then says what is wrong with it.
     """
@@ -47,7 +47,7 @@ def refuse_code(files: Iterable[Path], where: str) -> None:
                 f"{where}: {path}: a pickle that names {error}, so that reading it would run code. "
                 "The file as published"
             ) from error
-        except Exception:  # a pickle that is none raises anything
+        except Exception:  # what is not a pickle may raise anything
             continue
 
 

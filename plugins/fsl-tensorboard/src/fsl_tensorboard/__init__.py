@@ -85,11 +85,8 @@ def fsl_run_finished(run: fsl.RunView, result: dict[str, Any]) -> None:
     if run.directory is None or file is None:
         return
     rows = [f"| {key} | {value} |" for key, value in result.items()]
-    file.text(
-        "result",
-        "\n".join([f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]),
-        run.step,
-    )
+    lines = [f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]
+    file.text("result", "\n".join(lines), run.step)
     measured = {f"test/{key}": result[key] for key in (result["metric"], "interval")}
     file.hyperparameters(dict(_options(run.recipe)), measured, run.step)
     _close(run.directory)

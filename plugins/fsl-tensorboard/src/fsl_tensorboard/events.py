@@ -19,8 +19,9 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, first_step: int):
-        from tensorboardX.event_file_writer import EventsWriter  # not before a run begins
-        from tensorboardX.proto import event_pb2, summary_pb2
+        # Imported here, so that commands that run nothing need not wait. The package has no types.
+        from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
+        from tensorboardX.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
 
         self._events, self._summaries = event_pb2, summary_pb2
         folder.mkdir(exist_ok=True)
@@ -31,16 +32,14 @@ class EventFile:
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """One record with a value for each of `<group>/<key>`."""
-        value = self._summaries.Summary.Value
-        listed = [
-            value(tag=f"{group}/{key}", simple_value=number) for key, number in values.items()
-        ]
+        entry = self._summaries.Summary.Value
+        listed = [entry(tag=f"{group}/{k}", simple_value=value) for k, value in values.items()]
         self._write(step, summary=self._summaries.Summary(value=listed))
         if time.monotonic() - self._flushed > FLUSHED_EVERY:
             self.flush()
 
     def text(self, tag: str, markdown: str, step: int) -> None:
-        from tensorboardX.summary import text
+        from tensorboardX.summary import text  # type: ignore[import-untyped]  # it has no types
 
         self._write(step, summary=text(tag, markdown))
 
@@ -65,8 +64,8 @@ class EventFile:
         try:
             self._writer.close()
         except OSError:
+            # Left open, it would write again when Python collects it, and print what that raises.
             with suppress(OSError):
-                # left open, it would try again as it is collected, and print what that raises
                 self._writer._py_recordio_writer.close()
             raise
 

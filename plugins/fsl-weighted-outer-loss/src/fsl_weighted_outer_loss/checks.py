@@ -20,7 +20,10 @@ def require(condition: bool, weighting: str, message: str) -> None:
 
 
 def softmax(scores: Tensor, temperature: float = 1.0) -> Tensor:
-    """exp(scores / temperature), summing to one; finite for any finite scores, whatever their size."""
+    """exp(scores / temperature), summing to one.
+
+    Finite for any finite scores: the largest is taken off first, so nothing overflows.
+    """
     return ((scores - scores.max()) / temperature).softmax(0)
 
 

@@ -14,10 +14,12 @@ from fsl_weighted_outer_loss.checks import softmax
 
 @fsl.validated
 class Random(fsl.TaskWeighting):
-    """weights = softmax(z) with standard normal z, or uniform on the simplex; drawn anew at each outer step.
+    """weights = softmax(z) with standard normal z, or uniform on the simplex.
 
-    Their mean is uniform: they add noise to the meta-gradient and nothing else.
-    Source: Lin et al. 2022, arXiv:2111.10603 (random loss weighting); the simplex is a Dirichlet distribution.
+    They are drawn again at each outer step. Their mean is uniform: they add noise to the
+    meta-gradient and nothing else.
+    Source: Lin et al. 2022, arXiv:2111.10603 (random loss weighting); the simplex is a Dirichlet
+    distribution.
     """
 
     name = "random"

@@ -19,7 +19,8 @@ Columns = Mapping[str, slice]
 Part = Annotated[
     str,
     Field(
-        description="part of the gradient that is compared: all, head, last-block, or a shell pattern of parameter names"
+        description="part of the gradient that is compared: all, head, last-block, or a shell "
+        "pattern of parameter names"
     ),
 ]
 
@@ -27,8 +28,9 @@ Part = Annotated[
 class GradientPart:
     """The columns of some parameters: (meta_batch_size, P) -> (meta_batch_size, size of the part).
 
-    part: `all`; `head`, the adapter's head; `last-block`, the last child of the backbone that has parameters, or of its
-    last sequence; or a shell pattern such as `backbone.blocks.*`. ValueError where no parameter is meant.
+    part: `all`; `head`, the adapter's head; `last-block`, the last child of the backbone that has
+        parameters, or of its last sequence; or a shell pattern such as `backbone.blocks.*`.
+    Raises ValueError if it means no parameter.
     """
 
     def __init__(self, columns: Columns, part: str, weighting: str):
@@ -37,7 +39,10 @@ class GradientPart:
         require(bool(names), weighting, f"gradient: {part!r}: no such parameter. {known}")
         self.slices = _joined([columns[name] for name in names])
 
-    def __call__(self, gradients: Tensor) -> Tensor:
+    def __call__(self, gradients: Tensor | None) -> Tensor:
+        """gradients: those of `Outcomes`, which a weighting gets if it says that it needs them."""
+        if gradients is None:
+            raise ValueError("weigh: outcomes without gradients. Those of each task")
         parts = [gradients[:, where] for where in self.slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -51,7 +56,10 @@ def _names(columns: Columns, part: str) -> list[str]:
 
 
 def _block(name: str) -> str:
-    """backbone.blocks.3.1.scale -> backbone.blocks.3: up to the first number, else the child of the backbone, or itself."""
+    """backbone.blocks.3.1.scale -> backbone.blocks.3, and backbone.fc.weight -> backbone.fc.
+
+    The name ends with its first number; without one, with the child of the backbone.
+    """
     modules = name.split(".")[:-1]
     end = next((i for i, word in enumerate(modules) if word.isdigit()), 1)
     return ".".join(modules[: end + 1])
@@ -69,9 +77,10 @@ def _joined(slices: list[slice]) -> list[slice]:
 
 
 def compare(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines (n, n) between the rows, and their lengths (n,) as shares of the longest; 0 where a row is zero.
+    """Cosines (n, n) between the rows, and their lengths (n,) as shares of the longest.
 
-    Rows are divided by their largest entry before anything is squared: no overflow, whatever their size.
+    Both are 0 for a row of zeros. Rows are divided by their largest entry before anything is
+    squared: no overflow, whatever their size.
 
     >>> compare(torch.tensor([[3e30, 4e30], [0.0, 1e30], [0.0, 0.0]]))
     (tensor([[1.0000, 0.8000, 0.0000],

@@ -19,12 +19,14 @@ from fsl_weighted_outer_loss.geometry import Columns, GradientPart, Part, compar
 
 @fsl.validated
 class GradientSimilarity(fsl.TaskWeighting):
-    """weights = softmax(agreement / temperature): tasks that pull where the others pull count more.
+    """weights = softmax(agreement / temperature): tasks that pull with the others count more.
 
-    agreement[i] = cos(g_i, mean_j g_j) for `agreement: mean`, mean over j != i of cos(g_i, g_j) for `agreement: pairwise`.
+    agreement mean: agreement[i] = cos(g_i, mean_j g_j).
+    agreement pairwise: agreement[i] = mean over j != i of cos(g_i, g_j).
     The cosine with a gradient of zero is 0; a single task has no others, and weighs 1.
-    Interpretation of O-AMFS (Park and Kang 2024, arXiv:2411.00404) from the published abstract, which weighs the
-    tasks' losses; the formula was not available. No published figure is claimed. Temperature to infinity: uniform.
+    Temperature to infinity: uniform.
+    Interpretation of O-AMFS (Park and Kang 2024, arXiv:2411.00404) from the published abstract,
+    which weighs the tasks' losses; the formula was not available. No published figure is claimed.
     """
 
     name = "gradient-similarity"
@@ -53,9 +55,8 @@ class GradientSimilarity(fsl.TaskWeighting):
 def _to_mean(cosines: Tensor, lengths: Tensor) -> Tensor:
     """cos(g_i, mean_j g_j) = sum_j cos_ij |g_j| / |sum_j g_j|."""
     projections = cosines @ lengths
-    total = (
-        (lengths @ projections).clamp_min(torch.finfo(lengths.dtype).eps).sqrt()
-    )  # of gradients that cancel: rounding
+    rounding = torch.finfo(lengths.dtype).eps  # all that is left if the gradients cancel
+    total = (lengths @ projections).clamp_min(rounding).sqrt()
     return (projections / total).clamp(-1, 1)
 
 
@@ -65,12 +66,15 @@ def _to_others(cosines: Tensor) -> Tensor:
 
 @fsl.validated
 class GradientNorm(fsl.TaskWeighting):
-    """weights proportional to loss^alpha / |g|: with alpha 0 every task pulls equally hard, above it harder ones more.
+    """weights proportional to loss^alpha / |g|.
 
-    |g|: length of the task's gradient, at least `floor` times the longest, so that a solved task does not outweigh the rest.
-    Source: Chen et al. 2018, arXiv:1711.02257 (GradNorm), which moves weights by gradient steps until
-    weights[i] * |g_i| is proportional to r_i^alpha. Interpretation: that point itself, reached at every step; r_i, a task's
-    loss relative to its first one and to the other tasks', is relative to the other tasks' alone, because episodes come once.
+    With alpha 0 every task pulls equally hard, with a larger one harder tasks pull more.
+    |g|: length of the task's gradient, at least `floor` times the longest, so that a solved task
+    does not outweigh the rest.
+    Source: Chen et al. 2018, arXiv:1711.02257 (GradNorm), which moves weights by gradient steps
+    until weights[i] * |g_i| is proportional to r_i^alpha. Interpretation: that point itself,
+    reached at every step; r_i, a task's loss relative to its first one and to the other tasks', is
+    relative to the other tasks' alone, because episodes come once.
     """
 
     name = "gradient-norm"

@@ -18,11 +18,13 @@ from fsl_weighted_outer_loss.checks import (
 
 @fsl.validated
 class SoftmaxLoss(fsl.TaskWeighting):
-    """weights = softmax(loss / temperature) for hard tasks first, softmax(-loss / temperature) for easy ones first.
+    """weights = softmax(loss / temperature), or softmax(-loss / temperature).
 
-    Hard first is the gradient of temperature * log mean exp(loss / temperature), which lies between the mean (temperature
-    to infinity) and the largest loss (to 0). Source: Li et al. 2021, arXiv:2007.01162, tilted empirical risk
-    minimisation with t = 1 / temperature or -1 / temperature. Interpretation: over the tasks of a meta-batch.
+    first hard: the gradient of temperature * log mean exp(loss / temperature), which lies between
+    the mean (temperature to infinity) and the largest loss (to 0).
+    first easy: with a minus, so that easy tasks weigh most.
+    Source: Li et al. 2021, arXiv:2007.01162, tilted empirical risk minimisation with
+    t = 1 / temperature or -1 / temperature. Interpretation: over the tasks of a meta-batch.
     """
 
     name = "softmax-loss"
@@ -45,10 +47,10 @@ class SoftmaxLoss(fsl.TaskWeighting):
 class Focal(fsl.TaskWeighting):
     """weights proportional to (1 - p)^gamma with p = exp(-loss): tasks that are solved fade out.
 
-    Of a mean cross-entropy, p is the geometric mean of the probabilities of the right classes; of a squared error it has no
-    such meaning. gamma 0: uniform. Losses at or below zero count as solved.
-    Source: Lin et al. 2017, arXiv:1708.02002 (gamma 2), of single examples. Interpretation: of tasks, the factor not
-    differentiated, and weights that sum to one.
+    Of a mean cross-entropy, p is the geometric mean of the probabilities of the right classes; of a
+    squared error it has no such meaning. gamma 0: uniform. Losses at or below zero count as solved.
+    Source: Lin et al. 2017, arXiv:1708.02002 (gamma 2), of single examples. Interpretation: of
+    tasks, the factor not differentiated, and weights that sum to one.
     """
 
     name = "focal"
@@ -68,13 +70,16 @@ class Focal(fsl.TaskWeighting):
 
 @fsl.validated
 class WorstCase(fsl.TaskWeighting):
-    """The mean of the hardest `share` of the meta-batch (CVaR); share 0: the hardest task alone, share 1: uniform.
+    """The mean of the hardest `share` of the meta-batch (CVaR).
 
-    With k = max(1, share * meta_batch_size) the k hardest tasks weigh 1 / k; where k is not whole or tasks tie at the edge,
-    those at the edge divide what is left. It is the largest sum_i w_i * loss_i with w_i <= 1 / k and sum_i w_i = 1.
-    Sources: max, Collins et al. 2020, arXiv:2002.04766 (TR-MAML). Differs: the maximum over the meta-batch, without a
-    probability for each task; `memory` with `score: sum` keeps one. CVaR: Wang et al. 2023, arXiv:2310.00708, whose
-    tail of the meta-batch is a whole number of tasks.
+    share 0: the hardest task alone. share 1: uniform.
+    With k = max(1, share * meta_batch_size) the k hardest tasks weigh 1 / k; if k is not whole or
+    tasks tie at the edge, those at the edge divide what is left. It is the largest
+    sum_i w_i * loss_i with w_i <= 1 / k and sum_i w_i = 1.
+    Sources: max, Collins et al. 2020, arXiv:2002.04766 (TR-MAML). Differs: the maximum over the
+    meta-batch, without a probability for each task; `memory` with `score: sum` keeps one.
+    CVaR: Wang et al. 2023, arXiv:2310.00708, whose tail of the meta-batch is a whole number of
+    tasks.
     """
 
     name = "worst-case"
@@ -92,9 +97,8 @@ class WorstCase(fsl.TaskWeighting):
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
         losses = outcomes.losses
         k = max(1.0, self.share * len(losses))
-        rank = min(
-            int(k - 1e-9), len(losses) - 1
-        )  # of the task that k ends in: whole numbers end in the one before
+        # The task that k ends in; a whole number ends in the one before.
+        rank = min(int(k - 1e-9), len(losses) - 1)
         edge = losses.sort(descending=True).values[rank]
         above, at = (losses > edge).to(losses), (losses == edge).to(losses)
         return (above + at * (k - above.sum()) / at.sum()) / k

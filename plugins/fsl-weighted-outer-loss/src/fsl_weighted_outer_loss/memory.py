@@ -12,28 +12,35 @@ import fsl_core as fsl
 from fsl_weighted_outer_loss.checks import Temperature, softmax
 from fsl_weighted_outer_loss.uncertainty import known_ids, known_tasks
 
-LARGEST_RATIO = 1e6  # of a loss to its average
+LARGEST_RATIO = 1e6
+"""Of a loss to its average."""
 
 
 @fsl.validated
 class Memory(fsl.TaskWeighting):
-    """weights = softmax(score / temperature) over the tasks of the meta-batch, from what each task's losses were before.
+    """weights = softmax(score / temperature), by what each task's losses were before.
 
-    average[id] <- decay * average[id] + (1 - decay) * loss, at first the loss itself. A task that comes twice in a meta-batch
-    counts once, with its mean.
+    average[id] <- decay * average[id] + (1 - decay) * loss, at first the loss itself. A task that
+    comes twice in a meta-batch counts once, with its mean.
 
-    score loss:     average[id] with the present loss; hard tasks first, with less noise than `softmax-loss`.
-    score progress: loss / average[id] before the present loss, 1 at first; tasks that improve least first. After dynamic weight
-                    averaging, Liu et al. 2019, arXiv:1803.10704 (temperature 2), which compares the last two epochs.
-    score sum:      the sum of all losses so far: exponentiated gradient ascent with step 1 / temperature on the tasks'
-                    probabilities. Source: Sagawa et al. 2020, arXiv:1911.08731 (group DRO). It plays the adversary of
-                    TR-MAML, Collins et al. 2020, arXiv:2002.04766, which instead adds and projects onto the simplex.
+    score loss: average[id] with the present loss; hard tasks first, with less noise than
+    `softmax-loss`.
+    score progress: loss / average[id] before the present loss, 1 at first; tasks that improve least
+    first. After dynamic weight averaging, Liu et al. 2019, arXiv:1803.10704 (temperature 2), which
+    compares the last two epochs.
+    score sum: the sum of all losses so far: exponentiated gradient ascent with step 1 / temperature
+    on the tasks' probabilities. Source: Sagawa et al. 2020, arXiv:1911.08731 (group DRO). It plays
+    the adversary of TR-MAML, Collins et al. 2020, arXiv:2002.04766, which instead adds and projects
+    onto the simplex.
 
-    Interpretation: tasks of a meta-learner instead of groups or heads, and weights that sum to one over the meta-batch. What is
-    remembered lies in buffers, changes once an outer step and is saved with the run.
+    Interpretation: tasks of a meta-learner instead of groups or heads, and weights that sum to one
+    over the meta-batch. What is remembered lies in buffers, changes once an outer step and is saved
+    with the run.
     """
 
     name = "memory"
+    remembered: Tensor
+    met: Tensor
 
     def __init__(
         self,
@@ -57,16 +64,10 @@ class Memory(fsl.TaskWeighting):
     def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
         ids = known_ids(outcomes.ids, self.tasks, self.name)
         losses = _mean_of_equal_ids(outcomes.losses.to(self.remembered), ids)
-        before = torch.where(
-            self.met[ids],
-            self.remembered[ids],
-            torch.zeros_like(losses) if self.score == "sum" else losses,
-        )
-        after = (
-            before + losses
-            if self.score == "sum"
-            else self.decay * before + (1 - self.decay) * losses
-        )
+        at_first = torch.zeros_like(losses) if self.score == "sum" else losses
+        before = torch.where(self.met[ids], self.remembered[ids], at_first)
+        averaged = self.decay * before + (1 - self.decay) * losses
+        after = before + losses if self.score == "sum" else averaged
         self.remembered[ids], self.met[ids] = after, torch.ones_like(ids, dtype=torch.bool)
         scores = _ratio(losses, before) if self.score == "progress" else after
         return softmax(scores, self.temperature).to(outcomes.losses)

@@ -9,21 +9,25 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
-from fsl_weighted_outer_loss.checks import require
 
-SMALLEST = 1e-12  # a loss below it counts as this
+SMALLEST = 1e-12
+"""A smaller loss counts as this."""
 
 
 @fsl.validated
 class Uncertainty(fsl.TaskWeighting):
-    """weights[i] = exp(-s_i) / meta_batch_size with log-variances s_i that minimise mean_i(exp(-s_i) * loss_i + s_i).
+    """weights[i] = exp(-s_i) / meta_batch_size with learned log-variances s_i.
 
-    of task: one s for each task of a finite set; its best value is the logarithm of the task's loss.
-    of loss: s_i = level + slope * log(loss_i) where tasks come once; slope goes from 0, uniform, towards 1, where every
-    weight is 1 / loss_i and the outer loop follows the mean logarithm of the losses.
-    All start at 0 and are trained by the outer optimizer. Weights are not normalised, as in the source.
-    Source: Kendall et al. 2018, arXiv:1705.07115, the Gaussian likelihood up to a factor 2. Of loss: interpretation; losses at or
-    below zero have no logarithm and count as 1e-12.
+    They minimise mean_i(exp(-s_i) * loss_i + s_i).
+    of task: one s for each task of a finite set; its best value is the logarithm of the task's
+    loss.
+    of loss: s_i = level + slope * log(loss_i), for tasks that come once; slope goes from 0,
+    uniform, towards 1: then every weight is 1 / loss_i and the outer loop follows the mean
+    logarithm of the losses.
+    All start at 0 and are trained by the outer optimizer. Weights are not normalised, as in the
+    source.
+    Source: Kendall et al. 2018, arXiv:1705.07115, the Gaussian likelihood up to a factor 2. Of
+    loss: interpretation; losses at or below zero have no logarithm and count as 1e-12.
     """
 
     name = "uncertainty"
@@ -38,8 +42,9 @@ class Uncertainty(fsl.TaskWeighting):
         ] = "loss",
     ):
         super().__init__()
-        self.tasks = known_tasks(tasks, self.name, "or `of: loss`") if of == "task" else None
+        self.tasks: int | None = None
         if of == "task":
+            self.tasks = known_tasks(tasks, self.name, "or `of: loss`")
             self.log_variance = nn.Parameter(torch.zeros(self.tasks))
         else:
             self.level, self.slope = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
@@ -58,17 +63,18 @@ class Uncertainty(fsl.TaskWeighting):
 
 def known_tasks(tasks: int | None, weighting: str, instead: str) -> int:
     """The number of tasks; ValueError for episodes that have no finite set of them."""
-    found = "these episodes have no finite set of tasks to tell apart"
-    require(
-        tasks is not None,
-        weighting,
-        f"{found}. Episodes that do, such as sinusoid with `tasks: 25`, {instead}",
-    )
+    if tasks is None:
+        raise ValueError(
+            f"{weighting}: these episodes have no finite set of tasks to tell apart. "
+            f"Episodes that do, such as sinusoid with `tasks: 25`, {instead}"
+        )
     return tasks
 
 
-def known_ids(ids: Tensor, tasks: int, weighting: str) -> Tensor:
+def known_ids(ids: Tensor | None, tasks: int, weighting: str) -> Tensor:
     """The ids, all below `tasks`; DataError otherwise."""
+    if ids is None:
+        raise ValueError(f"{weighting}: outcomes without ids. Those of each task")
     if int(ids.max()) >= tasks or int(ids.min()) < 0:
         promised = f"the episodes say that they have {tasks} tasks"
         raise fsl.DataError(

@@ -1,0 +1,34 @@
+"""Episodes that nobody drew: no data is read for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fsl_core.episode import Episode, LabelledSet, TaskShape
+
+
+def made_up_episodes(
+    task: TaskShape, count: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> list[Episode]:
+    """Episodes of random items that are alike within a class.
+
+    Items have values 0 .. 1; labels are as in any episode of this task.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def items(means: Tensor, per_class: int) -> LabelledSet:
+        x = (means + uniform(task.n_way, per_class, *task.input_shape)).flatten(0, 1) / 2
+        y = torch.arange(task.n_way).repeat_interleave(per_class)
+        y = y if task.kind == "classification" else 2 * uniform(len(x), task.output_dim) - 1
+        return LabelledSet(x.to(device), y.to(device))
+
+    drawn = []
+    for index in range(count):
+        means = uniform(task.n_way, 1, *task.input_shape)
+        support, query = items(means, task.n_shot), items(means, task.n_query)
+        drawn.append(Episode(support, query, torch.tensor(index, device=device)))
+    return drawn
