@@ -35,8 +35,12 @@ def test_what_torch_says_is_understood():
 @pytest.mark.parametrize(
     ("execution", "tasks", "remedy"),
     [
-        ("{mode: vmap}", 64, "execution.chunk: 16, because now it takes 64 tasks at once"),
-        ("{mode: vmap, chunk: 8}", 64, "execution.chunk: 2, because now it takes 8 tasks at once"),
+        ("{mode: vmap}", 64, "execution.chunk: 16, because now it takes 64 tasks at a time"),
+        (
+            "{mode: vmap, chunk: 8}",
+            64,
+            "execution.chunk: 2, because now it takes 8 tasks at a time",
+        ),
         ("{mode: vmap, chunk: 1}", 64, SMALLER),
         ("{mode: loop}", 64, SMALLER),
         (
@@ -86,7 +90,7 @@ def test_a_trial_that_does_not_fit(
         assert run.execution.execution.mode == "loop"
         assert run.execution.reason == (
             "loop instead of vmap: it failed: not enough memory; "
-            "a smaller execution.chunk takes fewer tasks at once"
+            "a smaller execution.chunk takes fewer tasks at a time"
         )
 
 
