@@ -68,9 +68,9 @@ def changes_of_steps(directory: Path) -> list[dict[str, Any]]:
 
 
 def refuse_edited(directory: Path, but_steps: bool = False) -> None:
-    """Raise RunError, naming every change, where recipe.yaml is not what the run was trained with.
+    """Raise RunError, naming every change, if the run was trained with another recipe.yaml.
 
-    but_steps: another number of steps is no change.
+    but_steps: another number of steps is allowed.
     """
     now = read_document(directory / RECIPE).data
     found = dict(differences(_begun_with(directory, now), now))
@@ -89,7 +89,7 @@ def refuse_edited(directory: Path, but_steps: bool = False) -> None:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """(key path, `old → new`) of what two recipes, as plain data, have not in common."""
+    """(key path, `old → new`) of what differs between two recipes, as plain data."""
     for key in dict.fromkeys((*before, *now)):
         if not path and key in WITHOUT_EFFECT:
             continue
@@ -108,17 +108,22 @@ def _shown(value: Any) -> str:
 
 
 def _begun_with(directory: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of training; otherwise: what stands for it in a run of an earlier version."""
+    """The recipe of training.
+
+    otherwise: what stands for it in a run of an earlier version.
+    """
     path = directory / BEGUN
     return read_json(path, _Begun)["recipe"] if is_file(path) else otherwise
 
 
 def change_steps(directory: Path, recipe: Recipe, done: int, follows_progress: bool) -> str:
-    """Give a run another number of steps, that of `recipe`; returns what to tell of it.
+    """Give a run another number of steps, that of `recipe`; returns what to tell the user.
 
-    done: steps done so far.    follows_progress: whether its adapter changes with progress.
+    done:             steps done so far.
+    follows_progress: whether its adapter changes with progress.
+
     What was written at the end of fewer steps is kept, as `result-<steps>.json` and so on.
-    Raises RunError where more steps than these are done, or the run belongs to a sweep.
+    Raises RunError if more steps than these are done, or if the run belongs to a sweep.
     """
     steps = recipe.sections.outer.steps
     begun = _begun_with(directory, read_document(directory / RECIPE).data)
@@ -166,7 +171,8 @@ def _why_it_differs(
 
 
 def _put_aside(directory: Path, steps: int) -> None:
-    if (directory / RESULT).is_file():  # the first to go: without it the run is not finished
+    if (directory / RESULT).is_file():
+        # The result is the first to go: without it the run is not finished.
         for name in (RESULT, EPISODES, "report.html"):
             path = directory / name
             if path.is_file():

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, written atomically, holding tensors and JSON but no code."""
+"""Checkpoints: one safetensors file each, written atomically, with tensors and JSON but no code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def save(
 ) -> None:
     """Write weights, optimizer state and progress (plain JSON data) to path, all or nothing.
 
-    optimizer: None where nothing is trained.
+    optimizer: None if nothing is trained.
     """
     tensors = {
         f"{label}.{k}": v
@@ -111,7 +111,10 @@ _SAME_RECIPE = "A checkpoint of the same recipe"
 
 
 def load_weights(module: nn.Module, tensors: Tensors) -> None:
-    """Load a whole state. ValueError names a weight that is absent, of another kind, not finite."""
+    """Load a whole state.
+
+    Raises ValueError, naming it, if a weight is absent, of another kind or not finite.
+    """
     wanted = module.state_dict()
     for name, tensor in tensors.items():
         if name in wanted and wanted[name].dtype != tensor.dtype:
@@ -121,8 +124,8 @@ def load_weights(module: nn.Module, tensors: Tensors) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise ValueError((lines[1:] or lines)[0][:200].rstrip(".")) from error
-    if name := first_not_finite({"": module}):
-        raise ValueError(f"{name} is not finite")
+    if faulty := first_not_finite({"": module}):
+        raise ValueError(f"{faulty} is not finite")
 
 
 def progress_of(path: Path) -> dict[str, Any]:
@@ -143,9 +146,10 @@ def _read(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, Any]]:
 
 
 def read_tensors(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a safetensors file, without the former where no weights are wanted.
+    """Tensors and metadata of a safetensors file.
 
-    ValueError where it is not a whole one.
+    weights: False leaves the tensors out.
+    Raises ValueError if the file is damaged.
     """
     try:
         with reading(path):
@@ -168,7 +172,10 @@ def _damaged(path: Path, reason: str) -> RunError:
 
 
 def _restore_optimizer(optimizer: Optimizer, tensors: Tensors, record: Mapping[str, Any]) -> None:
-    """ValueError where the state is not one that this optimizer, over these parameters, makes."""
+    """Load an optimizer's state.
+
+    Raises ValueError if it is not a state of this optimizer over these parameters.
+    """
     state: dict[int, dict[str, Any]] = {}
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     for index, key, value in _entries(tensors, record["scalars"]):
@@ -194,7 +201,10 @@ def _entries(
 
 
 def _check_state(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Against what a twin of the optimizer has after a step: only it knows its own state."""
+    """Compare a state with that of the optimizer's twin after a step.
+
+    Only an optimizer itself knows what its state consists of.
+    """
     if not state:
         return
     twin = copy.deepcopy(optimizer)

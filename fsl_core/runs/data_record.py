@@ -26,7 +26,7 @@ class _Data(Record):
 
 
 NAMED = 10
-"""Classes that a message names; of more it says how many there are."""
+"""How many classes a message names; of further ones it says how many there are."""
 
 AS_IT_WAS = "The data as it was, or a new run"
 
@@ -34,9 +34,12 @@ AS_IT_WAS = "The data as it was, or a new run"
 def keep_data_record(
     directory: Path | None, source: EpisodeSource, splits: Iterable[Split], begun: bool
 ) -> list[str]:
-    """Write what the splits in use are made of, where training begins and it is not written yet.
+    """Write what the splits in use are made of, if training begins and nothing is written yet.
 
-    directory: None where a run keeps nothing.    begun: steps have been done. Returns what a user should know of the data.
+    directory: None if a run keeps nothing.
+    begun:     steps have been done.
+
+    Returns what a user should know about the data.
     """
     contents = {split: source.inspect(split) for split in splits}
     told = counted(passed_over(contents.values()))
@@ -50,7 +53,7 @@ def keep_data_record(
 
 
 def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[Split]) -> None:
-    """Raise DataError, naming what changed, where training began with other data."""
+    """Raise DataError, naming what changed, if training began with other data."""
     recorded = _read(directory)
     if recorded is not None:
         contents = {split: source.inspect(split) for split in splits}
@@ -61,9 +64,9 @@ def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[S
 
 
 def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
-    """How a split differs from what the run began with; empty where equal or not known.
+    """How a split differs from what the run began with; empty if it is equal or not known.
 
-    Raises DataError where it now holds classes that the run was trained on.
+    Raises DataError if it now holds classes that the run was trained on.
     """
     recorded = _read(directory)
     if recorded is None:
@@ -74,7 +77,7 @@ def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
 
 
 def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:
-    """What is passed over in some splits; once, where it lies beside several of them."""
+    """What is passed over in some splits; once, even if it lies beside several of them."""
     return list({item.path: item for found in contents for item in found.passed_over}.values())
 
 
@@ -98,19 +101,18 @@ def _refuse_trained_on(
     recorded: Mapping[Split, Any],
     contents: Mapping[Split, SplitContents],
 ) -> None:
-    """Raise DataError where a class of the training split has come into another one since.
+    """Raise DataError if a class of the training split has come into another split since.
 
-    One that was in both from the start is meant to be: some sources divide the items of a class
-    among the splits.
+    A class that was in both from the start is meant to be there: some sources divide the items of
+    a class among the splits.
     """
     trained = set(recorded["train"]["classes"]) if "train" in recorded else set()
     for split, found in contents.items():
         shared = trained & set(_by_nfc(found)) if split != "train" else set()
         if shared and split in recorded:
             shared -= set(recorded[split]["classes"])
-        elif (
-            shared
-        ):  # the run did not use this split; classes that both splits have now are meant to be
+        elif shared:
+            # The run did not use this split; classes that both splits have now are meant to be.
             shared -= set(_by_nfc(source.inspect("train", digest=False)))
         if shared:
             what = f"split {split!r} now holds {_listed(shared)}, which the run was trained on"

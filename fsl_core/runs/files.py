@@ -1,4 +1,7 @@
-"""The files of a run directory: their names, and reading and writing them so that damage is named."""
+"""The files of a run directory: their names, and how they are read and written.
+
+Messages name a damaged file and what is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,11 @@ class Record(BaseModel):
 
 
 class Environment(Record):
-    """recipe: the run's name.    plugin_files: sha256 of each one-file plugin, by its path."""
+    """What environment.json holds at least.
+
+    recipe:       the run's name.
+    plugin_files: sha256 of each one-file plugin, by its path.
+    """
 
     recipe: str
     plugin_files: PluginFiles
@@ -65,7 +72,7 @@ class StepsChange(Record):
 
 
 class Result(Record):
-    """What commands and reports read of a result; the score itself is under the metric's name.
+    """What commands and reports read from a result; the score is under the metric's name.
 
     Earlier versions did not write what has a default.
     """
@@ -91,7 +98,7 @@ class Result(Record):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within this context, an operation that cannot be written becomes a RunError naming path."""
+    """Within this context, a failure to write becomes a RunError that names path."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -101,7 +108,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within this context, a file that is there and may not be read becomes a RunError."""
+    """Within this context, a file that the user may not read becomes a RunError."""
     try:
         yield
     except PermissionError as error:
@@ -112,7 +119,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def refuse_name(path: Path) -> None:
-    """Raise RunError where the path is not UTF-8: safetensors could not read it again."""
+    """Raise RunError if the path is not UTF-8: safetensors could not read it again."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -127,13 +134,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether path is a file. RunError where that cannot be seen: it may well be there."""
+    """Whether path is a file. Raises RunError if that cannot be seen: it may well be there."""
     with reading(path):
         return path.is_file()
 
 
 def to_json(data: Any, where: str | Path, **options: Any) -> str:
-    """JSON that every reader takes. RunError, naming the key, for a number that is not finite.
+    """JSON that every reader takes; RunError, naming the key, if a number is not finite.
 
     options: as for `json.dumps`.
     """
@@ -154,7 +161,7 @@ def _not_finite(data: Any, key: str = "it") -> Iterator[tuple[str, float]]:
 
 
 def check_files(directory: Path) -> None:
-    """Raise RunError, naming the file, where one that a finished run consists of is absent or damaged."""
+    """Raise RunError, naming the file, if a file of a finished run is absent or damaged."""
     read_result(directory)
     read_json(directory / ENVIRONMENT, Environment)
     metrics, *_ = [_read(directory / name) for name in (METRICS, EPISODES, RECIPE)]
@@ -164,7 +171,10 @@ def check_files(directory: Path) -> None:
 
 
 def read_result(directory: Path) -> dict[str, Any]:
-    """What result.json holds. RunError if it is absent or damaged, or lacks what commands read."""
+    """What result.json holds.
+
+    Raises RunError if it is absent or damaged, or lacks what commands read.
+    """
     path = directory / RESULT
     result = read_json(path, Result)
     metric = result["metric"]
@@ -177,7 +187,10 @@ def read_result(directory: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, model: type[Record]) -> dict[str, Any]:
-    """The mapping in a JSON file of a run directory. RunError if it is not what the model says."""
+    """The mapping in a JSON file of a run directory.
+
+    Raises RunError if it is not what the model says.
+    """
     try:
         return check_record(load_json(_read(path)), model)
     except ValueError as error:
@@ -185,7 +198,7 @@ def read_json(path: Path, model: type[Record]) -> dict[str, Any]:
 
 
 def check_record(data: Any, model: type[Record]) -> dict[str, Any]:
-    """The data itself. ValueError says what is wrong with it, by the first thing that is."""
+    """The data itself. ValueError names the first thing that is wrong with it."""
     if not isinstance(data, dict):
         raise ValueError(f"{_kind(data)}, not a JSON object")
     try:
@@ -200,7 +213,7 @@ def check_record(data: Any, model: type[Record]) -> dict[str, Any]:
 
 
 def load_json(text: str | bytes) -> Any:
-    """JSON without a key that is there twice, or text that cannot be shown. ValueError says so."""
+    """JSON. ValueError if a key is there twice, or a text cannot be shown."""
     try:
         data = json.loads(text, object_pairs_hook=_without_duplicates)
         # bytes of a file name that are not UTF-8 are kept as Python keeps them, as surrogates
@@ -219,7 +232,7 @@ def load_json(text: str | bytes) -> Any:
 
 
 def parse_record(text: str) -> dict[str, Any]:
-    """The record of training that a line of metrics.jsonl stands for, empty where it is none."""
+    """The record of training in a line of metrics.jsonl; empty if the line holds none."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):

@@ -68,7 +68,7 @@ class Records(ABC):
 
     @abstractmethod
     def append_metrics(self, lines: list[str]) -> None:
-        """Add lines of JSON; where there is no room, none of them."""
+        """Add lines of JSON; if there is no room, none of them."""
 
     @abstractmethod
     def metric_lines(self) -> list[str]: ...
@@ -78,7 +78,7 @@ class Records(ABC):
 
     @abstractmethod
     def keep_choice(self, choice: Choice) -> None:
-        """How meta-batches are computed, for a resume."""
+        """Keep how meta-batches are computed, for a resume."""
 
     @abstractmethod
     def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None: ...

@@ -1,4 +1,4 @@
-"""A run and its directory: one writer, everything in plain files, nothing lost when the process dies."""
+"""A run and its directory: one writer, plain files, nothing lost when the process dies."""
 
 from __future__ import annotations
 
@@ -105,9 +105,12 @@ class Run:
 
     records: what it keeps, in a directory or in memory.
     name: of the recipe's file, without `.yaml`.
-    observers: told of what happens.    plugin_files: sha256 of its one-file plugins, by path.
-    optimizer: None where there is nothing to train.    schedule: factor on its step sizes.
-    step: outer steps done.    resumed_from: those that were done when it was taken up again.
+    observers: told of what happens.
+    plugin_files: sha256 of its one-file plugins, by path.
+    optimizer: None if there is nothing to train.
+    schedule: factor on its step sizes.
+    step: outer steps done.
+    resumed_from: the steps that were done when it was resumed.
     best: {"step", "score"} of the best validation so far, or None.
     execution: how its meta-batches are computed and why; None before training.
     unvalidated: the validation of this step was interrupted and is still to be done.
@@ -145,7 +148,7 @@ class Run:
 
     @property
     def directory(self) -> Path | None:
-        """Where its files lie; None where it keeps nothing."""
+        """Where its files lie; None if it keeps nothing."""
         return self.records.directory
 
     @property
@@ -201,7 +204,7 @@ class Run:
             self._tried = True
 
     def progress(self, step: int) -> float:
-        """The share of training that is done after this step; all of it where there are no steps."""
+        """The share of training that is done after this step; 1 if there are no steps."""
         return step / self.steps if self.steps else 1.0
 
     @property
@@ -216,13 +219,13 @@ class Run:
         return {which: Path(self.records.named(which)) for which in kept}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of training, those among them that are not written yet."""
+        """The records of training, with those that are not written yet."""
         return [*self.records.metrics(), *filter(None, map(parse_record, self._pending))]
 
     def save(self, which: str) -> None:
         """Write the checkpoint `last` or `best`, and the metrics up to it.
 
-        Raises TrainingError, and keeps the earlier one, where a weight is not finite.
+        Raises TrainingError, and keeps the earlier one, if a weight is not finite.
         """
         self.flush_metrics()
         if name := checkpoints.first_not_finite(self.modules):
@@ -236,7 +239,7 @@ class Run:
         self.records.save(which, self.modules, self.optimizer, progress)
 
     def restore_last(self) -> None:
-        """Go back to the last checkpoint, to the best where that is lost, or to the start."""
+        """Go back to the last checkpoint; to the best if that is lost; or to the start."""
         if which := self._kept():
             progress = self._restore(which, self.optimizer)
             self.step, self.best = progress["step"], progress["best"]
@@ -246,7 +249,7 @@ class Run:
         self.records.replace_metrics([to_json(record, METRICS) for record in kept])
 
     def kept_step(self) -> int:
-        """The step that a resume goes on from: 0 where there is no checkpoint."""
+        """The step that a resume goes on from; 0 if there is no checkpoint."""
         which = self._kept()
         return self.records.progress_of(which)["step"] if which else 0
 
@@ -261,7 +264,10 @@ class Run:
             self.notes.append(told)
 
     def restore_for_evaluation(self, which: str | None = None) -> str:
-        """Load the weights to be judged: `which`, or what the recipe asks for; returns `best` or `last`."""
+        """Load the weights to be judged; returns `best` or `last`.
+
+        which: the checkpoint wanted. None: the one that the recipe asks for.
+        """
         which = which or self.recipe.sections.evaluate.checkpoint
         if which == "best" and not self.records.has("best"):
             which = "last"  # never validated, or never settled
@@ -288,7 +294,7 @@ class Run:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
-        """Append what is not written yet; where there is no room, nothing of it."""
+        """Append what is not written yet; if there is no room, nothing of it."""
         self.records.append_metrics(self._pending)
         self._pending.clear()
 
@@ -301,9 +307,11 @@ def new_run(
     device: torch.device | str,
     plugins: Iterable[Path],
 ) -> Iterator[Run]:
-    """Begin a run in an empty or absent directory and hold its lock; None: in memory.
+    """Begin a run in an empty or absent directory, and hold its lock.
 
-    Recipe and data are refused before anything is written.
+    directory: None for a run in memory.
+
+    A faulty recipe and faulty data are refused before anything is written.
     """
     name = name_of(Path(recipe.document.source))
     files = [str(Path(file).resolve()) for file in plugins]
@@ -331,9 +339,12 @@ def new_run(
 
 
 def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    """Make a run directory that `open_run` takes as a run with no step done yet; one that is there already stays as it is.
+    """Make a run directory that `open_run` takes as a run with no step done yet.
 
-    environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and `plugin_files`.
+    A run that is there already stays as it is.
+
+    environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and
+                 `plugin_files`.
     """
     refuse_name(directory)
     with _only_writer(directory):
@@ -358,13 +369,15 @@ def open_run(
     tell: Callable[[str], None] = lambda text: None,
     steps: int | None = None,
 ) -> Iterator[Run]:
-    """An existing run, with its lock held where it is to be written to.
+    """An existing run, with its lock held if it is to be written to.
 
-    One-file plugins that it names are imported where this user has run them before; else PluginError.
     plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
-    trust_plugins: import what the run names, known or not.    tell: is told of each such import.
+    trust_plugins: import what the run names, known or not.
+    tell: is told of each such import.
     steps: gives a run that is to be written to another number of outer steps.
-    Raises RunError where its recipe was edited since training began.
+
+    One-file plugins that the run names are imported if this user has run them before; else
+    PluginError is raised. RunError if its recipe was edited since training began.
     """
     if not is_file(directory / RECIPE):
         inside = sorted(path.parent for path in directory.glob(f"*/{RECIPE}"))[:3]
@@ -408,7 +421,7 @@ def _assemble(
 
 
 def read_choice(directory: Path) -> Choice | None:
-    """How the meta-batches of a run were computed so far, or None where nothing was trained."""
+    """How the meta-batches of a run were computed so far, or None if nothing was trained."""
     path = directory / EXECUTION
     return Choice.from_dict(read_json(path, _Chosen)) if is_file(path) else None
 

@@ -1,4 +1,4 @@
-"""Asking a run to stop where nothing of it is lost."""
+"""Asking a run to stop at a point at which nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run has stopped as it was asked to. No Exception: it is not a fault of what was running."""
+    """A run has stopped as it was asked to.
+
+    Not an Exception, because it is not a fault of what was running.
+    """
 
 
 @dataclass

@@ -8,9 +8,11 @@ from torch.nn.functional import normalize
 
 
 def gradient_conflict(gradients: Tensor) -> dict[str, float]:
-    """Mean cosine of the pairs of tasks' meta-gradients, and the share of pairs with a negative one.
+    """Mean cosine of pairs of tasks' meta-gradients, and the share of pairs with a negative one.
 
-    gradients: (meta_batch_size, P), two tasks or more; a task without a gradient has cosine 0 with every other.
+    gradients: (meta_batch_size, P), two tasks or more; a task without a gradient has cosine 0 with
+               every other.
+
     Conflict as a negative cosine: Yu et al. 2020, arXiv:2001.06782.
 
     >>> gradient_conflict(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]))

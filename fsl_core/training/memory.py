@@ -1,4 +1,4 @@
-"""What to do where a machine's memory does not hold what a recipe asks for."""
+"""What to do if a machine's memory does not hold what a recipe asks for."""
 
 from __future__ import annotations
 
@@ -34,4 +34,5 @@ def _remedy(run: Run) -> str:
     at_once = min(execution.chunk or tasks, tasks)
     if at_once == 1:
         return "A smaller backbone, smaller items, or fewer of them in an episode"
-    return f"execution.chunk: {max(1, at_once // 4)}, for it takes {at_once} tasks at once"
+    chunk = max(1, at_once // 4)
+    return f"execution.chunk: {chunk}, because now it takes {at_once} tasks at a time"

@@ -1,4 +1,4 @@
-"""How a run's meta-batches are computed: settled once for a recipe, a machine and the versions.
+"""How a run's meta-batches are computed: chosen once for a recipe, a machine and the versions.
 
 What was measured is kept in the cache and read by the next run: a choice that every run made again
 with a stopwatch would give the same recipe other bits. A run also keeps it in its directory.
@@ -23,7 +23,7 @@ from fsl_core.config.options import Component
 from fsl_core.data.cache import content_key
 from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
-from fsl_core.engine.execution import Execution
+from fsl_core.engine.execution import Execution, Mode
 from fsl_core.engine.kept import ChoiceFile
 from fsl_core.engine.traces import random_state_kept
 from fsl_core.errors import RecipeError, RunError
@@ -47,7 +47,7 @@ def workers_of(run: Run) -> int:
 
 
 def kept_execution(experiment: Experiment, device: torch.device) -> Choice | None:
-    """By what the next run of a recipe with `mode: auto` will be computed, if it was measured."""
+    """How the next run of a recipe with `mode: auto` will be computed, if it was measured."""
     question = _Question(experiment, device)
     untrained = experiment.recipe.sections.outer.steps == 0
     return None if question.named or untrained else question.kept()
@@ -56,7 +56,7 @@ def kept_execution(experiment: Experiment, device: torch.device) -> Choice | Non
 def tune_execution(experiment: Experiment, device: torch.device) -> tuple[Choice | None, Choice]:
     """Measure again and keep the outcome; returns what was kept before, and what is kept now.
 
-    RecipeError where the recipe names a mode; RunError where the cache cannot be written.
+    RecipeError if the recipe names a mode; RunError if the cache cannot be written.
     """
     question = _Question(experiment, device)
     if not experiment.recipe.sections.outer.steps:
@@ -71,7 +71,8 @@ def tune_execution(experiment: Experiment, device: torch.device) -> tuple[Choice
     try:
         question.file.check_writable()
         before = question.file.read()
-        return before and before.choice, question.file.keep(question.measure(), True).choice
+        now = question.file.keep(question.measure(), replace=True)
+        return before.choice if before else None, now.choice
     except OSError as error:
         reason = error.strerror or error
         raise RunError(
@@ -96,12 +97,12 @@ class _Question:
 
     @cached_property
     def named(self) -> Execution | None:
-        """What the recipe names; None where it leaves the mode to a measurement."""
+        """What the recipe names; None if it leaves the mode to a measurement."""
         mode = self.experiment.recipe.sections.execution.mode
         return None if mode == "auto" else self._options(mode)
 
     def kept(self) -> Choice | None:
-        """What was measured before, unless the learner has been changed to rule it out since."""
+        """What was measured before, unless the learner has changed and rules it out now."""
         kept = self.file.read()
         if kept is None or rules_out(kept.choice.execution, self.experiment.learner):
             return None
@@ -162,7 +163,7 @@ class _Question:
         reason = f"nothing is measured, because it could not be kept: {where}: {why}"
         return replace(loop, reason=reason if loop.reason == NAMED else f"{loop.reason}; {reason}")
 
-    def _options(self, mode: str) -> Execution:
+    def _options(self, mode: Mode) -> Execution:
         wanted = self.experiment.recipe.sections.execution
         workers, precision = wanted.workers or 1, wanted.precision
         return Execution(mode, workers, wanted.chunk, precision, wanted.checkpoint_gradients)
@@ -174,8 +175,11 @@ class _Question:
 
     def _decides_speed(self) -> dict[str, Any]:
         recipe, source = self.experiment.recipe, self.experiment.source
-        parts = {"backbone": ("backbone",), "adapter": ("adapter",)}
-        parts["weighting"] = ("outer", "weighting")
+        parts: dict[str, tuple[str, ...]] = {
+            "backbone": ("backbone",),
+            "adapter": ("adapter",),
+            "weighting": ("outer", "weighting"),
+        }
         whole = recipe.resolved()
         return {
             "episodes": {"name": recipe.chosen["episodes",].name, "task": asdict(source.task)},
@@ -226,7 +230,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model, where the system tells it."""
+    """The model, if the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,7 @@
-"""The one outer loop: draw a meta-batch, compute its meta-gradient, step; validate, checkpoint, evaluate."""
+"""The one outer loop: draw a meta-batch, compute its meta-gradient, step.
+
+And validate, checkpoint, evaluate.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import check_data, splits_in_use
 from fsl_core.data.seeding import seed_torch
+from fsl_core.data.source import Split
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import Episode
@@ -27,12 +32,13 @@ from fsl_core.training.mode_choice import choose_execution, workers_of
 
 
 def train(run: Run) -> None:
-    """Train from `run.step` to the recipe's last step, continuing exactly where a checkpoint left off.
+    """Train from `run.step` to the recipe's last step.
 
-    Every random number is a function of (seed, step), so a resumed run ends bit-identical to an uninterrupted one (CPU).
-    Raises DataError where the data is not that which training began with.
+    Every random number is a function of (seed, step), so a run that continues from a checkpoint
+    ends bit-identical to an uninterrupted one (CPU).
+    Raises DataError if the data is not the data that training began with.
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
-    stays. Raises Interrupted where `run.stop` asks for it, with the steps done saved.
+    stays. Raises Interrupted if `run.stop` asks for it, with the steps done saved.
     """
     source, splits = run.experiment.source, splits_in_use(run.experiment)
     if run.directory is not None:  # before a change makes the data too small
@@ -44,7 +50,8 @@ def train(run: Run) -> None:
     if run.steps == 0:
         _keep_untrained(run)
         return
-    compute = _prepare(run)
+    compute, optimizer = _prepare(run), run.optimizer
+    assert optimizer is not None  # a recipe with steps and nothing to train is refused
     run.observers.tell("fsl_run_started", run=run.view())
     with run.stop.heeding():
         saved = time.monotonic()
@@ -53,9 +60,9 @@ def train(run: Run) -> None:
             _validate(run)
             run.save("last")
         while run.step < run.steps:
-            for group, rate in zip(run.optimizer.param_groups, run.base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, run.base_rates, strict=True):
                 group["lr"] = rate * run.schedule(run.step, run.steps)
-            metrics = _outer_step(run, compute)
+            metrics = _outer_step(run, compute, optimizer)
             run.step += 1
             run.record({"step": run.step, **metrics})
             run.observers.tell("fsl_step_finished", run=run.view(), step=run.step, metrics=metrics)
@@ -81,7 +88,7 @@ def _checkpoint_due(run: Run, seconds: float) -> bool:
 
 
 def _keep_untrained(run: Run) -> None:
-    """Of a run of no steps: what it begins with is what is judged."""
+    """Save what a run of no steps begins with: that is what is judged."""
     run.execution = choose_execution(run)
     run.observers.tell("fsl_run_started", run=run.view())
     run.save("last")
@@ -139,8 +146,11 @@ def state_of(adapter: Adapter) -> dict[str, Any]:
     return {**kept, "adapter_state": dict(state)} if state else kept
 
 
-def evaluate_run(run: Run, split: str, episodes: int, **options: Any) -> Evaluation:
-    """Evaluate the run's present weights on the first `episodes` frozen episodes of a split; options as for `evaluate`."""
+def evaluate_run(run: Run, split: Split, episodes: int, **options: Any) -> Evaluation:
+    """Evaluate the run's present weights on the first `episodes` frozen episodes of a split.
+
+    options: as for `evaluate`.
+    """
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
     learner, task, workers = experiment.test_learner(), experiment.test_task, workers_of(run)
     with enough_memory(run, f"evaluation on {split}", RunError):
@@ -161,7 +171,7 @@ def _prepare(run: Run) -> MetaGradient:
     )
 
 
-def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
+def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[str, float]:
     experiment, outer = run.experiment, run.recipe.sections.outer
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
@@ -180,26 +190,28 @@ def _outer_step(run: Run, compute: MetaGradient) -> dict[str, float]:
     with enough_memory(run, f"outer step {run.step + 1}", TrainingError):
         outcome = compute(episodes, keep_gradients=watched)
     _refuse_non_finite(run, episodes, outcome)
-    norm = _clip(run)
-    run.optimizer.step()
+    norm = _clip(run, optimizer)
+    optimizer.step()
     move_running_statistics(learner, episodes)
     score = sum(
         float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
     )
+    # Gradients are kept only if they are watched.
+    conflict = {} if outcome.gradients is None else gradient_conflict(outcome.gradients)
     return {
         "loss": float(outcome.losses.mean()),
         task.metric: score / outer.meta_batch_size,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": optimizer.param_groups[0]["lr"],
         "gradient_norm": norm,
-        **(gradient_conflict(outcome.gradients) if watched else {}),
+        **conflict,
         "seconds": time.perf_counter() - started,
     }
 
 
-def _clip(run: Run) -> float:
+def _clip(run: Run, optimizer: Optimizer) -> float:
     outer = run.recipe.sections.outer
     parameters = [
-        p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None
+        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
     ]
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if not norm < float("inf"):
@@ -230,7 +242,10 @@ def _advice(run: Run) -> str:
 
 
 def move_running_statistics(learner: Learner, episodes: Episode) -> None:
-    """One forward pass over the meta-batch's support sets for norm layers of policy `running`; free where there are none."""
+    """One forward pass over the meta-batch's support sets, for norm layers of policy `running`.
+
+    Without such layers there is none.
+    """
     if any(isinstance(m, Norm) and m.policy == "running" for m in learner.backbone.modules()):
         with torch.no_grad(), collect_statistics():
             learner.backbone(episodes.support.x.flatten(0, 1))

@@ -35,8 +35,12 @@ def test_what_torch_says_is_understood():
 @pytest.mark.parametrize(
     ("execution", "tasks", "remedy"),
     [
-        ("{mode: vmap}", 64, "execution.chunk: 16, for it takes 64 tasks at once"),
-        ("{mode: vmap, chunk: 8}", 64, "execution.chunk: 2, for it takes 8 tasks at once"),
+        ("{mode: vmap}", 64, "execution.chunk: 16, because now it takes 64 tasks at a time"),
+        (
+            "{mode: vmap, chunk: 8}",
+            64,
+            "execution.chunk: 2, because now it takes 8 tasks at a time",
+        ),
         ("{mode: vmap, chunk: 1}", 64, SMALLER),
         ("{mode: loop}", 64, SMALLER),
         (

@@ -299,7 +299,10 @@ def test_stale_predictions_are_those_of_the_task_before(episodes):
 
 def test_concat_refuses_another_number_of_shots():
     learner, wide = make(aggregation="concat"), tiny_episodes(tiny_task(n_shot=3), 1).unbatch()[0]
-    message = r"hypermaml: aggregation 'concat': 9 support items\. 3 x 2 as in training, or aggregation 'mean', which takes any"
+    message = (
+        r"hypermaml: aggregation 'concat': 9 support items\. 3 x 2 as in training, or aggregation "
+        r"'mean', which takes any"
+    )
     with pytest.raises(fsl.ShapeError, match=message):
         learner.adapt(wide)
     assert predict(make(), wide).shape == (9, 3)
@@ -402,7 +405,7 @@ def test_number_of_parameters(hidden_size, parameters):
         ({"operator": "times"}, r"operator: 'times'\. 'minus', 'plus' or 'multiply'"),
         (
             {"predictions": "stale", "enhance": False},
-            r"predictions: 'stale' without enhance, where H sees none\. 'universal'",
+            r"predictions: 'stale' without enhance, so H sees no predictions\. 'universal'",
         ),
         ({"warmup": inf}, r"warmup: inf\. A finite number"),
     ],

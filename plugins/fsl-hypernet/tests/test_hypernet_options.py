@@ -89,33 +89,40 @@ def make(task=TASK, backbone=None, **options):
         ),
         (
             {"head": "kernel", "base": "prototype"},
-            r"base: 'prototype' for head: 'kernel', which has no class means to start from\. null or 'none'",
+            r"base: 'prototype' for head: 'kernel', which has no class means to start from\. null "
+            r"or 'none'",
         ),
         (
             {"task": REGRESSION},
-            r"head: 'class' for a regression task, which has no classes\. 'task', whose embedding sees the values",
+            r"head: 'class' for a regression task, which has no classes\. 'task', whose embedding "
+            r"sees the values",
         ),
         ({"task": REGRESSION, "head": "kernel"}, r"head: 'kernel' for a regression task"),
         (
             {"task": REGRESSION, "head": "task", "base": "prototype"},
-            r"base: 'prototype' for a regression task, which has no class means to start from\. null or 'none'",
+            r"base: 'prototype' for a regression task, which has no class means to start from\. "
+            r"null or 'none'",
         ),
         (
             {"backbone": Pixels(), "modulate": "film"},
-            r"modulate: 'film' of a backbone \(Pixels\) without norm layers with scale and shift, convolutions or linear "
+            r"modulate: 'film' of a backbone \(Pixels\) without norm layers with scale and shift, "
+            r"convolutions or linear "
             r"layers\. 'none', or a backbone with such layers",
         ),
         (
             {"backbone": Normed("transductive"), "modulate": "low-rank"},
-            r"modulate: 'low-rank' of a backbone \(Normed\) without convolutions or linear layers\. 'none', or a",
+            r"modulate: 'low-rank' of a backbone \(Normed\) without convolutions or linear "
+            r"layers\. 'none', or a",
         ),
         (
             {"backbone": SmallNet(nn.Dropout(0.5)), "checkpoint": True},
-            r"checkpoint: Dropout in the backbone, which would draw anew\. False, or dropout rate 0",
+            r"checkpoint: Dropout in the backbone, which would draw other numbers when it is "
+            r"computed again\. False, or dropout rate 0",
         ),
         (
             {"backbone": Normed("support"), "checkpoint": True},
-            r"checkpoint: a backbone of norm policy 'support', whose reference is gone in the backward pass\. False, or another",
+            r"checkpoint: a backbone of norm policy 'support', whose reference is no longer there "
+            r"in the backward pass\. False, or another",
         ),
     ],
 )

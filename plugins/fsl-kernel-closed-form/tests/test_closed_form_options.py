@@ -126,7 +126,8 @@ def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
         (
             KernelClosedForm,
             {"regularisation": 0.0, "learn_regularisation": True},
-            r"regularisation: 0 with learn_regularisation: true, which trains its logarithm\. A number",
+            r"regularisation: 0 with learn_regularisation: true, which trains its logarithm\. A "
+            r"number",
         ),
         (
             KernelClosedForm,
@@ -146,7 +147,8 @@ def test_a_tangent_kernel_over_frozen_weights_alone_is_refused():
         (
             KernelClosedForm,
             {"kernel": "ntk", "parameters": ["head.*", "layer4.*"]},
-            r"parameters: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.conv\.weight, .*bias",
+            r"parameters: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over "
+            r"backbone\.conv\.weight, .*bias",
         ),
         (
             KernelClosedForm,
@@ -317,7 +319,10 @@ def test_adapters_without_a_head_are_judged_on_other_ways_and_shots(adapter, run
 
 
 def test_a_head_fixes_the_ways(run):
-    message = r"evaluate\.n_way: adapter\.head\.weight of adapter 'meta-rkhs-ii' has a size fixed by n_way 3"
+    message = (
+        r"evaluate\.n_way: adapter\.head\.weight of adapter 'meta-rkhs-ii' has a size fixed by "
+        r"n_way 3"
+    )
     with (
         pytest.raises(fsl.RecipeError, match=message),
         run("{name: meta-rkhs-ii}", "evaluate.n_way=5"),

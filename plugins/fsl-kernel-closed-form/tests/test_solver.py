@@ -98,7 +98,10 @@ def test_gradient_with_the_default_jitter_at_duplicates_of_one_class(generator):
 def test_a_raised_jitter_is_used_and_reported(generator):
     indefinite = torch.diag(torch.tensor([1.0, 1.0, -5e-7], dtype=torch.float64))
     y = right_side(generator, n=3)
-    message = r"solve: a kernel matrix of 3 rows is not positive definite in float64 with relative jitter 0, so 1e-06 was used\. "
+    message = (
+        r"solve: a kernel matrix of 3 rows is not positive definite in float64 with relative "
+        r"jitter 0, so 1e-06 was used\. "
+    )
     with pytest.warns(JitterWarning, match=message + "A larger regularisation or jitter"):
         found = solve(indefinite, y, 0.0)
     mean = indefinite.diagonal().mean()

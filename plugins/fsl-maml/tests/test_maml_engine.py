@@ -119,7 +119,7 @@ def test_layers_that_write_running_statistics_are_left_to_higher():
     assert not Maml(TASK, backbone).vectorizable
     with pytest.raises(
         ValueError,
-        match=r"engine: functional, with running statistics of BatchNorm1d\. sgd alone on layers",
+        match=r"engine: functional, with running statistics of BatchNorm1d\. sgd without options",
     ):
         Maml(TASK, backbone, engine="functional")
 
@@ -130,11 +130,13 @@ def test_layers_that_write_running_statistics_are_left_to_higher():
         ({"engine": "fast"}, r"maml: engine: 'fast'\. 'auto', 'functional' or 'higher'"),
         (
             {"engine": "functional", "inner_optimizer": "adam"},
-            r"engine: functional, with adam\. sgd alone on layers without, or engine: higher",
+            r"engine: functional, with adam\. sgd without options, on layers without running "
+            r"statistics, or engine: higher",
         ),
         (
             {"engine": "functional", "inner_optimizer_options": {"momentum": 0.9}},
-            r"engine: functional, with inner_optimizer_options momentum\. sgd alone on layers without, or engine: higher",
+            r"engine: functional, with inner_optimizer_options momentum\. sgd without options, on "
+            r"layers without running statistics, or engine: higher",
         ),
     ],
     ids=str,

@@ -87,20 +87,24 @@ def make(**options):
         ),
         (
             {"inner_optimizer": "rprop", "learn_inner_lr": "scalar"},
-            r"learn_inner_lr: higher passes no gradient to the rate of 'rprop'\. 'fixed', or another optimizer",
+            r"learn_inner_lr: higher passes no gradient to the rate of 'rprop'\. 'fixed', or "
+            r"another optimizer",
         ),
         (
             {"inner_optimizer_options": {"betas": [0.9, 0.99], "momentun": 0.9}},
-            r"inner_optimizer_options: 'sgd' has no betas, momentun\. Known: dampening, momentum, nesterov, weight_decay",
+            r"inner_optimizer_options: 'sgd' has no betas, momentun\. Known: dampening, momentum, "
+            r"nesterov, weight_decay",
         ),
         ({"inner_optimizer_options": {"maximize": True}}, r"'sgd' has no maximize\. Known: "),
         (
             {"inner_optimizer_options": {"momentum": -1}},
-            r"inner_optimizer_options: Invalid momentum value: -1\. Values that torch\.optim\.SGD takes",
+            r"inner_optimizer_options: Invalid momentum value: -1\. Values that torch\.optim\.SGD "
+            r"takes",
         ),
         (
             {"adapted": ["head.*", "layer4.*"]},
-            r"adapted: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over backbone\.0\.weight, .*head\.bias",
+            r"adapted: 'layer4\.\*' matches no parameter\. all, head, body, or patterns over "
+            r"backbone\.0\.weight, .*head\.bias",
         ),
         (
             {"norms_per_step": True},

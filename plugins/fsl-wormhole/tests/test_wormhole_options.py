@@ -17,7 +17,8 @@ TASK = fsl.TaskShape(
     "classification", n_way=3, n_shot=2, n_query=3, input_shape=(1, 4, 4), output_dim=3
 )
 STANDING = (
-    "After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; "
+    "After the abstract of arXiv 2212.14094. "
+    "The update rule, defaults and tasks are this project's interpretation; "
     "the paper's text was not available"
 )
 RECIPES = Path(__file__).parents[3] / "recipes" / "wormhole"
@@ -86,20 +87,24 @@ def make(backbone=SmallNet, **options):
         ({"multipliers": "per-layer"}, r"multipliers: 'per-layer'\. 'scalar' or 'per-output'"),
         (
             {"multiplies": "all", "multipliers": "per-output"},
-            r"multipliers: 'per-output' with multiplies: 'all', which has one factor\. 'scalar', or multiplies: 'layers'",
+            r"multipliers: 'per-output' with multiplies: 'all', which has one factor\. 'scalar', "
+            r"or multiplies: 'layers'",
         ),
         (
             {"adapt_weights": False, "multiplier_lr": 0.0},
-            r"adapt_weights: false with multiplier_lr: 0, which adapts nothing\. true, or another multiplier_lr",
+            r"adapt_weights: false with multiplier_lr: 0, which adapts nothing\. true, or another "
+            r"multiplier_lr",
         ),
         (
             {"multiplies": "layers", "initial": 0.0},
-            r"initial: 0 with multiplies: 'layers', where the gradient of every layer is zero and stays so\. Another number, or ",
+            r"initial: 0 with multiplies: 'layers', so the gradient of every layer is zero and "
+            r"stays zero\. Another number, or ",
         ),
         ({"multiplies": "all", "initial": 0}, r"initial: 0 with multiplies: 'all'"),
         (
             {"multiplies": "layers", "multipliers": "per-output", "backbone": Uneven},
-            r"multipliers: 'per-output' where the weights under one factor, 'backbone', differ in their rows\. 'scalar', ",
+            r"multipliers: 'per-output', but the weights under one factor, 'backbone', differ in "
+            r"their rows\. 'scalar', ",
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""HyperMAML for fsl-core: a hypernetwork reads the support set and updates the head, without inner gradient steps."""
+"""HyperMAML for fsl-core: a hypernetwork updates the head, without inner gradient steps.
+
+It reads the support set.
+"""
 
 import fsl_core as fsl
 from fsl_hypermaml.adapter import HyperMaml

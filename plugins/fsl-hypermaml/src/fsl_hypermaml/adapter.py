@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -32,9 +32,10 @@ class HyperMaml(fsl.Adapter):
     part of training, head' comes from gradient steps on the support loss, then from a mixture whose
     share p of gradient steps falls to 0:
 
-        warm-up, p = 1      head <- head - inner_lr * g,                              inner_steps times
-        switch,  0 < p < 1  head <- head - p * inner_lr * g - (1 - p) * H(...) / inner_steps,   inner_steps times
-        then,    p = 0      head <- head - H(...), no gradient of the support loss,    once
+        warm-up, p = 1      head <- head - inner_lr * g, inner_steps times
+        switch,  0 < p < 1  head <- head - p * inner_lr * g - (1 - p) * H(...) / inner_steps,
+                            inner_steps times
+        then,    p = 0      head <- head - H(...), once; no gradient of the support loss
 
     g: gradient of the support loss with respect to the head, at its present weights. Evaluation
     takes p = 0 whatever was trained, and only weights that were trained with p = 0 may be the best
@@ -53,6 +54,8 @@ class HyperMaml(fsl.Adapter):
     """
 
     name = "hypermaml"
+    previous_weight: Tensor  # with `predictions: stale`: the head of the task before
+    previous_bias: Tensor
 
     def __init__(
         self,
@@ -62,7 +65,8 @@ class HyperMaml(fsl.Adapter):
             int,
             Field(
                 gt=0,
-                description="width of the hypernetwork's hidden layers (official: 512 Omniglot, 256 CUB)",
+                description="width of the hypernetwork's hidden layers (official: 512 Omniglot, "
+                "256 CUB)",
             ),
         ] = 256,
         layers: Annotated[
@@ -71,13 +75,15 @@ class HyperMaml(fsl.Adapter):
         network: Annotated[
             Network,
             Field(
-                description="one network that sees class by class (official commands), or all classes as one vector"
+                description="one network that sees class by class (official commands), or all "
+                "classes as one vector"
             ),
         ] = "class-shared",
         enhance: Annotated[
             bool,
             Field(
-                description="H sees predictions and labels beside the embeddings (official commands)"
+                description="H sees predictions and labels beside the embeddings (official "
+                "commands)"
             ),
         ] = True,
         labels: Annotated[
@@ -85,11 +91,12 @@ class HyperMaml(fsl.Adapter):
             Field(
                 description="labels as H sees them: one-hot, or the index as a number (official)"
             ),
-        ] = ("one-hot"),
+        ] = "one-hot",
         aggregation: Annotated[
             Aggregation,
             Field(
-                description="shots of a class: their mean (official 5-shot), or side by side (official 1-shot)"
+                description="shots of a class: their mean (official 5-shot), or side by side "
+                "(official 1-shot)"
             ),
         ] = "mean",
         operator: Annotated[
@@ -100,7 +107,8 @@ class HyperMaml(fsl.Adapter):
             Field(
                 ge=0,
                 le=1,
-                description="share of training with gradient steps alone (official: 0.024 Omniglot, 0.025 CUB)",
+                description="share of training with gradient steps alone (official: 0.024 "
+                "Omniglot, 0.025 CUB)",
             ),
         ] = 0.1,
         switch: Annotated[
@@ -108,7 +116,8 @@ class HyperMaml(fsl.Adapter):
             Field(
                 ge=0,
                 le=1,
-                description="share after it in which H takes over (official: 0.244 Omniglot, 0.25 CUB)",
+                description="share after it in which H takes over (official: 0.244 Omniglot, "
+                "0.25 CUB)",
             ),
         ] = 0.6,
         inner_steps: Annotated[
@@ -121,13 +130,15 @@ class HyperMaml(fsl.Adapter):
         order: Annotated[
             Literal[1, 2],
             Field(
-                description="2: gradient steps are differentiated (official commands). 1: they are not"
+                description="2: gradient steps are differentiated (official commands). 1: they are "
+                "not"
             ),
         ] = 2,
         support_loss: Annotated[
             bool,
             Field(
-                description="the support set counts in the outer loss, once H has a part in the update (official option)"
+                description="the support set counts in the outer loss, once H has a part in the "
+                "update (official option)"
             ),
         ] = False,
         update_penalty: Annotated[
@@ -139,7 +150,8 @@ class HyperMaml(fsl.Adapter):
         detached: Annotated[
             Detached,
             Field(
-                description="what of H's input passes no gradient on: the predictions (official), nothing, or all of it"
+                description="what of H's input passes no gradient on: the predictions (official), "
+                "nothing, or all of it"
             ),
         ] = "predictions",
         evaluate_with: Annotated[
@@ -152,62 +164,46 @@ class HyperMaml(fsl.Adapter):
         gradient_target: Annotated[
             GradientTarget,
             Field(
-                description="gradients with respect to the fast weights, or to the universal head (official)"
+                description="gradients with respect to the fast weights, or to the universal head "
+                "(official)"
             ),
         ] = "fast",
         repeat_delta: Annotated[
             RepeatDelta,
             Field(
-                description="during the switch, (1 - p) * H once in all, or at each gradient step (official)"
+                description="during the switch, (1 - p) * H once in all, or at each gradient step "
+                "(official)"
             ),
         ] = "once",
         predictions: Annotated[
             Predictions,
             Field(
-                description="whose predictions H sees: those of the universal head, or of the head of the last training task "
-                "(official), which makes training depend on the order of tasks"
+                description="whose predictions H sees: those of the universal head, or of the head "
+                "of the last training task (official), which makes training depend on the order of "
+                "tasks"
             ),
         ] = "universal",
     ):
         super().__init__()
         _check_together(task, enhance, predictions, evaluate_with, warmup, switch)
 
-        self.task, self.enhance, self.labels, self.aggregation, self.operator = (
-            task,
-            enhance,
-            labels,
-            aggregation,
-            operator,
-        )
-        self.warmup, self.switch, self.inner_steps, self.inner_lr = (
-            warmup,
-            switch,
-            inner_steps,
-            inner_lr,
-        )
-        self.support_loss, self.update_penalty, self.detached = (
-            support_loss,
-            update_penalty,
-            detached,
-        )
-        self.evaluate_with, self.gradient_target, self.repeat_delta = (
-            evaluate_with,
-            gradient_target,
-            repeat_delta,
-        )
+        self.task, self.enhance, self.labels = task, enhance, labels
+        self.aggregation, self.operator = aggregation, operator
+        self.warmup, self.switch = warmup, switch
+        self.inner_steps, self.inner_lr = inner_steps, inner_lr
+        self.support_loss, self.update_penalty = support_loss, update_penalty
+        self.detached, self.evaluate_with = detached, evaluate_with
+        self.gradient_target, self.repeat_delta = gradient_target, repeat_delta
         self.first_order = order == 1
-        self.order = (
-            2
-            if order == 2 and (detached == "none" or (detached == "predictions" and not enhance))
-            else 1
-        )
-        self.vectorizable = self.threadable = (
-            predictions == "universal"
-        )  # else a task sees what the one before it left
+        nothing_detached = detached == "none" or (detached == "predictions" and not enhance)
+        self.order = 2 if order == 2 and nothing_detached else 1
+        # With `stale`, a task sees what the one before it left.
+        self.vectorizable = self.threadable = predictions == "universal"
 
-        self.head = nn.Linear(backbone.feature_dim, task.n_way)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.n_way)
         nn.init.zeros_(self.head.bias)
-        sizes = (self._width(), hidden_size, layers, backbone.feature_dim)
+        sizes = (self._width(), hidden_size, layers, feature_dim)
         self.hypernetwork = (
             ClassShared(*sizes) if network == "class-shared" else Flat(*sizes, task.n_way)
         )
@@ -230,7 +226,9 @@ class HyperMaml(fsl.Adapter):
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return self.trajectory(backbone, support)[-1]
 
-    def trajectory(self, backbone: nn.Module, support: fsl.LabelledSet) -> list[fsl.Predictor]:
+    def trajectory(  # type: ignore[override]  # it declares the arguments that it needs, no others
+        self, backbone: nn.Module, support: fsl.LabelledSet
+    ) -> list[fsl.Predictor]:
         """Before and after the update; while there are gradient steps, after each of them."""
         heads, _ = self._adapted(backbone(support.x), support.y)
         return [_predictor(backbone, head) for head in heads]
@@ -238,7 +236,7 @@ class HyperMaml(fsl.Adapter):
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
-        """The query loss; in training, with the support set among the queries and the update's norm where options say so."""
+        """The query loss; in training also of the support set and the update's norm, by option."""
         if not self.training:
             return super().objective(backbone, episode, loss)
         features = backbone(episode.support.x)
@@ -282,7 +280,8 @@ class HyperMaml(fsl.Adapter):
         self._progress = float(state)
 
     def extra_repr(self) -> str:
-        return f"labels={self.labels}, operator={self.operator}, warmup={self.warmup:g}, switch={self.switch:g}"
+        method = f"labels={self.labels}, operator={self.operator}"
+        return f"{method}, warmup={self.warmup:g}, switch={self.switch:g}"
 
     def _trained_share(self) -> float:
         return gradient_share(self._progress, self.warmup, self.switch)
@@ -294,12 +293,15 @@ class HyperMaml(fsl.Adapter):
         return self._trained_share() if self.training else self._evaluated_share()
 
     def _adapted(self, features: Tensor, y: Tensor) -> tuple[list[Head], Head | None]:
-        """The head before, between and after its steps, and H's output; None where gradient steps alone make the update."""
+        """The head before, between and after its steps, and H's output.
+
+        None instead of H's output if gradient steps alone make the update.
+        """
         head = Head(self.head.weight, self.head.bias)
         p = self._share()
         update = None if p == 1 else self.hypernetwork(self._rows(head, features, y))
         displacement = None if update is None else self._displacement(head, update)
-        if p == 0:
+        if p == 0 and displacement is not None:
             return [head, _sum(head, displacement)], update
         known = fsl.LabelledSet(features, y)
         problem = self._descent(lambda outer, x: x, known, head, {}, p, displacement)
@@ -357,9 +359,8 @@ class HyperMaml(fsl.Adapter):
         """Length of the row that H sees of a class."""
         n_way = self.task.n_way
         added = n_way + (n_way if self.labels == "one-hot" else 1) if self.enhance else 0
-        return (self.head.in_features + added) * (
-            self.task.n_shot if self.aggregation == "concat" else 1
-        )
+        shots = self.task.n_shot if self.aggregation == "concat" else 1
+        return (self.head.in_features + added) * shots
 
     def _rows(self, head: Head, features: Tensor, y: Tensor) -> Tensor:
         """(n_way * n_shot, feature_dim) -> (n_way, width): what H sees of each class."""
@@ -376,8 +377,9 @@ class HyperMaml(fsl.Adapter):
             return (own_class / own_class.sum(0)).T @ features
         if len(features) != self.task.n_way * self.task.n_shot:
             raise fsl.ShapeError(
-                f"hypermaml: aggregation 'concat': {len(features)} support items. {self.task.n_way} x {self.task.n_shot} as in "
-                "training, or aggregation 'mean', which takes any number"
+                f"hypermaml: aggregation 'concat': {len(features)} support items. "
+                f"{self.task.n_way} x {self.task.n_shot} as in training, or aggregation 'mean', "
+                "which takes any number"
             )
         return features.reshape(self.task.n_way, -1)
 
@@ -415,6 +417,6 @@ def _check_together(
             "evaluation takes the hypernetwork alone. Below 1, or evaluate_with: current"
         )
     elif predictions == "stale" and not enhance:
-        fault = "predictions: 'stale' without enhance, where H sees none. 'universal'"
+        fault = "predictions: 'stale' without enhance, so H sees no predictions. 'universal'"
     if fault:
         raise ValueError(f"hypermaml: {fault}")

@@ -10,7 +10,11 @@ from torch.nn import functional as F
 
 
 class Head(NamedTuple):
-    """Weights of a linear head, or an update of them. weight: (n_way, feature_dim).    bias: (n_way,)."""
+    """Weights of a linear head, or an update of them.
+
+    weight: (n_way, feature_dim).
+    bias:   (n_way,).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -21,9 +25,10 @@ class Head(NamedTuple):
 
 
 class ClassShared(nn.Module):
-    """One network for all classes: row c of the input alone gives row c of the update, (n_way, width) -> Head.
+    """One network for all classes, (n_way, width) -> Head.
 
-    Its last output is the update of the bias. The classes of an episode meet only in what their rows hold of each other.
+    Row c of the input alone gives row c of the update. The last output is the update of the bias.
+    The classes of an episode meet only in what their rows hold of each other.
     """
 
     def __init__(self, width: int, hidden_size: int, layers: int, feature_dim: int):
@@ -36,7 +41,10 @@ class ClassShared(nn.Module):
 
 
 class Flat(nn.Module):
-    """All rows as one vector, and one network for the weight and one for the bias, (n_way, width) -> Head."""
+    """All rows as one vector; a network for the weight, another for the bias.
+
+    (n_way, width) -> Head.
+    """
 
     def __init__(self, width: int, hidden_size: int, layers: int, feature_dim: int, n_way: int):
         super().__init__()

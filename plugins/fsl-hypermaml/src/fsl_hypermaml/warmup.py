@@ -14,11 +14,13 @@ Move = Callable[[Weights, Weights], Weights]
 
 
 def gradient_share(progress: float, warmup: float, switch: float) -> float:
-    """The share p of gradient steps in the update at step / total = progress: 1, then falling linearly, then 0.
+    """The share p of gradient steps in the update: 1, then falling linearly, then 0.
 
-    warmup: share of training in which p is 1.    switch: share after it in which p falls; 0 is a jump.
+    progress: step / total.
+    warmup:   share of training in which p is 1.
+    switch:   share after it in which p falls; 0 is a jump.
 
-    >>> [gradient_share(progress, warmup=0.25, switch=0.5) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    >>> [gradient_share(p, warmup=0.25, switch=0.5) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [1.0, 1.0, 0.5, 0.0, 0.0]
     """
     past, left = progress - warmup, warmup + switch - progress
@@ -35,7 +37,8 @@ def steps_from_start(
     The gradient at step k is that of loss(fast weights k) with respect to `start`, through all
     steps before, and not with respect to the fast weights; it takes 2**steps - 1 gradients.
 
-    loss: of the support set, a scalar.    move: makes a step from fast weights and a gradient.
+    loss: of the support set, a scalar.
+    move: makes a step from fast weights and a gradient.
     """
     heads = [start]
     for step in range(steps):

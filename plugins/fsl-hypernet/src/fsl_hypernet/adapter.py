@@ -1,10 +1,13 @@
-"""The adapter `hypernet`: one forward pass of a hypernetwork maps the support set to a head, and by option to a backbone."""
+"""The adapter `hypernet`: one forward pass maps the support set to weights.
+
+They are those of a head, and by option of the backbone too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -22,11 +25,14 @@ SupportRows = Literal["class-means", "items"]
 
 @fsl.validated
 class Hypernet(fsl.Adapter):
-    """head = H(encode(backbone(support))), with no inner step; by option the backbone's weights are changed first.
+    """head = H(encode(backbone(support))), with no inner step.
 
-    encode: a deep set, see `SupportEncoder`.    H: generates a linear head (`LinearHead`) or, from the support kernel, a
-    small network (`KernelHead`).    `modulate`: scales and shifts (`Film`) or low-rank updates (`LowRank`) generated from
-    the embedding of the plain features; the head is then generated from the features of the changed backbone.
+    encode:   a deep set, see `SupportEncoder`.
+    H:        generates a linear head (`LinearHead`) or, from the support kernel, a small network
+              (`KernelHead`).
+    modulate: by option, the backbone's weights are changed first: scales and shifts (`Film`) or
+              low-rank updates (`LowRank`) are generated from the embedding of the plain features.
+              The head is then generated from the features of the changed backbone.
 
     Sources: HyperShot, Sendera et al. 2023, arXiv:2203.11378 (`head: kernel`, which with
     `support_loss` trains on what its code trains on; see `KernelHead` for what differs). Prototypes
@@ -43,24 +49,27 @@ class Hypernet(fsl.Adapter):
         head: Annotated[
             Head,
             Field(
-                description="class: each class's row from its own support embedding and that of the task, one network for all, "
-                "for any number of ways. task: the whole head from an embedding that knows the labels; for regression too. "
-                "kernel: a small network from the kernel matrix of the class means (HyperShot)"
+                description="class: each class's row from its own support embedding and that of "
+                "the task, one network for all, for any number of ways. task: the whole head from "
+                "an embedding that knows the labels; for regression too. kernel: a small network "
+                "from the kernel matrix of the class means (HyperShot)"
             ),
         ] = "class",
         base: Annotated[
             Base | None,
             Field(
-                description="what a generated linear head is added to: prototype (nearest class mean), or none. "
-                "null: prototype, but none for regression and head: kernel, which have no other"
+                description="what a generated linear head is added to: prototype (nearest class "
+                "mean), or none. null: prototype, but none for regression and head: kernel, which "
+                "have no other"
             ),
         ] = None,
         modulate: Annotated[
             Modulate,
             Field(
-                description="generated changes of the backbone: film (scale and shift of each norm layer's channels, or of "
-                "each convolution's and linear layer's where there is no norm), low-rank (updates of their weights), or none; "
-                "layers that the outer loop does not train are changed too"
+                description="generated changes of the backbone: film (scale and shift of the "
+                "channels of each norm layer, or of each convolution and linear layer if there is "
+                "no norm), low-rank (updates of the weights of convolutions and linear layers), or "
+                "none. Layers that the outer loop does not train are changed too"
             ),
         ] = "none",
         rank: Annotated[int, Field(gt=0, description="of the low-rank updates")] = 1,
@@ -95,7 +104,8 @@ class Hypernet(fsl.Adapter):
         checkpoint: Annotated[
             bool,
             Field(
-                description="gradient checkpointing of the backbone's blocks: less memory, more time"
+                description="gradient checkpointing of the backbone's blocks: less memory, more "
+                "time"
             ),
         ] = False,
     ):
@@ -112,18 +122,15 @@ class Hypernet(fsl.Adapter):
         base = _base_of(head, base, task)
         labels = task.output_dim if head == "task" else 0
         encoded = head != "kernel" or modulate != "none"
-        self.encoder = (
-            SupportEncoder(backbone.feature_dim, labels, embedding, hidden) if encoded else None
-        )
-        sizes = (backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.encoder = SupportEncoder(feature_dim, labels, embedding, hidden) if encoded else None
+        sizes = (feature_dim, task.output_dim)
         self.head = (
             KernelHead(task.n_way, target, hidden, kernel)
             if head == "kernel"
             else LinearHead(head, base, sizes, embedding, hidden)
         )
-        self.modulation = {"none": lambda: None, "film": lambda: Film(backbone, embedding)}.get(
-            modulate, lambda: LowRank(backbone, embedding, rank)
-        )()
+        self.modulation = _modulation(modulate, backbone, embedding, rank)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return self._fitted(backbone, support)[0]
@@ -133,9 +140,10 @@ class Hypernet(fsl.Adapter):
     ) -> tuple[fsl.Predictor, fsl.Predictor, EncodedSupport]:
         """The predictor, its head, which takes features, and what the head was generated from."""
         net = _network(backbone, self.checkpoint and torch.is_grad_enabled())
-        weights = dict(backbone.named_parameters())
+        weights: Weights = dict(backbone.named_parameters())
         encoded = encode_labels(net(weights, support.x), support.y, self.task)
         if self.modulation is not None:
+            assert self.encoder is not None  # it is there with every modulation
             _, embedding = self.encoder(encoded)
             weights |= self.modulation(embedding, weights)
             encoded = encoded._replace(features=net(weights, support.x))
@@ -145,7 +153,7 @@ class Hypernet(fsl.Adapter):
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
-        """The query loss; with `support_loss` over rows of the support set as well."""
+        """The query loss; with `support_loss`, over rows of the support set as well."""
         if not self.support_loss:
             return super().objective(backbone, episode, loss)
         predict, head, encoded = self._fitted(backbone, episode.support)
@@ -170,10 +178,19 @@ def _network(backbone: nn.Module, checkpoint: bool) -> Callable[[Weights, Tensor
     return call
 
 
+def _modulation(
+    modulate: Modulate, backbone: nn.Module, embedding: int, rank: int
+) -> Film | LowRank | None:
+    if modulate == "film":
+        return Film(backbone, embedding)
+    return LowRank(backbone, embedding, rank) if modulate == "low-rank" else None
+
+
 def _base_of(head: Head, base: Base | None, task: fsl.TaskShape) -> Base:
     if task.kind == "regression" and head != "task":
         raise ValueError(
-            f"head: {head!r} for a regression task, which has no classes. 'task', whose embedding sees the values"
+            f"head: {head!r} for a regression task, which has no classes. 'task', whose embedding "
+            "sees the values"
         )
     possible = head != "kernel" and task.kind == "classification"
     if base == "prototype" and not possible:

@@ -1,7 +1,8 @@
 """Gradient checkpointing that torch.func can transform.
 
-torch.utils.checkpoint cannot: with use_reentrant=False it hooks saved tensors, which torch.func.grad refuses (torch 2.13),
-and with True it is an autograd.Function without setup_context.
+torch.utils.checkpoint cannot: with use_reentrant=False it hooks saved tensors, which
+torch.func.grad refuses (torch 2.13), and with True it is an autograd.Function without
+setup_context.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import fsl_core as fsl
 
 
 class _Recomputed(torch.autograd.Function):
-    """function(*tensors), of which the backward pass keeps the arguments alone and computes the rest again."""
+    """function(*tensors), computed again in the backward pass, which keeps the arguments alone."""
 
     generate_vmap_rule = True
 
@@ -39,7 +40,8 @@ class _Recomputed(torch.autograd.Function):
 class Checkpointed(nn.Module):
     """The backbone, with the activations of each block computed again in the backward pass.
 
-    Blocks: children of an nn.Sequential that have children themselves; a backbone without any is one block.
+    Blocks: children of an nn.Sequential that have children themselves; a backbone without any is
+    one block.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -55,7 +57,7 @@ class Checkpointed(nn.Module):
 
 
 def check_recomputable(backbone: nn.Module) -> None:
-    """Raise ValueError if a second forward pass, in the backward pass, would not be that of the first."""
+    """Raise ValueError if a second forward pass would not give the same as the first."""
     modules = list(backbone.modules())
     drops = sorted(
         {
@@ -66,12 +68,13 @@ def check_recomputable(backbone: nn.Module) -> None:
     )
     if drops:
         raise ValueError(
-            f"checkpoint: {', '.join(drops)} in the backbone, which would draw anew. False, or dropout rate 0"
+            f"checkpoint: {', '.join(drops)} in the backbone, which would draw other numbers when "
+            "it is computed again. False, or dropout rate 0"
         )
     if any(isinstance(m, fsl.Norm) and m.policy == "support" for m in modules):
         raise ValueError(
-            "checkpoint: a backbone of norm policy 'support', whose reference is gone in the backward pass. "
-            "False, or another norm policy"
+            "checkpoint: a backbone of norm policy 'support', whose reference is no longer there "
+            "in the backward pass. False, or another norm policy"
         )
 
 
@@ -87,21 +90,24 @@ class _Segment(nn.Module):
         buffers = dict(module.named_buffers())
 
         def compute(x: Tensor, *tensors: Tensor) -> Tensor:
-            copies = {
-                name: buffer.clone() for name, buffer in buffers.items()
-            }  # a batch norm changes its own
-            return functional_call(
-                module, dict(zip(parameters, tensors, strict=True)) | copies, (x,)
-            )
+            weights = dict(zip(parameters, tensors, strict=True))
+            # A batch norm changes its own buffers.
+            copies = {name: buffer.clone() for name, buffer in buffers.items()}
+            return functional_call(module, weights | copies, (x,))
 
         return _Recomputed.apply(compute, x, *parameters.values())
 
 
 def _with_segments(module: nn.Module) -> nn.Module:
-    """A shallow copy of the containers around the same blocks; weights swapped in by functional_call are seen by both."""
+    """A shallow copy of the containers around the same blocks.
+
+    Both see the weights that functional_call puts in their place.
+    """
     twin = copy.copy(module)
     wrap = _segment_of_block if isinstance(module, nn.Sequential) else _with_segments
-    twin._modules = {name: wrap(child) for name, child in module._modules.items()}
+    twin._modules = {
+        name: child if child is None else wrap(child) for name, child in module._modules.items()
+    }
     return twin
 
 

@@ -1,4 +1,4 @@
-"""What the hypernetwork sees of a support set: sums over rows, so that their order does not matter."""
+"""What the hypernetwork sees of a support set: sums over rows, so their order does not matter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class EncodedSupport(NamedTuple):
     """A support set in feature space.
 
     means:  (n_way, feature_dim), features averaged over the shots of a class.
-    labels: (n, n_way) one-hot, or (n, output_dim) values.    shares: (n, n_way), one over the shots of the row's class.
+    labels: (n, n_way) one-hot, or (n, output_dim) values.
+    shares: (n, n_way), 1 / (the shots of the row's class), and 0 for other classes.
     """
 
     features: Tensor
@@ -28,7 +29,11 @@ class EncodedSupport(NamedTuple):
 
 
 def encode_labels(features: Tensor, y: Tensor, task: fsl.TaskShape) -> EncodedSupport:
-    """features: (n, feature_dim).    y: (n,) classes, or (n, output_dim) values, where all rows are one class."""
+    """A support set from its features and labels.
+
+    features: (n, feature_dim).
+    y:        (n,) classes, or (n, output_dim) values; then all rows are one class.
+    """
     if task.kind == "regression":
         return EncodedSupport(features, y, features.new_full((len(features), 1), 1 / len(features)))
     labels = fsl.one_hot(y, task.n_way).to(features)
@@ -36,12 +41,15 @@ def encode_labels(features: Tensor, y: Tensor, task: fsl.TaskShape) -> EncodedSu
 
 
 class SupportEncoder(nn.Module):
-    """A deep set over the classes, each of them a deep set over its items (Zaheer et al. 2017, arXiv:1703.06114).
+    """A deep set over the classes, each of them a deep set over its items.
+
+    Source: Zaheer et al. 2017, arXiv:1703.06114.
 
     rows[c]   = mean over the items j of class c of item(features_j, and label_j if labels > 0)
     embedding = mean over the classes c of whole(rows[c])
 
-    labels: length of a label that items carry; 0: relabelling the classes permutes the rows and leaves the embedding.
+    labels: length of a label that items carry. With 0, relabelling the classes permutes the rows
+            and leaves the embedding as it is.
     """
 
     def __init__(self, feature_dim: int, labels: int, embedding: int, hidden: int):

@@ -1,9 +1,12 @@
-"""Heads that a hypernetwork generates: (n, feature_dim) -> (n, output_dim), with no parameter of a class among them."""
+"""Heads that a hypernetwork generates, (n, feature_dim) -> (n, output_dim).
+
+No parameter belongs to one class.
+"""
 
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +24,10 @@ class LinearHead(nn.Module):
 
     per: "class": row c = H(rows[c], embedding), one network H for all classes.
          "task":  all rows at once = H(embedding).
-    base: "prototype": the head that is nearest class mean, and H starts at zero. With o the mean of the class means,
-          weight[c] = 2 s (mean_c - o),  bias[c] = -s ||mean_c - o||^2 - weight[c] . o;  s = exp(log_scale) is learned.
-          Source: Snell et al. 2017, arXiv:1703.05175.
+    base: "prototype": the head that is nearest class mean, and H starts at zero. With o the mean
+          of the class means,
+          weight[c] = 2 s (mean_c - o),  bias[c] = -s ||mean_c - o||^2 - weight[c] . o;
+          s = exp(log_scale) is learned. Source: Snell et al. 2017, arXiv:1703.05175.
           "none": zero.
     """
 
@@ -42,8 +46,9 @@ class LinearHead(nn.Module):
         self.hypernetwork = perceptron(inputs, hidden, outputs)
         self.log_scale = nn.Parameter(torch.zeros(())) if base == "prototype" else None
         if base == "prototype":
-            nn.init.zeros_(self.hypernetwork[-1].weight)
-            nn.init.zeros_(self.hypernetwork[-1].bias)
+            last = cast("nn.Linear", self.hypernetwork[-1])
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, support: EncodedSupport, encoder: SupportEncoder) -> fsl.Predictor:
         weight, bias = self.generate(support, encoder)
@@ -66,7 +71,7 @@ class LinearHead(nn.Module):
 
 
 class KernelHead(nn.Module):
-    """A target network generated from the support kernel, after HyperShot (Sendera et al. 2023, arXiv:2203.11378).
+    """A target network generated from the support kernel, after HyperShot.
 
     K[a, b] = k(mean_a, mean_b), (n_way, n_way);   weights = H(K), all of them, from scratch
     logits  = W2 relu(W1 r + b1) + b2,   r[c] = k(feature, mean_c)
@@ -77,9 +82,10 @@ class KernelHead(nn.Module):
             linear layers with a bias; training starts elsewhere.
     target: width of the hidden layer of the generated network.
 
-    Source: the authors' code, gmum/few-shot-hypernets-public, methods/hypernets/hypernet_kernel.py,
-    with class-mean aggregation. Differs: one hypernetwork for all four tensors, where the code has
-    a neck and one network for each.
+    Source: Sendera et al. 2023, arXiv:2203.11378, and the authors' code,
+    gmum/few-shot-hypernets-public, methods/hypernets/hypernet_kernel.py, with class-mean
+    aggregation. Differs: one hypernetwork for all four tensors; the code has a neck and one network
+    for each.
     """
 
     def __init__(self, n_way: int, target: int, hidden: int, kernel: Kernel):

@@ -1,4 +1,7 @@
-"""Generated changes of the backbone's weights, from the task embedding. Fresh ones change nothing."""
+"""Changes of the backbone's weights, generated from the task embedding.
+
+At the start of training they change nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,15 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Film(nn.Module):
-    """Per channel, output <- (1 + gamma) * output + beta, with gamma and beta linear in the task embedding.
+    """Per channel, output <- (1 + gamma) * output + beta.
 
-    Of the norm layers with scale and shift; in a backbone without any, of its convolutions and linear layers (one that a
-    norm follows would undo it). It is folded into their parameters: weight <- weight * (1 + gamma), by output channel, and
+    gamma and beta are linear in the task embedding. Of the norm layers with scale and shift; in a
+    backbone without any, of its convolutions and linear layers (a norm after one of them would undo
+    it). It is folded into their parameters: weight <- weight * (1 + gamma), by output channel, and
     bias <- bias * (1 + gamma) + beta; a layer without a bias is scaled only.
 
-    Source: Perez et al. 2018, arXiv:1709.07871. Of a whole backbone from a support set: Requeima et al. 2019,
-    arXiv:1906.07697, which freezes a pretrained one.
+    Source: Perez et al. 2018, arXiv:1709.07871. Of a whole backbone from a support set: Requeima et
+    al. 2019, arXiv:1906.07697, which freezes a pretrained one.
     """
 
     def __init__(self, backbone: nn.Module, embedding: int):
@@ -46,7 +50,7 @@ class Film(nn.Module):
     def forward(self, embedding: Tensor, weights: Weights) -> Weights:
         """The changed weights alone."""
         parts = iter(self.generate(embedding).split(self.sizes))
-        changed = {}
+        changed: Weights = {}
         for layer in self.layers:
             factor = 1 + next(parts)
             scaled = [
@@ -60,9 +64,10 @@ class Film(nn.Module):
 
 
 class LowRank(nn.Module):
-    """weight <- weight + U V of every convolution and linear layer: U (channels, rank), V (rank, inputs per channel).
+    """weight <- weight + U V of every convolution and linear layer.
 
-    Both are linear in the task embedding; U starts at zero. The factorisation is that of Hu et al. 2021, arXiv:2106.09685.
+    U (channels, rank), V (rank, inputs per channel). Both are linear in the task embedding; U
+    starts at zero. The factorisation is that of Hu et al. 2021, arXiv:2106.09685.
     """
 
     def __init__(self, backbone: nn.Module, embedding: int, rank: int):
@@ -80,15 +85,18 @@ class LowRank(nn.Module):
         rights = self.right(embedding).split([self.rank * layer.inputs for layer in self.layers])
         changed = {}
         for layer, left, right in zip(self.layers, lefts, rights, strict=True):
+            name = layer.names[0]
             update = left.view(-1, self.rank) @ right.view(self.rank, -1)
-            changed[layer.names[0]] = weights[layer.names[0]] + update.view_as(
-                weights[layer.names[0]]
-            )
+            changed[name] = weights[name] + update.view_as(weights[name])
         return changed
 
 
 class _Layer(NamedTuple):
-    """names: of its weight, and of its bias if it has one.    inputs: that one output channel is computed from."""
+    """A layer of the backbone that can be changed.
+
+    names:  of its weight, and of its bias if it has one.
+    inputs: how many numbers one output channel is computed from.
+    """
 
     names: tuple[str, ...]
     channels: int

@@ -1,4 +1,7 @@
-"""Inner loops in closed form for fsl-core: kernel regression in function space, ridge regression, Meta-RKHS I and II."""
+"""Inner loops in closed form for fsl-core.
+
+Kernel regression in function space, ridge regression, Meta-RKHS I and II.
+"""
 
 import fsl_core as fsl
 from fsl_kernel_closed_form.closed_form import KernelClosedForm

@@ -1,4 +1,7 @@
-"""What every kernel gives a closed form: the support set's kernel matrix, and what dual weights predict for other items."""
+"""What every kernel gives a closed form.
+
+The support set's kernel matrix, and what dual weights predict for other items.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,29 @@ from fsl_kernel_closed_form.kernels import Similarity
 
 
 class Prediction(NamedTuple):
-    """value: f_theta(x), or None without a head.    correction: k(x, S) @ weights. Both (n, output_dim) float64."""
+    """What dual weights predict for items x, (n, output_dim) float64 each.
+
+    value:      f_theta(x), or None without a head.
+    correction: k(x, S) @ weights.
+    """
 
     value: Tensor | None
     correction: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Value and correction; the correction alone without a head."""
+        return self.correction if self.value is None else self.value + self.correction
 
 
 class Dual(NamedTuple):
     """Kernel regression on one support set of n items.
 
-    gram:   (m, m) float64; m = n for one kernel that all outputs share, n * output_dim for a kernel between outputs too.
-    values: f_theta(S), (n, output_dim) float64, or None without a head.
-    predict: dual weights (m, k) -> (x -> Prediction), where (n, output_dim) and (m, k) hold the same numbers row by row.
+    gram:    (m, m) float64; m = n for one kernel that all outputs share, n * output_dim for a
+             kernel between outputs too.
+    values:  f_theta(S), (n, output_dim) float64, or None without a head.
+    predict: dual weights (m, k) -> (x -> Prediction); (n, output_dim) and (m, k) hold the same
+             numbers row by row.
     """
 
     gram: Tensor
@@ -32,8 +46,15 @@ class Dual(NamedTuple):
     def weigh(
         self, targets: Tensor, solver: Callable[[Tensor, Tensor], Tensor]
     ) -> Callable[[Tensor], Prediction]:
-        """Solve for the dual weights of targets, (n, output_dim), with a function of (gram, right-hand side)."""
+        """Solve for the dual weights of targets, (n, output_dim).
+
+        solver: a function of (gram, right-hand side).
+        """
         return self.predict(solver(self.gram, targets.reshape(len(self.gram), -1)))
+
+    def missing(self, targets: Tensor) -> Tensor:
+        """What f_theta(S) leaves over of the targets; all of them without a head."""
+        return targets if self.values is None else targets - self.values
 
 
 def feature_dual(
@@ -42,7 +63,7 @@ def feature_dual(
     kernel: Callable[[Tensor], Similarity],
     support_x: Tensor,
 ) -> Dual:
-    """The dual of a kernel between backbone features, computed in float64; one kernel for all outputs."""
+    """The dual of a kernel between backbone features, in float64; one for all outputs."""
     features = backbone(support_x)
     similarity = kernel(features.double())
 

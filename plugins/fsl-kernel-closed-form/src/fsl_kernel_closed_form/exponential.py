@@ -1,4 +1,7 @@
-"""Gradient flow in function space up to a finite time: exact, or by Padé approximants of the matrix exponential."""
+"""Gradient flow in function space up to a finite time.
+
+Exact, or by Padé approximants of the matrix exponential.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,24 @@ TERMS = 20  # of a power series on [-1, 0]: the next one is below 1e-20
 def finite_time(
     gram: Tensor, residual: Tensor, time: float, exponential: Exponential = "exact"
 ) -> Tensor:
-    """Dual weights gram^-1 (I - exp(-time * gram)) @ residual; float64. Equation (A) of arXiv:2102.03909.
+    """Dual weights gram^-1 (I - exp(-time * gram)) @ residual; float64.
 
-    gram: (..., n, n) symmetric positive semi-definite, singular or not: the function is smooth at zero, where it is `time`.
-    residual: (..., n, k), labels minus predictions.    time: > 0, in units of 1 / gram's.
+    Equation (A) of arXiv:2102.03909.
 
-    exact:  by eigendecomposition. Its first derivative is exact too, at repeated eigenvalues as well; see `_exact`.
-    pade11: exp(A) ~ (I - A/2)^-1 (I + A/2), so the weights are time * (I + X/2)^-1 @ residual with X = time * gram.
-    pade22: exp(A) ~ (I - A/2 + A^2/12)^-1 (I + A/2 + A^2/12), so time * (I + X/2 + X^2/12)^-1 @ residual.
+    gram:     (..., n, n) symmetric positive semi-definite, singular or not: the function is smooth
+              at zero, where it is `time`.
+    residual: (..., n, k), labels minus predictions.
+    time:     > 0, in units of 1 / gram's.
 
-    For eigenvalues of X above about 1 the approximants leave the exponential: they tend to -1 and 1 where it tends to 0.
+    exact:  by eigendecomposition. Its first derivative is exact too, at repeated eigenvalues as
+            well; see `_exact`.
+    pade11: exp(A) ~ (I - A/2)^-1 (I + A/2), so the weights are time * (I + X/2)^-1 @ residual with
+            X = time * gram.
+    pade22: exp(A) ~ (I - A/2 + A^2/12)^-1 (I + A/2 + A^2/12), so they are
+            time * (I + X/2 + X^2/12)^-1 @ residual.
+
+    For eigenvalues of X above about 1 the approximants leave the exponential: they tend to -1 and
+    1 while it tends to 0.
 
     >>> finite_time(torch.zeros(1, 1), torch.ones(1, 1), time=3.0)
     tensor([[3.]], dtype=torch.float64)
@@ -39,11 +50,13 @@ def finite_time(
 
 
 def _exact(gram: Tensor, residual: Tensor, time: float) -> Tensor:
-    """V (f(L) + D * (V^T (gram - gram') V)) V^T @ residual with gram' the same value without a graph, so the second term is 0.
+    """V (f(L) + D * (V^T (gram - gram') V)) V^T @ residual.
 
-    D holds the divided differences of f(l) = (1 - exp(-time * l)) / l (Daleckii and Krein), which are f' at equal
-    eigenvalues: the gradient is that of the matrix function everywhere, while that of an eigendecomposition divides by the
-    gaps between eigenvalues. Second derivatives with respect to gram are not those of f: `torch.linalg.matrix_exp` has them.
+    gram' has the same value without a graph, so the second term is 0. D holds the divided
+    differences of f(l) = (1 - exp(-time * l)) / l (Daleckii and Krein), which are f' at equal
+    eigenvalues: the gradient is that of the matrix function everywhere, while that of an
+    eigendecomposition divides by the gaps between eigenvalues. Second derivatives with respect to
+    gram are not those of f: `torch.linalg.matrix_exp` has them.
     """
     constant = gram.detach()
     finite = constant.isfinite().all(-1).all(-1)[..., None, None]
@@ -64,7 +77,8 @@ def _first(x: Tensor) -> Tensor:
 def _second(x: Tensor) -> Tensor:
     """Divided differences of exp at 0, x_i, x_j, for x <= 0: (..., n) -> (..., n, n).
 
-    By the recursion over the widest gap where that is at least 1, else by the power series; neither loses digits.
+    By the recursion over the widest gap if that is at least 1, else by the power series; neither
+    loses digits.
     """
     high = torch.maximum(x[..., :, None], x[..., None, :])
     low = torch.minimum(x[..., :, None], x[..., None, :])

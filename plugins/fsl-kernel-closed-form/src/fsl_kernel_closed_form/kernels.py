@@ -1,4 +1,7 @@
-"""Kernels between feature vectors. Each is fitted to the support features and then compares any features with them."""
+"""Kernels between feature vectors.
+
+Each is fitted to the support features and then compares any features with them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def linear(support: Tensor) -> Similarity:
 
 
 def cosine(support: Tensor) -> Similarity:
-    """k(z, z') = z . z' / (||z|| ||z'||); a vector of zeros is similar to nothing, itself included."""
+    """k(z, z') = z . z' / (||z|| ||z'||); a vector of zeros is not similar even to itself."""
     directions = _directions(support).mT
     return lambda features: _directions(features) @ directions
 
@@ -29,8 +32,9 @@ def cosine(support: Tensor) -> Similarity:
 class Rbf(nn.Module):
     """k(z, z') = exp(-||z - z'||^2 / (2 width^2)).
 
-    width: a number > 0 in the units of features, or "median": the lower median of the distances between support items,
-    taken anew for each task and differentiated; 1 where that is zero or there is one item.
+    width:   a number > 0 in the units of features, or "median": the lower median of the distances
+             between support items, taken again for each task and differentiated; 1 if that is zero
+             or there is one item.
     learned: the outer loop trains the width, or the factor of the median.
     """
 

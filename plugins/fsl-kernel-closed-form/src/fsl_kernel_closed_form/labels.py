@@ -15,7 +15,9 @@ Targets = Literal["one-hot", "centred", "plus-minus"]
 def label_vectors(y: Tensor, task: fsl.TaskShape, targets: Targets) -> Tensor:
     """(n,) class indices -> (n, n_way), or (n, output_dim) values as they are; float64.
 
-    one-hot: 1 for the class, 0 for others.    centred: that minus 1 / n_way.    plus-minus: 1 and -1.
+    one-hot:    1 for the class, 0 for others.
+    centred:    that minus 1 / n_way.
+    plus-minus: 1 and -1.
     """
     if task.kind == "regression":
         return y.double()

@@ -1,8 +1,11 @@
-"""The adapter `meta-rkhs-i`: no inner loop in training, a regulariser that rewards fast adaptation instead."""
+"""The adapter `meta-rkhs-i`: in training, a regulariser instead of an inner loop.
+
+It rewards fast adaptation.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,16 +19,22 @@ Estimator = Literal["squared-norm", "two-batch"]
 
 @fsl.validated
 class MetaRkhsI(fsl.Adapter):
-    """Training: L(theta) - alpha * ||grad L(theta)||^2. Test: inner_steps times theta <- theta - inner_lr * grad L_S(theta).
+    """Training without adaptation, and fine-tuning at test.
 
-    L, L_S: query and support loss of head(backbone(x)). Training does not adapt: its predictions are the unadapted ones.
-    Estimator `two-batch` replaces the square by <grad L_S(theta), grad L(theta)>, the first-order expansion of one MAML step.
-    The objective has no lower bound: too large an alpha makes gradients grow for ever (on glyphs 0.01 did, 0.003 did not).
+        training  L(theta) - alpha * ||grad L(theta)||^2
+        test      inner_steps times theta <- theta - inner_lr * grad L_S(theta)
 
-    Source: equation 4 and Theorem 2 of Zhou et al. 2021, arXiv:2102.03909 (the objective, and that it is the norm of the
-    functional gradient), main body; fine-tuning by gradient steps at test follows its evaluation of Reptile. Interpretation
-    (no source available): the value of alpha, inner_lr, and that L is taken on the query set. theta
-    leaves out weights that require no gradient when the adapter is built.
+    L, L_S: query and support loss of head(backbone(x)). Training does not adapt: its predictions
+    are the unadapted ones. Estimator `two-batch` replaces the square by
+    <grad L_S(theta), grad L(theta)>, the first-order expansion of one MAML step. The objective has
+    no lower bound: if alpha is too large, gradients keep growing (on glyphs 0.01 was too large,
+    0.003 was not).
+
+    Source: equation 4 and Theorem 2 of Zhou et al. 2021, arXiv:2102.03909 (the objective, and that
+    it is the norm of the functional gradient), main body; fine-tuning by gradient steps at test
+    follows its evaluation of Reptile. Interpretation (no source available): the value of alpha,
+    inner_lr, and that L is taken on the query set. theta leaves out weights that require no
+    gradient when the adapter is built.
     """
 
     name = "meta-rkhs-i"
@@ -44,7 +53,8 @@ class MetaRkhsI(fsl.Adapter):
         estimator: Annotated[
             Estimator,
             Field(
-                description="squared-norm of the query gradient, or its product with the support gradient"
+                description="squared-norm of the query gradient, or its product with the support "
+                "gradient"
             ),
         ] = "squared-norm",
         inner_lr: Annotated[float, Field(gt=0, description="step size of fine-tuning")] = 0.1,
@@ -56,7 +66,8 @@ class MetaRkhsI(fsl.Adapter):
         super().__init__()
         self.task, self.alpha, self.estimator = task, alpha, estimator
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
-        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.output_dim)
         net = fsl.Functional(backbone, self.head)
         self.names = net.adapted(frozen=adapt_frozen)
 
@@ -80,7 +91,7 @@ class MetaRkhsI(fsl.Adapter):
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
-        """In training mode the regularised loss and unadapted predictions; in evaluation mode those after fine-tuning."""
+        """In training the regularised loss and unadapted predictions, else those fine-tuned."""
         if not self.training:
             return super().objective(backbone, episode, loss)
         net = fsl.Functional(backbone, self.head)

@@ -1,8 +1,8 @@
-"""The adapter `meta-rkhs-ii`: gradient flow in the RKHS of the network's tangent kernel, in closed form."""
+"""The adapter `meta-rkhs-ii`: gradient flow in the RKHS of the tangent kernel, in closed form."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -30,9 +30,10 @@ class MetaRkhsII(fsl.Adapter):
     kernel at the meta-parameters. At time `infinite` it is f(x) + H(x, S) (H(S, S) + jitter * mean
     diagonal * I)^-1 (Y - f(S)).
 
-    Source: equations (A) and (C) and the Padé approximants of Zhou et al. 2021, "Meta-Learning with Neural Tangent Kernels",
-    arXiv:2102.03909, main body; its appendices were not available. Interpretation (no source available): labels as one-hot
-    vectors minus 1 / n_way, the jitter, the scale of the logits, and what the shared kernel is (see `tangent_dual`).
+    Source: equations (A) and (C) and the Padé approximants of Zhou et al. 2021, "Meta-Learning with
+    Neural Tangent Kernels", arXiv:2102.03909, main body; its appendices were not available.
+    Interpretation (no source available): labels as one-hot vectors minus 1 / n_way, the jitter, the
+    scale of the logits, and what the shared kernel is (see `tangent_dual`).
     """
 
     name = "meta-rkhs-ii"
@@ -75,13 +76,14 @@ class MetaRkhsII(fsl.Adapter):
         self.threadable = False  # tangent kernels take Jacobian-vector products
         self.task, self.time, self.exponential = task, time, exponential
         self.outputs, self.targets, self.jitter = outputs, targets, jitter
-        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.output_dim)
         self.names = tangent_names(backbone, self.head, parameters, adapt_frozen)
         self.scale = Positive(scale or default_scale(task), learn_scale)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         dual = tangent_dual(backbone, self.head, support.x, self.names, self.outputs)
-        missing = label_vectors(support.y, self.task, self.targets) - dual.values
+        missing = dual.missing(label_vectors(support.y, self.task, self.targets))
         return scaled(dual.weigh(missing, self._weights), self.scale(), residual=True)
 
     def _weights(self, gram: Tensor, residual: Tensor) -> Tensor:

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class Positive(nn.Module):
-    """A number above zero: `start` for ever, or a meta-parameter that starts there and is trained as its logarithm."""
+    """A number above zero: `start`, or a meta-parameter that starts there.
+
+    learned: it is a meta-parameter, trained as its logarithm.
+    """
 
     def __init__(self, start: float, learned: bool):
         super().__init__()

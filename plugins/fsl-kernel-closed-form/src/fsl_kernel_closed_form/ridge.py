@@ -19,10 +19,12 @@ Form = Literal["smaller", "primal", "woodbury"]
 
 @fsl.validated
 class Ridge(fsl.Adapter):
-    """scale * [z, 1] W with W = (X^T X + regularisation * I)^-1 X^T Y, X = [Z, 1] / sqrt(n), Y = labels / sqrt(n).
+    """A linear head in closed form: scale * [z, 1] W.
 
-    Z: features of the n support items. By Woodbury W = X^T (X X^T + regularisation * I)^-1 Y, which solves n equations instead
-    of feature_dim + 1. There is no head to learn: it takes any number of ways.
+    W = (X^T X + regularisation * I)^-1 X^T Y with X = [Z, 1] / sqrt(n), Y = labels / sqrt(n) and Z
+    the features of the n support items. By Woodbury W = X^T (X X^T + regularisation * I)^-1 Y,
+    which solves n equations instead of feature_dim + 1. There is no head to learn: it takes any
+    number of ways.
 
     Source: R2-D2, Bertinetto et al. 2019, arXiv:1805.08136, and its code. Differs: regularisation
     1, there 50, for other features; a learned scale is trained as its logarithm and starts at 10,
@@ -48,7 +50,8 @@ class Ridge(fsl.Adapter):
             float | None,
             Field(
                 gt=0,
-                description="factor of the predictions, or its start; null: 10 for logits, 1 for values",
+                description="factor of the predictions, or its start; null: 10 for logits, 1 for "
+                "values",
             ),
         ] = None,
         learn_scale: Annotated[
@@ -60,7 +63,8 @@ class Ridge(fsl.Adapter):
         form: Annotated[
             Form,
             Field(
-                description="which system is solved: the smaller one, feature_dim + 1 or n equations; results are equal"
+                description="which system is solved: the smaller one, feature_dim + 1 or n "
+                "equations; results are equal"
             ),
         ] = "smaller",
     ):

@@ -1,4 +1,7 @@
-"""The empirical neural tangent kernel J(x) J(x')^T of a network, J = d f_theta(x) / d theta, by torch.func."""
+"""The empirical neural tangent kernel J(x) J(x')^T of a network, by torch.func.
+
+J = d f_theta(x) / d theta.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ Weights = dict[str, Tensor]
 
 @cache
 def prepare_forward_mode() -> None:
-    """Let torch compile its forward-mode rules, about a second, without its warning on torch.jit.script, which is its own."""
+    """Let torch compile its forward-mode rules, which takes about a second.
+
+    Without its warning on torch.jit.script: torch itself calls that.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
@@ -30,12 +36,12 @@ def prepare_forward_mode() -> None:
 def tangent_names(
     backbone: nn.Module, head: nn.Module, parameters: str | list[str], adapt_frozen: bool = False
 ) -> list[str]:
-    """The weights that a tangent kernel is taken over; called once, before any kernel is computed.
+    """The weights that a tangent kernel is taken over; called once, before any kernel.
 
     adapt_frozen: those that require no gradient as well.
-    ValueError for a pattern that matches no parameter, for frozen ones alone, and for torch's own
-    batch normalisation in a backbone that is part of it: torch differentiates its Jacobian wrongly
-    (beyond second derivatives it takes mean and variance for constants).
+    Raises ValueError for a pattern that matches no parameter, for frozen ones alone, and for
+    torch's own batch normalisation in a backbone that is part of it: torch differentiates its
+    Jacobian wrongly (beyond second derivatives it takes mean and variance for constants).
     """
     prepare_forward_mode()
     net = fsl.Functional(backbone, head)
@@ -45,8 +51,8 @@ def tangent_names(
     }
     if inexact and any(name.startswith("backbone.") for name in names):
         raise ValueError(
-            f"parameters: a tangent kernel through {', '.join(sorted(inexact))}, whose third derivatives are wrong in torch. "
-            "A backbone with fsl.Norm, or parameters: head"
+            f"parameters: a tangent kernel through {', '.join(sorted(inexact))}, whose third "
+            "derivatives are wrong in torch. A backbone with fsl.Norm, or parameters: head"
         )
     return names
 
@@ -58,14 +64,17 @@ def tangent_dual(
     names: list[str],
     outputs: Outputs = "shared",
 ) -> Dual:
-    """The dual of the tangent kernel of head(backbone(x)) with respect to the weights of these names.
+    """The dual of the tangent kernel of head(backbone(x)) with respect to these weights.
 
-    full:   J of all outputs: (n * output_dim, n * output_dim), as gradient flow on all outputs has it.
-    shared: J of the sum of the outputs over sqrt(output_dim): (n, n), for every output alike. It approaches the full
-            kernel as the layer before the head widens: Mohamadi, Bae and Sutherland 2023, arXiv:2206.12543.
+    full:   J of all outputs: (n * output_dim, n * output_dim), as gradient flow on all outputs has
+            it.
+    shared: J of the sum of the outputs over sqrt(output_dim): (n, n), for every output alike. It
+            approaches the full kernel as the layer before the head widens: Mohamadi, Bae and
+            Sutherland 2023, arXiv:2206.12543.
 
-    Normalisation by the batch is part of the network: J of an item then depends on the other items of its set. The kernel
-    between queries and support set is never formed: its product with the dual weights is a directional derivative of f.
+    Normalisation by the batch is part of the network: J of an item then depends on the other items
+    of its set. The kernel between queries and support set is never formed: its product with the
+    dual weights is a directional derivative of f.
     """
     net = fsl.Functional(backbone, head)
     moved = {name: net.weights[name] for name in names}
@@ -73,7 +82,9 @@ def tangent_dual(
     def f(moved: Weights, x: Tensor) -> Tensor:
         return net(net.weights | moved, x)
 
-    values, pullback = vjp(lambda moved: f(moved, support_x), moved)
+    values, pullback = vjp(  # type: ignore[misc]  # torch's type is that of has_aux too
+        lambda moved: f(moved, support_x), moved
+    )
     c = values.shape[1]
     jacobian = {
         k: rows.flatten(1).double()
@@ -88,7 +99,9 @@ def tangent_dual(
 
         def prediction(x: Tensor) -> Prediction:
             def derivative(direction: Weights) -> tuple[Tensor, Tensor]:
-                return jvp(lambda moved: f(moved, x), (moved,), (direction,))
+                return jvp(  # type: ignore[return-value]  # torch's type is that of has_aux too
+                    lambda moved: f(moved, x), (moved,), (direction,)
+                )
 
             with fsl.derivatives_of_any_order():
                 values, slopes = vmap(derivative)(directions)  # (k, n, c); the k values are one

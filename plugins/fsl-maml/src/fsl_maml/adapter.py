@@ -1,8 +1,8 @@
-"""The adapter `maml`: a few optimizer steps on the support set, differentiated by the outer loop."""
+"""The adapter `maml`: a few steps on the support set, differentiated by the outer loop."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -25,18 +25,21 @@ Weights = dict[str, Tensor]
 
 FEATURES = "features of the support set"
 
-SMALLEST_SHARE = (
-    0.03  # of 1 / n: what the multi-step loss leaves to the steps before the last (MAML++ code)
-)
+SMALLEST_SHARE = 0.03
+"""Of 1 / n: what the multi-step loss leaves to the steps before the last one (MAML++ code)."""
 
 
 @fsl.validated
 class Maml(fsl.Adapter):
-    """theta_i <- theta_i - inner_lr * grad L_support(theta_i), inner_steps times from theta_i = theta = (backbone, head).
+    """Gradient steps on the support loss, for each task from the same weights.
 
-    The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in evaluation
-    mode `test_steps`; there the predictor carries no graph. The caller's backbone is only read.
-    Weights that require no gradient when the adapter is built are frozen: no step moves them.
+        theta_i <- theta_i - inner_lr * grad L_support(theta_i)
+
+    inner_steps times, from theta_i = theta = (backbone, head). The head is linear,
+    (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in
+    evaluation mode `test_steps`; there the predictor carries no graph. The caller's backbone is
+    only read. Weights that require no gradient when the adapter is built are frozen: no step moves
+    them.
 
     Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted:
     head`), Raghu et al. 2020, arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021,
@@ -66,14 +69,16 @@ class Maml(fsl.Adapter):
         order: Annotated[
             Literal[1, 2],
             Field(
-                description="2: exact meta-gradient. 1: without second derivatives (FOMAML), which is faster"
+                description="2: exact meta-gradient. 1: without second derivatives (FOMAML), "
+                "which is faster"
             ),
         ] = 2,
         adapted: Annotated[
             Adapted,
             Field(
-                description="what the inner loop adapts: all, head (ANIL), body (BOIL), or shell patterns over parameter names; "
-                "a list of lists gives each step its own, steps beyond it use the last"
+                description="what the inner loop adapts: all, head (ANIL), body (BOIL), or shell "
+                "patterns over parameter names. A list of lists gives each step its own; later "
+                "steps use the last"
             ),
         ] = "all",
         adapt_frozen: Annotated[
@@ -82,13 +87,16 @@ class Maml(fsl.Adapter):
         learn_inner_lr: Annotated[
             RateKind,
             Field(
-                description="fixed; or rates trained by the outer loop: scalar, per-parameter (tensor), "
-                "per-parameter-and-step (LSLR of MAML++), elementwise (Meta-SGD)"
+                description="fixed; or rates trained by the outer loop: scalar, per-parameter "
+                "(tensor), per-parameter-and-step (LSLR of MAML++), elementwise (Meta-SGD)"
             ),
         ] = "fixed",
         inner_optimizer: Annotated[
             OptimizerName,
-            Field(description="optimizer of the inner loop; all but sgd without options by higher"),
+            Field(
+                description="optimizer of the inner loop; anything but sgd without options needs "
+                "the package higher"
+            ),
         ] = "sgd",
         inner_optimizer_options: Annotated[
             dict[str, Any] | None,
@@ -99,8 +107,9 @@ class Maml(fsl.Adapter):
         engine: Annotated[
             Literal["auto", "functional", "higher"],
             Field(
-                description="functional: plain SGD steps by torch.func, which a meta-batch can share; higher: any optimizer, "
-                "one task at a time; auto: functional for sgd without options"
+                description="functional: plain SGD steps by torch.func, which a meta-batch can "
+                "share; higher: any optimizer, one task at a time; auto: functional for sgd "
+                "without options"
             ),
         ] = "auto",
         clip_inner_grad: Annotated[
@@ -114,7 +123,8 @@ class Maml(fsl.Adapter):
             Field(
                 gt=0,
                 le=1,
-                description="share of training in which the query loss counts after every step (MSL of MAML++)",
+                description="share of training in which the query loss counts after every step "
+                "(MSL of MAML++)",
             ),
         ] = None,
         adapt_norms: Annotated[
@@ -145,7 +155,8 @@ class Maml(fsl.Adapter):
         self.task, self.order = task, order
         self.inner_steps, self.test_steps = inner_steps, test_steps
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
-        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.output_dim)
         net, norms = fsl.Functional(backbone, self.head), list(norm_names(backbone))
         weights, left_out = net.weights, () if adapt_norms else norms
         self.schedule = [
@@ -200,7 +211,10 @@ class Maml(fsl.Adapter):
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
     ) -> tuple[Tensor, Tensor]:
-        """The query loss after the last step; with `multi_step_loss`, while it lasts, a mean over all steps."""
+        """The query loss after the last step, or a mean over all steps.
+
+        The mean: with `multi_step_loss`, for as long as it lasts.
+        """
         shares = self._loss_shares()
         if shares is None:
             return super().objective(backbone, episode, loss)
@@ -263,7 +277,7 @@ class _SupportFeatures:
         self.source: list[Tensor] | None = None
 
     def __call__(self, fixed: Weights) -> Weights:
-        """Nothing where a step moves the backbone."""
+        """Nothing if a step moves the backbone."""
         if not all(name in fixed for name in self.names):
             return {}
         source = [fixed[name] for name in self.names]

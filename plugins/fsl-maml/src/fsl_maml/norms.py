@@ -13,19 +13,22 @@ NORMS = (fsl.Norm, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def norm_names(backbone: nn.Module) -> Iterator[str]:
-    """Names of the scales and shifts of a backbone's norm layers, such as
-    `backbone.blocks.0.norm.scale`."""
+    """Names of the scales and shifts of a backbone's norm layers.
+
+    Such as `backbone.blocks.0.norm.scale`.
+    """
     for prefix, module in backbone.named_modules(prefix="backbone"):
         if isinstance(module, NORMS):
             yield from (f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False))
 
 
 class StepNorms(nn.Module):
-    """Scale and shift of every norm layer, one for each inner step, all of them as in `weights` at
-    first.
+    """Scale and shift of every norm layer, one for each inner step.
+
+    All of them begin as they are in `weights`.
 
     The support set of step k, and the queries after it, are seen with those of step k; later steps
-    use the last. Their own in the backbone then take no part.
+    use the last. Those in the backbone then take no part.
 
     Source: per-step batch normalisation of MAML++, Antoniou et al. 2019, arXiv:1810.09502, by its
     code. Running averages for each step, which that code keeps beside them, are left out: it never

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # higher compares with `is` and has invalid escapes: both warn when it is compiled
-    import higher
+    # higher compares with `is` and has invalid escapes: both warn when it is compiled.
+    warnings.simplefilter("ignore")
+    import higher  # type: ignore[import-untyped]  # it has no annotations
 
 OptimizerName = Literal["sgd", "adam", "adamax", "adagrad", "adadelta", "rmsprop", "rprop", "asgd"]
 
@@ -28,10 +28,8 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "rprop": torch.optim.Rprop,
     "asgd": torch.optim.ASGD,
 }
-_FIXED_RATE_ONLY = (
-    "rprop",
-    "asgd",
-)  # higher reads the rate as a number there, which would cut its gradient
+# higher reads the rate as a number there, which would cut its gradient.
+_FIXED_RATE_ONLY = ("rprop", "asgd")
 _NOT_IN_HIGHER = {
     "maximize",
     "foreach",
@@ -48,7 +46,10 @@ class StartedOptimizer(Protocol):
     def update(
         self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None
     ) -> list[Tensor]:
-        """The updated fast_params; one without a gradient stays as it is. rates: one for all, one for each, or None."""
+        """The updated fast_params; one without a gradient stays as it is.
+
+        rates: one for all, one for each, or None.
+        """
 
 
 class PlainSgd:
@@ -63,8 +64,9 @@ class PlainSgd:
     def update(
         self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None
     ) -> list[Tensor]:
-        rates = [self.lr] if rates is None else rates
-        of_each = rates * len(fast_params) if len(rates) == 1 else rates
+        of_each: Sequence[float | Tensor] = [self.lr] if rates is None else rates
+        if len(of_each) == 1:
+            of_each = [of_each[0]] * len(fast_params)
         steps = zip(fast_params, gradients, of_each, strict=True)
         return [
             weight if gradient is None else weight - rate * gradient
@@ -75,9 +77,10 @@ class PlainSgd:
 def uses_functional(
     engine: str, optimizer: str, options: dict[str, Any], backbone: nn.Module
 ) -> bool:
-    """Whether inner steps are PlainSgd's. Raises ValueError where that is asked for and cannot be.
+    """Whether inner steps are those of PlainSgd.
 
-    torch.func refuses layers that write running statistics; with these `auto` is higher.
+    torch.func refuses layers that write running statistics; with these, `auto` is higher.
+    Raises ValueError if `functional` is asked for and cannot be.
     """
     writers = {
         type(m).__name__ for m in backbone.modules() if getattr(m, "track_running_stats", False)
@@ -87,7 +90,8 @@ def uses_functional(
     faults += [f"running statistics of {', '.join(sorted(writers))}"] if writers else []
     if engine == "functional" and faults:
         raise ValueError(
-            f"engine: functional, with {' and '.join(faults)}. sgd alone on layers without, or engine: higher"
+            f"engine: functional, with {' and '.join(faults)}. sgd without options, on layers "
+            "without running statistics, or engine: higher"
         )
     return engine != "higher" and not faults
 
@@ -97,7 +101,8 @@ class InnerOptimizer:
 
     lr: fixed learning rate, or the one that learned rates replace at every step.
     options: further arguments of the torch.optim class, such as momentum or betas.
-    tensors: how many parameter tensors it updates.    groups: 1, or `tensors` for a learned rate each.
+    tensors: how many parameter tensors it updates.
+    groups:  1, or `tensors` if each has a learned rate.
     """
 
     def __init__(
@@ -118,8 +123,11 @@ class _Started:
     def update(
         self, fast_params: list[Tensor], gradients: list[Tensor | None], rates: list[Tensor] | None
     ) -> list[Tensor]:
-        """higher's `step` would differentiate a loss itself. It is given a constant one and the finished gradients, so that
-        the caller decides which tensors are differentiated and whether second derivatives are kept.
+        """One step with gradients that are already there.
+
+        higher's `step` would differentiate a loss itself. It gets a constant loss and the finished
+        gradients, so that the caller decides which tensors are differentiated and whether second
+        derivatives are kept.
         """
         constant = torch.zeros((), requires_grad=True)
         override = None if rates is None else {"lr": rates}
@@ -129,38 +137,44 @@ class _Started:
 
 
 def check_optimizer(name: str, options: dict[str, Any], learned_rate: bool) -> None:
-    """Raise ValueError for an option or a learned rate that higher has no differentiable version of."""
+    """Raise ValueError for an option or a learned rate that higher cannot differentiate."""
     if learned_rate and name in _FIXED_RATE_ONLY:
         raise ValueError(
-            f"learn_inner_lr: higher passes no gradient to the rate of {name!r}. 'fixed', or another optimizer"
+            f"learn_inner_lr: higher passes no gradient to the rate of {name!r}. 'fixed', or "
+            "another optimizer"
         )
     known = set(inspect.signature(_CLASSES[name]).parameters) - {"params", "lr"} - _NOT_IN_HIGHER
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
-            f"inner_optimizer_options: {name!r} has no {', '.join(unknown)}. Known: {', '.join(sorted(known))}"
+            f"inner_optimizer_options: {name!r} has no {', '.join(unknown)}. "
+            f"Known: {', '.join(sorted(known))}"
         )
 
 
 def _template(
     name: str, lr: float, options: dict[str, Any], tensors: int, groups: int
 ) -> torch.optim.Optimizer:
-    """A torch optimizer over scalars: it only carries settings. Histories of tensors take their shapes from gradients."""
+    """A torch optimizer over scalars, which only carries settings.
+
+    Histories of tensors take their shapes from gradients.
+    """
     scalars = [torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(tensors)]
-    settings = {
+    settings: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
     }
     parameters = [{"params": [scalar]} for scalar in scalars] if groups > 1 else scalars
+    make: Callable[..., torch.optim.Optimizer] = _CLASSES[name]
     try:
-        template = _CLASSES[name](parameters, lr=lr, **settings)
+        template = make(parameters, lr=lr, **settings)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"inner_optimizer_options: {error}. Values that torch.optim.{_CLASSES[name].__name__} takes"
+            f"inner_optimizer_options: {error}. "
+            f"Values that torch.optim.{_CLASSES[name].__name__} takes"
         ) from error
     for history in template.state.values():
-        history["step"] = (
-            0  # Adagrad counts in a float32 tensor, which would round the learning rate
-        )
+        # Adagrad counts in a float32 tensor, which would round the learning rate.
+        history["step"] = 0
     return template
 
 
@@ -169,7 +183,6 @@ def _differentiable(
 ) -> higher.optim.DifferentiableOptimizer:
     scalars = [scalar for group in template.param_groups for scalar in group["params"]]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # higher's notes on RMSprop and Rprop; the README repeats them
+        # higher's notes on RMSprop and Rprop; the README repeats them.
+        warnings.simplefilter("ignore")
         return higher.optim.get_diff_optim(template, scalars, track_higher_grads=tracked)

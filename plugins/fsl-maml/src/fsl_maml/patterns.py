@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 Adapted = str | list[str] | list[list[str]]
-"""A pattern, several, or a list of several for each step; `all`, `head` and `body` are patterns too."""
+"""A pattern, several, or a list of several for each step.
+
+`all`, `head` and `body` are patterns too.
+"""
 
 
 def pattern_schedule(adapted: Adapted, steps: int) -> list[list[str]]:
-    """The patterns of each listed step; one entry if steps are alike.
+    """The patterns of each listed step; one entry if all steps are alike.
 
-    steps: the most that will be made. ValueError if more are listed.
+    steps: how many are made at most. Raises ValueError if more are listed.
     """
     schedule = _as_schedule(adapted)
     if len(schedule) > max(steps, 1):
@@ -23,6 +26,7 @@ def pattern_schedule(adapted: Adapted, steps: int) -> list[list[str]]:
 def _as_schedule(adapted: Adapted) -> list[list[str]]:
     if isinstance(adapted, str):
         return [[adapted]]
-    if all(isinstance(entry, str) for entry in adapted):
-        return [list(adapted)]
+    patterns = [entry for entry in adapted if isinstance(entry, str)]
+    if len(patterns) == len(adapted):
+        return [patterns]
     return [[entry] if isinstance(entry, str) else list(entry) for entry in adapted]

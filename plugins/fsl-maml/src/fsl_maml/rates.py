@@ -17,8 +17,9 @@ class InnerRates(nn.Module):
     fixed                   a number.
     scalar                  one learned rate, ().
     per-parameter           one for each parameter tensor, (tensors,).
-    per-parameter-and-step  one for each parameter tensor and step, (steps, tensors): LSLR of MAML++,
-                            Antoniou et al. 2019, arXiv:1810.09502. Later steps use the last row.
+    per-parameter-and-step  one for each parameter tensor and step, (steps, tensors): LSLR of
+                            MAML++, Antoniou et al. 2019, arXiv:1810.09502. Later steps use the
+                            last row.
     elementwise             one for each weight: Meta-SGD, Li et al. 2017, arXiv:1707.09835.
 
     Learned rates are unconstrained, as in the code of MAML++ and in learn2learn's Meta-SGD:

@@ -1,7 +1,7 @@
-"""MAML with a multiplier that the inner loop adapts, and two kinds of episodes whose tasks conflict.
+"""MAML with a multiplier that the inner loop adapts, and episodes whose tasks conflict.
 
-After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the paper's
-text was not available.
+After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's
+interpretation; the paper's text was not available.
 """
 
 import fsl_core as fsl

@@ -1,8 +1,9 @@
-"""The adapter `wormhole`: gradient steps on the weights and on factors that multiply the network."""
+"""The adapter `wormhole`: gradient steps on weights and on factors that multiply the network."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,25 +14,27 @@ from fsl_wormhole.multipliers import Granularity, Location, Multipliers, Weights
 
 @fsl.validated
 class Wormhole(fsl.Adapter):
-    """f(x) = a * h(x; theta): MAML on theta = (backbone, head) and on factors a that multiply the network.
+    """MAML on the weights and on factors a that multiply the network.
 
-    inner_steps times, from a_i = initial and theta_i = theta:
+    f(x) = a * h(x; theta), theta = (backbone, head). inner_steps times, from a_i = initial and
+    theta_i = theta:
 
         a_i     <- a_i     - multiplier_lr * d L_support / d a_i
         theta_i <- theta_i - inner_lr      * d L_support / d theta_i
 
-    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the
-    paper's text was not available. The abstract says that "an extra multiplicative parameter is introduced in the
-    inner-loop adaptation", which "creates a shortcut in the parameter space".
+    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's
+    interpretation; the paper's text was not available. The abstract says that "an extra
+    multiplicative parameter is introduced in the inner-loop adaptation", which "creates a shortcut
+    in the parameter space".
 
-    At a = 0 all weights give the same function, so that the way from h to -h leads through one point, and tasks that want
-    opposite functions may have the same theta. With multiplier_lr 0 and initial 1 this is MAML (Finn et al. 2017,
-    arXiv:1703.03400), with order 1 its first-order form.
+    At a = 0 all weights give the same function, so that the way from h to -h leads through one
+    point, and tasks that want opposite functions may have the same theta. With multiplier_lr 0 and
+    initial 1 this is MAML (Finn et al. 2017, arXiv:1703.03400), with order 1 its first-order form.
 
-    The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in evaluation
-    mode `test_steps`; there the predictor carries no graph. Weights that require no gradient when
-    the adapter is built are frozen: they are neither adapted nor multiplied as layers. Nothing keeps
-    a learned multiplier_lr above zero.
+    The head is linear, (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps
+    are made, in evaluation mode `test_steps`; there the predictor carries no graph. Weights that
+    require no gradient when the adapter is built are frozen: they are neither adapted nor
+    multiplied as layers. Nothing keeps a learned multiplier_lr above zero.
     """
 
     name = "wormhole"
@@ -43,13 +46,15 @@ class Wormhole(fsl.Adapter):
         multiplies: Annotated[
             Location,
             Field(
-                description="what is multiplied: the output, the weights of each layer, or all weights by one factor"
+                description="what is multiplied: the output, the weights of each layer, or all "
+                "weights by one factor"
             ),
         ] = "output",
         multipliers: Annotated[
             Granularity,
             Field(
-                description="scalar: one (a layer); per-output: one for each prediction, or unit of a layer"
+                description="scalar: one (a layer); per-output: one for each prediction, or unit "
+                "of a layer"
             ),
         ] = "scalar",
         initial: Annotated[
@@ -62,7 +67,8 @@ class Wormhole(fsl.Adapter):
             float | None,
             Field(
                 ge=0,
-                description="inner learning rate of the factors, or its start; null: that of the weights",
+                description="inner learning rate of the factors, or its start; null: that of the "
+                "weights",
             ),
         ] = None,
         learn_multiplier_lr: Annotated[
@@ -108,7 +114,8 @@ class Wormhole(fsl.Adapter):
 
         self.task, self.order = task, order
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.head = nn.Linear(backbone.feature_dim, task.output_dim)
+        feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
+        self.head = nn.Linear(feature_dim, task.output_dim)
         net = fsl.Functional(backbone, self.head)
         weights = net.weights
         moving = {name: weights[name] for name in net.adapted(frozen=adapt_frozen)}
@@ -158,7 +165,7 @@ class _Multiplied(fsl.Functional):
         super().__init__(backbone, head)
         self.multipliers = multipliers
 
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+    def __call__(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         factors = {name: weights[name] for name in self.multipliers.shapes}
         plain = {name: weights[name] for name in self.weights}
         multiplied = self.multipliers.on_weights(plain, factors)

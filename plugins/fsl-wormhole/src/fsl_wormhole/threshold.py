@@ -1,4 +1,4 @@
-"""Numbers below or above a threshold, where some tasks mean the opposite of others."""
+"""Numbers below or above a threshold; some tasks mean the opposite of others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import fsl_core as fsl
 
 
 class ThresholdComparison(fsl.EpisodeSource):
-    """y = 1[s * (x - t) > 0] for x in -1 .. 1; a task is a threshold t in -spread .. spread, uniform, and a sign s.
+    """y = 1[s * (x - t) > 0] for x in -1 .. 1, a 2-way classification.
 
-    s is -1 in a share `flipped` of the tasks, which call above what the others call below. 2-way classification;
-    x is (n, 1) float32, uniform on its side of t: half of the items lie on either side, wherever t is.
-    Every split has the same distribution and draws of its own.
+    A task is a threshold t, uniform in -spread .. spread, and a sign s. s is -1 in a share
+    `flipped` of the tasks, which call above what the others call below. x is (n, 1) float32,
+    uniform on its side of t: half of the items lie on either side, wherever t is. Every split has
+    the same distribution and draws of its own.
 
-    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the
-    paper's text was not available: of this experiment the abstract has the name alone.
+    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's
+    interpretation; the paper's text was not available: of this experiment the abstract has the
+    name alone.
     """
 
     name = "threshold-comparison"
@@ -61,12 +63,9 @@ class ThresholdComparison(fsl.EpisodeSource):
         per_class = task.n_shot + task.n_query
         u = fsl.to_uniform(fsl.draw_bits(seed, split, indices, 2 + 2 * per_class))
         flipped, threshold = u[:, 0] < self.flipped, self.spread * (2 * u[:, 1] - 1)
-        share = 1 - u[:, 2:].reshape(-1, per_class, 2).transpose(
-            0, 2, 1
-        )  # above 0, so that nothing lies on the threshold
-        above = (
-            np.array([False, True]) != flipped[:, None]
-        )  # (episodes, class): which side a class is on
+        # Above 0, so that nothing lies on the threshold.
+        share = 1 - u[:, 2:].reshape(-1, per_class, 2).transpose(0, 2, 1)
+        above = np.array([False, True]) != flipped[:, None]  # (episodes, class): the class's side
         end = np.where(above, 1.0, -1.0) - threshold[:, None]
         x = threshold[:, None, None] + end[..., None] * share
         return self._episode(x.astype(np.float32), task.n_shot, indices)
@@ -76,12 +75,8 @@ class ThresholdComparison(fsl.EpisodeSource):
         items = torch.from_numpy(x).to(self._device)
 
         def labelled(part: torch.Tensor) -> fsl.LabelledSet:
-            y = (
-                torch.arange(2, device=self._device)
-                .repeat_interleave(part.shape[2])
-                .expand(len(part), -1)
-            )
-            return fsl.LabelledSet(part.flatten(1)[..., None], y)
+            classes = torch.arange(2, device=self._device).repeat_interleave(part.shape[2])
+            return fsl.LabelledSet(part.flatten(1)[..., None], classes.expand(len(part), -1))
 
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)
         return fsl.Episode(labelled(items[:, :, :n_shot]), labelled(items[:, :, n_shot:]), ids)

@@ -16,17 +16,25 @@ SCALE = (0.25, 0.5)  # of the whole signal
 
 
 class WaveletTransform(fsl.EpisodeSource):
-    """y = sum_j x_j psi_j: signals to their coefficient of one wavelet. Regression; the task is the wavelet's scale and shift.
+    """Signals to their coefficient of one wavelet, y = sum_j x_j psi_j.
 
-    x: (n, samples) float32, periodic signals of unit variance: sum over k = 1 .. harmonics of a_k cos(2 pi k tau) +
-       b_k sin(2 pi k tau), with a_k and b_k normal, at tau = 0, 1 / samples, ...
-    psi, of unit Euclidean norm, at distance d from its centre `shift`, around the circle, and with `scale` in 0.25 .. 0.5:
+    Regression; the task is the wavelet's scale and shift.
+
+    x: (n, samples) float32, periodic signals of unit variance: sum over k = 1 .. harmonics of
+       a_k cos(2 pi k tau) + b_k sin(2 pi k tau), with a_k and b_k normal, at
+       tau = 0, 1 / samples, ...
+    psi, of unit Euclidean norm, at distance d from its centre `shift`, around the circle, and with
+       `scale` in 0.25 .. 0.5:
        haar    1 for -scale / 2 <= d < 0, -1 for 0 <= d < scale / 2, else 0.
        ricker  (1 - u^2) exp(-u^2 / 2) with u = 4 d / scale, less its mean.
-    shift in 0 .. 1 and scale are uniform. y: (n, 1) float32. Every split has the same distribution and draws of its own.
+    y: (n, 1) float32.
 
-    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's interpretation; the
-    paper's text was not available: of this experiment the abstract has the name alone.
+    shift in 0 .. 1 and scale are uniform. Every split has the same distribution and draws of its
+    own.
+
+    After the abstract of arXiv 2212.14094. The update rule, defaults and tasks are this project's
+    interpretation; the paper's text was not available: of this experiment the abstract has the
+    name alone.
     """
 
     name = "wavelet-transform"
@@ -75,20 +83,22 @@ class WaveletTransform(fsl.EpisodeSource):
         )
 
     def _signals(self, u: np.ndarray) -> np.ndarray:
-        """(..., harmonics, 2) uniform numbers -> (..., samples); a normal pair is a Rayleigh radius and an angle."""
+        """(..., harmonics, 2) uniform numbers -> (..., samples).
+
+        A pair of normal numbers is a Rayleigh radius and an angle.
+        """
         radius, angle = np.sqrt(-2 * np.log1p(-u[..., 0])), 2 * np.pi * u[..., 1]
         waves = 2 * np.pi * np.arange(1, self.harmonics + 1)[:, None] * self._times
-        cosines, sines = (
-            (radius * np.cos(angle)) @ np.cos(waves),
-            (radius * np.sin(angle)) @ np.sin(waves),
-        )
+        cosines = (radius * np.cos(angle)) @ np.cos(waves)
+        sines = (radius * np.sin(angle)) @ np.sin(waves)
         return (cosines + sines) / np.sqrt(self.harmonics)
 
 
 def wavelet(kind: Kind, times: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """(tasks, samples) wavelets of unit norm on the circle of length 1.
 
-    times: (samples,) in 0 .. 1.    scale, shift: (tasks,), in units of the circle.
+    times:        (samples,) in 0 .. 1.
+    scale, shift: (tasks,), in units of the circle.
     """
     distance = (times - shift[:, None] + 0.5) % 1 - 0.5
     scale = scale[:, None]
