@@ -37,6 +37,7 @@ test-core: .venvs/core/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy fsl_core benchmarks release $(wildcard plugins/*/src/*)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
@@ -54,7 +55,7 @@ dist: .venv/ready
 	$(BIN)/python -m release dist
 
 clean:
-	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # learn2learn is built from C: where it cannot be, the tests that need it are skipped

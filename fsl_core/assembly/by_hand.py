@@ -36,7 +36,6 @@ class ByHand(Experiment):
         )
 
 
-@dataclass(frozen=True)
 class _OfParts(Recipe):
     """Stands for a recipe where a program gave the parts themselves, so that none has a name."""
 

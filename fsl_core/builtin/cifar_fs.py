@@ -100,7 +100,7 @@ class CifarFs(fsl.PooledEpisodes):
 
     def _find(
         self, classes: Sequence[str]
-    ) -> tuple[list[object], Callable[[], Mapping[str, np.ndarray]]]:
+    ) -> tuple[list[Path | str], Callable[[], Mapping[str, np.ndarray]]]:
         """What the images depend on, and a function that reads them.
 
         It gives {class: (600, 32, 32, 3) uint8}, in the order of `classes`.
