@@ -1,4 +1,7 @@
-"""fsl-core: few-shot meta-learning from parts. Plugin authors need the names below and nothing else."""
+"""fsl-core: few-shot meta-learning from parts.
+
+These are its public names. Authors of plugins need them, `fsl_core.data` and `fsl_core.testing`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -100,7 +100,8 @@ def load_recipe(
     """Read and check a recipe.
 
     recipe:    a file, the name of a shipped recipe such as `glyphs/5w1s-maml`, or its data.
-    overrides: values by key path, such as `{"outer.steps": 100}`, or texts such as `outer.steps=100`.
+    overrides: values by key path, such as `{"outer.steps": 100}`, or texts such as
+               `outer.steps=100`.
     plugins:   one-file plugins to import, which the recipe may name.
     Raises RecipeError, with every fault, for a recipe that does not fit.
     """

@@ -113,7 +113,9 @@ class CifarFs(fsl.PooledEpisodes):
         folder, places = max(found, key=lambda pair: len(pair[1]))
         if set(places) - set(SPLIT_FOLDERS):
             _refuse_missing(folder, classes, places)
-            parts = [part for name, place in places.items() for part in (name, *_files(place))]
+            parts: list[Path | str] = []
+            for name, place in places.items():
+                parts += [name, *_files(place)]
             return parts, lambda: _read_all(places)
         files = [root / ARCHIVE / name for name in MEMBERS]
         if not all(file.is_file() for file in files):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import getfile
 from itertools import chain
@@ -125,9 +125,9 @@ class ImageFolder(fsl.PooledEpisodes):
             folders.refuse_unreadable(folders.unreadable(listing.passed_over))
         listing.refuse_empty()
         how = (self.task.input_shape[-1], self.channels, self.value_range)
-        contents: Iterator[str | int | Path] = (
-            part for name, files in listing.classes.items() for part in (name, len(files), *files)
-        )
+        contents: list[str | int | Path] = []
+        for name, files in listing.classes.items():
+            contents += [name, len(files), *files]
         try:
             key = content_key("image-folder", *how, *contents, under=self.root)
         except fsl.DataError:  # it names the first file; reading them names all that are damaged

@@ -89,7 +89,8 @@ def read_document(
             if isinstance(override, str):
                 _override(document, override, named)
             else:
-                _set(document, *override, named)
+                key, value = override
+                _set(document, key, value, named)
         except RecipeError as error:
             faults += error.faults
     if faults:

@@ -1,6 +1,7 @@
 """Data: pools, draws, pictures and their cache. Authors of episode sources need these names.
 
-The rest of what they need is in `fsl_core` itself: `EpisodeSource`, `PooledEpisodes`, `LabelledPool`.
+The rest of what they need is in `fsl_core` itself: `EpisodeSource`, `PooledEpisodes`,
+`LabelledPool`.
 """
 
 from importlib import import_module

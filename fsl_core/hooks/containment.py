@@ -62,19 +62,24 @@ def _put_back(state: _State, notes: list[str]) -> Iterator[None]:
 @contextmanager
 def _filters_put_back(notes: list[str]) -> Iterator[None]:
     """Undo filters for all warnings. Libraries add narrow ones for those they know: these stay."""
-    before = after = list(warnings.filters)
+    before = after = _filters()
     try:
         with warnings.catch_warnings():
             try:
                 yield
             finally:
-                after = list(warnings.filters)
+                after = _filters()
     finally:
-        narrow = [entry for entry in after if entry not in before and _is_narrow(*entry)]
+        narrow: list[Any] = [e for e in after if e not in before and _is_narrow(*e)]
         for action, message, category, module, line in reversed(narrow):
             warnings.filterwarnings(action, _pattern(message), category, _pattern(module), line)
         if after != [*narrow, *before]:
             notes.append(_changed("the warning filters"))
+
+
+def _filters() -> list[Any]:
+    """Python's own list holds tuples of five, which no name describes."""
+    return list(warnings.filters)
 
 
 def _is_narrow(action: str, message: Any, category: type, module: Any, line: int) -> bool:

@@ -305,7 +305,10 @@ def _offers(impls: Mapping[str, Iterable[pluggy.HookImpl]], origin: str) -> Iter
 
 
 def _caller(impl: pluggy.HookImpl) -> Callable[[Register], None]:
-    return lambda register: impl.function(*(register for _ in impl.argnames))
+    def call(register: Register) -> None:
+        impl.function(*(register for _ in impl.argnames))
+
+    return call
 
 
 def plugin_files(recipe: Path | None, plugins_dir: Path | None) -> list[Path]:

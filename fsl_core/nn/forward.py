@@ -28,7 +28,8 @@ _state = _OfThread()
 def checkpointed(wanted: bool = True) -> Iterator[None]:
     """Within this context, `call_with` keeps no activations that serve a first derivative alone.
 
-    wanted: False: it keeps them whatever a context around this one says, as for a second derivative.
+    wanted: False: it keeps them whatever a context around this one says, as for a second
+            derivative.
     """
     outer, _state.checkpointed = _state.checkpointed, wanted
     try:

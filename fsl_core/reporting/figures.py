@@ -146,7 +146,7 @@ def heat_map(
         text, colour = "-", GREY
         if np.isfinite(value):
             text = f"{value:.3f}"
-            colour = "black" if float(image.norm(shown[i, j])) > 0.6 else "white"
+            colour = "black" if np.asarray(image.norm(shown[i, j])) > 0.6 else "white"
         drawn.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     return svg(figure)
 
