@@ -210,7 +210,8 @@ def _roofline(result: dict) -> Iterator[str]:
     yield (
         f"Roofline: {result['operations'] / 1e9:.3g} GFLOP in products and convolutions, as plain "
         "torch computes it.\n"
-        f"In the same rounds, {result['ours']} reaches {achieved / best:.1%} of the machine's best rate.\n"
+        f"In the same rounds, {result['ours']} reaches {achieved / best:.1%} of the "
+        "machine's best rate.\n"
         f"{_wrapped(f'The machine reached: {rates}.')}\n"
     )
 
@@ -221,8 +222,10 @@ def _wrapped(text: str) -> str:
 
 def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
-        "One task, Conv4-64, 28x28, 5-way 1-shot. First the time from the support set to a predictor,\n"
-        "without a graph; then the time with its 75 queries predicted. Every installed adapter has its\n"
+        "One task, Conv4-64, 28x28, 5-way 1-shot. First the time from the support set to a "
+        "predictor,\n"
+        "without a graph; then the time with its 75 queries predicted. Every installed "
+        "adapter has its\n"
         f"default options. The ratio says how many times as long {result['reference']} takes.\n"
     )
     rows = []
@@ -246,7 +249,8 @@ def _adaptation(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
         f"{CONV4}, 16 tasks, 1 step, computed by {result['execution']}.\n"
-        "The table says how many times as long a meta-gradient takes under each weighting as under\n"
+        "The table says how many times as long a meta-gradient takes under each weighting "
+        "as under\n"
         "`uniform`. The aim for `gradient-similarity` is 1.3.\n"
     )
     rows = [
@@ -260,8 +264,10 @@ def _weightings(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     start = result["start"]
     yield (
-        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class. Unless a table says otherwise:\n"
-        f"{start['tasks']} tasks, {start['steps']} step, {start['n_way']} ways, {start['channels']} channels. "
+        f"Second-order MAML, Conv4, 28x28, 1 shot, {start['n_query']} queries a class. "
+        "Unless a table says otherwise:\n"
+        f"{start['tasks']} tasks, {start['steps']} step, {start['n_way']} ways, "
+        f"{start['channels']} channels. "
         "The exponent p is fitted to cost = c * size^p.\n"
     )
     for key, axis in result["axes"].items():
@@ -279,7 +285,8 @@ def _growth(result: dict, drawn: dict[str, str]) -> Iterator[str]:
 def _memory(result: dict, drawn: dict[str, str]) -> Iterator[str]:
     yield (
         f"Second-order {CONV4}, 16 tasks. Peak resident memory above what\n"
-        "the process held before, in the second meta-gradient. Each contender has a process of its own.\n"
+        "the process held before, in the second meta-gradient. Each contender has a "
+        "process of its own.\n"
         "What compiling keeps counts too.\n"
     )
     cases = result["bytes"]

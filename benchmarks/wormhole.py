@@ -180,7 +180,8 @@ def section(experiment: str, runs: dict[str, list[Finished]], figure: str) -> st
             f"## {TITLES[experiment]}",
             "",
             f"{recipes}.",
-            f"{episodes} test episodes, the same for all. Wormhole is better if the difference is {better}.",
+            f"{episodes} test episodes, the same for all. Wormhole is better if the "
+            f"difference is {better}.",
             "",
             f"| seed | wormhole, {metric} | MAML, {metric} | difference |",
             "|---|---|---|---|",

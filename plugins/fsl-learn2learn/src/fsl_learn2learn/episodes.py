@@ -121,9 +121,8 @@ class L2lEpisodes(fsl.PooledEpisodes):
             f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}"
             for file in files
         ]
-        key = content_key(
-            "learn2learn", self.name, self.variant, split, self.task.input_shape, *states
-        )
+        what = ("learn2learn", self.name, str(self.variant), split)
+        key = content_key(*what, self.task.input_shape, *states)
         return fsl.LabelledPool.cached(key, lambda: self._decode(root, split))
 
     def find(self, split: fsl.Split) -> Path:
