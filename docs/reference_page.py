@@ -1,9 +1,13 @@
-"""Makes the pages reference.md and api.md when the documentation is built.
+"""Makes pages and pictures when the documentation is built.
 
-The first is about every plugin that is installed then, the second about core's public names.
+reference.md is about every plugin that is installed then, api.md about core's public names, and
+the pictures of architecture.md show the code as it is.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -11,6 +15,9 @@ from mkdocs.structure.files import File, Files
 import fsl_core
 from fsl_core.config.reference import recipe_reference
 from fsl_core.hooks.loader import load
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pictures
 
 HEADINGS = {
     "api": "Run, train, judge",
@@ -29,6 +36,7 @@ HEADINGS = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"reference.md": recipe_reference(load().catalogue), "api.md": python_reference()}
+    pages |= {"rooms.svg": pictures.rooms(), "flow.svg": pictures.flow()}
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
