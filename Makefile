@@ -1,5 +1,7 @@
-# make run · test · lint · bench · docs · dist · clean      recipe=FILE, plugin=NAME and only=SECTION narrow them
+# make run · test · test-next · lint · bench · docs · dist · clean
+# recipe=FILE, plugin=NAME and only=SECTION narrow them
 PYTHON ?= python3
+NEXT_PYTHON ?= python3.13
 recipe ?= recipes/glyphs/5w1s-maml.yaml
 plugin ?=
 only ?=
@@ -7,6 +9,7 @@ options ?=
 
 BIN := .venv/bin
 CORE_BIN := .venvs/core/bin
+NEXT_BIN := .venvs/next/bin
 BENCH_BIN := .venvs/bench/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -22,7 +25,7 @@ TESTS := $(if $(plugin),plugins/$(plugin),$(WITH_PLUGINS))
 # two test processes, one thread each: more threads than cores only wait for one another
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: run test test-core lint format bench docs dist clean
+.PHONY: run test test-core test-next lint format bench docs dist clean
 
 run: .venv/ready
 	$(BIN)/fsl run $(recipe)
@@ -33,6 +36,10 @@ test: .venv/ready $(if $(plugin),,test-core)
 # core by itself: nothing of plugins/ is installed in this environment
 test-core: .venvs/core/ready
 	$(ONE_THREAD) $(CORE_BIN)/python $(PYTEST) $(CORE_ALONE)
+
+# the same under a later Python, if there is one: make test-next NEXT_PYTHON=python3.13
+test-next: .venvs/next/ready
+	$(ONE_THREAD) $(NEXT_BIN)/python $(PYTEST) $(CORE_ALONE)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -68,6 +75,11 @@ clean:
 .venvs/core/ready: pyproject.toml constraints.txt
 	test -x $(CORE_BIN)/python || $(PYTHON) -m venv .venvs/core
 	$(CORE_BIN)/python $(PIP_INSTALL) -e .[dev]
+	touch $@
+
+.venvs/next/ready: pyproject.toml constraints.txt
+	test -x $(NEXT_BIN)/python || $(NEXT_PYTHON) -m venv .venvs/next
+	$(NEXT_BIN)/python $(PIP_INSTALL) -e .[dev]
 	touch $@
 
 # a peer that could not be installed is left out, saying so, and tried again the next time
