@@ -112,7 +112,7 @@ class Run:
     step: outer steps done.
     resumed_from: the steps that were done when it was resumed.
     best: {"step", "score"} of the best validation so far, or None.
-    execution: how its meta-batches are computed and why; None before training.
+    choice: how its meta-batches are computed and why; None before training.
     unvalidated: the validation of this step was interrupted and is still to be done.
     stop: asks its training to stop.
     notes: what a user should know, such as what was passed over in the data.
@@ -131,7 +131,7 @@ class Run:
     step: int = 0
     resumed_from: int = 0
     best: dict[str, float] | None = None
-    execution: Choice | None = None
+    choice: Choice | None = None
     unvalidated: bool = False
     stop: Stop = field(default_factory=Stop)
     notes: list[str] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Run:
             step=self.step,
             resumed_from=self.resumed_from,
             best=Best(int(self.best["step"]), self.best["score"]) if self.best else None,
-            execution=self.execution.in_full if self.execution else "",
+            execution=self.choice.in_full if self.choice else "",
             device=str(self.device),
             learner=self.experiment.learner,
             task=self.experiment.source.task,
@@ -392,7 +392,7 @@ def open_run(
     overrides = [] if steps is None else [f"outer.steps={steps}"]
     recipe = read_recipe(directory / RECIPE, loaded.catalogue, overrides)
     run = _assemble(InDirectory(directory), environment["recipe"], recipe, loaded, device)
-    run.execution = read_choice(directory)
+    run.choice = read_choice(directory)
     with _only_writer(directory) if write else nullcontext():
         if write and steps is not None:
             run.change_steps()

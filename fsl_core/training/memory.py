@@ -26,7 +26,7 @@ def enough_memory(run: Run, where: str, error: type[RunError]) -> Iterator[None]
 
 def _remedy(run: Run) -> str:
     tasks = run.recipe.sections.outer.meta_batch_size
-    execution = run.execution.execution if run.execution else None
+    execution = run.choice.execution if run.choice else None
     if execution is None or execution.mode == "loop":
         several = execution is not None and execution.workers > 1
         fewer = "execution.workers: 1, which takes one task at a time, or a" if several else "A"

@@ -34,8 +34,8 @@ AGAIN = "`fsl tune-execution RECIPE` measures again"
 
 def choose_execution(run: Run) -> Choice:
     """What the run has used so far, else what its recipe names, else what is kept or measured."""
-    if run.step > 0 and run.execution is not None:
-        return run.execution
+    if run.step > 0 and run.choice is not None:
+        return run.choice
     choice = _Question(run.experiment, run.device).answer()
     run.records.keep_choice(choice)
     return choice
@@ -43,7 +43,7 @@ def choose_execution(run: Run) -> Choice:
 
 def workers_of(run: Run) -> int:
     """Tasks that an evaluation may compute at once, as training did."""
-    return run.execution.execution.workers if run.execution else 1
+    return run.choice.execution.workers if run.choice else 1
 
 
 def kept_execution(experiment: Experiment, device: torch.device) -> Choice | None:

@@ -89,7 +89,7 @@ def _checkpoint_due(run: Run, seconds: float) -> bool:
 
 def _keep_untrained(run: Run) -> None:
     """Save what a run of no steps begins with: that is what is judged."""
-    run.execution = choose_execution(run)
+    run.choice = choose_execution(run)
     run.observers.tell("fsl_run_started", run=run.view())
     run.save("last")
 
@@ -118,7 +118,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "adaptation_seconds": evaluation.adaptation_seconds,
         "training_seconds": sum(r["seconds"] for r in run.records.metrics() if "seconds" in r),
         "device": str(run.device),
-        "execution": str(run.execution),
+        "execution": str(run.choice),
         **state_of(run.experiment.learner.adapter),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
@@ -162,12 +162,12 @@ def evaluate_run(run: Run, split: Split, episodes: int, **options: Any) -> Evalu
 def _prepare(run: Run) -> MetaGradient:
     experiment = run.experiment
     with enough_memory(run, "the first meta-batch", TrainingError):
-        run.execution = choose_execution(run)
+        run.choice = choose_execution(run)
     return MetaGradient(
         experiment.learner,
         experiment.weighting,
         experiment.source.task.loss,
-        run.execution.execution,
+        run.choice.execution,
     )
 
 

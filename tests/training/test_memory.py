@@ -87,8 +87,8 @@ def test_a_trial_that_does_not_fit(
     recipe = read_recipe(toy_recipe, toy_plugins.catalogue, changes)
     with new_run(tmp_path / "run", recipe, toy_plugins, CPU, []) as run:
         outer_loop.train(run)
-        assert run.execution.execution.mode == "loop"
-        assert run.execution.reason == (
+        assert run.choice.execution.mode == "loop"
+        assert run.choice.reason == (
             "loop instead of vmap: it failed: not enough memory; "
             "a smaller execution.chunk takes fewer tasks at a time"
         )
