@@ -63,8 +63,8 @@ class InnerProblem:
     steps:   how many, in the adapter's present mode.
     loss:    (phi, outer) -> the support loss, a scalar. It reads tensors from its arguments alone,
              but for the data, so that it can be differentiated by either.
-    step:    (phi, gradient, k, outer) -> the next phi. Steps are taken in order, and step 0 begins
-             anew: an optimizer's history is that of the steps since. A weight that has no gradient
+    step:    (phi, gradient, k, outer) -> the next phi. Steps are taken in order, and step 0 starts
+             again: an optimizer's history is that of the steps since. A weight that has no gradient
              is absent from `gradient`.
     predict: (phi, outer, x) -> logits or values, (n, output_dim).
 
