@@ -197,8 +197,8 @@ def finished(path, text, *overrides):
     with new_run(path / "run", recipe, loaded, torch.device("cpu"), []) as run:
         train(run)
         judge(run)
-        records = [r for r in run.read_metrics() if r.get("split") == "validation"]
-        return run.result(), [record["step"] for record in records]
+        records = [r for r in run.records.metrics() if r.get("split") == "validation"]
+        return run.records.result(), [record["step"] for record in records]
 
 
 def test_a_run_is_never_judged_by_its_warm_up(tmp_path):
