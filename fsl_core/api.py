@@ -23,6 +23,7 @@ from fsl_core.engine.devices import choose_device
 from fsl_core.engine.evaluation import Evaluation
 from fsl_core.episode import TaskShape
 from fsl_core.errors import RunError
+from fsl_core.files.paths import AnyPath
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.trust import granting
 from fsl_core.learner import Learner
@@ -43,7 +44,6 @@ from fsl_core.training.outer_loop import judge
 from fsl_core.training.outer_loop import train as train_run
 from fsl_core.weighting import TaskWeighting
 
-AnyPath = str | Path
 AnyRecipe = AnyPath | Mapping[str, Any] | Recipe
 """A recipe file, the name of a shipped recipe such as `glyphs/5w1s-maml`, its data, or itself."""
 

@@ -11,6 +11,7 @@ from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.document import parse_document
 from fsl_core.config.recipe import check_document
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
+from fsl_core.files.paths import AnyPath
 from fsl_core.hooks.loader import load
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.predicting.pictures import read_labelled, require_pictures
@@ -26,14 +27,14 @@ def _tell_nobody(text: str) -> None:
 
 
 def adapt_to_folder(
-    directory: Path,
-    support: Path,
+    directory: AnyPath,
+    support: AnyPath,
     invert: bool = False,
     checkpoint: str | None = None,
     device: torch.device | str = "cpu",
     no_plugin: Iterable[str] = (),
     skip_unreadable: bool = False,
-    plugins: Iterable[Path] = (),
+    plugins: Iterable[AnyPath] = (),
     trust_plugins: bool = False,
     tell: Callable[[str], None] = _tell_nobody,
 ) -> AdaptedPredictor:
@@ -56,16 +57,16 @@ def adapt_to_folder(
     take pictures.
     """
     with open_run(
-        directory,
+        Path(directory),
         torch.device(device),
         write=False,
         no_plugin=no_plugin,
-        plugins=plugins,
+        plugins=[Path(file) for file in plugins],
         trust_plugins=trust_plugins,
         tell=tell,
     ) as run:
         run.restore_for_evaluation(checkpoint)
-        return _adapt_run(run, support, invert, skip_unreadable)
+        return _adapt_run(run, Path(support), invert, skip_unreadable)
 
 
 def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> AdaptedPredictor:
@@ -92,10 +93,10 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
 
 
 def load_predictor(
-    path: Path,
+    path: AnyPath,
     device: torch.device | str = "cpu",
     no_plugin: Iterable[str] = (),
-    plugins: Iterable[Path] = (),
+    plugins: Iterable[AnyPath] = (),
     trust_plugins: bool = False,
     tell: Callable[[str], None] = _tell_nobody,
 ) -> AdaptedPredictor:
@@ -107,23 +108,26 @@ def load_predictor(
     plugins, trust_plugins, tell: as for `adapt_to_folder`.
     Raises RunError if the file is damaged or another one, RecipeError if a plugin is absent.
     """
-    saved = read_saved(path)
+    file = Path(path)
+    saved = read_saved(file)
     record = saved.record
-    recorded = RecordedPlugins(str(path), by_path(record["plugin_files"]), trust_plugins, tell)
-    loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
-    document = parse_document(record["recipe"], f"{path}: recipe")
+    recorded = RecordedPlugins(str(file), by_path(record["plugin_files"]), trust_plugins, tell)
+    loaded = load(
+        files=[Path(plugin) for plugin in plugins], recorded=recorded, no_plugin=no_plugin
+    )
+    document = parse_document(record["recipe"], f"{file}: recipe")
     try:
         experiment = build_experiment(check_document(document, loaded.catalogue), device)
     except FslError as error:
         raise RunError(str(error)) from error
     classes, task = tuple(record["classes"]), experiment.source.task
-    require_pictures(path, task)
-    learner = experiment.learner_for(len(classes), saved.shots_of(path, task))
+    require_pictures(file, task)
+    learner = experiment.learner_for(len(classes), saved.shots_of(file, task))
     try:
         load_weights(learner, saved.weights)
     except ValueError as error:
         raise RunError(
-            f"{path}: its weights do not fit the plugins installed: {error}. "
+            f"{file}: its weights do not fit the plugins installed: {error}. "
             "Their versions at the time of --save"
         ) from error
     origin = {"recipe": record["recipe"], "plugin_files": loaded.files}

@@ -15,6 +15,7 @@ from fsl_core.data.folders import PassedOver
 from fsl_core.data.seeding import seed_torch
 from fsl_core.episode import Episode, LabelledSet, Predictor
 from fsl_core.errors import RunError
+from fsl_core.files.paths import AnyPath
 from fsl_core.learner import Learner
 from fsl_core.predicting.exporting import Probabilities, check_exportable, write_program
 from fsl_core.predicting.pictures import Pictures, read_pictures
@@ -54,7 +55,7 @@ class AdaptedPredictor:
         """Whether a prediction depends on which pictures are predicted with it."""
         return self.experiment.transductive
 
-    def read(self, folder: Path, skip_unreadable: bool = False) -> Pictures:
+    def read(self, folder: AnyPath, skip_unreadable: bool = False) -> Pictures:
         """The pictures of a folder and below; with labels if folders have the names of classes.
 
         skip_unreadable: leave out pictures that cannot be read; they are in `skipped`.
@@ -62,7 +63,7 @@ class AdaptedPredictor:
         of a class.
         """
         source = self.experiment.source
-        return read_pictures(folder, self.classes, source, self.invert, skip_unreadable)
+        return read_pictures(Path(folder), self.classes, source, self.invert, skip_unreadable)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, n_way) probabilities of classes, on the CPU."""
@@ -96,15 +97,15 @@ class AdaptedPredictor:
         device = self.experiment.device
         return images.to(device).float() / torch.tensor(255.0, device=device)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write one file that needs no run directory: weights, labelled pictures, recipe.
 
         Plugins are named in it, not kept.
         """
         record = {"classes": self.classes, "found": self.found, "invert": self.invert}
-        write_saved(path, self.learner.state_dict(), self.images, {**record, **self.origin})
+        write_saved(Path(path), self.learner.state_dict(), self.images, {**record, **self.origin})
 
-    def export(self, path: Path, images: Tensor) -> float:
+    def export(self, path: AnyPath, images: Tensor) -> float:
         """Write the adapted predictor alone with torch.export.
 
         It maps (n, channels, size, size), values 0 .. 1, to (n, n_way).
@@ -113,8 +114,9 @@ class AdaptedPredictor:
         Returns the largest difference of the file's probabilities from those here.
         Raises RunError if the predictor cannot be exported or the difference exceeds 1e-4.
         """
-        check_exportable(path, self.learner)
+        file = Path(path)
+        check_exportable(file, self.learner)
         x = self._scaled(images.repeat(2, 1, 1, 1))
         with torch.no_grad():
             module = Probabilities(self.learner, self.predictor(x)).eval()
-        return write_program(path, module, x, len(images))
+        return write_program(file, module, x, len(images))

@@ -221,12 +221,12 @@ def test_invert_exchanges_light_and_dark(make, pictures: Path):
 @pytest.mark.parametrize("adapter", ["nearest-centroid", "leaning"])
 def test_a_saved_predictor_needs_no_run(make, pictures: Path, adapter: str):
     run = make(adapter=adapter)
-    predictor = fsl.adapt_to_folder(run, pictures / "support", invert=True)
-    images = predictor.read(pictures / "query").images
-    predictor.save(pictures / "kept.safetensors")
+    predictor = fsl.adapt_to_folder(str(run), str(pictures / "support"), invert=True)
+    images = predictor.read(str(pictures / "query")).images
+    predictor.save(str(pictures / "kept.safetensors"))
     shutil.rmtree(run)
     shutil.rmtree(pictures / "support")
-    again = fsl.load_predictor(pictures / "kept.safetensors")
+    again = fsl.load_predictor(str(pictures / "kept.safetensors"))
     assert torch.equal(again.read(pictures / "query").images, images)
     assert torch.equal(again.probabilities(images), predictor.probabilities(images))
     assert (again.classes, again.found, again.invert) == (predictor.classes, predictor.found, True)

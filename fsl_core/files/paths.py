@@ -1,0 +1,5 @@
+"""What callers may give where a file or folder is meant."""
+
+from pathlib import Path
+
+AnyPath = str | Path
