@@ -187,8 +187,8 @@ def train(
     """Train a learner in place, without a recipe and without a file.
 
     steps:      outer steps of meta_batch_size episodes each.
-    optimizer:  over `learner.parameters()`; None: Adam with step size 0.001. A weighting with
-                parameters of its own needs one that has these too.
+    optimizer:  over the learner's parameters and those of the weighting, if it has any. None: Adam
+                with step size 0.001.
     schedule:   (steps done, steps in all) -> factor on the optimizer's step sizes.
     weighting:  of the tasks of a meta-batch; None: all count the same.
     seed:       of the training episodes and of every random number of a step.
@@ -219,13 +219,13 @@ def train(
             "validate_episodes": validate_episodes,
             "clip_gradient_norm": clip_gradient_norm,
             "clip_gradient_value": clip_gradient_value,
-            "checkpoint_every": steps,
             "checkpoint_seconds": None,
         },
     )
     learned = [p for p in learner.parameters() if p.requires_grad]
     if not learned:
         raise RunError("fsl.train: nothing to train. A parameter that requires a gradient")
+    learned += [p for p in chosen.parameters() if p.requires_grad]
     rule = optimizer or torch.optim.Adam(learned, lr=0.001)
     begun = Run(
         InMemory(),

@@ -163,6 +163,33 @@ def test_options_of_training_that_do_not_fit_are_named(
         fsl.train(learner, source, progress=False, **options)
 
 
+def test_a_weighting_of_its_own_parameters_is_trained_too(data: dict[str, Any], plugin: list[Path]):
+    class Scaled(fsl.TaskWeighting):
+        """Its parameter is pulled to zero by the weighted loss."""
+
+        name = "scaled"
+        total = "any"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def weigh(self, outcomes: fsl.Outcomes) -> torch.Tensor:
+            return self.scale.expand(len(outcomes.losses)) / len(outcomes.losses)
+
+    learner, source = by_hand(data, plugin)
+    weighting = Scaled()
+    fsl.train(learner, source, steps=3, weighting=weighting, progress=False)
+    assert weighting.scale < 1
+
+
+def test_no_steps_change_nothing(data: dict[str, Any], plugin: list[Path]):
+    learner, source = by_hand(data, plugin)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    assert fsl.train(learner, source, steps=0, progress=False) == []
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
 def test_nothing_to_train_is_refused(data: dict[str, Any], plugin: list[Path]):
     learner, source = by_hand(data, plugin)
     with pytest.raises(fsl.FslError, match="nothing to train. A parameter that requires"):
