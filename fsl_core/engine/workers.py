@@ -73,6 +73,8 @@ class Workers:
             with torch.set_grad_enabled(with_gradients):
                 return function(own.learner, item)
 
+        # Held to the end: see the function. Nothing reads it.
+        held = gradient_nodes(self.learner)
         waiting: list[Future[Result]] = []
         for item in items:
             waiting.append(self._pool.submit(work, item))
@@ -80,6 +82,20 @@ class Workers:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
+        del held
+
+
+def gradient_nodes(learner: Learner) -> list[torch.Tensor]:
+    """Views of the parameters. While they live, so do the nodes that add up their gradients.
+
+    Threads that share a parameter must not make its node. torch 2.13 makes it at the first use, and
+    holds the parameter's lock while it waits for the interpreter; another thread may hold the
+    interpreter and wait for that lock. Then both wait for ever: seen with a `view` in one thread
+    and an index in the other. A node that exists is taken without the interpreter, unless a Python
+    object stands for it, as `get_gradient_edge` makes one; hence views.
+    """
+    with torch.enable_grad():
+        return [p.view_as(p) for p in learner.parameters() if p.requires_grad]
 
 
 def copy_modules(learner: Learner) -> Learner:
