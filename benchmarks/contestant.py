@@ -65,7 +65,7 @@ class Contestant:
 
 def serve(problem: dict, name: str, answers: TextIO) -> None:
     from benchmarks import problems
-    from benchmarks.gradients import contender
+    from benchmarks.contenders import contender
     from fsl_core.data.vision import torchvision
     from fsl_core.engine.memory import keep_freed_memory
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ours, problems
+from benchmarks import problems
+from benchmarks.contenders import contenders, name_of
 from benchmarks.contestant import Contestant
-from benchmarks.peers import BASELINES, LIBRARIES, NAMES, meta_gradient_of, torch_func
+from benchmarks.peers import LIBRARIES, torch_func
 from benchmarks.problems import Problem
 from benchmarks.race import LeftOut, Work, check_agreement, fastest, race, ratio
 from benchmarks.settings import Settings
 
 FLOAT64_LIMIT = 1e-9
+
+
 FLOAT32_LIMIT = 1e-3
 """Not of MAML on Conv4: there the number of threads alone changes which pixel is pooled, if two are
 nearly equal.
 """
+
 
 CHECKED_TASKS = 4
 """Of the meta-batch, in float64."""
@@ -62,61 +64,6 @@ def gpu(settings: Settings) -> dict:
     return _section(
         settings, problems.omniglot, tasks=32, device="cuda", slow_to_start=True, **sizes
     )
-
-
-Gradients = Callable[[], list[Tensor]]
-"""Computes and returns a meta-gradient, one tensor a parameter."""
-
-
-def contenders(
-    problem: Problem, slow_to_start: bool
-) -> tuple[dict[str, Gradients], dict[str, str]]:
-    """Everybody who can compute this meta-gradient; and why the others cannot.
-
-    Ours are called `ours, <execution>`.
-    """
-    entered: dict[str, Gradients] = {}
-    left_out: dict[str, str] = {}
-    for execution in ours.EXECUTIONS:
-        if not slow_to_start and execution in ours.SLOW_TO_START:
-            left_out[f"ours, {execution}"] = (
-                "compiling takes minutes here, for what a loop nearly reaches"
-            )
-        else:
-            _enter(entered, left_out, f"ours, {execution}", partial(_own, problem, execution))
-    for name in (*LIBRARIES, *BASELINES):
-        _enter(entered, left_out, name_of(name), partial(meta_gradient_of, name, problem))
-    return entered, left_out
-
-
-def contender(problem: Problem, name: str) -> Gradients:
-    """The one of this name; no other peer is imported."""
-    for execution in ours.EXECUTIONS:
-        if name == f"ours, {execution}":
-            return _own(problem, execution)
-    module = next(module for module in (*LIBRARIES, *BASELINES) if name_of(module) == name)
-    return meta_gradient_of(module, problem)
-
-
-def name_of(module: str) -> str:
-    """How a peer calls itself."""
-    return NAMES[module]
-
-
-def _own(problem: Problem, execution: ours.Name) -> Gradients:
-    return ours.prepare(problem.learner, problem.episodes, problem.loss, execution)
-
-
-def _enter(
-    entered: dict[str, Gradients],
-    left_out: dict[str, str],
-    name: str,
-    prepare: Callable[[], Gradients],
-) -> None:
-    try:
-        entered[name] = prepare()
-    except LeftOut as reason:
-        left_out[name] = str(reason)
 
 
 def _small(settings: Settings) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from benchmarks import ours, problems
-from benchmarks.gradients import contenders
+from benchmarks.contenders import contenders
 from benchmarks.race import exponent, race
 from benchmarks.settings import Settings
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import problems
-from benchmarks.gradients import contender, contenders
+from benchmarks.contenders import contender, contenders
 from benchmarks.race import LeftOut
 from benchmarks.settings import Settings
 

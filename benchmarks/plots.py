@@ -15,6 +15,8 @@ mpl.rcParams |= {
 }
 from matplotlib import pyplot as plt  # noqa: E402
 
+from benchmarks.targets import RACES, TARGETS  # noqa: E402
+
 COLOURS = {
     "ours": "#1f6feb",
     "others": ["#6e7781", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#57606a"],
@@ -36,7 +38,6 @@ def _ratios(results: dict, out: Path) -> str:
 
     A tick marks the target.
     """
-    from benchmarks.report import RACES, TARGETS
 
     bars = []
     for target in TARGETS:

@@ -5,80 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import fill
-from typing import NamedTuple
 
 from benchmarks import plots
+from benchmarks.targets import CONV4, RACES, TARGETS, Target
 
-MAML = "learn2learn, higher, TorchOpt"
-CONV4 = "MAML, Conv4-64, 28x28, 5-way 1-shot 15-query"
-
-
-class Target(NamedTuple):
-    """What a race should show.
-
-    against: whom, in words.
-    least: ratio that is wanted.
-    rival: which contender that is; None: the fastest library.
-    """
-
-    section: str
-    work: str
-    against: str
-    least: float
-    rival: str | None = None
-
-
-TARGETS = [
-    Target(
-        "sinusoid",
-        "sinusoid MAML, MLP 1-40-40-1, 25 tasks, 1 step: a meta-gradient",
-        f"fastest of {MAML}",
-        50,
-    ),
-    Target(
-        "omniglot",
-        f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient",
-        f"fastest of {MAML}",
-        2,
-    ),
-    Target("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", 2),
-    Target(
-        "sampling",
-        "drawing 32 Omniglot episodes, 28x28, rotations",
-        "learn2learn's tasksets",
-        100,
-        rival="learn2learn, image files",
-    ),
-    Target(
-        "training",
-        "Omniglot training, draw and step",
-        "learn2learn's example loop",
-        3,
-        rival="learn2learn, image files",
-    ),
-    Target(
-        "gpu",
-        "Omniglot-shaped MAML, 32 tasks, on a GPU: a meta-gradient",
-        "learn2learn on the same GPU",
-        10,
-        rival="learn2learn",
-    ),
-    Target(
-        "centroid",
-        "`nearest-centroid`, Conv4-64, 32 tasks: a meta-gradient",
-        "fastest of learn2learn, easyfsl",
-        2,
-    ),
-]
-RACES = {
-    "sinusoid": "Sinusoid MAML",
-    "omniglot": "Omniglot-shaped MAML, 1 step",
-    "omniglot-5": "Omniglot-shaped MAML, 5 steps",
-    "centroid": "Nearest centroid",
-    "gpu": "Omniglot-shaped MAML on a GPU",
-    "sampling": "Drawing episodes",
-    "training": "Training on Omniglot",
-}
 INTRODUCTION = """\
 # Speed
 

@@ -18,7 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-import fsl_core as fsl
+from fsl_core.hooks.run_view import RunView
+from fsl_core.hooks.specs import hookimpl
 
 AVERAGED_STEPS = 50
 SHOWN_AFTER, LINE_EVERY = 2.0, 10.0
@@ -45,8 +46,8 @@ class ProgressBar:
         self._recent: deque[dict[str, float]] = deque(maxlen=AVERAGED_STEPS)
         self._episodes, self._task, self._shown = 0, TaskID(0), 0.0
 
-    @fsl.hookimpl
-    def fsl_run_started(self, run: fsl.RunView) -> None:
+    @hookimpl
+    def fsl_run_started(self, run: RunView) -> None:
         self._episodes = run.recipe["outer"]["meta_batch_size"]
         for note in run.notes:
             self._console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
@@ -59,8 +60,8 @@ class ProgressBar:
                 "training", total=run.steps, completed=run.step, status=""
             )
 
-    @fsl.hookimpl
-    def fsl_step_finished(self, run: fsl.RunView, step: int, metrics: dict[str, float]) -> None:
+    @hookimpl
+    def fsl_step_finished(self, run: RunView, step: int, metrics: dict[str, float]) -> None:
         self._recent.append(metrics)
         now = time.monotonic()
         if now - self._shown > 0.2 or step == run.steps:
@@ -69,8 +70,8 @@ class ProgressBar:
         if step == run.steps:
             self._bar.stop()
 
-    @fsl.hookimpl
-    def fsl_evaluated(self, run: fsl.RunView, split: str, result: dict[str, Any]) -> None:
+    @hookimpl
+    def fsl_evaluated(self, run: RunView, split: str, result: dict[str, Any]) -> None:
         if split == "validation":
             best = "  (best so far)" if run.best and run.best.step == run.step else ""
             if not run.learner.adapter.settled:
@@ -81,7 +82,7 @@ class ProgressBar:
                 soft_wrap=True,
             )
 
-    def _status(self, run: fsl.RunView) -> str:
+    def _status(self, run: RunView) -> str:
         metric = run.task.metric
         mean = {
             key: sum(m[key] for m in self._recent) / len(self._recent)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gradients, ours, problems
+from benchmarks import contenders, gradients, ours, problems
 from benchmarks.peers import BASELINES, LIBRARIES, NAMES, meta_gradient_of, torch_func_vmap
 from benchmarks.problems import Problem
 from benchmarks.race import Disagreement, LeftOut, check_agreement
@@ -51,7 +51,7 @@ def test_peers_agree_with_us_in_float64(problem: Problem, name: str):
 
 def test_a_second_call_gives_the_same(problem: Problem):
     """Contenders are called many times: nothing may add up, and no weight may move."""
-    found = gradients.contenders(problem, slow_to_start=False)[0]
+    found = contenders.contenders(problem, slow_to_start=False)[0]
     assert len(found) > 1
     for name, work in found.items():
         first = [g.clone() for g in work()]
