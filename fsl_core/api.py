@@ -17,12 +17,12 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.config.shipped import find_recipe
 from fsl_core.config.yaml_text import to_yaml
-from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.data.source import SPLITS, EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
 from fsl_core.engine.evaluation import Evaluation
 from fsl_core.episode import TaskShape
-from fsl_core.errors import RunError
+from fsl_core.errors import OptionError, PluginError, RecipeError, RunError
 from fsl_core.files.paths import AnyPath
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.trust import granting
@@ -199,6 +199,10 @@ def train(
     Returns one record for each outer step and each validation: step, loss, score, seconds.
     Raises FslError and its like for parts that do not fit each other or a loss that is not finite.
     """
+    _require_parts("fsl.train", learner, source)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        found = f"fsl.train: optimizer: found {_kind(optimizer)}"
+        raise OptionError(f"{found}. One of torch.optim over the learner's parameters")
     if mode == "auto":
         raise RunError("fsl.train: mode 'auto' needs a recipe. loop, vmap or compiled")
     loaded, wanted = _load(()), choose_device(device)
@@ -262,8 +266,12 @@ def evaluate(
     task: their shape, if it is not the one of training.    workers: episodes at a time.
     Raises DataError if the split cannot give such episodes.
     """
-    if episodes < 2:
-        raise RunError(f"fsl.evaluate: {episodes} episodes. At least 2, for an interval")
+    _require_parts("fsl.evaluate", learner, source)
+    if not isinstance(episodes, int) or episodes < 2:
+        found = f"fsl.evaluate: episodes: found {episodes!r}"
+        raise OptionError(f"{found}. At least 2, for an interval")
+    if split not in SPLITS:
+        raise OptionError(f"fsl.evaluate: split: found {split!r}. {', '.join(SPLITS)}")
     source.check_splits({split: task or source.task})
     console = _console(progress)
     with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
@@ -292,7 +300,7 @@ def sweep(
         raise RunError(f"fsl.sweep: {jobs} jobs. One at a time or more")
     loaded = _load(plugins)
     choose_device(device)
-    given = recipe if isinstance(recipe, Mapping) else find_recipe(Path(recipe))
+    given = _given(recipe)
     plan = plan_sweep(read_matrix(given, loaded.catalogue, overrides))
     directory = Path(out)
     queue = make_jobs(plan.cells, directory / "runs")
@@ -372,14 +380,44 @@ def _finished(run: Run, result: dict[str, Any]) -> RunResult:
 
 
 def _load(plugins: Sequence[AnyPath]) -> Loaded:
-    return load(files=[Path(file) for file in plugins])
+    """PluginError for a file that was named and cannot be loaded; others may be absent."""
+    files = [Path(file) for file in plugins]
+    loaded = load(files=files)
+    for plugin in loaded.plugins:
+        named = any(plugin.distribution in (str(file), file.name) for file in files)
+        if named and plugin.status == "failed":
+            raise PluginError(f"{plugin.title}: {plugin.reason}")
+    return loaded
+
+
+def _require_parts(where: str, learner: object, source: object) -> None:
+    for name, found, kind in (
+        ("learner", learner, Learner),
+        ("source", source, EpisodeSource),
+    ):
+        if not isinstance(found, kind):
+            told = f"{where}: {name}: found {_kind(found)}"
+            raise OptionError(f"{told}. An object of class fsl.{kind.__name__}")
+
+
+def _kind(found: object) -> str:
+    return "None" if found is None else f"an object of type {type(found).__name__}"
 
 
 def _recipe(recipe: AnyRecipe, overrides: Overrides, loaded: Loaded) -> Recipe:
     if isinstance(recipe, Recipe):
         recipe = recipe.resolved()
-    given = recipe if isinstance(recipe, Mapping) else find_recipe(Path(recipe))
-    return read_recipe(given, loaded.catalogue, overrides)
+    return read_recipe(_given(recipe), loaded.catalogue, overrides)
+
+
+def _given(recipe: AnyPath | Mapping[str, Any]) -> Path | Mapping[str, Any]:
+    """The data of a recipe, or its file."""
+    if isinstance(recipe, Mapping):
+        return recipe
+    if not isinstance(recipe, str | Path):
+        told = f"recipe: found {_kind(recipe)}"
+        raise RecipeError(f"{told}. A file, the name of a shipped recipe, or a mapping")
+    return find_recipe(Path(recipe))
 
 
 def _file_of(recipe: Path | Mapping[str, Any], directory: Path) -> Path:

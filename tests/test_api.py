@@ -12,6 +12,7 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.assembly.experiment import build_experiment
+from fsl_core.training import outer_loop
 
 SHORT = {"outer.steps": 6, "outer.validate_every": 3, "evaluate.episodes": 8}
 
@@ -217,8 +218,63 @@ def test_a_part_that_is_wrong_is_refused_before_the_first_step(
 
 def test_one_episode_has_no_interval(data: dict[str, Any], plugin: list[Path]):
     learner, source = by_hand(data, plugin)
-    with pytest.raises(fsl.RunError, match=r"fsl\.evaluate: 1 episodes\. At least 2"):
+    with pytest.raises(fsl.FslError, match=r"fsl\.evaluate: episodes: found 1\. At least 2"):
         fsl.evaluate(learner, source, episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda d, p, lr, s: fsl.load_recipe(5), "recipe: found an object of type int. A file, "),
+        (lambda d, p, lr, s: fsl.run(None), "recipe: found None. A file, the name of a shipped"),
+        (lambda d, p, lr, s: fsl.sweep(5, out="x"), "recipe: found an object of type int"),
+        (lambda d, p, lr, s: fsl.load_recipe(d, 5, plugins=p), "overrides: found 5. Values by"),
+        (lambda d, p, lr, s: fsl.load_recipe(d, plugins=["no.py"]), r"no\.py\): FileNotFound"),
+        (lambda d, p, lr, s: fsl.train(None, s, steps=1), "fsl.train: learner: found None. An obj"),
+        (lambda d, p, lr, s: fsl.train(lr, lr, steps=1), "source: found an object of type Learner"),
+        (
+            lambda d, p, lr, s: fsl.train(lr, s, steps=1, optimizer="adam"),
+            "fsl.train: optimizer: found an object of type str. One of torch.optim",
+        ),
+        (lambda d, p, lr, s: fsl.evaluate(s, s), "fsl.evaluate: learner: found an object of"),
+        (lambda d, p, lr, s: fsl.evaluate(lr, s, split="dev"), "split: found 'dev'. train, valid"),
+        (lambda d, p, lr, s: fsl.evaluate(lr, s, episodes="many"), "episodes: found 'many'. At"),
+        (lambda d, p, lr, s: fsl.compare("a", "b"), "a: no result.json here. A finished run"),
+        (lambda d, p, lr, s: fsl.resume("a"), "a: no run here"),
+    ],
+)
+def test_what_is_no_part_is_named(data: dict[str, Any], plugin: list[Path], call: Any, told: str):
+    with pytest.raises(fsl.FslError, match=told):
+        call(data, plugin, *by_hand(data, plugin))
+
+
+def test_one_text_is_one_override(data: dict[str, Any], plugin: list[Path]):
+    assert fsl.load_recipe(data, "outer.steps=3", plugins=plugin).sections.outer.steps == 3
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    data: dict[str, Any], plugin: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    changes = {**SHORT, "outer.checkpoint_every": 2, "outer.steps": 8}
+    whole = quiet(data, plugin, changes, out="whole")
+    step = outer_loop._outer_step
+
+    def interrupted(run: Any, *arguments: Any) -> Any:
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return step(run, *arguments)
+
+    monkeypatch.setattr(outer_loop, "_outer_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(data, plugin, changes, out="cut")
+    monkeypatch.setattr(outer_loop, "_outer_step", step)
+    ended = fsl.resume("cut", progress=False, device="cpu")
+    assert [m["step"] for m in ended.metrics if "lr" in m] == list(range(1, 9))
+    weights = [
+        (Path(run) / "checkpoints" / "last.safetensors").read_bytes() for run in ("whole", "cut")
+    ]
+    assert weights[0] == weights[1]
+    assert ended.score == whole.score
 
 
 def test_progress_is_shown_unless_it_is_not_wanted(

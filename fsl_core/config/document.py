@@ -82,6 +82,11 @@ def read_document(
     Raises RecipeError with every fault of the overrides.
     """
     document = _of_data(recipe) if isinstance(recipe, Mapping) else _of_file(recipe)
+    if isinstance(overrides, str):  # one text, not its letters
+        overrides = [overrides]
+    if not isinstance(overrides, Iterable):
+        found = f"overrides: found {overrides!r}"
+        raise RecipeError(f"{found}. Values by key path, or texts such as outer.steps=100")
     faults: list[str] = []
     by_path = overrides.items() if isinstance(overrides, Mapping) else None
     for override in overrides if by_path is None else by_path:

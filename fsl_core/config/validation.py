@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache, wraps
 from types import NoneType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -85,7 +85,7 @@ def _checked(function: T) -> T:
         bound.arguments.update((name, getattr(checked, name)) for name in options)
         return function(*bound.args, **bound.kwargs)
 
-    return call  # type: ignore[return-value]
+    return cast("T", call)
 
 
 @cache
@@ -120,7 +120,7 @@ def _fault(error: ValidationError, model: type[BaseModel]) -> str:
     faults = error.errors(include_url=False)
     option = faults[0]["loc"][0]
     of_option = [fault for fault in faults if fault["loc"][0] == option]
-    deepest = max(map(_depth, of_option))  # a wrong item says more than that its list is no number
+    deepest = max(map(_depth, of_option))  # a wrong item tells more than its list does
     told = [fault for fault in of_option if _depth(fault) == deepest]
     fitting = [_fitting(fault) for fault in told]
     if NoneType in get_args(model.model_fields[str(option)].annotation):
