@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -16,40 +17,20 @@ from matplotlib.patches import FancyArrowPatch
 
 import fsl_core
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import test_layers
+
 PACKAGE = Path(fsl_core.__file__).parent
 INK, PALE, ARC = "#37474f", "#e3f2fd", "#90a4ae"
 
-ROOMS = [
-    "errors",
-    "text",
-    "blame",
-    "files",
-    "nn",
-    "inner",
-    "episode",
-    "adapter",
-    "weighting",
-    "learner",
-    "config",
-    "hooks",
-    "data",
-    "engine",
-    "assembly",
-    "runs",
-    "training",
-    "predicting",
-    "sweeping",
-    "reporting",
-    "api",
-    "cli",
-]
-"""From left to right, as tests/test_layers.py holds them."""
+ROOMS = test_layers.LAYERS
+"""From left to right: the same list as the test holds."""
 
 STAGES = [
     ("recipe file", "fsl_core.config.recipe", "read_recipe"),
     ("checked recipe", "fsl_core.assembly.experiment", "build_experiment"),
     ("source, learner, weighting", "fsl_core.assembly.preflight", "preflight"),
-    ("tried parts", "fsl_core.runs.run", "new_run"),
+    ("tried parts", "fsl_core.runs.opening", "new_run"),
     ("run directory", "fsl_core.training.outer_loop", "train"),
     ("checkpoints, metrics", "fsl_core.training.outer_loop", "judge"),
     ("result, episodes", "fsl_core.reporting.report", "write_report"),

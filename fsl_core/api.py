@@ -35,8 +35,9 @@ from fsl_core.reporting.statistics import PairedDifference
 from fsl_core.reporting.sweep import SweepResult, collect, table, write_tables
 from fsl_core.reporting.sweep_report import write_sweep_report
 from fsl_core.runs.files import RECIPE, write_atomically
+from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.records import InMemory
-from fsl_core.runs.run import Run, new_run, open_run
+from fsl_core.runs.run import Run
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.schedule import make_jobs, only_writer
 from fsl_core.sweeping.start import start

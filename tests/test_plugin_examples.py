@@ -11,7 +11,7 @@ import torch
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.testing import AdapterContract, EpisodesContract, WeightingContract
 from fsl_core.training.outer_loop import judge, train
 

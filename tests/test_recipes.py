@@ -16,7 +16,7 @@ from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.outer_loop import judge, train
 

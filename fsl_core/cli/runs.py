@@ -92,7 +92,7 @@ def resume(
     With --steps, schedules and warm-ups are stretched over the new number from here on, and the
     result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
     """
-    from fsl_core.runs.run import open_run
+    from fsl_core.runs.opening import open_run
 
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     with (
@@ -123,7 +123,7 @@ def evaluate(
     """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
-    from fsl_core.runs.run import open_run
+    from fsl_core.runs.opening import open_run
     from fsl_core.training.outer_loop import evaluate_run, state_of
 
     if split not in SPLITS:
@@ -194,7 +194,7 @@ def report(
     from fsl_core.reporting.scores import read_scores
     from fsl_core.runs.begun import refuse_edited
     from fsl_core.runs.files import check_files
-    from fsl_core.runs.run import open_run
+    from fsl_core.runs.opening import open_run
 
     read_scores(directory)
     check_files(directory)
@@ -296,7 +296,7 @@ def _run(
     watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
-    from fsl_core.runs.run import new_run
+    from fsl_core.runs.opening import new_run
 
     recipe = read_recipe(recipe_file, loaded.catalogue, overrides)
     directory = out or _free_directory(name_of(recipe_file))
@@ -381,7 +381,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
 
 def _how_settled(directory: Path) -> str:
     """How the execution of a run was chosen, if it was measured."""
-    from fsl_core.runs.run import read_choice
+    from fsl_core.runs.opening import read_choice
 
     choice = read_choice(directory)
     return f" ({choice.when})" if choice and choice.when else ""

@@ -19,7 +19,8 @@ from fsl_core.predicting.predictor import AdaptedPredictor
 from fsl_core.predicting.saved import read_saved
 from fsl_core.runs.checkpoints import load_weights
 from fsl_core.runs.files import RECIPE, by_path
-from fsl_core.runs.run import Run, open_run
+from fsl_core.runs.opening import open_run
+from fsl_core.runs.run import Run
 
 
 def _tell_nobody(text: str) -> None:

@@ -2,75 +2,43 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
-from pydantic import Field
 from torch import Tensor
 
 from fsl_core.adapter import Adapter
-from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
-from fsl_core.assembly.parts import build_part
+from fsl_core.assembly.experiment import Experiment
 from fsl_core.assembly.preflight import preflight
-from fsl_core.config.document import read_document
 from fsl_core.config.outer import Schedule
-from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.config.recipe import Recipe
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.evaluation import predict_episodes
-from fsl_core.engine.execution import Mode
 from fsl_core.episode import Episode
 from fsl_core.errors import RunError, TrainingError
-from fsl_core.files.writing import UNFINISHED, remove_unfinished
-from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
-from fsl_core.hooks.plugin import Plugin
 from fsl_core.hooks.run_view import Best, RunView
-from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.runs import checkpoints
 from fsl_core.runs.begun import (
     change_steps,
-    changes_of_steps,
-    differences,
-    refuse_edited,
-    write_recipe,
 )
 from fsl_core.runs.files import (
-    BEGUN,
-    ENVIRONMENT,
-    EXECUTION,
     METRICS,
-    RECIPE,
-    RESULT,
-    Environment,
     Record,
     Whole,
-    by_path,
     check_record,
-    is_file,
     parse_record,
-    read_json,
-    refuse_name,
     to_json,
-    write_atomically,
-    writing,
 )
-from fsl_core.runs.records import InDirectory, InMemory, Progress, Records
+from fsl_core.runs.records import Progress, Records
 from fsl_core.runs.stopping import Stop
-from fsl_core.text import name_of
 
 CHECKPOINTS = ("last", "best")
-IN_USE = "another process is writing to this run"
-
-Some = Annotated[int, Field(gt=0, le=1024)]
 
 
 class _Best(Record):
@@ -84,19 +52,6 @@ class _Progress(Record):
     step: Whole
     best: _Best | None
     unvalidated: bool = False
-
-
-class _Chosen(Record):
-    """What execution.json holds."""
-
-    mode: Mode
-    reason: str
-    workers: Some = 1
-    chunk: Annotated[int, Field(gt=0)] | None = None
-    precision: Literal["float32", "bf16"] = "float32"
-    checkpoint_gradients: bool = False
-    seconds_measured: dict[str, float | None] = Field(default_factory=dict)  # null: it failed
-    when: str = ""
 
 
 @dataclass
@@ -297,184 +252,3 @@ class Run:
         """Append what is not written yet; if there is no room, nothing of it."""
         self.records.append_metrics(self._pending)
         self._pending.clear()
-
-
-@contextmanager
-def new_run(
-    directory: Path | None,
-    recipe: Recipe,
-    loaded: Loaded,
-    device: torch.device | str,
-    plugins: Iterable[Path],
-) -> Iterator[Run]:
-    """Begin a run in an empty or absent directory, and hold its lock.
-
-    directory: None for a run in memory.
-
-    A faulty recipe and faulty data are refused before anything is written.
-    """
-    name = name_of(Path(recipe.document.source))
-    files = [str(Path(file).resolve()) for file in plugins]
-    for path in files:
-        refuse_name(Path(path))
-    records = InDirectory(directory) if directory else InMemory()
-    run = _assemble(records, name, recipe, loaded, device)
-    if directory:
-        _refuse_used(directory, recipe)
-    run.try_parts()
-    check_data(run.experiment)
-    if directory is None:
-        yield run
-        return
-    environment = {
-        "recipe": name,
-        **describe_environment(loaded.plugins),
-        "device": str(device),
-        "plugin_files": {path: loaded.files.get(path, "") for path in files},
-    }
-    with _only_writer(directory):
-        _refuse_used(directory, recipe)
-        _write_beginning(directory, recipe, environment)
-        yield run
-
-
-def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    """Make a run directory that `open_run` takes as a run with no step done yet.
-
-    A run that is there already stays as it is.
-
-    environment: what `describe_environment` tells, with `recipe` (the run's name), `device` and
-                 `plugin_files`.
-    """
-    refuse_name(directory)
-    with _only_writer(directory):
-        if not is_file(directory / RECIPE):
-            _write_beginning(directory, recipe, environment)
-
-
-def _write_beginning(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
-    write_atomically(directory / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
-    write_recipe(directory, recipe, [])
-
-
-@contextmanager
-def open_run(
-    directory: Path,
-    device: torch.device | str,
-    *,
-    write: bool,
-    no_plugin: Iterable[str] = (),
-    plugins: Iterable[Path] = (),
-    trust_plugins: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
-    steps: int | None = None,
-) -> Iterator[Run]:
-    """An existing run, with its lock held if it is to be written to.
-
-    plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
-    trust_plugins: import what the run names, known or not.
-    tell: is told of each such import.
-    steps: gives a run that is to be written to another number of outer steps.
-
-    One-file plugins that the run names are imported if this user has run them before; else
-    PluginError is raised. RunError if its recipe was edited since training began.
-    """
-    if not is_file(directory / RECIPE):
-        inside = sorted(path.parent for path in directory.glob(f"*/{RECIPE}"))[:3]
-        fitting = " or ".join(map(str, inside)) or "A directory that `fsl run` made"
-        raise RunError(f"{directory}: no run here ({RECIPE} is absent). {fitting}")
-    environment = read_json(directory / ENVIRONMENT, Environment)
-    refuse_edited(directory, but_steps=steps is not None)
-    recorded = RecordedPlugins(
-        str(directory / ENVIRONMENT), by_path(environment["plugin_files"]), trust_plugins, tell
-    )
-    loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
-    overrides = [] if steps is None else [f"outer.steps={steps}"]
-    recipe = read_recipe(directory / RECIPE, loaded.catalogue, overrides)
-    run = _assemble(InDirectory(directory), environment["recipe"], recipe, loaded, device)
-    run.choice = read_choice(directory)
-    with _only_writer(directory) if write else nullcontext():
-        if write and steps is not None:
-            run.change_steps()
-        run.steps_changed = changes_of_steps(directory)
-        yield run
-
-
-def _assemble(
-    records: Records, name: str, recipe: Recipe, loaded: Loaded, device: torch.device | str
-) -> Run:
-    if records.directory is not None:
-        refuse_name(records.directory)
-    experiment = build_experiment(recipe, device)
-    optimizer = build_optimizer(recipe, experiment)
-    return Run(
-        records,
-        name,
-        recipe,
-        loaded.observers,
-        loaded.files,
-        experiment,
-        optimizer,
-        build_part(recipe, ("outer", "schedule")),
-        torch.device(device),
-    )
-
-
-def read_choice(directory: Path) -> Choice | None:
-    """How the meta-batches of a run were computed so far, or None if nothing was trained."""
-    path = directory / EXECUTION
-    return Choice.from_dict(read_json(path, _Chosen)) if is_file(path) else None
-
-
-@contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(directory / ".lock", timeout=0).acquire()
-        except Timeout as error:
-            raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
-    with lock:
-        for folder in (directory, directory / "checkpoints"):
-            remove_unfinished(folder)
-        yield
-
-
-def _refuse_used(directory: Path, recipe: Recipe) -> None:
-    wanted = recipe.resolved()
-    found = directory.iterdir() if directory.is_dir() else ()
-    beginning = (".lock", ENVIRONMENT, BEGUN, UNFINISHED)  # of a process that died at once
-    used = [path for path in found if not path.name.startswith(beginning)]
-    if not used:
-        return
-    stored = directory / RECIPE
-    if not stored.is_file():
-        raise RunError(f"{directory}: holds other files. An empty or new folder for --out")
-    if changes := list(differences(read_document(stored).data, wanted)):
-        told = ", ".join(f"{key}: {change}" for key, change in changes[:3])
-        told += f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise RunError(f"{directory}: holds a run of another recipe ({told}). Another --out")
-    if (directory / RESULT).is_file():
-        raise RunError(
-            f"{directory}: holds a finished run of this recipe. `fsl resume {directory}` shows its "
-            "result, and another --out runs it again"
-        )
-    raise RunError(
-        f"{directory}: holds an unfinished run of this recipe. `fsl resume {directory}` continues "
-        "it, or give another --out"
-    )
-
-
-def describe_environment(plugins: Iterable[Plugin]) -> dict[str, Any]:
-    """Versions, machine and plugins, for results and bug reports."""
-    packages = ("fsl-core", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "plugins": {
-            p.name: p.origin for p in plugins if p.status == "ok" and p.distribution != "fsl-core"
-        },
-    }

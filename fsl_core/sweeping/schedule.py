@@ -17,7 +17,7 @@ from fsl_core.config.matrix import Cell
 from fsl_core.errors import FslError
 from fsl_core.files.writing import open_to_fill
 from fsl_core.runs.files import METRICS, RESULT, parse_record, writing
-from fsl_core.runs.run import IN_USE
+from fsl_core.runs.opening import IN_USE
 from fsl_core.sweeping.processes import Process, Processes
 
 OUTPUT = "output.txt"

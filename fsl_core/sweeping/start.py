@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsl_core.config.matrix import Cell
 from fsl_core.hooks.loader import Loaded
-from fsl_core.runs.run import describe_environment, prepare_run
+from fsl_core.runs.opening import describe_environment, prepare_run
 from fsl_core.sweeping.processes import Processes
 from fsl_core.sweeping.schedule import Job, run_jobs, threads_of
 from fsl_core.text import name_of

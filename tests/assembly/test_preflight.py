@@ -19,7 +19,7 @@ from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import Loaded, load
-from fsl_core.runs.run import new_run, open_run, prepare_run
+from fsl_core.runs.opening import new_run, open_run, prepare_run
 from fsl_core.training.outer_loop import judge, train
 
 PARTS = Path(__file__).parents[1] / "parts" / "preflight"

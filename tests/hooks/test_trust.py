@@ -28,7 +28,7 @@ from fsl_core.hooks.trust import (
     TrustedPlugins,
     granting,
 )
-from fsl_core.runs.run import open_run, prepare_run
+from fsl_core.runs.opening import open_run, prepare_run
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
 from fsl_core.reporting.predictions import Predictions
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import judge, train
 
 RECIPE = """\

@@ -16,7 +16,7 @@ from scipy import stats
 
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import Loaded
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import judge, train
 from tests.parts.command_line import Call
 

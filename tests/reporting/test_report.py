@@ -17,7 +17,7 @@ from fsl_core.hooks.loader import Loaded, load
 from fsl_core.reporting.figures import running_mean
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.report import write_report
-from fsl_core.runs.run import new_run, open_run
+from fsl_core.runs.opening import new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")

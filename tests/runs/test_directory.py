@@ -18,7 +18,7 @@ from fsl_core.errors import RunError
 from fsl_core.files.writing import UNFINISHED
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.files import check_files, is_file
-from fsl_core.runs.run import new_run, open_run
+from fsl_core.runs.opening import new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")

@@ -21,8 +21,9 @@ from fsl_core.config.document import read_document
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DataError, RunError, TrainingError
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.records import InMemory
-from fsl_core.runs.run import Run, new_run, open_run
+from fsl_core.runs.run import Run
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")

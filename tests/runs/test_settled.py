@@ -17,7 +17,8 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs import checkpoints
-from fsl_core.runs.run import Run, new_run, open_run
+from fsl_core.runs.opening import new_run, open_run
+from fsl_core.runs.run import Run
 from fsl_core.training.outer_loop import judge, state_of, train
 
 CPU = torch.device("cpu")

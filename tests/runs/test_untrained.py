@@ -15,7 +15,7 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.checkpoints import progress_of
-from fsl_core.runs.run import new_run, open_run
+from fsl_core.runs.opening import new_run, open_run
 from fsl_core.training.outer_loop import train
 
 FROZEN = """

@@ -12,7 +12,7 @@ from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.loader import Loaded
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.training import outer_loop
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from fsl_core.engine import choice as engine_choice
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.execution import Execution
 from fsl_core.hooks.loader import Loaded, load
-from fsl_core.runs.run import Run, new_run, open_run, read_choice
+from fsl_core.runs.opening import new_run, open_run, read_choice
+from fsl_core.runs.run import Run
 from fsl_core.training import mode_choice as execution
 from fsl_core.training.mode_choice import choose_execution, kept_execution, tune_execution
 from fsl_core.training.outer_loop import judge, train

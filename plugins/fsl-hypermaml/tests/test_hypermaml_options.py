@@ -13,7 +13,7 @@ from fsl_core.builtin.conv4 import Conv4
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
 from fsl_core.training.outer_loop import judge, train
 from fsl_hypermaml import HyperMaml

@@ -11,7 +11,7 @@ import fsl_kernel_closed_form
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import TrainingError
 from fsl_core.hooks.loader import load
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 from fsl_core.testing.tiny import TinyBackbone
 from fsl_core.training.outer_loop import judge, train

@@ -16,7 +16,8 @@ import fsl_core as fsl
 import fsl_tensorboard
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
-from fsl_core.runs.run import Run, new_run, open_run
+from fsl_core.runs.opening import new_run, open_run
+from fsl_core.runs.run import Run
 from fsl_core.training.outer_loop import judge, train
 
 RECIPE = """\
@@ -223,7 +224,7 @@ import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
 from fsl_core.training.outer_loop import train
-from fsl_core.runs.run import new_run
+from fsl_core.runs.opening import new_run
 
 class Dying:
     @fsl.hookimpl
