@@ -144,6 +144,8 @@ def __getattr__(name: str) -> object:
     """Public names are imported when first used: `fsl --help` must not wait for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'fsl_core' has no attribute {name!r}")
+    if _HOME[name] == "api":  # as the command does: torch's threads read it when torch is loaded
+        import_module("fsl_core.engine.environment").prepare_process()
     return getattr(import_module(f"fsl_core.{_HOME[name]}"), name)
 
 

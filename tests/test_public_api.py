@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,15 @@ def test_names_for_sources_exist_and_are_listed_once():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Adaptor'"):
         _ = fsl_core.Adaptor
+
+
+def test_the_front_door_prepares_the_threads_of_torch():
+    code = "import os, fsl_core; fsl_core.run; print(os.environ['GOMP_SPINCOUNT'])"
+    unset = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "20000\n"
 
 
 @pytest.mark.parametrize(

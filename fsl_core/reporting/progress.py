@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -34,8 +35,13 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not _shows_bars(console),
     )
+
+
+def _shows_bars(console: Console) -> bool:
+    """In a terminal; and in a notebook that has ipywidgets, which rich draws with there."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class ProgressBar:
@@ -45,6 +51,7 @@ class ProgressBar:
         self._console, self._bar = console, _progress(console)
         self._recent: deque[dict[str, float]] = deque(maxlen=AVERAGED_STEPS)
         self._episodes, self._task, self._shown = 0, TaskID(0), 0.0
+        self._next_line = time.monotonic() + SHOWN_AFTER
 
     @hookimpl
     def fsl_run_started(self, run: RunView) -> None:
@@ -67,6 +74,9 @@ class ProgressBar:
         if now - self._shown > 0.2 or step == run.steps:
             self._shown = now
             self._bar.update(self._task, completed=step, status=self._status(run))
+        if self._console.is_jupyter and not _shows_bars(self._console) and now >= self._next_line:
+            self._next_line = now + LINE_EVERY
+            self._console.print(f"step {step} of {run.steps}: {self._status(run)}", markup=False)
         if step == run.steps:
             self._bar.stop()
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+from rich.console import Console
 
 from fsl_core import cli
+from fsl_core.config.recipe import read_recipe
 from fsl_core.data.work import for_each
 from fsl_core.errors import DataError
+from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting import progress
+from fsl_core.runs.opening import new_run
+from fsl_core.training.outer_loop import train
 
 
 @pytest.fixture
@@ -66,3 +75,40 @@ def test_the_command_line_reports_all_long_work(
     assert capsys.readouterr().err.splitlines() == ["decoding pictures: 3 of 3", "the end"]
     for_each(lambda i: None, 3, "decoding pictures")
     assert capsys.readouterr().err == ""
+
+
+class Notebook(Console):
+    """A console as in a notebook, where rich would need IPython to print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_jupyter = True
+        self.printed: list[str] = []
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        self.printed += map(str, objects)
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_a_notebook_without_widgets_gets_lines(
+    toy_recipe: Path, toy_plugins: Loaded, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    notebook = Notebook()
+    recipe = read_recipe(toy_recipe, toy_plugins.catalogue, ["outer.steps=3"])
+    toy_plugins.observers.add(progress.ProgressBar(notebook))
+    with new_run(None, recipe, toy_plugins, torch.device("cpu"), []) as run:
+        train(run)
+    steps = [line for line in notebook.printed if "validation" not in line]
+    assert [line.partition(": loss ")[0] for line in steps] == [
+        "step 1 of 3",
+        "step 2 of 3",
+        "step 3 of 3",
+    ]
+
+
+def test_a_notebook_with_widgets_gets_bars(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "find_spec", lambda name: object())
+    assert progress._shows_bars(Notebook())
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert not progress._shows_bars(Notebook())
