@@ -15,8 +15,8 @@ HOOKS = [function for name, function in vars(specs).items() if name.startswith("
 PAGE = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
 
 
-def test_there_are_eight_hooks():
-    assert len(HOOKS) == 8
+def test_there_are_nine_hooks():
+    assert len(HOOKS) == 9
     assert PAGE.count("\n## fsl_") == 8
 
 
