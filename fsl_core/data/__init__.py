@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fsl_core.data import omniglot
+    from fsl_core.data.arrays import ArrayEpisodes
     from fsl_core.data.augment import Augmentation
     from fsl_core.data.cache import cached_tensors, content_key, data_root
     from fsl_core.data.decoding import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fsl_core.data.work import for_each, reported
 
 _NAMES = {
+    "arrays": "ArrayEpisodes",
     "augment": "Augmentation",
     "cache": "cached_tensors content_key data_root",
     "decoding": "Decode Standardised decode_by_type decode_levels decode_numbers",
@@ -45,6 +47,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "ArrayEpisodes",
     "Augmentation",
     "Decode",
     "LabelledPool",

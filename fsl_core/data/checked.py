@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_core.data.mapped import MappedArray
 from fsl_core.errors import DataError, ShapeError
 from fsl_core.text import printable
 
@@ -59,6 +61,23 @@ def native(where: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "b":
         return array.astype(np.float32)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+CHUNK = 1 << 24
+"""Bytes that are looked at together, of an array that may be larger than memory."""
+
+
+def chunks(items: Tensor, mapped: MappedArray | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Parts of an array in its order, each with the row that it begins at.
+
+    mapped: the file that the array lies in, whose memory is then given back.
+    """
+    rows = max(1, CHUNK // max(1, items[:1].nbytes))
+    with mapped.in_order() if mapped else nullcontext():
+        for start in range(0, len(items), rows):
+            if mapped:
+                mapped.reads(rows * items[:1].nbytes)
+            yield start, items[start : start + rows]
 
 
 def first_unfinished(items: Tensor) -> int | None:

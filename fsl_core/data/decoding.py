@@ -19,7 +19,7 @@ def decode_by_type(items: Tensor) -> Tensor:
     """uint8 -> float32 in 0 .. 1; other whole numbers -> int64, token ids; floats -> float32."""
     if items.dtype == torch.uint8:
         return decode_levels(items)
-    return decode_numbers(items) if items.is_floating_point() else items.long()
+    return decode_numbers(items) if items.is_floating_point() else decode_tokens(items)
 
 
 def decode_levels(items: Tensor) -> Tensor:
@@ -34,6 +34,11 @@ def decode_levels(items: Tensor) -> Tensor:
 def decode_numbers(items: Tensor) -> Tensor:
     """The numbers as they are, float32."""
     return items.float()
+
+
+def decode_tokens(items: Tensor) -> Tensor:
+    """The ids as they are, int64."""
+    return items.long()
 
 
 @dataclass(frozen=True, eq=False)
