@@ -54,7 +54,7 @@ class Standardised:
     def __call__(self, items: Tensor) -> Tensor:
         mean, deviation = (t.to(items.device) for t in (self.mean, self.deviation))
         # In float64: the difference of two large numbers would lose its digits.
-        return ((items.double() - mean) / deviation).float()
+        return items.to(torch.float64, copy=True).sub_(mean).div_(deviation).float()
 
     @property
     def key(self) -> str:
