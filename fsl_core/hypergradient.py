@@ -60,7 +60,10 @@ class Hypergradient(nn.Module):
         """
 
     def metrics(self) -> dict[str, float]:
-        """Finite numbers of the last outer step by name, for metrics.jsonl; asked after `on_step`."""
+        """Finite numbers of the last outer step by name, which metrics.jsonl holds.
+
+        Asked after `on_step`.
+        """
         return {}
 
     def advice(self, optimizer: str, schedule: str) -> str:

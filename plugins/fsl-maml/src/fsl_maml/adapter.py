@@ -170,9 +170,7 @@ class Maml(fsl.Adapter):
         ] = 0.0,
         proximal: Annotated[
             float,
-            Field(
-                ge=0, description="of proximal / 2 ||phi - theta||^2 in the inner loss (iMAML)"
-            ),
+            Field(ge=0, description="of proximal / 2 ||phi - theta||^2 in the inner loss (iMAML)"),
         ] = 0.0,
         proximal_steps: Annotated[
             Literal["joint", "last"],
@@ -274,9 +272,7 @@ class Maml(fsl.Adapter):
             start=start,
             outer=outer | at(outer, steps - 1),
             steps=steps,
-            loss=InnerLoss(
-                self.task, net, episode, self.inner_loss, self.weight_decay, proximal
-            ),
+            loss=InnerLoss(self.task, net, episode, self.inner_loss, self.weight_decay, proximal),
             step=self._steps(steps, proximal),
             predict=lambda phi, outer, x: net(outer | phi, x),
             schedule=self.schedule,

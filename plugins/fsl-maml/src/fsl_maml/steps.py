@@ -39,7 +39,10 @@ class Steps:
             self.rates.at(k, outer),
         )
         phi = dict(zip(self.names, updated, strict=True))
-        return self._towards_centre(phi, k, outer) if self.proximal and k == self.last else phi
+        centred = all(CENTRE + name in outer for name in self.names)
+        if self.proximal and k == self.last and centred:
+            return self._towards_centre(phi, k, outer)
+        return phi
 
     def _towards_centre(self, phi: Weights, k: int, outer: Weights) -> Weights:
         slopes = [self.proximal * (phi[name] - outer[CENTRE + name]) for name in self.names]
