@@ -61,7 +61,7 @@ Save = Annotated[
     typer.Option(metavar="FILE", help="keep the adapted predictor, to use in place of RUN"),
 ]
 Export = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="write the predictor with torch.export (.pt2)")
+    Path | None, typer.Option(metavar="FILE", help="write the predictor as a program (.pt2, .onnx)")
 ]
 Invert = Annotated[bool, typer.Option("--invert", help="exchange light and dark in all pictures")]
 SkipUnreadable = Annotated[
@@ -146,8 +146,7 @@ def _outputs(
     if save:
         yield Output("--save", save, (".safetensors", ""), "A predictor in safetensors")
     if export:
-        onnx = " and not ONNX" if export.suffix.lower() == ".onnx" else ""
-        yield Output("--export", export, (".pt2",), f"A program of torch.export{onnx}")
+        yield Output("--export", export, (".pt2", ".onnx"), "A program of torch.export or ONNX")
 
 
 def _predictor(

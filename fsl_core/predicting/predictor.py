@@ -106,7 +106,7 @@ class AdaptedPredictor:
         write_saved(Path(path), self.learner.state_dict(), self.images, {**record, **self.origin})
 
     def export(self, path: AnyPath, images: Tensor) -> float:
-        """Write the adapted predictor alone with torch.export.
+        """Write the adapted predictor alone, by torch.export (`.pt2`) or as ONNX (`.onnx`).
 
         It maps (n, channels, size, size), values 0 .. 1, to (n, n_way).
 
