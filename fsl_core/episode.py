@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fsl_core.text import in_words
+
 Predictor = Callable[[Tensor], Tensor]
 """(n, *input_shape) -> (n, output_dim): logits of a classification, values of a regression."""
 
@@ -105,6 +107,13 @@ class TaskShape:
             shape = replace(shape, output_dim=shape.n_way)
         return shape
 
+    @property
+    def least(self) -> TaskShape:
+        """The smallest that an episode may be; if shots differ between classes, they still do."""
+        v = self.varies
+        n_shot = None if v.class_shots else v.n_shot and v.n_shot[0]
+        return self.of(v.n_way and v.n_way[0], n_shot, v.n_query and v.n_query[0])
+
     def __str__(self) -> str:
         """Such as `5-way 1-shot 15-query`, or `5..20-way 1..9-shot 3..11-query`."""
         unequal = ", shots differ between classes" if self.varies.class_shots else ""
@@ -130,11 +139,6 @@ class TaskShape:
         if self.kind == "classification":
             return (prediction.argmax(-1) == y).to(prediction.dtype).mean(-1)
         return F.mse_loss(prediction, y)
-
-
-def in_words(number: int | Range) -> str:
-    """A number, or a range as `1..9`."""
-    return str(number) if isinstance(number, int) else f"{number[0]}..{number[1]}"
 
 
 def one_hot(y: Tensor, n_way: int) -> Tensor:

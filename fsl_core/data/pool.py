@@ -267,7 +267,7 @@ class PooledEpisodes(EpisodeSource):
             return groups[0].episodes
         self.check(split, task)
         shots = np.full((len(indices), task.n_way), task.n_shot)
-        return self._draw(split, indices, seed, shots, task.n_query)
+        return self._episodes_of(split, indices, seed, shots, task.n_query)
 
     def groups(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
@@ -276,7 +276,7 @@ class PooledEpisodes(EpisodeSource):
         if not task.varies:
             return super().groups(split, indices, seed, task)
         self.check(split, task)
-        sizes = self._sizes(split, indices, seed, task)
+        sizes = self._episode_sizes(split, indices, seed, task)
         found = []
         for (n_way, _, n_query), places in by_key(size.key for size in sizes).items():
             shots = np.array([sizes[i].shots for i in places])
@@ -284,11 +284,11 @@ class PooledEpisodes(EpisodeSource):
             shape = task.of(n_way, n_shot, n_query)
             shape = replace(shape, varies=Varies(class_shots=task.varies.class_shots))
             chosen = [indices[i] for i in places]
-            episodes = self._draw(split, chosen, seed, shots, n_query)
+            episodes = self._episodes_of(split, chosen, seed, shots, n_query)
             found.append(Group(shape, episodes, places))
         return found
 
-    def _sizes(
+    def _episode_sizes(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape
     ) -> list[Sizes]:
         """Ways, shots and queries of each episode, a function of (seed, split, index)."""
@@ -308,7 +308,7 @@ class PooledEpisodes(EpisodeSource):
         rest = self._items is not None and task.varies.n_query
         return max(self._items - n_shot, 1) if rest else task.n_query
 
-    def _draw(
+    def _episodes_of(
         self, split: Split, indices: Sequence[int], seed: int, shots: np.ndarray, n_query: int
     ) -> Episode:
         """Episodes of one shape. shots: (len(indices), n_way), of each class."""

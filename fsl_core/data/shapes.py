@@ -92,8 +92,8 @@ def varying(
     sampling: str,
 ) -> tuple[int, Varies]:
     """The most queries of a class, and what varies. Raises ValueError for what does not fit."""
-    shots = None if isinstance(n_shot, int) else n_shot
-    ways = None if isinstance(n_way, int) else n_way
+    shots = None if isinstance(n_shot, int) else (n_shot[0], n_shot[1])  # lists, too
+    ways = None if isinstance(n_way, int) else (n_way[0], n_way[1])
     if sampling != "episode" and shots is None:
         raise ValueError(
             f"sampling: {sampling!r} with n_shot: {n_shot}. A range of shots such as [1, 9]"
