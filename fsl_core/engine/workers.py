@@ -62,7 +62,8 @@ class Workers:
 
         learners: the one for each item, over the same parameters; None: always the same one.
         """
-        pairs = zip(items, repeat(self.learner) if learners is None else learners)
+        # Not strict: the same learner comes without an end.
+        pairs = zip(items, repeat(self.learner) if learners is None else learners, strict=False)
         if self._pool is None:
             yield from (function(learner, item) for item, learner in pairs)
             return
