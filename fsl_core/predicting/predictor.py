@@ -19,7 +19,7 @@ from fsl_core.files.paths import AnyPath
 from fsl_core.learner import Learner
 from fsl_core.predicting.exporting import Probabilities, check_exportable, write_program
 from fsl_core.predicting.pictures import Pictures, read_pictures
-from fsl_core.predicting.saved import write_saved
+from fsl_core.predicting.saved import shots_of, write_saved
 
 TOGETHER = 256
 """Pictures predicted at a time, if a prediction does not depend on the other pictures."""
@@ -29,9 +29,10 @@ TOGETHER = 256
 class AdaptedPredictor:
     """A trained learner and the labelled pictures that it adapts to.
 
-    images: (n_way * n_shot, channels, size, size) uint8, sorted by class.
+    images: (n, channels, size, size) uint8, sorted by class: all labelled pictures, or as many of
+        each class if the adapter does not take unequal_shots.
     classes: their names.
-    found: labelled pictures in each class folder; of each the first n_shot are used.
+    found: labelled pictures in each class folder.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
     passed_over: what else lies in the class folders, and labelled pictures left out as unreadable.
@@ -47,8 +48,9 @@ class AdaptedPredictor:
     passed_over: Sequence[PassedOver] = ()
 
     @property
-    def n_shot(self) -> int:
-        return len(self.images) // len(self.classes)
+    def shots(self) -> tuple[int, ...]:
+        """Labelled pictures of each class that it adapts to, the first of each folder."""
+        return shots_of(len(self.images), self.found)
 
     @property
     def together(self) -> bool:
@@ -88,7 +90,8 @@ class AdaptedPredictor:
         self.learner.eval()
         # An adapter may draw random numbers. With this seed a saved predictor draws the same.
         seed_torch("prediction", self.experiment.recipe.sections.seed)
-        y = torch.arange(len(self.classes), device=x.device).repeat_interleave(self.n_shot)
+        shots = torch.tensor(self.shots, device=x.device)
+        y = torch.arange(len(self.classes), device=x.device).repeat_interleave(shots)
         support = LabelledSet(self._scaled(self.images), y)
         unlabelled = LabelledSet(x, x.new_zeros(len(x)))
         return self.learner.adapt(Episode(support, unlabelled, torch.tensor(0, device=x.device)))

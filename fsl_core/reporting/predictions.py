@@ -86,7 +86,7 @@ class Predictions:
         )
 
     def _support(self) -> list[tuple[str, list[str]]]:
-        shots = self.predictor.images.split(self.predictor.n_shot)
+        shots = self.predictor.images.split(self.predictor.shots)
         return [
             (name, [*map(_thumbnail, images)])
             for name, images in zip(self.predictor.classes, shots, strict=True)
