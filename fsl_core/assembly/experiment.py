@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 import torch
 from torch import nn
 
 from fsl_core.adapter import Adapter
-from fsl_core.assembly.parts import build_part
+from fsl_core.assembly.parts import build_part, build_source
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
+from fsl_core.config.sections import ON
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
-from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.weighting import TaskWeighting
@@ -31,6 +33,7 @@ class Experiment:
 
     test_task: shape of the evaluation episodes.
     device: where all of it computes.
+    further: other sources to judge on, by label; each has the shape of its own task.
     """
 
     recipe: Recipe
@@ -39,6 +42,7 @@ class Experiment:
     weighting: TaskWeighting
     test_task: TaskShape
     device: torch.device
+    further: Mapping[str, EpisodeSource] = field(default_factory=dict)
 
     def test_learner(self) -> Learner:
         """The learner for test episodes."""
@@ -93,9 +97,7 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
 
     Raises RecipeError if a constructor, or the parts together, refuse the options.
     """
-    source: EpisodeSource = build_part(recipe, ("episodes",))
-    _require_source(recipe, source)
-    source = source.to(device)
+    source = build_source(recipe, ("episodes",)).to(device)
     learner = _build_learner(recipe, source.task)
     weighting: TaskWeighting = build_part(
         recipe, ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
@@ -103,9 +105,31 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
     _check_ways(recipe, learner, source.task, test_task)
-    _check_expectations(recipe, test_task)
+    further = _further(recipe, learner, source.task)
+    _check_expectations(recipe, test_task, further)
     learner, weighting = learner.to(device), weighting.to(device)
-    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
+    further = {label: each.to(device) for label, each in further.items()}
+    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device), further)
+
+
+def _further(recipe: Recipe, learner: Learner, task: TaskShape) -> dict[str, EpisodeSource]:
+    """The sources of `evaluate.on`. RecipeError for one whose tasks the learner cannot take."""
+    found: dict[str, EpisodeSource] = {}
+    for i, section in enumerate(recipe.sections.evaluate.on):
+        path = (*ON, i)
+        source = found[section.label] = build_source(recipe, path)
+        where = recipe.document.where_built(path)
+        for key in ("kind", "input_shape", *(["output_dim"] if task.kind == "regression" else [])):
+            theirs, ours = getattr(source.task, key), getattr(task, key)
+            if theirs != ours:
+                raise RecipeError(
+                    f"{where}: {source.name!r} has {key} {theirs}, and the run is trained on "
+                    f"{ours}. A source that fits the backbone"
+                )
+        other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
+        if other and (name := _misfit(learner, _build_learner(recipe, source.task))):
+            raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
+    return found
 
 
 def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
@@ -131,16 +155,6 @@ def _require_feature_dim(recipe: Recipe, backbone: nn.Module) -> None:
             f"{recipe.named(('backbone',))}: {found}. self.feature_dim = the length of an item's "
             "feature vector, which sizes the heads of adapters"
         )
-
-
-def _require_source(recipe: Recipe, source: object) -> None:
-    wrong = ""
-    if not isinstance(source, EpisodeSource):
-        wrong = "not an EpisodeSource of fsl_core. A class derived from it"
-    elif not isinstance(getattr(source, "task", None), TaskShape):
-        wrong = "no attribute task. self.task = fsl_core.TaskShape(...) in its constructor"
-    if wrong:
-        raise PluginError(f"{recipe.named(('episodes',))}: {wrong}")
 
 
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
@@ -180,14 +194,14 @@ def _fixed(name: str, learner: Learner, task: TaskShape) -> str:
     )
 
 
-def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
+def _check_expectations(recipe: Recipe, task: TaskShape, further: Iterable[str]) -> None:
+    labels = [f"{task.metric}_on_{label}" for label in further]
     for key in recipe.sections.expect:
-        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key):
+        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key) and key not in labels:
             where = recipe.document.where(("expect", key))
-            raise RecipeError(
-                f"{where}: no such result. Expected {task.metric}, or "
-                f"{task.metric}_after_<inner steps>"
-            )
+            fitting = [task.metric, *labels, f"{task.metric}_after_<inner steps>"]
+            told = f"{', '.join(fitting[:-1])}, or {fitting[-1]}"
+            raise RecipeError(f"{where}: no such result. Expected {told}")
 
 
 def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer | None:
@@ -231,4 +245,14 @@ def check_data(experiment: Experiment) -> None:
 
     Raises DataError, all faults together, if it cannot give the episodes.
     """
-    experiment.source.check_splits(splits_in_use(experiment))
+    checks = {"": (experiment.source, splits_in_use(experiment))}
+    for label, source in experiment.further.items():
+        checks[f"evaluate.on, {label}: "] = (source, {"test": source.task})
+    faults: list[str] = []
+    for where, (source, splits) in checks.items():
+        try:
+            source.check_splits(splits)
+        except DataError as error:
+            faults += [f"{where}{fault}" for fault in str(error).splitlines()]
+    if faults:
+        raise DataError("\n".join(faults))

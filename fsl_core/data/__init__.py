@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fsl_core.data.downloads import download, extract, md5_of, once
     from fsl_core.data.folders import class_images, image_files
     from fsl_core.data.formats import open_picture
+    from fsl_core.data.source import Sources
     from fsl_core.data.vision import (
         decode_image,
         decode_images,
@@ -29,6 +30,7 @@ _NAMES = {
     "downloads": "download extract md5_of once",
     "folders": "class_images image_files",
     "formats": "open_picture",
+    "source": "Sources",
     "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",
     "work": "for_each reported",
 }
@@ -37,6 +39,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 
 __all__ = [
     "Augmentation",
+    "Sources",
     "cached_tensors",
     "class_images",
     "content_key",

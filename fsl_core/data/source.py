@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fsl_core.config.options import Sources as Sources
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, TaskShape

@@ -71,6 +71,19 @@ class StepsChange(Record):
     differs: list[str]
 
 
+class JudgedOn(Record):
+    """The row of a further source in a result; the score is under the metric's name."""
+
+    metric: str
+    interval: float
+    loss: float
+    episodes: Annotated[int, Field(gt=0, lt=2**63)]
+    episode_set: str
+    episodes_name: str
+    n_query: Whole
+    adaptation_seconds: float
+
+
 class Result(Record):
     """What commands and reports read from a result; the score is under the metric's name.
 
@@ -94,6 +107,7 @@ class Result(Record):
     settled: bool = True
     adapter_state: dict[str, Figure] = Field(default_factory=dict)
     steps_changed: list[StepsChange] = Field(default_factory=list)
+    on: dict[str, JudgedOn] = Field(default_factory=dict)
 
 
 @contextmanager
@@ -177,12 +191,13 @@ def read_result(directory: Path) -> dict[str, Any]:
     """
     path = directory / RESULT
     result = read_json(path, Result)
-    metric = result["metric"]
-    if not _is_number(result.get(metric)):
-        raise _damaged(path, f"no number {metric!r}, which is its metric")
-    for key, value in result.items():
-        if key.startswith(f"{metric}_after_") and not _is_number(value):
-            raise _damaged(path, f"{key!r} holds {_kind(value)}")
+    for row in (result, *result.get("on", {}).values()):
+        metric = row["metric"]
+        if not _is_number(row.get(metric)):
+            raise _damaged(path, f"no number {metric!r}, which is its metric")
+        for key, value in row.items():
+            if key.startswith(f"{metric}_after_") and not _is_number(value):
+                raise _damaged(path, f"{key!r} holds {_kind(value)}")
     return result
 
 
