@@ -388,6 +388,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     from fsl_core.reporting.scores import scores_after_steps
     from fsl_core.runs.begun import describe_change
     from fsl_core.runs.files import to_json
+    from fsl_core.runs.starting import describe_start
 
     if as_json:
         told = {**result, **({"run": str(directory)} if directory else {})}
@@ -406,6 +407,8 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
         say(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
     if not result.get("settled", True):
         say("not settled: the judged weights are from inside the adapter's warm-up")
+    if start := result.get("start_from"):
+        say(describe_start(start))
     for change in result.get("steps_changed", []):
         say(describe_change(change))
     if directory is not None:

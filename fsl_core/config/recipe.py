@@ -55,7 +55,8 @@ class Recipe:
         Defaults are written out, paths are absolute, and `requires` lists what it needs. Keys keep
         the order in which they were written; defaults follow in the order of the schema.
         """
-        data = _plain(self.sections.model_dump(mode="python"))
+        whole = _plain(self.sections.model_dump(mode="python"))
+        data = {key: value for key, value in whole.items() if value is not None}
         data["requires"] = self._requirements()
         return _in_written_order(data, self.document.data)
 
@@ -138,6 +139,8 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     model = recipe_model(catalogue, found)
     # `expect:` with nothing below it is a section that is left out.
     document.data = {key: value for key, value in document.data.items() if value is not None}
+    if isinstance(run := document.data.get("start_from"), str):
+        document.data["start_from"] = {"run": run}
     try:
         sections = model.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:

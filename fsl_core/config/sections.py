@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
@@ -80,6 +81,20 @@ class Evaluate(_Section):
     ] = []
 
 
+class StartFrom(_Section):
+    """The run whose weights training starts from, in place of random ones."""
+
+    run: Annotated[Path, Field(description="directory of a run")]
+    part: Annotated[
+        Literal["all", "backbone"],
+        Field(description="backbone: without the weights of the adapter"),
+    ] = "all"
+    checkpoint: Annotated[
+        Literal["best", "last"] | None,
+        Field(description="of that run; null: the best, or the last of one never validated"),
+    ] = None
+
+
 class ExecutionOptions(_Section):
     """How meta-batches are computed; every mode gives the same numbers, up to rounding."""
 
@@ -120,6 +135,10 @@ class Expected(_Section):
 Seed = Annotated[int, Field(ge=0, description="of initial weights and training episodes")]
 Requires = Annotated[
     list[str], Field(description="distributions the recipe needs, such as fsl-maml>=0.1")
+]
+Start = Annotated[
+    StartFrom | None,
+    Field(description="weights of another run to start from: its directory, or these keys"),
 ]
 Expect = Annotated[
     dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")
@@ -215,6 +234,7 @@ def recipe_model(
         "outer": (outer, ...),
         "execution": (ExecutionOptions, ExecutionOptions()),
         "evaluate": (evaluate, Evaluate()),
+        "start_from": (Start, None),
         "expect": (Expect, {}),
     }
     return create_model("recipe", __base__=_Section, **fields)
@@ -281,6 +301,7 @@ def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
         "additionalProperties": _AXIS,
         "description": MatrixSection.__doc__,
     }
+    schema["properties"]["start_from"]["anyOf"].append({"type": "string"})
     conditional = {"if": {"required": ["matrix"]}, "else": complete}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

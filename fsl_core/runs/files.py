@@ -19,10 +19,11 @@ from fsl_core.errors import RunError
 from fsl_core.files.writing import write_file
 from fsl_core.text import printable
 
-RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
     "begun.json",
     "environment.json",
+    "start.json",
     "data.json",
     "execution.json",
     "metrics.jsonl",
@@ -84,6 +85,21 @@ class JudgedOn(Record):
     adaptation_seconds: float
 
 
+class Start(Record):
+    """Which weights of which run a run started from.
+
+    run: the directory.
+    digest: of the names and values of the weights that were taken.
+    """
+
+    run: str
+    part: str
+    checkpoint: str
+    step: Whole
+    digest: str
+    weights: Whole
+
+
 class Result(Record):
     """What commands and reports read from a result; the score is under the metric's name.
 
@@ -108,6 +124,7 @@ class Result(Record):
     adapter_state: dict[str, Figure] = Field(default_factory=dict)
     steps_changed: list[StepsChange] = Field(default_factory=list)
     on: dict[str, JudgedOn] = Field(default_factory=dict)
+    start_from: Start | None = None
 
 
 @contextmanager
@@ -307,7 +324,7 @@ def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     as_it_was = "The file as it was, or a new run"
     remedies = {
-        **dict.fromkeys((RECIPE, BEGUN, ENVIRONMENT, DATA), as_it_was),
+        **dict.fromkeys((RECIPE, BEGUN, ENVIRONMENT, START, DATA), as_it_was),
         EXECUTION: f"The file as it was; without it, `fsl resume {directory}` chooses again",
     }
     again = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results again"

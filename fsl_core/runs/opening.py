@@ -50,6 +50,7 @@ from fsl_core.runs.files import (
 )
 from fsl_core.runs.records import InDirectory, InMemory, Records
 from fsl_core.runs.run import Run
+from fsl_core.runs.starting import read_start
 from fsl_core.text import name_of
 
 IN_USE = "another process is writing to this run"
@@ -93,6 +94,7 @@ def new_run(
     run = _assemble(records, name, recipe, loaded, device)
     if directory:
         _refuse_used(directory, recipe)
+    run.take_start()
     run.try_parts()
     check_data(run.experiment)
     if directory is None:
@@ -169,7 +171,7 @@ def open_run(
         judge_on(document, on)
     recipe = check_document(document, loaded.catalogue)
     run = _assemble(InDirectory(directory), environment["recipe"], recipe, loaded, device)
-    run.choice = read_choice(directory)
+    run.choice, run.started_from = read_choice(directory), read_start(directory)
     with _only_writer(directory) if write else nullcontext():
         if write and steps is not None:
             run.change_steps()

@@ -25,6 +25,7 @@ from fsl_core.learner import Learner
 from fsl_core.nn.norms import Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data
 from fsl_core.runs.run import Run
+from fsl_core.runs.starting import keep_start
 from fsl_core.runs.stopping import Interrupted
 from fsl_core.training.conflict import gradient_conflict
 from fsl_core.training.memory import enough_memory
@@ -49,6 +50,8 @@ def train(run: Run) -> None:
     run.notes += keep_data_record(
         run.directory, source, splits, run.step > 0, run.experiment.further
     )
+    if run.directory is not None and run.started_from:
+        keep_start(run.directory, run.started_from)
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -130,6 +133,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "execution": str(run.choice),
         **state_of(run.experiment.learner.adapter),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
+        **({"start_from": run.started_from} if run.started_from else {}),
         **({"on": judged_on(run.experiment.further, further)} if further else {}),
     }
     run.records.write_result(result, evaluation, further)
