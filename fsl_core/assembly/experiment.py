@@ -20,6 +20,7 @@ from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError
+from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.weighting import TaskWeighting
@@ -61,7 +62,7 @@ class Experiment:
 
     def twin(self, task: TaskShape) -> Learner:
         """Another learner with the same weights, built for this task. ShapeError as above."""
-        twin = _build_learner(self.recipe, task)
+        twin = _build_learner(self.recipe, task, self.source.tasks)
         if name := _misfit(self.learner, twin):
             raise ShapeError(_fixed(name, self.learner, self.source.task))
         twin.to(self.device).load_state_dict(self.learner.state_dict())
@@ -98,48 +99,76 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     Raises RecipeError if a constructor, or the parts together, refuse the options.
     """
     source = build_source(recipe, ("episodes",)).to(device)
-    learner = _build_learner(recipe, source.task)
+    learner = _build_learner(recipe, source.task, source.tasks)
+    estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
+    learner = Learner(learner.backbone, learner.adapter, estimate)
     weighting: TaskWeighting = build_part(
         recipe, ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
-    _check_ways(recipe, learner, source.task, test_task)
-    further = _further(recipe, learner, source.task)
+    _check_ways(recipe, learner, source.task, test_task, source.tasks)
+    further = _further(recipe, learner, source)
     _check_expectations(recipe, test_task, further)
     learner, weighting = learner.to(device), weighting.to(device)
     further = {label: each.to(device) for label, each in further.items()}
     return Experiment(recipe, source, learner, weighting, test_task, torch.device(device), further)
 
 
-def _further(recipe: Recipe, learner: Learner, task: TaskShape) -> dict[str, EpisodeSource]:
+def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[str, EpisodeSource]:
     """The sources of `evaluate.on`. RecipeError for one whose tasks the learner cannot take."""
+    task = trained.task
     found: dict[str, EpisodeSource] = {}
     for i, section in enumerate(recipe.sections.evaluate.on):
         path = (*ON, i)
         source = found[section.label] = build_source(recipe, path)
         where = recipe.document.where_built(path)
-        for key in ("kind", "input_shape", *(["output_dim"] if task.kind == "regression" else [])):
-            theirs, ours = getattr(source.task, key), getattr(task, key)
-            if theirs != ours:
+        theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
+        for key, found in theirs.items():
+            if found != ours[key]:
                 raise RecipeError(
-                    f"{where}: {source.name!r} has {key} {theirs}, and the run is trained on "
-                    f"{ours}. A source that fits the backbone"
+                    f"{where}: {source.name!r} has {key} {found}, and the run is trained on "
+                    f"{ours[key]}. A source that fits the backbone"
                 )
         other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
-        if other and (name := _misfit(learner, _build_learner(recipe, source.task))):
+        if other and (name := _misfit(learner, _build_learner(recipe, source.task, trained.tasks))):
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
     return found
 
 
-def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
+def _what_backbones_take(source: EpisodeSource) -> dict[str, object]:
+    task, found = source.task, {"vocabulary": source.vocabulary}
+    regressed = {"output_dim": task.output_dim} if task.kind == "regression" else {}
+    return {"kind": task.kind, "input_shape": task.input_shape, **regressed, **found}
+
+
+def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learner:
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = build_part(recipe, ("backbone",), task=task)
     _require_module(recipe, ("backbone",), backbone, nn.Module)
     _require_feature_dim(recipe, backbone)
-    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone)
+    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone, tasks=tasks)
     _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
+
+
+def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
+    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    path: KeyPath = ("outer", "hypergradient")
+    built: Hypergradient = build_part(
+        recipe,
+        path,
+        task=source.task,
+        tasks=source.tasks,
+        meta_batch_size=recipe.sections.outer.meta_batch_size,
+    )
+    _require_module(recipe, path, built, Hypergradient)
+    if reason := built.unfit(adapter):
+        raise RecipeError(
+            f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
+            "unrolled, or an adapter or options that fit"
+        )
+    return built
 
 
 def _require_module(recipe: Recipe, path: KeyPath, module: object, kind: type[nn.Module]) -> None:
@@ -170,9 +199,11 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     return test_task
 
 
-def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
+def _check_ways(
+    recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape, tasks: int | None
+) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
-    if changed and (name := _misfit(learner, _build_learner(recipe, test_task))):
+    if changed and (name := _misfit(learner, _build_learner(recipe, test_task, tasks))):
         where = recipe.document.where(("evaluate", changed[0]))
         raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data import Sources
+from fsl_core.data.source import Sources
 
 
 class Mixture(fsl.EpisodeSource):
@@ -46,7 +46,7 @@ class Mixture(fsl.EpisodeSource):
         # A mixture within this one must not choose by the same numbers.
         parts = [getattr(source, "_in_full", source.name) for source in self.sources]
         self._in_full = f"{self.name}({', '.join(parts)})"
-        self.task = self.sources[0].task
+        self.task, self.vocabulary = self.sources[0].task, self.sources[0].vocabulary
         for place, source in enumerate(self.sources[1:], start=1):
             _refuse_other_shape(place, source, self.sources[0])
         tasks = [source.tasks for source in self.sources]
@@ -118,12 +118,12 @@ class Mixture(fsl.EpisodeSource):
 
 
 def _refuse_other_shape(place: int, source: fsl.EpisodeSource, first: fsl.EpisodeSource) -> None:
-    for field in fields(fsl.TaskShape):
-        found, wanted = (getattr(each.task, field.name) for each in (source, first))
-        if found != wanted:
+    theirs, ours = ({"vocabulary": s.vocabulary, **asdict(s.task)} for s in (source, first))
+    for key, found in theirs.items():
+        if found != ours[key]:
             raise ValueError(
-                f"sources.{place}: {source.name!r} has {field.name} {found}, and {first.name!r} "
-                f"has {wanted}. Sources with tasks of one shape"
+                f"sources.{place}: {source.name!r} has {key} {found}, and {first.name!r} has "
+                f"{ours[key]}. Sources with tasks of one shape"
             )
 
 

@@ -52,6 +52,7 @@ def train(run: Run) -> None:
     )
     if run.directory is not None and run.started_from:
         keep_start(run.directory, run.started_from)
+    run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -61,7 +62,7 @@ def train(run: Run) -> None:
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
-            run.experiment.learner.adapter.on_progress(run.progress(run.step - 1))
+            run.experiment.learner.on_progress(run.progress(run.step - 1))
             _validate(run)
             run.save("last")
         while run.step < run.steps:
@@ -79,6 +80,16 @@ def train(run: Run) -> None:
                 saved = time.monotonic()
             if stopping:
                 raise Interrupted
+
+
+def _advice_of_estimate(run: Run) -> str:
+    chosen, estimate = run.recipe.chosen, run.experiment.learner.hypergradient
+    if estimate is None:
+        return ""
+    # Parts that a program made by hand have no names.
+    named = [chosen.get(("outer", part)) for part in ("optimizer", "schedule")]
+    told = estimate.advice(*(part.name for part in named if part)) if all(named) else ""
+    return f"hypergradient {estimate.name!r}: {told}" if told else ""
 
 
 def _due(run: Run, every: int) -> bool:
@@ -121,6 +132,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "transductive": run.experiment.transductive,
         "n_query": run.experiment.test_task.n_query,
         "adapter": chosen["adapter",].name,
+        "hypergradient": chosen["outer", "hypergradient"].name,
         "weighting": chosen["outer", "weighting"].name,
         "seed": run.recipe.sections.seed,
         "checkpoint": which,
@@ -211,7 +223,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.adapter.on_progress(run.progress(run.step))
+    learner.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
     episodes = experiment.source.batch(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
@@ -228,6 +240,8 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     norm = _clip(run, optimizer)
     optimizer.step()
     move_running_statistics(learner, episodes)
+    learner.on_step(episodes.id)
+    estimate = learner.hypergradient
     score = sum(
         float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
     )
@@ -239,6 +253,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         "lr": optimizer.param_groups[0]["lr"],
         "gradient_norm": norm,
         **conflict,
+        **({} if estimate is None else estimate.metrics()),
         "seconds": time.perf_counter() - started,
     }
 
