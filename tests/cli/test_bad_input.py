@@ -319,9 +319,7 @@ def pictures(tmp_path: Path) -> Path:
         ),
         (
             ["evaluate.n_query=9"],
-            [
-                "split 'test', class 'class0' has 4 images. n_shot: 1 and n_query: 9 need at least 10"
-            ],
+            ["split 'test', class 'class0' has 4 items. n_shot: 1 and n_query: 9 need at least 10"],
         ),
         (
             ["outer.validate_every=1"],
