@@ -96,11 +96,28 @@ class Adapter(nn.Module):
         prediction = predict(episode.query.x)
         return loss(prediction, episode.query.y), prediction
 
+    def unrolled_only(self) -> str:
+        """Why only `unrolled` can give this adapter's meta-gradient, or "" if others can too.
+
+        Others drive `inner_problem` themselves. Override it where options decide.
+        """
+        if type(self).inner_problem is Adapter.inner_problem:
+            return f"adapter {self.name!r} has no inner problem"
+        if type(self).objective is not Adapter.objective:
+            return f"adapter {self.name!r} follows another objective than the query loss"
+        return ""
+
     def on_progress(self, progress: float) -> None:
         """Called before each outer step with the share of training done, from 0 to below 1.
 
         When weights are judged, in validation or from a checkpoint, the last call was that of the
         last step that made them.
+        """
+
+    def on_step(self, ids: Tensor) -> None:
+        """Called once after each outer step, when the parameters have moved.
+
+        ids: (meta_batch_size,) int64, `Episode.id` of its tasks.
         """
 
     @property

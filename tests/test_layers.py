@@ -19,6 +19,7 @@ LAYERS = [
     "inner",
     "episode",
     "adapter",
+    "hypergradient",
     "weighting",
     "learner",
     "config",

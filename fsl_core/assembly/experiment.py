@@ -18,6 +18,7 @@ from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.weighting import TaskWeighting
@@ -57,7 +58,7 @@ class Experiment:
 
     def twin(self, task: TaskShape) -> Learner:
         """Another learner with the same weights, built for this task. ShapeError as above."""
-        twin = _build_learner(self.recipe, task)
+        twin = _build_learner(self.recipe, task, self.source.tasks)
         if name := _misfit(self.learner, twin):
             raise ShapeError(_fixed(name, self.learner, self.source.task))
         twin.to(self.device).load_state_dict(self.learner.state_dict())
@@ -96,26 +97,41 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     source: EpisodeSource = build_part(recipe, ("episodes",))
     _require_source(recipe, source)
     source = source.to(device)
-    learner = _build_learner(recipe, source.task)
+    learner = _build_learner(recipe, source.task, source.tasks)
+    estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
+    learner = Learner(learner.backbone, learner.adapter, estimate)
     weighting: TaskWeighting = build_part(
         recipe, ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
-    _check_ways(recipe, learner, source.task, test_task)
+    _check_ways(recipe, learner, source.task, test_task, source.tasks)
     _check_expectations(recipe, test_task)
     learner, weighting = learner.to(device), weighting.to(device)
     return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
 
 
-def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
+def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learner:
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = build_part(recipe, ("backbone",), task=task)
     _require_module(recipe, ("backbone",), backbone, nn.Module)
     _require_feature_dim(recipe, backbone)
-    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone)
+    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone, tasks=tasks)
     _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
+
+
+def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
+    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    path: KeyPath = ("outer", "hypergradient")
+    built: Hypergradient = build_part(recipe, path, task=source.task, tasks=source.tasks)
+    _require_module(recipe, path, built, Hypergradient)
+    if reason := built.unfit(adapter):
+        raise RecipeError(
+            f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
+            "unrolled, or an adapter or options that fit"
+        )
+    return built
 
 
 def _require_module(recipe: Recipe, path: KeyPath, module: object, kind: type[nn.Module]) -> None:
@@ -156,9 +172,11 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     return test_task
 
 
-def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
+def _check_ways(
+    recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape, tasks: int | None
+) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
-    if changed and (name := _misfit(learner, _build_learner(recipe, test_task))):
+    if changed and (name := _misfit(learner, _build_learner(recipe, test_task, tasks))):
         where = recipe.document.where(("evaluate", changed[0]))
         raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 

@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-Kind = Literal["episodes", "backbone", "adapter", "weighting", "optimizer", "schedule"]
+Kind = Literal[
+    "episodes", "backbone", "adapter", "hypergradient", "weighting", "optimizer", "schedule"
+]
 
 INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
     "backbone": frozenset({"task", "frozen"}),
-    "adapter": frozenset({"task", "backbone"}),
+    "adapter": frozenset({"task", "backbone", "tasks"}),
+    "hypergradient": frozenset({"task", "tasks"}),
     "weighting": frozenset({"columns", "tasks"}),
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),

@@ -56,7 +56,7 @@ def train(run: Run) -> None:
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
-            run.experiment.learner.adapter.on_progress(run.progress(run.step - 1))
+            run.experiment.learner.on_progress(run.progress(run.step - 1))
             _validate(run)
             run.save("last")
         while run.step < run.steps:
@@ -109,6 +109,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "transductive": run.experiment.transductive,
         "n_query": run.experiment.test_task.n_query,
         "adapter": chosen["adapter",].name,
+        "hypergradient": chosen["outer", "hypergradient"].name,
         "weighting": chosen["outer", "weighting"].name,
         "seed": run.recipe.sections.seed,
         "checkpoint": which,
@@ -176,7 +177,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.adapter.on_progress(run.progress(run.step))
+    learner.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
     episodes = experiment.source.batch(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
@@ -193,6 +194,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     norm = _clip(run, optimizer)
     optimizer.step()
     move_running_statistics(learner, episodes)
+    learner.on_step(episodes.id)
     score = sum(
         float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
     )

@@ -63,7 +63,7 @@ class Trial:
     def beginner(self) -> Learner:
         """A learner for training episodes that nothing else uses, told that training begins."""
         learner = self.copy().train()
-        learner.adapter.on_progress(0.0)
+        learner.on_progress(0.0)
         return learner
 
     def judged(self) -> Learner:
@@ -75,6 +75,9 @@ class Trial:
     def module(self, part: str) -> nn.Module:
         if part == "weighting":
             return self.experiment.weighting
+        if part == "hypergradient":
+            assert self.experiment.learner.hypergradient is not None  # or it is not blamed
+            return self.experiment.learner.hypergradient
         return self.experiment.learner.get_submodule(part)
 
     # -- calls ----------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ class Trial:
             self.refuse(part, wrong)
 
     def refuse(self, part: str, what: str, cause: BaseException | None = None) -> NoReturn:
-        path: KeyPath = ("outer", "weighting") if part == "weighting" else (part,)
+        path: KeyPath = ("outer", part) if part in ("weighting", "hypergradient") else (part,)
         raise PluginError(f"{self.experiment.recipe.named(path)}: {what}") from cause
 
     def refuse_raised(self, part: str, what: str, error: Exception) -> NoReturn:
@@ -155,7 +158,8 @@ class Trial:
 
     def _blamed(self, part: str, error: Exception) -> str:
         """The part whose code the error came from last: an adapter calls the backbone."""
-        homes = {p: type(self.module(p)).__module__ for p in (part, "backbone")}
+        parts = (part, "adapter", "backbone") if part == "hypergradient" else (part, "backbone")
+        homes = {p: type(self.module(p)).__module__ for p in parts}
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             for candidate, home in homes.items():
                 if belongs(frame.filename, home):

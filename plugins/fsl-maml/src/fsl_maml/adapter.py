@@ -224,6 +224,11 @@ class Maml(fsl.Adapter):
         losses = torch.stack([loss(prediction, episode.query.y) for prediction in predictions])
         return losses @ losses.new_tensor(shares), predictions[-1]
 
+    def unrolled_only(self) -> str:
+        if self.multi_step_loss is not None:
+            return "multi_step_loss follows the query loss after every step"
+        return ""
+
     def on_progress(self, progress: float) -> None:
         self._progress = progress
 
