@@ -103,7 +103,7 @@ class PretrainedBackbone(nn.Module):
         if not frozen:
             policy: NormPolicy = "transductive" if norm == "transductive" else "running"
             self.net = replace_norms(net, policy, momentum=0.0 if norm == "fixed" else None)
-        self.feature_dim = _length_of_features(self, layer)
+        self.layer, self.feature_dim = layer, _length_of_features(self, layer)
         if train is not None:
             _train_only(self.net, train)
 
@@ -115,6 +115,9 @@ class PretrainedBackbone(nn.Module):
         if features.dim() == 3:
             return features.mean(1)
         return features.mean((2, 3)) if features.dim() == 4 else features
+
+    def extra_repr(self) -> str:
+        return f"layer={self.layer}, norm={self.norm}"
 
     @property
     def notes(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError)
 CLASSIFIER = 2
 """Tensors that may follow those of a network without its classifier: a weight and a bias."""
-COUNTER = "num_batches_tracked"
-"""A buffer of batch norms that older files lack, and that no forward pass reads."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,8 @@ def _tensors_of(file: Path, content: bytes) -> dict[str, Tensor]:
 def _parsed(file: Path, content: bytes) -> Any:
     if file.suffix == ".safetensors":
         return load_safetensors(content)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # of pickle protocols, which it reads or refuses
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _by_name(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -127,7 +127,8 @@ def _by_position(
 
 
 def _without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+    """Without the batch norms' counts of batches, which older files lack and nothing reads."""
+    return {name: t for name, t in tensors.items() if t.dim() or t.is_floating_point()}
 
 
 def _misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
