@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         RunResult,
         SweepTable,
         compare,
+        embed_files,
         evaluate,
         load_recipe,
         resume,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adapter": "Adapter call_declared",
-    "api": "RunResult SweepTable compare evaluate load_recipe resume run sweep train",
+    "api": "RunResult SweepTable compare embed_files evaluate load_recipe resume run sweep train",
     "config.recipe": "Recipe",
     "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
@@ -133,6 +134,7 @@ __all__ = [
     "derivatives_of_any_order",
     "descend",
     "draw_bits",
+    "embed_files",
     "evaluate",
     "gradient_columns",
     "hookimpl",

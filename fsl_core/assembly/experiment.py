@@ -23,8 +23,8 @@ from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RecipeError, ShapeError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
-from fsl_core.nn.weights import LoadedWeights
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
+from fsl_core.nn.weights import LoadedWeights
 from fsl_core.weighting import TaskWeighting
 
 FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")

@@ -123,9 +123,7 @@ def evaluate(
                 shared = _shared(learner, adapted, workers)
                 together = judged_together(learner, task) and not _leave_traces(learner, adapted)
             judged = (
-                judge_together(learner, batch, task)
-                if together
-                else shared.map(judge_one, adapted)
+                judge_together(learner, batch, task) if together else shared.map(judge_one, adapted)
             )
             for episode, (row, value) in zip(adapted, judged, strict=True):
                 _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
