@@ -239,6 +239,21 @@ class PooledEpisodes(EpisodeSource):
         self._device = torch.device("cpu")
         self._pools: dict[Split, LabelledPool] = {}
 
+    @property
+    def augments(self) -> bool:
+        """Whether training items are changed at random."""
+        return self._augment is not None
+
+    def draw_sizes_as(self, other: PooledEpisodes) -> None:
+        """Draw numbers of ways, shots and queries by the options of another source."""
+        self._items, self._sampling = other._items, other._sampling
+        self._per_draw = other._per_draw
+
+    @property
+    def sizes_key(self) -> str:
+        """What decides the numbers of an episode beside its task."""
+        return f"{self._items} {self._sampling} {self._per_draw}"
+
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:
         """Read the items of a split; called once, when the split is first needed.
