@@ -113,7 +113,9 @@ class Norm(nn.Module):
     grad(vmap). Here the fused kernel normalises without scale and shift, which are applied outside
     of it; that is exact. For derivatives beyond the second see `derivatives_of_any_order`.
 
-    affine: False: scale and shift stay 1 and 0, and are not parameters.
+    affine: False: scale and shift stay 1 and 0, and are not parameters. "shift": the scale alone
+        stays 1, as in MAML's code.
+    eps:    added to the variance.
     Raises ShapeError if a mean would be taken over a single value: everything would become zero.
     """
 
@@ -129,7 +131,7 @@ class Norm(nn.Module):
         momentum: float = 0.1,
         groups: int = 8,
         eps: float = 1e-5,
-        affine: bool = True,
+        affine: bool | Literal["shift"] = True,
     ):
         super().__init__()
         if policy not in NORM_POLICIES:
@@ -144,7 +146,7 @@ class Norm(nn.Module):
         if policy == "none":
             return
         for name, start in (("scale", torch.ones(channels)), ("shift", torch.zeros(channels))):
-            if affine:
+            if affine is True or affine == name:
                 self.register_parameter(name, nn.Parameter(start))
             else:
                 self.register_buffer(name, start, persistent=False)
