@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_maml.heads import HeadInit, linear_head
 from fsl_maml.norms import StepNorms, norm_names
 from fsl_maml.optimizers import (
     InnerOptimizer,
@@ -141,6 +142,7 @@ class Maml(fsl.Adapter):
                 "outer loop (MAML++); needs adapt_norms: false"
             ),
         ] = False,
+        head_init: HeadInit = "default",
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
@@ -156,7 +158,7 @@ class Maml(fsl.Adapter):
         self.inner_steps, self.test_steps = inner_steps, test_steps
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
         feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
-        self.head = nn.Linear(feature_dim, task.output_dim)
+        self.head = linear_head(feature_dim, task.output_dim, head_init)
         net, norms = fsl.Functional(backbone, self.head), list(norm_names(backbone))
         weights, left_out = net.weights, () if adapt_norms else norms
         self.schedule = [
