@@ -22,7 +22,7 @@ from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import Episode
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
-from fsl_core.nn.norms import Norm, collect_statistics
+from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data
 from fsl_core.runs.run import Run
 from fsl_core.runs.stopping import Interrupted
@@ -244,13 +244,19 @@ def _advice(run: Run) -> str:
 
 
 def move_running_statistics(learner: Learner, episodes: Episode) -> None:
-    """One forward pass over the meta-batch's support sets, for norm layers of policy `running`.
+    """One forward pass over the meta-batch, for norm layers that keep averages.
 
-    Without such layers there is none.
+    It sees the support sets, and for policy `ordinary` the query sets, too. Without such layers
+    there is none.
     """
-    if any(isinstance(m, Norm) and m.policy == "running" for m in learner.backbone.modules()):
-        with torch.no_grad(), collect_statistics():
-            learner.backbone(episodes.support.x.flatten(0, 1))
+    policies = {m.policy for m in learner.backbone.modules() if isinstance(m, Norm)}
+    if policies.isdisjoint(AVERAGED):
+        return
+    sets = [episodes.support.x.flatten(0, 1)]
+    if "ordinary" in policies:
+        sets.append(episodes.query.x.flatten(0, 1))
+    with torch.no_grad(), collect_statistics():
+        learner.backbone(torch.cat(sets))
 
 
 def _validate(run: Run) -> None:

@@ -36,7 +36,9 @@ def test_feature_dim(shape, options, feature_dim):
     assert backbone(torch.zeros(2, *shape)).shape == (2, feature_dim)
 
 
-@pytest.mark.parametrize("norm", ["transductive", "support", "running", "group", "none"])
+@pytest.mark.parametrize(
+    "norm", ["transductive", "support", "running", "ordinary", "group", "none"]
+)
 def test_every_norm_policy(norm):
     x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     learner = fsl.Learner(
