@@ -48,6 +48,9 @@ class Omniglot(fsl.PooledEpisodes):
     split finn: the sizes of MAML's code, 1100 / 100 / 423 of all classes, shuffled with its seed 1.
         Differs: there the file system's order is shuffled, by the generator of Python 2; so which
         classes are in a split is another draw.
+    split no-latin: the 1,597 classes of all alphabets but Latin to train, its 26 to validate and to
+        test: for learners that are judged on EMNIST, as by Patacchiola et al. 2020,
+        arXiv:1910.05199, who turn no class.
     """
 
     name = "omniglot"
@@ -71,7 +74,7 @@ class Omniglot(fsl.PooledEpisodes):
             shared.ClassSplit,
             Field(
                 description="classes of train / validation / test: 1028/172/423, or 1100/100/423 "
-                "at random (learn2learn, finn)"
+                "at random (learn2learn, finn), or 1597/26/26, the 26 of Latin (no-latin)"
             ),
         ] = "vinyals",
         image_size: Annotated[

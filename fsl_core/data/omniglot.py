@@ -37,7 +37,7 @@ EVALUATION = (
 """Alphabets of images_evaluation.zip; the other 30 are in images_background.zip."""
 
 
-ClassSplit = Literal["vinyals", "learn2learn", "finn"]
+ClassSplit = Literal["vinyals", "learn2learn", "finn", "no-latin"]
 SHUFFLE_SEEDS = {"learn2learn": 42, "finn": 1}
 """Seeds of Python's generator; their splits are 1,100 / 100 / 423 of the shuffled classes."""
 
@@ -51,6 +51,11 @@ def class_lists(split: ClassSplit) -> dict[Split, list[str]]:
     }
     if split == "vinyals":
         return lists
+    if split == "no-latin":
+        names = sorted(chain(*lists.values()))
+        latin = [name for name in names if name.startswith("Latin/")]
+        others = [name for name in names if not name.startswith("Latin/")]
+        return {"train": others, "validation": latin, "test": latin}
     names = sorted(
         chain(*lists.values()),
         key=lambda name: (name.partition("/")[0] in EVALUATION.split("/"), name),

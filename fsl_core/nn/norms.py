@@ -262,7 +262,8 @@ def replace_norms(
     """The module with layers that keep statistics replaced by `Norm` of this policy, in place.
 
     BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm: weights, eps and running averages are
-    kept, so that policies `running` and `ordinary` give in evaluation what a pretrained layer gives.
+    kept, so that policies `running` and `ordinary` give what a pretrained layer gives in
+    evaluation mode.
     InstanceNorm that tracks statistics: the same under `running` and `none`. Under other policies
     it stops tracking and normalises each item by itself, in training and in evaluation.
     Other layers stay. LayerNorm, GroupNorm and untracked InstanceNorm keep nothing and look at one

@@ -63,6 +63,16 @@ class TestClassLists:
         digest = hashlib.md5("\n".join(names["test"]).encode()).hexdigest()
         assert digest == "d67eab85186d47869266ffcba78f3330"
 
+    def test_no_latin_letter_is_trained_on(self):
+        lists = class_lists("no-latin")
+        assert [len(names) for names in lists.values()] == [1597, 26, 26]
+        assert (
+            lists["validation"]
+            == lists["test"]
+            == [f"Latin/character{i:02d}" for i in range(1, 27)]
+        )
+        assert len(set(lists["train"]) | set(lists["test"])) == 1623
+
     def test_the_finn_split_is_another_draw(self):
         learn2learn, finn = (set(class_lists(split)["test"]) for split in ("learn2learn", "finn"))
         # 423 of 1,623 twice: 110 in common on average, with a deviation of 8
