@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -158,6 +158,7 @@ def _unpack(raw: Path, name: str, target: Path) -> None:
     if (raw / name).is_file():
         target.symlink_to((raw / name).resolve())
         return
+    packed: IO[bytes]
     with ExitStack() as opened:
         if (raw / f"{name}.gz").is_file():
             packed = opened.enter_context((raw / f"{name}.gz").open("rb"))
