@@ -63,7 +63,7 @@ def test_even_classes_validate_and_odd_ones_test(root: Path):
     assert len(validation.classes) == len(test.classes) == 31
     assert set(validation.counts + test.counts) == {PER_CLASS}
     # class 1 is number 1, 63, 125, ... of all, read along the columns of the file's pictures
-    assert numbers(test.select(["1"]).images) == [1 + 62 * i for i in range(PER_CLASS)]
+    assert numbers(test.select(["1"]).items) == [1 + 62 * i for i in range(PER_CLASS)]
     assert source.batch("test", range(3), 0).support.x.shape == (3, 5, 1, 28, 28)
 
 
