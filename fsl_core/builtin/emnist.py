@@ -20,6 +20,7 @@ from pydantic import Field
 import fsl_core as fsl
 from fsl_core.data.cache import data_root
 from fsl_core.data.downloads import download, once
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.vision import torchvision, torchvision_dataset
 
 FOLDERS = ("EMNIST/raw", "raw", "")
@@ -64,8 +65,8 @@ class Emnist(fsl.PooledEpisodes):
 
     def __init__(
         self,
-        n_way: Annotated[int, Field(ge=2, le=31, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
         root: Annotated[
             Path | None,
@@ -81,8 +82,19 @@ class Emnist(fsl.PooledEpisodes):
         download: Annotated[
             bool, Field(description="download gzip.zip (562 MB) if the files are not there")
         ] = True,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, input_shape=(1, 28, 28))
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=(1, 28, 28),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.root, self.split, self.download = root, split, download
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fsl_core.data.folders import class_images, image_files
     from fsl_core.data.formats import open_picture
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
+    from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
     from fsl_core.data.vision import (
         decode_image,
         decode_images,
@@ -40,6 +41,7 @@ _NAMES = {
     "folders": "class_images image_files",
     "formats": "open_picture",
     "pool": "LabelledPool PooledEpisodes",
+    "shapes": "EpisodesPerDraw ItemsPerClass Sampling Shots Ways",
     "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",
     "work": "for_each reported",
 }
@@ -53,6 +55,11 @@ __all__ = [
     "LabelledPool",
     "PooledEpisodes",
     "Standardised",
+    "EpisodesPerDraw",
+    "ItemsPerClass",
+    "Sampling",
+    "Shots",
+    "Ways",
     "cached_tensors",
     "class_images",
     "content_key",

@@ -168,6 +168,10 @@ class TestToyArchives:
         assert torch.equal(alone.query.x[0], turned.query.x[7])
         more = source.batch("train", [7], 0, replace(shape, n_query=9))
         assert torch.equal(more.support.x, alone.support.x)
+        varying = Omniglot(root=root, rotations="per-episode", n_way=2, n_shot=(1, 4), n_query=3)
+        for group in varying.groups("train", range(20), 0):
+            for place, found in zip(group.places, group.episodes.unbatch(), strict=True):
+                assert torch.equal(found.support.x[0], turned.support.x[place, 0])
         for split, seed in (("test", 0), ("train", 1)):
             other = shared.turned_classes(upright, split, seed)
             assert not torch.equal(other.query.x, turned.query.x)

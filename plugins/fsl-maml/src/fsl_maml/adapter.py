@@ -68,6 +68,7 @@ class Maml(fsl.Adapter):
     """
 
     name = "maml"
+    unequal_shots = True
 
     def __init__(
         self,
