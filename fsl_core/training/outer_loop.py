@@ -23,7 +23,7 @@ from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
-from fsl_core.nn.norms import Norm, collect_statistics
+from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data
 from fsl_core.runs.run import Run
 from fsl_core.runs.starting import keep_start
@@ -309,15 +309,20 @@ def _advice(run: Run) -> str:
 
 
 def move_running_statistics(learner: Learner, groups: Sequence[Group]) -> None:
-    """One forward pass over the meta-batch's support sets, for norm layers of policy `running`.
+    """One forward pass over the meta-batch, for norm layers that keep averages.
 
-    Without such layers there is none.
+    It sees the support sets, and for policy `ordinary` the query sets, too. Without such layers
+    there is none.
     """
-    norms = (m for m in learner.backbone.modules() if isinstance(m, Norm))
-    if any(norm.policy == "running" and norm.momentum for norm in norms):
-        with torch.no_grad(), collect_statistics():
-            items = [group.episodes.support.x.flatten(0, 1) for group in groups]
-            learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
+    norms = [m for m in learner.backbone.modules() if isinstance(m, Norm)]
+    policies = {m.policy for m in norms if m.policy != "running" or m.momentum}
+    if policies.isdisjoint(AVERAGED):
+        return
+    items = [group.episodes.support.x.flatten(0, 1) for group in groups]
+    if "ordinary" in policies:
+        items += [group.episodes.query.x.flatten(0, 1) for group in groups]
+    with torch.no_grad(), collect_statistics():
+        learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
 
 
 def _validate(run: Run) -> None:
