@@ -23,7 +23,7 @@ from fsl_core.episode import Episode
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
 from fsl_core.nn.norms import Norm, collect_statistics
-from fsl_core.runs.data_record import keep_data_record, refuse_other_data
+from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
 from fsl_core.runs.run import Run
 from fsl_core.runs.stopping import Interrupted
 from fsl_core.training.conflict import gradient_conflict
@@ -120,6 +120,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "device": str(run.device),
         "execution": str(run.choice),
         **state_of(run.experiment.learner.adapter),
+        **({"shared_classes": shared} if (shared := shared_classes(run.directory)) else {}),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
     run.records.write_result(result, evaluation)
