@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     from fsl_core.config.recipe import Recipe
     from fsl_core.config.validation import validated
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
+    from fsl_core.data.groups import Group
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
     from fsl_core.engine.evaluation import Evaluation
-    from fsl_core.episode import Episode, LabelledSet, Loss, Predictor, TaskShape, one_hot
+    from fsl_core.episode import (
+        Episode,
+        LabelledSet,
+        Loss,
+        Predictor,
+        TaskShape,
+        Varies,
+        one_hot,
+    )
     from fsl_core.errors import (
         DataError,
         FslError,
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     )
     from fsl_core.hooks.run_view import RunView
     from fsl_core.hooks.specs import HOOK_API, hookimpl
+    from fsl_core.hypergradient import Hypergradient, inner_problem_of, with_gradient
     from fsl_core.inner import InnerProblem, Point, descend
     from fsl_core.learner import Learner, gradient_columns
     from fsl_core.nn.blocks import ConvBlock
@@ -59,13 +69,15 @@ _NAMES = {
     "config.recipe": "Recipe",
     "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
+    "data.groups": "Group",
     "data.pool": "LabelledPool PooledEpisodes",
     "data.source": "EpisodeSource Split SplitContents",
     "engine.evaluation": "Evaluation",
-    "episode": "Episode LabelledSet Loss Predictor TaskShape one_hot",
+    "episode": "Episode LabelledSet Loss Predictor TaskShape Varies one_hot",
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
     "hooks.run_view": "RunView",
     "hooks.specs": "HOOK_API hookimpl",
+    "hypergradient": "Hypergradient inner_problem_of with_gradient",
     "inner": "InnerProblem Point descend",
     "learner": "Learner gradient_columns",
     "nn.blocks": "ConvBlock",
@@ -91,6 +103,8 @@ __all__ = [
     "Evaluation",
     "FslError",
     "Functional",
+    "Group",
+    "Hypergradient",
     "InnerProblem",
     "LabelledPool",
     "LabelledSet",
@@ -116,6 +130,7 @@ __all__ = [
     "SweepTable",
     "TaskShape",
     "TaskWeighting",
+    "Varies",
     "adapt_to_folder",
     "call_declared",
     "call_with",
@@ -126,6 +141,7 @@ __all__ = [
     "evaluate",
     "gradient_columns",
     "hookimpl",
+    "inner_problem_of",
     "load_predictor",
     "load_recipe",
     "one_hot",
@@ -137,6 +153,7 @@ __all__ = [
     "to_uniform",
     "train",
     "validated",
+    "with_gradient",
 ]
 
 

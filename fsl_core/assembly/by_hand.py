@@ -28,7 +28,7 @@ SOURCE = "fsl.train"
 class ByHand(Experiment):
     """An experiment whose parts cannot be built again, because no recipe says how."""
 
-    def twin(self, task: TaskShape) -> Learner:
+    def fresh(self, task: TaskShape) -> Learner:
         shape = f"{task.n_way}-way {task.n_shot}-shot"
         raise ShapeError(
             f"{SOURCE}: this learner was made for one shape of task, and cannot be made again for "
@@ -76,6 +76,9 @@ def by_hand(
         ("adapter",): ("adapter", learner.adapter),
         ("outer", "weighting"): ("weighting", weighting),
     }
+    if learner.hypergradient is not None:
+        estimate = learner.hypergradient.to(device)
+        parts["outer", "hypergradient"] = ("hypergradient", estimate)
     chosen = {path: _component(kind, part) for path, (kind, part) in parts.items()}
     recipe = _OfParts(Document(SOURCE, {}, {(): SOURCE}), sections, chosen)
     learner, weighting, source = learner.to(device), weighting.to(device), source.to(device)

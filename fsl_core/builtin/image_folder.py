@@ -20,6 +20,7 @@ from fsl_core.data.cache import cached_tensors, content_key
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.levels import ValueRange, check_range
 from fsl_core.data.listings import Listing, find_classes, list_folders, read_list
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.sharing import (
     SPLIT_NAMES,
     Fractions,
@@ -69,8 +70,8 @@ class ImageFolder(fsl.PooledEpisodes):
                 "validation, test"
             ),
         ],
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
         image_size: Annotated[
             int, Field(ge=8, le=2048, description="height and width in pixels")
@@ -100,6 +101,9 @@ class ImageFolder(fsl.PooledEpisodes):
                 description="numbers that become black and white; null: pictures of 8 or 16 bits"
             ),
         ] = None,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
         check_range(value_range)
         check_fractions(fractions)
@@ -108,6 +112,9 @@ class ImageFolder(fsl.PooledEpisodes):
             n_shot,
             n_query,
             input_shape=({"rgb": 3, "gray": 1}[channels], image_size, image_size),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
         )
         self.root, self.depth, self.min_images = Path(root).expanduser(), depth, min_images
         self.splits = splits

@@ -29,6 +29,7 @@ KINDS = {
     "episodes": "episodes",
     "backbones": "backbone",
     "adapters": "adapter",
+    "hypergradients": "hypergradient",
     "weightings": "weighting",
     "optimizers": "optimizer",
     "schedules": "schedule",
@@ -62,6 +63,7 @@ def check(
     from fsl_core.assembly.preflight import preflight
     from fsl_core.config.matrix import has_matrix
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.runs.starting import take_start
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -77,6 +79,7 @@ def check(
     checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    take_start(checked, experiment.learner)
     preflight(experiment)
     if data:
         _check_data(experiment, whole, as_json)
@@ -104,10 +107,7 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
     )
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
-    typer.echo(
-        f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, "
-        f"{episodes} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
-    )
+    typer.echo(f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, {episodes} {task}")
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")
 
@@ -214,7 +214,7 @@ def list_components(
     plugins_dir: PluginsDir = None,
     as_json: Json = False,
 ) -> None:
-    """List the adapters, backbones, episodes or weightings that recipes can name."""
+    """List the adapters, backbones, episodes … that recipes can name."""
     from fsl_core.runs.files import to_json
 
     components = load_plugins(no_plugin, plugins_dir).catalogue.components(_kind(kind))
@@ -232,7 +232,8 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            help="adapter, backbone, episodes, weighting, optimizer or schedule", show_default=False
+            help="adapter, backbone, episodes, hypergradient, weighting, optimizer or schedule",
+            show_default=False,
         ),
     ],
     name: Annotated[str, typer.Argument(help="as in `fsl list`", show_default=False)],

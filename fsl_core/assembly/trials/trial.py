@@ -37,7 +37,8 @@ class Trial:
 
     def __init__(self, experiment: Experiment, n_query: int):
         self.experiment, self.device = experiment, experiment.device
-        source, test = experiment.source.task, experiment.test_task
+        # Where numbers vary, the least of them, which are quick.
+        source, test = experiment.source.task.least, experiment.test_task.least
         self.task = replace(source, n_query=n_query)
         self.test_task = replace(test, n_query=min(n_query, test.n_query))
         made_up = partial(
@@ -50,20 +51,22 @@ class Trial:
     def copy(self) -> Learner:
         """The learner as it is, in modules and tensors of its own."""
         try:
-            return copy.deepcopy(self.experiment.learner)
+            return copy.deepcopy(self.experiment.fitting(self.task))
+        except ShapeError:
+            raise
         except Exception:  # a module says in its own way that it cannot be copied
-            return self.experiment.twin(self.experiment.source.task)
+            return self.experiment.twin(self.task)
 
     @property
     def same_shape(self) -> bool:
         """Whether one learner serves training and test episodes."""
-        task, test = self.experiment.source.task, self.experiment.test_task
+        task, test = self.task, self.test_task
         return (task.n_way, task.n_shot) == (test.n_way, test.n_shot)
 
     def beginner(self) -> Learner:
         """A learner for training episodes that nothing else uses, told that training begins."""
         learner = self.copy().train()
-        learner.adapter.on_progress(0.0)
+        learner.on_progress(0.0)
         return learner
 
     def judged(self) -> Learner:
@@ -75,6 +78,9 @@ class Trial:
     def module(self, part: str) -> nn.Module:
         if part == "weighting":
             return self.experiment.weighting
+        if part == "hypergradient":
+            assert self.experiment.learner.hypergradient is not None  # or it is not blamed
+            return self.experiment.learner.hypergradient
         return self.experiment.learner.get_submodule(part)
 
     # -- calls ----------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ class Trial:
             self.refuse(part, wrong)
 
     def refuse(self, part: str, what: str, cause: BaseException | None = None) -> NoReturn:
-        path: KeyPath = ("outer", "weighting") if part == "weighting" else (part,)
+        path: KeyPath = ("outer", part) if part in ("weighting", "hypergradient") else (part,)
         raise PluginError(f"{self.experiment.recipe.named(path)}: {what}") from cause
 
     def refuse_raised(self, part: str, what: str, error: Exception) -> NoReturn:
@@ -157,7 +163,8 @@ class Trial:
 
     def _blamed(self, part: str, error: Exception) -> str:
         """The part whose code the error came from last: an adapter calls the backbone."""
-        homes = {p: type(self.module(p)).__module__ for p in (part, "backbone")}
+        parts = (part, "adapter", "backbone") if part == "hypergradient" else (part, "backbone")
+        homes = {p: type(self.module(p)).__module__ for p in parts}
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             for candidate, home in homes.items():
                 if belongs(frame.filename, home):
