@@ -143,10 +143,10 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
         source = found[section.label] = build_source(recipe, path)
         where = recipe.document.where_built(path)
         theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
-        for key, found in theirs.items():
-            if found != ours[key]:
+        for key, offered in theirs.items():
+            if offered != ours[key]:
                 raise RecipeError(
-                    f"{where}: {source.name!r} has {key} {found}, and the run is trained on "
+                    f"{where}: {source.name!r} has {key} {offered}, and the run is trained on "
                     f"{ours[key]}. A source that fits the backbone"
                 )
         other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
