@@ -24,7 +24,7 @@ from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
 from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
-from fsl_core.runs.data_record import keep_data_record, refuse_other_data
+from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
 from fsl_core.runs.run import Run
 from fsl_core.runs.starting import keep_start
 from fsl_core.runs.stopping import Interrupted
@@ -148,6 +148,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "execution": str(run.choice),
         **run.experiment.weights,
         **state_of(run.experiment.learner.adapter),
+        **({"shared_classes": shared} if (shared := shared_classes(run.directory)) else {}),
         **_shapes(run.experiment),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
         **({"start_from": run.started_from} if run.started_from else {}),
