@@ -17,7 +17,7 @@ from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
-from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.errors import PluginError, RecipeError, ShapeError, UnfitError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
@@ -122,14 +122,15 @@ def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learne
 
 
 def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
-    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    """The recipe's, if it can drive this adapter; UnfitError, which says why, if not."""
     path: KeyPath = ("outer", "hypergradient")
     built: Hypergradient = build_part(recipe, path, task=source.task, tasks=source.tasks)
     _require_module(recipe, path, built, Hypergradient)
     if reason := built.unfit(adapter):
-        raise RecipeError(
+        raise UnfitError(
             f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
-            "unrolled, or an adapter or options that fit"
+            "unrolled, or an adapter or options that fit",
+            reason,
         )
     return built
 

@@ -232,7 +232,12 @@ def compare(
 
     Shows the paired difference with its interval, wins and losses.
     """
-    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
+    from fsl_core.reporting.comparison import (
+        compare_runs,
+        judging_told,
+        method_told,
+        write_comparison,
+    )
     from fsl_core.reporting.scores import read_scores
 
     outputs = [page("--html", html)] if html is not None else []
@@ -249,7 +254,7 @@ def compare(
     for run in runs:
         score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
         say(f"{run.directory}: {score}")
-    for line in judging_told(*runs):
+    for line in (*method_told(*runs), *judging_told(*runs)):
         say(line)
     typer.echo(
         f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
@@ -269,7 +274,7 @@ def _print_comparison_as_json(
 ) -> None:
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import judging_told
+    from fsl_core.reporting.comparison import judging_told, method_told
     from fsl_core.runs.files import to_json
 
     first, second = runs
@@ -280,8 +285,9 @@ def _print_comparison_as_json(
         "second": second.result[metric],
         **asdict(paired),
         "episode_set": first.result["episode_set"],
+        "hypergradient": {"first": first.hypergradient, "second": second.hypergradient},
         "judging": {"first": asdict(first.judging), "second": asdict(second.judging)},
-        "notes": judging_told(first, second),
+        "notes": [*method_told(first, second), *judging_told(first, second)],
         "page": str(page) if page else None,
     }
     typer.echo(to_json(found, "compare", indent=2))
@@ -351,7 +357,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     from fsl_core.reporting.progress import format_score
     from fsl_core.reporting.scores import scores_after_steps
     from fsl_core.runs.begun import describe_change
-    from fsl_core.runs.files import to_json
+    from fsl_core.runs.files import UNROLLED, to_json
 
     if as_json:
         told = {**result, **({"run": str(directory)} if directory else {})}
@@ -368,6 +374,8 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     for change in result.get("steps_changed", []):
         say(describe_change(change))
     if directory is not None:
+        if (estimate := result["hypergradient"]) != UNROLLED:
+            say(f"hypergradient {estimate}")
         say(
             f"norm {result['norm']}, "
             f"checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "

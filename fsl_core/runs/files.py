@@ -29,6 +29,9 @@ RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "episodes.csv",
     "result.json",
 )
+UNROLLED = "unrolled"
+"""The hypergradient of every run before there was a choice."""
+
 LARGEST, DEEPEST = 16 * 2**20, 64
 """Bytes of a JSON file, and objects within objects in it; ours have some thousand, and four."""
 
@@ -90,6 +93,7 @@ class Result(Record):
     training_seconds: float
     transductive: bool = False
     n_query: Whole | None = None
+    hypergradient: str = UNROLLED
     execution: str = ""
     settled: bool = True
     adapter_state: dict[str, Figure] = Field(default_factory=dict)
