@@ -124,7 +124,13 @@ def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learne
 def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
     """The recipe's, if it can drive this adapter; UnfitError, which says why, if not."""
     path: KeyPath = ("outer", "hypergradient")
-    built: Hypergradient = build_part(recipe, path, task=source.task, tasks=source.tasks)
+    built: Hypergradient = build_part(
+        recipe,
+        path,
+        task=source.task,
+        tasks=source.tasks,
+        meta_batch_size=recipe.sections.outer.meta_batch_size,
+    )
     _require_module(recipe, path, built, Hypergradient)
     if reason := built.unfit(adapter):
         raise UnfitError(

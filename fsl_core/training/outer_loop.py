@@ -47,6 +47,7 @@ def train(run: Run) -> None:
     run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
     run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
+    run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -74,6 +75,16 @@ def train(run: Run) -> None:
                 saved = time.monotonic()
             if stopping:
                 raise Interrupted
+
+
+def _advice_of_estimate(run: Run) -> str:
+    chosen, estimate = run.recipe.chosen, run.experiment.learner.hypergradient
+    if estimate is None:
+        return ""
+    # Parts that a program made by hand have no names.
+    named = [chosen.get(("outer", part)) for part in ("optimizer", "schedule")]
+    told = estimate.advice(*(part.name for part in named if part)) if all(named) else ""
+    return f"hypergradient {estimate.name!r}: {told}" if told else ""
 
 
 def _due(run: Run, every: int) -> bool:
@@ -195,6 +206,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     optimizer.step()
     move_running_statistics(learner, episodes)
     learner.on_step(episodes.id)
+    estimate = learner.hypergradient
     score = sum(
         float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
     )
@@ -206,6 +218,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         "lr": optimizer.param_groups[0]["lr"],
         "gradient_norm": norm,
         **conflict,
+        **({} if estimate is None else estimate.metrics()),
         "seconds": time.perf_counter() - started,
     }
 

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import torch
@@ -39,8 +40,10 @@ class Trial:
         source, test = experiment.source.task, experiment.test_task
         self.task = replace(source, n_query=n_query)
         self.test_task = replace(test, n_query=min(n_query, test.n_query))
-        self.episodes = made_up_episodes(self.task, 2, device=self.device)
-        self.test_episodes = made_up_episodes(self.test_task, 2, device=self.device)
+        made_up = partial(
+            made_up_episodes, device=self.device, vocabulary=experiment.source.vocabulary
+        )
+        self.episodes, self.test_episodes = made_up(self.task, 2), made_up(self.test_task, 2)
 
     # -- learners -------------------------------------------------------------------------------
 
