@@ -257,6 +257,16 @@ class HyperMaml(fsl.Adapter):
             self._remember(heads[-1])
         return value, prediction
 
+    def unrolled_only(self) -> str:
+        """Nothing if gradient steps make the update to the end, which is `warmup: 1`."""
+        if self.warmup < 1:
+            return "the hypernetwork makes the update, or a part of it, as soon as the warm-up ends"
+        if self.gradient_target == "universal":
+            return "gradient_target: universal takes every gradient at the weights of the start"
+        if not self.vectorizable:
+            return "predictions: stale keeps the head of the task before"
+        return ""
+
     def on_progress(self, progress: float) -> None:
         self._progress = progress
 
