@@ -37,6 +37,9 @@ CASES: tuple[Case, ...] = (
 TASKS = 8
 """Training tasks that there are."""
 
+META_BATCH = 3
+"""Tasks of each outer step."""
+
 CONVERGED = 150
 """Inner steps after which `RidgeSteps` stands at its minimum, to 1e-14."""
 
@@ -80,8 +83,11 @@ class HypergradientContract(checks.Contract):
     reaches_outer: ClassVar[bool] = True
     inner_steps: ClassVar[int] = 2
 
-    def make(self, *task_and_tasks: Any) -> fsl.Hypergradient:
-        """A fresh hypergradient. Declare `task` or `tasks`, and receive them by name."""
+    def make(self, *offered: Any) -> fsl.Hypergradient:
+        """A fresh hypergradient.
+
+        Declare `task`, `tasks` or `meta_batch_size`, and receive them by name.
+        """
         raise NotImplementedError(
             f"{type(self).__name__}.make: not written. A method make(self) -> Hypergradient"
         )
@@ -337,7 +343,7 @@ class HypergradientContract(checks.Contract):
         )
 
     def _made(self, task: fsl.TaskShape) -> fsl.Hypergradient:
-        injected = {"task": task, "tasks": TASKS}
+        injected = {"task": task, "tasks": TASKS, "meta_batch_size": META_BATCH}
         declared = inspect.signature(self.make).parameters
         given = {name: value for name, value in injected.items() if name in declared}
         return checks.made(lambda: self.make(**given), fsl.Hypergradient)
@@ -452,8 +458,8 @@ def _task(case: tuple[str, str]) -> fsl.TaskShape:
 
 def _meta_batches(task: fsl.TaskShape) -> Iterator[fsl.Episode]:
     """Two meta-batches that share one of their tasks."""
-    episodes = tiny_episodes(task, 4).unbatch()
-    for some in (episodes[:3], episodes[2:]):
+    episodes = tiny_episodes(task, 2 * META_BATCH - 1).unbatch()
+    for some in (episodes[:META_BATCH], episodes[-META_BATCH:]):
         yield torch.utils.data.default_collate(list(some))
 
 

@@ -267,7 +267,12 @@ def test_the_hypergradient_is_told():
     assert unlike.telling_columns() == ["hypergradient"]
     assert unlike.told_once()[0].startswith("norm none")
     assert [row["hypergradient"] for row in table(unlike)] == ["implicit", "unrolled"]
-    shown = replace(unlike, plan=replace(unlike.plan, varying=("outer.hypergradient",)))
+    axis = "outer.hypergradient"
+    rows = [
+        replace(item, row=replace(item.row, labels={axis: item.hypergradient}))
+        for item in unlike.rows
+    ]
+    shown = replace(unlike, rows=tuple(rows), plan=replace(unlike.plan, varying=(axis,)))
     assert shown.telling_columns() == []
 
 

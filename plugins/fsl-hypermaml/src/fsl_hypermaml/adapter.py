@@ -195,7 +195,10 @@ class HyperMaml(fsl.Adapter):
         self.detached, self.evaluate_with = detached, evaluate_with
         self.gradient_target, self.repeat_delta = gradient_target, repeat_delta
         self.first_order = order == 1
-        nothing_detached = detached == "none" or (detached == "predictions" and not enhance)
+        # The hypernetwork, whose input may be a constant, is left out by `warmup: 1`.
+        nothing_detached = (
+            warmup == 1 or detached == "none" or (detached == "predictions" and not enhance)
+        )
         self.order = 2 if order == 2 and nothing_detached else 1
         # With `stale`, a task sees what the one before it left.
         self.vectorizable = self.threadable = predictions == "universal"
