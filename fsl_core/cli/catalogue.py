@@ -64,6 +64,7 @@ def check(
     from fsl_core.assembly.preflight import preflight
     from fsl_core.config.matrix import has_matrix
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.runs.starting import take_start
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -79,6 +80,7 @@ def check(
     checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    take_start(checked, experiment.learner)
     preflight(experiment)
     if data:
         _check_data(experiment, whole, as_json)
@@ -111,8 +113,7 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
     task = experiment.source.task
     typer.echo(
         f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, "
-        f"hypergradient {estimate}, "
-        f"{episodes} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
+        f"hypergradient {estimate}, {episodes} {task}"
     )
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")

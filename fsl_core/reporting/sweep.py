@@ -33,6 +33,7 @@ from fsl_core.reporting.statistics import (
 from fsl_core.runs.files import UNROLLED, write_atomically
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
+from fsl_core.text import in_words
 
 TIMES = ("adaptation_seconds", "training_seconds")
 JUDGING = ("norm", "transductive", "n_query")
@@ -201,6 +202,11 @@ class SweepResult:
         )
 
 
+def _plain(value: Any) -> Any:
+    """A range in words, which a table can hold."""
+    return in_words(value) if isinstance(value, tuple) else value
+
+
 def _only(values: set[str]) -> str:
     return next(iter(values)) if len(values) == 1 else ""
 
@@ -309,7 +315,7 @@ def _measured(item: RowResult, metric: str) -> dict[str, Any]:
         "seeds": " ".join(item.runs),
         "rank": item.rank,
         "hypergradient": item.hypergradient,
-        **{key: getattr(item.judging, key) for key in JUDGING},
+        **{key: _plain(getattr(item.judging, key)) for key in JUDGING},
         **{key: round(fmean(run.result[key] for run in item.runs.values()), 6) for key in TIMES},
         "episode_set": next(iter(item.runs.values())).result["episode_set"],
     }
