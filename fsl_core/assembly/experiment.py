@@ -23,7 +23,7 @@ from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
-from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError
+from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError, UnfitError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
@@ -224,7 +224,7 @@ def _twin(recipe: Recipe, task: TaskShape, tasks: int | None, learner: Learner) 
 
 
 def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
-    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    """The recipe's, if it can drive this adapter; UnfitError, which says why, if not."""
     path: KeyPath = ("outer", "hypergradient")
     built: Hypergradient = build_part(
         recipe,
@@ -235,9 +235,10 @@ def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource
     )
     _require_module(recipe, path, built, Hypergradient)
     if reason := built.unfit(adapter):
-        raise RecipeError(
+        raise UnfitError(
             f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
-            "unrolled, or an adapter or options that fit"
+            "unrolled, or an adapter or options that fit",
+            reason,
         )
     return built
 
