@@ -27,9 +27,14 @@ def test_exact_on_quadratics_with_all_axes(gamma):
     torch.testing.assert_close(gradient(Axes(), adapter), exact, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"adapted": "head"}, {"learn_inner_lr": "scalar"}], ids=str
-)
+OPTIONS = [
+    {"adapted": "head"},
+    {"adapted": ["head.*", "backbone.conv.bias"]},
+    {"adapted": "head.bias", "learn_inner_lr": "scalar"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_all_axes_of_a_network(options):
     """Forward differences: the error falls with delta, and mixed derivatives are there."""
 
@@ -49,15 +54,14 @@ def test_all_axes_of_a_network(options):
 
 
 def test_values_in_place_of_gradients():
-    """Over the axes, (u <u, v> - v) needs 2 d / (d - 1) as much: they are no Gaussian sample."""
     adapter = Quadratic(size=3, steps=1)
     exact = gradient(Truncated(1), adapter)
     first = adapter.slope(adapter.walk().detach())
     errors = [
         (gradient(GaussianSmoothing(count, 0.1, curvature="value"), adapter) - exact).norm()
-        for count in (2000, 32000)
+        for count in (200, 3200)
     ]
-    assert errors[1] < 0.1 * (exact - first).norm()
+    assert errors[1] < 0.25 * (exact - first).norm()
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -66,12 +70,12 @@ def test_the_error_is_that_of_a_mean_of_independent_draws():
     exact = gradient(Truncated(1), adapter)
 
     def errors(count):
-        found = [gradient(GaussianSmoothing(count, seed=seed), adapter) for seed in range(12)]
+        found = [gradient(GaussianSmoothing(count, seed=seed), adapter) for seed in range(8)]
         return torch.stack(found) - exact
 
     few, many = errors(10), errors(160)
     assert 2.5 < few.norm() / many.norm() < 6.5  # sqrt(16) = 4
-    assert few.mean(0).norm() < 0.6 * few.norm(dim=1).mean()  # 1 / sqrt(12) = 0.29: no bias
+    assert few.mean(0).norm() < 0.6 * few.norm(dim=1).mean()  # 1 / sqrt(8) = 0.35: no bias
 
 
 def test_directions_stay_unless_they_are_drawn_again():
