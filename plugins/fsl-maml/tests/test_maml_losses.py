@@ -172,7 +172,7 @@ def test_a_head_that_starts_at_zero_is_not_trained():
     learner = make(head_start="zero", adapted="head", weight_decay=0.1)
     assert not any(p.requires_grad for p in learner.adapter.parameters())
     assert torch.equal(learner.trajectory(episode())[0](episode().query.x), torch.zeros(9, 3))
-    value, slopes = meta_gradient(learner)
+    _, slopes = meta_gradient(learner)
     assert slopes.norm() > 1e-4
     problem = learner.adapter.inner_problem(learner.backbone, episode().support)
     assert problem.curvature == 0.1
