@@ -38,6 +38,7 @@ LAYERS = [
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
     "builtin": {"data.augment", "data.cache", "data.folders", "data.vision"}
+    | {"data.array_files", "data.arrays", "data.labels", "data.sharing"}
     | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work", "text"},
     "testing": {
         "assembly.parts",

@@ -19,7 +19,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
     "backbone": frozenset({"task"}),
     "adapter": frozenset({"task", "backbone", "tasks"}),
-    "hypergradient": frozenset({"task", "tasks"}),
+    "hypergradient": frozenset({"task", "tasks", "meta_batch_size"}),
     "weighting": frozenset({"columns", "tasks"}),
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),

@@ -59,11 +59,22 @@ def sgd(
     momentum: Momentum = 0.0,
     nesterov: Annotated[bool, Field(description="momentum looks one step ahead")] = False,
     weight_decay: Decay = 0.0,
+    dampening: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of a gradient, after the first, left out of momentum"),
+    ] = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent, with (Nesterov) momentum by option."""
     from torch.optim import SGD
 
-    return SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return SGD(
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        dampening=dampening,
+    )
 
 
 def rmsprop(

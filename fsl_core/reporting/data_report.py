@@ -46,11 +46,13 @@ class DataReport:
 
     contents: of every split that could be listed.
     wanted: the episodes asked of each.
+    needed: items that they take of a class.
     faults: why a run would be refused; empty if it would not.
     """
 
     contents: dict[Split, SplitContents]
     wanted: dict[Split, TaskShape]
+    needed: dict[Split, int]
     faults: list[str]
 
     @cached_property
@@ -72,7 +74,7 @@ class DataReport:
         return {
             split: few
             for split, contents in self.contents.items()
-            if (few := _smaller_than(contents, self.wanted[split]))
+            if (few := _smaller_than(contents, self.needed[split]))
         }
 
     @cached_property
@@ -135,11 +137,11 @@ def report_data(experiment: Experiment) -> DataReport:
     for split in wanted:
         with suppress(DataError):  # which is among the faults
             contents[split] = experiment.source.inspect(split, digest=not faults)
-    return DataReport(contents, wanted, faults)
+    needed = {split: experiment.source.items_needed(task) for split, task in wanted.items()}
+    return DataReport(contents, wanted, needed, faults)
 
 
-def _smaller_than(contents: SplitContents, task: TaskShape) -> dict[str, int]:
-    needed = task.n_shot + task.n_query
+def _smaller_than(contents: SplitContents, needed: int) -> dict[str, int]:
     return {name: count for name, count in contents.classes.items() if count < needed}
 
 

@@ -213,11 +213,15 @@ class InMemory(Records):
 
 
 def _table(evaluation: Evaluation) -> str:
-    """episodes.csv: score and loss of each episode, and its score after each inner step."""
+    """episodes.csv: score and loss of each episode, and its score after each inner step.
+
+    Then its sizes, where they vary.
+    """
     steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["episode", evaluation.metric, "loss", *steps])
+    writer.writerow(["episode", evaluation.metric, "loss", *steps, *evaluation.sizes])
     columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+    columns += evaluation.sizes.values()
     writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
     return table.getvalue()
