@@ -1,0 +1,280 @@
+"""MOML against MAML on 25 sine waves, by the protocol of the authors' code.
+
+    python -m benchmarks.moml --seeds 5 --out docs/results
+
+Trains `recipes/sinusoid/maml-moml.yaml`, and it with the settings of METHODS, by `benchmarks.waves`:
+all seeds of a method side by side, with the waves and first weights that `fsl run` has. What is
+trained is kept under --runs, a file for each method, and read again. Writes `<out>/moml.md`.
+
+Protocol and settings: bokun-wang/moml, sinewave/, the code of arXiv:2106.04911.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats  # type: ignore[import-untyped]  # it ships no types
+
+import fsl_core as fsl
+from benchmarks.waves import Array, Fit, Method, Trainings, adapt
+from fsl_core.assembly.experiment import Experiment, build_experiment
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "sinusoid" / "maml-moml.yaml"
+METHODS = {
+    "MAML": Method(rate=0.001),
+    "MOML": Method(rate=0.005, beta=0.3),
+    "MOML V2": Method(rate=0.005, beta=0.1, drifts=True),
+}
+"""One point of a wave, K = 1: the authors' README."""
+
+PARTS = 10
+"""Parts of a training, with the weights kept after each."""
+
+DECIDES = ("seed", "episodes", "backbone", "adapter", "outer")
+"""Sections of the recipe that say what is trained."""
+
+PROTOCOL = 5
+"""Test waves of the authors' code."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """weights: (PARTS + 1, seeds, P), the first before training.    steps: outer steps of all."""
+
+    weights: Array
+    steps: int
+
+
+def experiments(seeds: int, settings: Sequence[str]) -> list[Experiment]:
+    """The recipe's parts, for each seed."""
+    return [
+        build_experiment(fsl.load_recipe(RECIPE, [f"seed={seed}", *settings]))
+        for seed in range(seeds)
+    ]
+
+
+def train(method: Method, of: Sequence[Experiment]) -> Trained:
+    """All seeds of a method, with the recipe's waves, schedule and first weights."""
+    recipe, source = of[0].recipe.sections, of[0].source
+    assert source.tasks is not None  # the recipe has a grid
+    size, steps, hidden = recipe.outer.meta_batch_size, recipe.outer.steps, hidden_of(of[0])
+    rows = Trainings(
+        np.stack([first_weights(experiment) for experiment in of]),
+        [method] * len(of),
+        source.tasks,
+        size,
+        hidden,
+        recipe.adapter.inner_lr,
+    )
+    kept = [rows.theta]
+    per_part, milestones = steps // PARTS, recipe.outer.schedule.milestones
+    for part in range(PARTS):
+        ids, points = drawn(of, part * per_part, per_part, size)
+        for k in range(per_part):
+            done = part * per_part + k
+            factor = 0.1 ** sum(done >= milestone for milestone in milestones)
+            rows.step(ids[k], points[k], factor)
+        kept.append(rows.theta)
+        print(f"{(part + 1) * per_part} of {steps} steps", flush=True)
+    return Trained(np.stack(kept), steps)
+
+
+def first_weights(experiment: Experiment) -> Array:
+    return np.concatenate(
+        [p.detach().numpy().reshape(-1) for p in experiment.learner.parameters()]
+    )
+
+
+def hidden_of(experiment: Experiment) -> int:
+    """The width of both hidden layers."""
+    width, again = experiment.recipe.sections.backbone.hidden
+    if width != again:
+        raise SystemExit(f"{RECIPE}: hidden layers of {width} and {again} units. Equal ones")
+    return int(width)
+
+
+def drawn(
+    of: Sequence[Experiment], first: int, steps: int, size: int
+) -> tuple[Array, Array]:
+    """The tasks of some steps, (steps, seeds, size), and points, (steps, seeds, size, 4, k)."""
+    ids, points = [], []
+    for experiment in of:
+        indices = range(first * size, (first + steps) * size)
+        batch = experiment.source.batch("train", indices, experiment.recipe.sections.seed)
+        ids.append(batch.id.numpy().reshape(steps, size))
+        sets = [part.numpy()[..., 0] for part in (*batch.support, *batch.query)]
+        points.append(np.stack(sets, 1).reshape(steps, size, 4, -1))
+    return np.stack(ids, 1), np.stack(points, 1)
+
+
+def on_training_waves(weights: Array, of: Experiment) -> Array:
+    """(n, waves) loss at 100 points of each training wave after one step on 100 others."""
+    waves, grid = of.source.tasks or 0, of.recipe.sections.episodes.grid.model_dump()
+    source = build_experiment(
+        fsl.load_recipe(RECIPE, {"episodes.grid": grid, "episodes.order": "in-turn"})
+    ).source
+    shape = replace(source.task, n_shot=100, n_query=100)
+    return losses(weights, source.batch("train", range(waves), 0, shape), of, steps=1)
+
+
+def on_test_waves(weights: Array, of: Experiment) -> Array:
+    """(n, waves) loss of the recipe's test episodes after its test steps."""
+    wanted, steps = of.recipe.sections.evaluate, of.recipe.sections.adapter.test_steps
+    batch = of.source.batch("test", range(wanted.episodes), wanted.seed, of.test_task)
+    return losses(weights, batch, of, steps)
+
+
+def losses(weights: Array, batch: fsl.Episode, of: Experiment, steps: int) -> Array:
+    """(n, episodes) query loss of each network on each episode after adaptation to it."""
+    hidden, inner_lr = hidden_of(of), of.recipe.sections.adapter.inner_lr
+    x, y, asked_x, asked_y = (p.numpy()[..., 0] for p in (*batch.support, *batch.query))
+    found = []
+    for row in weights:
+        rows = adapt(np.tile(row, (len(x), 1)), x, y, hidden, inner_lr, steps)
+        found.append(Fit(rows, asked_x, asked_y, hidden).loss)
+    return np.stack(found)
+
+
+def kept(folder: Path, name: str, method: Method, of: Sequence[Experiment]) -> Trained:
+    """What was trained before by the same recipe, or is trained now."""
+    decides = [{key: e.recipe.resolved()[key] for key in DECIDES} for e in of]
+    text = json.dumps([asdict(method), decides], default=str)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    path = folder / f"{name.lower().replace(' ', '-')}-{digest}.npz"
+    if not path.is_file():
+        trained = train(method, of)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, weights=trained.weights, steps=trained.steps)
+    stored = np.load(path)
+    return Trained(stored["weights"], int(stored["steps"]))
+
+
+def over_seeds(values: Array) -> tuple[float, float]:
+    """Mean, and half the 95 % interval by Student's t; nan with one seed."""
+    half = np.nan
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(values.mean()), float(half)
+
+
+def told(values: Array, sign: str = "") -> str:
+    mean, half = over_seeds(values)
+    return f"{mean:{sign}.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
+
+
+def verdict(differences: Array) -> str:
+    """In words, for a loss: below zero is better than MAML."""
+    mean, half = over_seeds(differences)
+    if np.isnan(half) or abs(mean) <= half:
+        return "no difference beyond the interval"
+    return "better than MAML" if mean < 0 else "worse than MAML"
+
+
+Scores = dict[str, Array]
+"""(PARTS + 1, seeds) by method."""
+
+HEADER = """# MOML against MAML
+
+After this page you know whether remembering personalised weights helped on the task of the
+authors' own code, and by how much.
+
+The protocol is that of bokun-wang/moml, sinewave/, the code of Wang et al. 2021, arXiv:2106.04911:
+25 waves y = a sin(x + pi k / 5) with a and k from 1 to 5, x in -5 .. 5; a network 1 - 40 - 40 - 1;
+three waves a step, drawn with replacement; one point to adapt to and one to be asked; an inner rate
+of 0.01; plain SGD whose rate falls to a tenth after three quarters. Rates and beta are those of the
+authors' README for one point: MAML 0.001, MOML 0.005 and 0.3, MOML V2 0.005 and 0.1. That code
+prints no figure that could be compared, so this page holds the ordering alone.
+
+What differs: every seed has first weights of its own (there, all have the same); a memory begins
+with the support set of a task's first visit; test waves are drawn from the same ranges by another
+generator.
+
+`python -m benchmarks.moml` writes this page. It trains all seeds of a method side by side with
+derivatives written out (`benchmarks/waves.py`), because one step of `fsl run` takes longer than all
+of these. Tests hold its steps to those of fsl-maml and fsl-moml. Waves, order and first weights are
+those of `fsl run recipes/sinusoid/maml-moml.yaml -s seed=N`. ± is 95 % over seeds by Student's t.
+
+"""
+
+
+def page(train: Scores, first: Scores, test: Scores, steps: int) -> str:
+    """train, first, test: of the training waves, the first PROTOCOL test waves, and all of them."""
+    seeds = next(iter(train.values())).shape[1]
+    plural = "s" if seeds > 1 else ""
+    return HEADER + "\n".join(
+        [
+            f"{steps} steps, {seeds} seed{plural}. All figures are mean squared errors.",
+            "",
+            *table("The training waves, at 100 points after one step on 100 others", train),
+            *table(f"{PROTOCOL} waves never trained on, after ten steps on ten points", first),
+            *table("The recipe's test waves, in the same way", test),
+            *curve(train, steps),
+        ]
+    )
+
+
+def table(title: str, scores: Scores) -> Iterator[str]:
+    maml = scores["MAML"][-1]
+    seeds = range(len(maml))
+    yield from (f"## {title}", "")
+    yield "| | mean | minus MAML | | " + " | ".join(f"seed {seed}" for seed in seeds) + " |"
+    yield "|" + "---|" * (len(maml) + 4)
+    rows = {"untrained": scores["MAML"][0], **{m: s[-1] for m, s in scores.items()}}
+    for name, row in rows.items():
+        compared = name not in ("MAML", "untrained")
+        minus, words = (told(row - maml, "+"), verdict(row - maml)) if compared else ("", "")
+        cells = " | ".join(f"{value:.3f}" for value in row)
+        yield f"| {name} | {told(row)} | {minus} | {words} | {cells} |"
+    yield ""
+
+
+def curve(scores: Scores, steps: int) -> Iterator[str]:
+    yield from ("## The training waves during training", "", "Means over seeds.", "")
+    yield "| steps | " + " | ".join(scores) + " |"
+    yield "|" + "---|" * (len(scores) + 1)
+    for part in range(PARTS + 1):
+        cells = " | ".join(f"{row[part].mean():.3f}" for row in scores.values())
+        yield f"| {part * steps // PARTS} | {cells} |"
+    yield ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each method")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="of the page")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs") / "moml", help="folder of what is trained"
+    )
+    parser.add_argument(
+        "-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe"
+    )
+    given = parser.parse_args(arguments)
+    of = experiments(given.seeds, given.set)
+    train, first, test, steps = {}, {}, {}, 0
+    for name in given.methods:
+        trained = kept(given.runs, name, METHODS[name], of)
+        rows, shape = np.concatenate(trained.weights), trained.weights.shape[:2]
+        steps = trained.steps
+        train[name] = on_training_waves(rows, of[0]).mean(1).reshape(shape)
+        ends = np.concatenate([trained.weights[0], trained.weights[-1]])
+        tested = on_test_waves(ends, of[0])
+        first[name] = tested[:, :PROTOCOL].mean(1).reshape(2, -1)
+        test[name] = tested.mean(1).reshape(2, -1)
+    if "MAML" in train:
+        given.out.mkdir(parents=True, exist_ok=True)
+        text = page(train, first, test, steps)
+        (given.out / "moml.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
