@@ -2,9 +2,9 @@
 
     python -m benchmarks.moml --seeds 5 --out docs/results
 
-Trains `recipes/sinusoid/maml-moml.yaml`, and it with the settings of METHODS, by `benchmarks.waves`:
-all seeds of a method side by side, with the waves and first weights that `fsl run` has. What is
-trained is kept under --runs, a file for each method, and read again. Writes `<out>/moml.md`.
+Trains `recipes/sinusoid/maml-moml.yaml` with the settings of METHODS by `benchmarks.waves`: all
+seeds of a method side by side, with the waves and first weights that `fsl run` has. What is trained
+is kept under --runs, a file for each method, and gone on from. Writes `<out>/moml.md`.
 
 Protocol and settings: bokun-wang/moml, sinewave/, the code of arXiv:2106.04911.
 """
@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from scipy import stats  # type: ignore[import-untyped]  # it ships no types
 import fsl_core as fsl
 from benchmarks.waves import Array, Fit, Method, Trainings, adapt
 from fsl_core.assembly.experiment import Experiment, build_experiment
+from fsl_core.files.writing import replacing
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "sinusoid" / "maml-moml.yaml"
@@ -34,7 +35,7 @@ METHODS = {
 }
 """One point of a wave, K = 1: the authors' README."""
 
-PARTS = 10
+PARTS = 20
 """Parts of a training, with the weights kept after each."""
 
 DECIDES = ("seed", "episodes", "backbone", "adapter", "outer")
@@ -42,14 +43,6 @@ DECIDES = ("seed", "episodes", "backbone", "adapter", "outer")
 
 PROTOCOL = 5
 """Test waves of the authors' code."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """weights: (PARTS + 1, seeds, P), the first before training.    steps: outer steps of all."""
-
-    weights: Array
-    steps: int
 
 
 def experiments(seeds: int, settings: Sequence[str]) -> list[Experiment]:
@@ -60,36 +53,38 @@ def experiments(seeds: int, settings: Sequence[str]) -> list[Experiment]:
     ]
 
 
-def train(method: Method, of: Sequence[Experiment]) -> Trained:
-    """All seeds of a method, with the recipe's waves, schedule and first weights."""
-    recipe, source = of[0].recipe.sections, of[0].source
-    assert source.tasks is not None  # the recipe has a grid
-    size, steps, hidden = recipe.outer.meta_batch_size, recipe.outer.steps, hidden_of(of[0])
-    rows = Trainings(
-        np.stack([first_weights(experiment) for experiment in of]),
-        [method] * len(of),
-        source.tasks,
-        size,
-        hidden,
-        recipe.adapter.inner_lr,
-    )
-    kept = [rows.theta]
-    per_part, milestones = steps // PARTS, recipe.outer.schedule.milestones
-    for part in range(PARTS):
-        ids, points = drawn(of, part * per_part, per_part, size)
-        for k in range(per_part):
-            done = part * per_part + k
-            factor = 0.1 ** sum(done >= milestone for milestone in milestones)
-            rows.step(ids[k], points[k], factor)
-        kept.append(rows.theta)
-        print(f"{(part + 1) * per_part} of {steps} steps", flush=True)
-    return Trained(np.stack(kept), steps)
+def train(method: Method, of: Sequence[Experiment], path: Path, until: int = PARTS) -> Array:
+    """(parts done + 1, seeds, P): weights before training and after each part of it.
+
+    All seeds of a method, with the recipe's waves, schedule and first weights. What is done is
+    written to `path` after each part, and gone on from there.
+
+    until: the part to stop after.
+    """
+    recipe, tasks = of[0].recipe.sections, of[0].source.tasks
+    assert tasks is not None  # the recipe has a grid
+    theta = np.stack([first_weights(experiment) for experiment in of])
+    size, hidden, inner_lr = recipe.outer.meta_batch_size, hidden_of(of[0]), recipe.adapter.inner_lr
+    rows = Trainings(theta, [method] * len(of), tasks, size, hidden, inner_lr)
+    weights, steps = theta[None], recipe.outer.steps // PARTS
+    if path.is_file():
+        stored = np.load(path)
+        weights = stored["weights"]
+        rows.restore({name: stored[name] for name in stored if name != "weights"})
+    for part in range(len(weights) - 1, until):
+        ids, points = drawn(of, part * steps, steps, size)
+        for k in range(steps):
+            late = sum(part * steps + k >= m for m in recipe.outer.schedule.milestones)
+            rows.step(ids[k], points[k], 0.1**late)
+        weights = np.concatenate([weights, rows.theta[None]])
+        with replacing(path) as new, new.open("wb") as file:
+            np.savez(file, weights=weights, **rows.state())
+        print(f"{path.stem}: {(part + 1) * steps} of {steps * PARTS} steps", flush=True)
+    return weights[: until + 1]
 
 
 def first_weights(experiment: Experiment) -> Array:
-    return np.concatenate(
-        [p.detach().numpy().reshape(-1) for p in experiment.learner.parameters()]
-    )
+    return np.concatenate([p.detach().numpy().reshape(-1) for p in experiment.learner.parameters()])
 
 
 def hidden_of(experiment: Experiment) -> int:
@@ -100,9 +95,7 @@ def hidden_of(experiment: Experiment) -> int:
     return int(width)
 
 
-def drawn(
-    of: Sequence[Experiment], first: int, steps: int, size: int
-) -> tuple[Array, Array]:
+def drawn(of: Sequence[Experiment], first: int, steps: int, size: int) -> tuple[Array, Array]:
     """The tasks of some steps, (steps, seeds, size), and points, (steps, seeds, size, 4, k)."""
     ids, points = [], []
     for experiment in of:
@@ -142,18 +135,12 @@ def losses(weights: Array, batch: fsl.Episode, of: Experiment, steps: int) -> Ar
     return np.stack(found)
 
 
-def kept(folder: Path, name: str, method: Method, of: Sequence[Experiment]) -> Trained:
-    """What was trained before by the same recipe, or is trained now."""
+def place(folder: Path, name: str, method: Method, of: Sequence[Experiment]) -> Path:
+    """The file of a method's trainings: another one for another recipe."""
     decides = [{key: e.recipe.resolved()[key] for key in DECIDES} for e in of]
     text = json.dumps([asdict(method), decides], default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    path = folder / f"{name.lower().replace(' ', '-')}-{digest}.npz"
-    if not path.is_file():
-        trained = train(method, of)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(path, weights=trained.weights, steps=trained.steps)
-    stored = np.load(path)
-    return Trained(stored["weights"], int(stored["steps"]))
+    return folder / f"{name.lower().replace(' ', '-')}-{digest}.npz"
 
 
 def over_seeds(values: Array) -> tuple[float, float]:
@@ -176,9 +163,6 @@ def verdict(differences: Array) -> str:
         return "no difference beyond the interval"
     return "better than MAML" if mean < 0 else "worse than MAML"
 
-
-Scores = dict[str, Array]
-"""(PARTS + 1, seeds) by method."""
 
 HEADER = """# MOML against MAML
 
@@ -204,23 +188,32 @@ those of `fsl run recipes/sinusoid/maml-moml.yaml -s seed=N`. ± is 95 % over se
 """
 
 
-def page(train: Scores, first: Scores, test: Scores, steps: int) -> str:
-    """train, first, test: of the training waves, the first PROTOCOL test waves, and all of them."""
-    seeds = next(iter(train.values())).shape[1]
-    plural = "s" if seeds > 1 else ""
+def page(weights: dict[str, Array], of: Experiment) -> str:
+    """weights: of each method, as `train` gives them."""
+    parts, seeds = next(iter(weights.values())).shape[:2]
+    every = {name: np.concatenate(w) for name, w in weights.items()}
+    ends = {name: np.concatenate([w[0], w[-1]]) for name, w in weights.items()}
+    trained = {n: on_training_waves(w, of).mean(1).reshape(parts, -1) for n, w in every.items()}
+    tested = {name: on_test_waves(w, of) for name, w in ends.items()}
+    first = {name: t[:, :PROTOCOL].mean(1).reshape(2, -1) for name, t in tested.items()}
+    whole = {name: t.mean(1).reshape(2, -1) for name, t in tested.items()}
+    waves, steps = len(tested["MAML"][0]), of.recipe.sections.outer.steps
+    done, plural = (parts - 1) * steps // PARTS, "s" if seeds > 1 else ""
+    short = f", of {steps} in the protocol: the rate has not fallen yet" if done < steps else ""
     return HEADER + "\n".join(
         [
-            f"{steps} steps, {seeds} seed{plural}. All figures are mean squared errors.",
+            f"{done} steps{short}. {seeds} seed{plural}. All figures are mean squared errors.",
             "",
-            *table("The training waves, at 100 points after one step on 100 others", train),
+            *table("The training waves, at 100 points after one step on 100 others", trained),
             *table(f"{PROTOCOL} waves never trained on, after ten steps on ten points", first),
-            *table("The recipe's test waves, in the same way", test),
-            *curve(train, steps),
+            *table(f"{waves} waves never trained on, in the same way", whole),
+            *curve(trained, steps // PARTS),
         ]
     )
 
 
-def table(title: str, scores: Scores) -> Iterator[str]:
+def table(title: str, scores: dict[str, Array]) -> Iterator[str]:
+    """scores: (parts, seeds) by method; the first part is before training."""
     maml = scores["MAML"][-1]
     seeds = range(len(maml))
     yield from (f"## {title}", "")
@@ -235,13 +228,14 @@ def table(title: str, scores: Scores) -> Iterator[str]:
     yield ""
 
 
-def curve(scores: Scores, steps: int) -> Iterator[str]:
+def curve(scores: dict[str, Array], steps: int) -> Iterator[str]:
+    """steps: of one part."""
     yield from ("## The training waves during training", "", "Means over seeds.", "")
     yield "| steps | " + " | ".join(scores) + " |"
     yield "|" + "---|" * (len(scores) + 1)
-    for part in range(PARTS + 1):
+    for part, _ in enumerate(scores["MAML"]):
         cells = " | ".join(f"{row[part].mean():.3f}" for row in scores.values())
-        yield f"| {part * steps // PARTS} | {cells} |"
+        yield f"| {part * steps} | {cells} |"
     yield ""
 
 
@@ -251,6 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each method")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--until",
+        type=int,
+        choices=range(1, PARTS + 1),
+        default=PARTS,
+        metavar="N",
+        help="stop after N of 20 parts",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="of the page")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs") / "moml", help="folder of what is trained"
@@ -260,20 +262,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     of = experiments(given.seeds, given.set)
-    train, first, test, steps = {}, {}, {}, 0
+    given.runs.mkdir(parents=True, exist_ok=True)
+    found = {}
     for name in given.methods:
-        trained = kept(given.runs, name, METHODS[name], of)
-        rows, shape = np.concatenate(trained.weights), trained.weights.shape[:2]
-        steps = trained.steps
-        train[name] = on_training_waves(rows, of[0]).mean(1).reshape(shape)
-        ends = np.concatenate([trained.weights[0], trained.weights[-1]])
-        tested = on_test_waves(ends, of[0])
-        first[name] = tested[:, :PROTOCOL].mean(1).reshape(2, -1)
-        test[name] = tested.mean(1).reshape(2, -1)
-    if "MAML" in train:
+        path = place(given.runs, name, METHODS[name], of)
+        found[name] = train(METHODS[name], of, path, given.until)
+    if "MAML" in found:  # what the others are compared with
         given.out.mkdir(parents=True, exist_ok=True)
-        text = page(train, first, test, steps)
-        (given.out / "moml.md").write_text(text, encoding="utf-8")
+        (given.out / "moml.md").write_text(page(found, of[0]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class Trainings:
         self.beta = column([m.beta for m in self.methods])
         self.rate = column([m.rate for m in self.methods])
         self.drifting = np.array([m.drifts for m in self.methods])
+        self.stays = (~self.drifting[:, None]).astype(self.theta.dtype)
         share = self.tasks / self.meta_batch_size
         self.share = column([share if m.drifts else 1.0 for m in self.methods])
         self.all = np.arange(len(self.theta))
@@ -124,18 +125,31 @@ class Trainings:
         """
         self._begin(ids, points)
         self._drift()
-        total = np.zeros_like(self.theta)
-        for place, i in enumerate(ids.T):
-            x, y, asked_x, asked_y = points[:, place].swapaxes(0, 1)
-            support = Fit(self.theta, x, y, self.hidden)
-            kept = self.memory[self.all, i]
-            pull = -self.share * self.inner_lr * support.gradient()
-            pull[~self.drifting] += (self.theta - kept)[~self.drifting]
-            u = kept + self.beta * pull
-            self.memory[self.all, i] = u
-            slope = Fit(u, asked_x, asked_y, self.hidden).gradient()
-            total += self.beta * (slope - self.share * self.inner_lr * support.curved(slope))
-        self.theta = self.theta - factor * self.rate * total / ids.shape[1]
+        n, size = ids.shape
+        x, y, asked_x, asked_y = points.reshape(n * size, 4, -1).swapaxes(0, 1)
+        support = Fit(np.repeat(self.theta, size, axis=0), x, y, self.hidden)
+        moved = (-self.inner_lr * support.gradient()).reshape(n, size, -1)
+        u = [self._visit(i, moved[:, place]) for place, i in enumerate(ids.T)]
+        slope = Fit(np.concatenate(np.stack(u, 1)), asked_x, asked_y, self.hidden).gradient()
+        bent = support.curved(slope).reshape(n, size, -1).mean(1)
+        mean = slope.reshape(n, size, -1).mean(1) - self.share * self.inner_lr * bent
+        self.theta = self.theta - factor * self.rate * self.beta * mean
+
+    def state(self) -> dict[str, Array]:
+        """All that steps change."""
+        return {name: getattr(self, name) for name in ("theta", "memory", "met", "left")}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Go on from what `state` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _visit(self, i: Array, moved: Array) -> Array:
+        """The new u of one task a row; moved: v - theta."""
+        kept = self.memory[self.all, i]
+        u = kept + self.beta * (self.share * moved + self.stays * (self.theta - kept))
+        self.memory[self.all, i] = u
+        return u
 
     def _begin(self, ids: Array, points: Array) -> None:
         """Tasks that come for the first time: theta_0 after a step there, drifted since."""

@@ -7,10 +7,12 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import fsl_core as fsl
+from benchmarks.moml import main, over_seeds, told, verdict
 from benchmarks.waves import Fit, Method, Trainings, adapt
 from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.sinusoid import Grid, Sinusoid
@@ -102,3 +104,42 @@ def test_adaptation_is_the_adapters():
     adapted = adapt(theta, x, y, HIDDEN, inner_lr=0.1, steps=3)
     found = Fit(adapted, asked_x, asked_y, HIDDEN).loss[0]
     assert found == pytest.approx(source.task.loss(expected, episode.query.y).item(), abs=1e-12)
+
+
+SHORT = ["--seeds", "2", "-s", "outer.steps=40", "-s", "evaluate.episodes=6"]
+
+
+@pytest.fixture
+def _single():
+    with double_precision(torch.float32):
+        yield
+
+
+@pytest.mark.usefixtures("_single")
+def test_a_study_goes_on_from_what_it_kept(tmp_path):
+    if absent := {"fsl-maml", "fsl-moml"} - {d.name for d in metadata.distributions()}:
+        pytest.skip(f"{', '.join(sorted(absent))} is not installed")
+    whole = ["--runs", str(tmp_path / "whole"), "--out", str(tmp_path / "whole")]
+    parted = ["--runs", str(tmp_path / "parted"), "--out", str(tmp_path / "parted")]
+    main([*SHORT, *whole])
+    main([*SHORT, *parted, "--until", "3"])
+    text = (tmp_path / "parted" / "moml.md").read_text()
+    assert "6 steps, of 40 in the protocol: the rate has not fallen yet. 2 seeds." in text
+    main([*SHORT, *parted])
+    text = (tmp_path / "whole" / "moml.md").read_text()
+    assert (tmp_path / "parted" / "moml.md").read_text() == text
+    assert "40 steps. 2 seeds. All figures are mean squared errors." in text
+    assert text.count("| MOML V2 | ") == 3
+    assert "## 6 waves never trained on" in text
+
+
+def test_verdicts_are_about_losses():
+    assert told(np.array([1.0, 1.0, 1.0])) == "1.000 ± 0.000"
+    assert told(np.array([0.5]), "+") == "+0.500"
+    assert verdict(np.array([-1.0, -1.1, -0.9])) == "better than MAML"
+    assert verdict(np.array([1.0, 1.1, 0.9])) == "worse than MAML"
+    assert verdict(np.array([-1.0, 1.1, 0.9])) == "no difference beyond the interval"
+    assert verdict(np.array([-1.0])) == "no difference beyond the interval"
+    mean, half = over_seeds(np.array([1.0, 2.0, 4.0]))
+    interval = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))

@@ -110,11 +110,6 @@ class Memory(fsl.Hypergradient):
     def on_step(self, ids: Tensor) -> None:
         if self.store is None:
             return
-        if self.meta_batch_size not in (None, len(ids)):
-            raise fsl.FslError(
-                f"memory: a step of {len(ids)} tasks with meta_batch_size "
-                f"{self.meta_batch_size}. The size of the run's meta-batches"
-            )
         if self.variant == "nasa" and len(ids.unique()) != self.tasks:
             raise fsl.DataError(
                 f"memory: nasa: a step of tasks {ids.tolist()}. Every task once: episodes in turn"
