@@ -64,8 +64,9 @@ def train(method: Method, of: Sequence[Experiment], path: Path, until: int = PAR
     recipe, tasks = of[0].recipe.sections, of[0].source.tasks
     assert tasks is not None  # the recipe has a grid
     theta = np.stack([first_weights(experiment) for experiment in of])
-    size, hidden, inner_lr = recipe.outer.meta_batch_size, hidden_of(of[0]), recipe.adapter.inner_lr
-    rows = Trainings(theta, [method] * len(of), tasks, size, hidden, inner_lr)
+    size, hidden, adapter = recipe.outer.meta_batch_size, hidden_of(of[0]), recipe.adapter
+    inner = (adapter.inner_lr, adapter.order)
+    rows = Trainings(theta, [method] * len(of), tasks, size, hidden, *inner)
     weights, steps = theta[None], recipe.outer.steps // PARTS
     if path.is_file():
         stored = np.load(path)
@@ -78,7 +79,7 @@ def train(method: Method, of: Sequence[Experiment], path: Path, until: int = PAR
             rows.step(ids[k], points[k], 0.1**late)
         weights = np.concatenate([weights, rows.theta[None]])
         with replacing(path) as new, new.open("wb") as file:
-            np.savez(file, weights=weights, **rows.state())
+            np.savez(file, allow_pickle=False, weights=weights, **rows.state())
         print(f"{path.stem}: {(part + 1) * steps} of {steps * PARTS} steps", flush=True)
     return weights[: until + 1]
 
@@ -158,6 +159,8 @@ def told(values: Array, sign: str = "") -> str:
 
 def verdict(differences: Array) -> str:
     """In words, for a loss: below zero is better than MAML."""
+    if lost := int((~np.isfinite(differences)).sum()):
+        return f"{lost} of {len(differences)} diverged"
     mean, half = over_seeds(differences)
     if np.isnan(half) or abs(mean) <= half:
         return "no difference beyond the interval"
@@ -171,14 +174,15 @@ authors' own code, and by how much.
 
 The protocol is that of bokun-wang/moml, sinewave/, the code of Wang et al. 2021, arXiv:2106.04911:
 25 waves y = a sin(x + pi k / 5) with a and k from 1 to 5, x in -5 .. 5; a network 1 - 40 - 40 - 1;
-three waves a step, drawn with replacement; one point to adapt to and one to be asked; an inner rate
+three waves a step, drawn with replacement; one point to adapt to and one to be asked; one inner step
 of 0.01; plain SGD whose rate falls to a tenth after three quarters. Rates and beta are those of the
 authors' README for one point: MAML 0.001, MOML 0.005 and 0.3, MOML V2 0.005 and 0.1. That code
-prints no figure that could be compared, so this page holds the ordering alone.
+keeps no graph of the inner gradient, so all its methods are first-order, and so are these. It prints
+no figure that could be compared, so this page holds the ordering alone.
 
 What differs: every seed has first weights of its own (there, all have the same); a memory begins
-with the support set of a task's first visit; test waves are drawn from the same ranges by another
-generator.
+with the support set of a task's first visit; a task drawn twice in a step counts twice in V2 (there,
+once); test waves are drawn from the same ranges by another generator.
 
 `python -m benchmarks.moml` writes this page. It trains all seeds of a method side by side with
 derivatives written out (`benchmarks/waves.py`), because one step of `fsl run` takes longer than all

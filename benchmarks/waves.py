@@ -91,6 +91,7 @@ class Trainings:
     """Rows of weights that are trained side by side, with a memory of every task.
 
     theta: (rows, P).    methods: one a row.    inner_lr: a of the inner step.
+    order: 2: exact derivatives. 1: the gradient of the inner step is a constant.
     """
 
     theta: Array
@@ -99,6 +100,7 @@ class Trainings:
     meta_batch_size: int
     hidden: int
     inner_lr: float
+    order: int = 2
 
     def __post_init__(self) -> None:
         def column(values: list[float]) -> Array:
@@ -131,8 +133,10 @@ class Trainings:
         moved = (-self.inner_lr * support.gradient()).reshape(n, size, -1)
         u = [self._visit(i, moved[:, place]) for place, i in enumerate(ids.T)]
         slope = Fit(np.concatenate(np.stack(u, 1)), asked_x, asked_y, self.hidden).gradient()
-        bent = support.curved(slope).reshape(n, size, -1).mean(1)
-        mean = slope.reshape(n, size, -1).mean(1) - self.share * self.inner_lr * bent
+        mean = slope.reshape(n, size, -1).mean(1)
+        if self.order == 2:
+            bent = support.curved(slope).reshape(n, size, -1).mean(1)
+            mean = mean - self.share * self.inner_lr * bent
         self.theta = self.theta - factor * self.rate * self.beta * mean
 
     def state(self) -> dict[str, Array]:

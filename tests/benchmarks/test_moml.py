@@ -56,14 +56,14 @@ def test_derivatives_are_those_of_autograd():
         np.testing.assert_allclose(curved, bent.numpy(), rtol=0, atol=1e-12)
 
 
-def learner_with(variant: str | None, source: Sinusoid, beta: float) -> fsl.Learner:
+def learner_with(variant: str | None, source: Sinusoid, beta: float, order: int = 2) -> fsl.Learner:
     if absent := {"fsl-maml", "fsl-moml"} - {d.name for d in metadata.distributions()}:
         pytest.skip(f"{', '.join(sorted(absent))} is not installed")
     from fsl_maml import Maml
     from fsl_moml import Memory
 
     backbone = Mlp(source.task, hidden=(HIDDEN, HIDDEN))
-    adapter = Maml(source.task, backbone, inner_lr=0.1, inner_steps=1, test_steps=3)
+    adapter = Maml(source.task, backbone, 0.1, inner_steps=1, test_steps=3, order=order)
     memory = Memory(source.task, 4, 3, variant=variant, beta=beta) if variant else None
     return fsl.Learner(backbone, adapter, memory)
 
@@ -73,16 +73,16 @@ def in_double(episode: fsl.Episode) -> fsl.Episode:
     return fsl.Episode(support, query, episode.id)
 
 
-@pytest.mark.parametrize("n_shot", [1, 3])
+@pytest.mark.parametrize(("n_shot", "order"), [(1, 2), (3, 2), (1, 1)])
 @pytest.mark.parametrize("variant", [None, "v1", "v2"])
-def test_steps_are_those_of_the_packages(variant, n_shot):
+def test_steps_are_those_of_the_packages(variant, n_shot, order):
     size, rate, beta = 3, 0.05, 0.3
     source = Sinusoid(n_shot, n_shot, grid=Grid(amplitudes=2, phases=2), order="random")
-    learner = learner_with(variant, source, beta)
+    learner = learner_with(variant, source, beta, order)
     compute = MetaGradient(learner, Uniform(), source.task.loss)
     method = Method(rate, beta if variant else 1.0, variant == "v2")
     theta = parameters_to_vector(learner.parameters()).detach().numpy()[None].copy()
-    rows = Trainings(theta, [method], 4, size, HIDDEN, inner_lr=0.1)
+    rows = Trainings(theta, [method], 4, size, HIDDEN, inner_lr=0.1, order=order)
     for step in range(25):
         batch = in_double(source.batch("train", range(size * step, size * step + size), seed=3))
         compute(batch)
@@ -139,6 +139,7 @@ def test_verdicts_are_about_losses():
     assert verdict(np.array([-1.0, -1.1, -0.9])) == "better than MAML"
     assert verdict(np.array([1.0, 1.1, 0.9])) == "worse than MAML"
     assert verdict(np.array([-1.0, 1.1, 0.9])) == "no difference beyond the interval"
+    assert verdict(np.array([-1.0, np.nan])) == "1 of 2 diverged"
     assert verdict(np.array([-1.0])) == "no difference beyond the interval"
     mean, half = over_seeds(np.array([1.0, 2.0, 4.0]))
     interval = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
