@@ -174,11 +174,11 @@ authors' own code, and by how much.
 
 The protocol is that of bokun-wang/moml, sinewave/, the code of Wang et al. 2021, arXiv:2106.04911:
 25 waves y = a sin(x + pi k / 5) with a and k from 1 to 5, x in -5 .. 5; a network 1 - 40 - 40 - 1;
-three waves a step, drawn with replacement; one point to adapt to and one to be asked; one inner step
-of 0.01; plain SGD whose rate falls to a tenth after three quarters. Rates and beta are those of the
-authors' README for one point: MAML 0.001, MOML 0.005 and 0.3, MOML V2 0.005 and 0.1. That code
-keeps no graph of the inner gradient, so all its methods are first-order, and so are these. It prints
-no figure that could be compared, so this page holds the ordering alone.
+three waves a step, drawn with replacement; one point to adapt to and one to be asked; one inner
+step of 0.01; plain SGD whose rate falls to a tenth after three quarters. Rates and beta are those
+of the authors' README for one point: MAML 0.001, MOML 0.005 and 0.3, MOML V2 0.005 and 0.1. That
+code keeps no graph of the inner gradient, so all its methods are first-order, and so are these. It
+prints no figure that could be compared, so this page holds the ordering alone.
 
 What differs: every seed has first weights of its own (there, all have the same); a memory begins
 with the support set of a task's first visit; a task drawn twice in a step counts twice in V2 (there,

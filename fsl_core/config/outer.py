@@ -111,6 +111,15 @@ def cosine(
     )
 
 
+def linear(
+    final_factor: Annotated[
+        float, Field(ge=0, le=1, description="share of the step size left at the end")
+    ] = 0.0,
+) -> Schedule:
+    """A straight line from 1 to final_factor over the run."""
+    return lambda step, total: 1 + (final_factor - 1) * step / max(1, total)
+
+
 def multistep(
     milestones: Annotated[
         list[Annotated[int, Field(ge=0)]],
@@ -131,5 +140,6 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 SCHEDULES: dict[str, Callable[..., Any]] = {
     "constant": constant,
     "cosine": cosine,
+    "linear": linear,
     "multistep": multistep,
 }
