@@ -181,8 +181,8 @@ code keeps no graph of the inner gradient, so all its methods are first-order, a
 prints no figure that could be compared, so this page holds the ordering alone.
 
 What differs: every seed has first weights of its own (there, all have the same); a memory begins
-with the support set of a task's first visit; a task drawn twice in a step counts twice in V2 (there,
-once); test waves are drawn from the same ranges by another generator.
+with the support set of a task's first visit; a task drawn twice in a step counts twice in V2
+(there, once); test waves are drawn from the same ranges by another generator.
 
 `python -m benchmarks.moml` writes this page. It trains all seeds of a method side by side with
 derivatives written out (`benchmarks/waves.py`), because one step of `fsl run` takes longer than all

@@ -12,7 +12,17 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import fsl_core as fsl
-from benchmarks.moml import main, over_seeds, told, verdict
+from benchmarks.moml import (
+    METHODS,
+    RECIPE,
+    experiments,
+    main,
+    on_test_waves,
+    over_seeds,
+    told,
+    train,
+    verdict,
+)
 from benchmarks.waves import Fit, Method, Trainings, adapt
 from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.sinusoid import Grid, Sinusoid
@@ -144,3 +154,19 @@ def test_verdicts_are_about_losses():
     mean, half = over_seeds(np.array([1.0, 2.0, 4.0]))
     interval = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_single")
+def test_a_run_of_the_recipe_takes_the_same_steps(tmp_path):
+    if absent := {"fsl-maml", "fsl-moml"} - {d.name for d in metadata.distributions()}:
+        pytest.skip(f"{', '.join(sorted(absent))} is not installed")
+    settings = ["outer.steps=40", "evaluate.episodes=6"]
+    of = experiments(3, settings)
+    rows = train(METHODS["MOML"], of, tmp_path / "moml.npz")
+    ran = fsl.run(RECIPE, ["seed=2", *settings], device="cpu", progress=False)
+    found = parameters_to_vector(ran.learner.parameters()).detach().numpy()
+    np.testing.assert_allclose(rows[-1, 2], found, rtol=0, atol=1e-5)
+    assert np.abs(rows[-1, 2] - rows[0, 2]).max() > 0.01
+    mean = on_test_waves(rows[-1, 2:], of[2]).mean()
+    assert ran.result["mse"] == pytest.approx(mean, rel=1e-4)
