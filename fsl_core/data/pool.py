@@ -305,8 +305,9 @@ class PooledEpisodes(EpisodeSource):
         return sizes
 
     def _queries(self, task: TaskShape, n_shot: int) -> int:
-        rest = self._items is not None and task.varies.n_query
-        return max(self._items - n_shot, 1) if rest else task.n_query
+        if self._items is None or not task.varies.n_query:
+            return task.n_query
+        return max(self._items - n_shot, 1)
 
     def _episodes_of(
         self, split: Split, indices: Sequence[int], seed: int, shots: np.ndarray, n_query: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def _table(evaluation: Evaluation) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["episode", evaluation.metric, "loss", *steps, *evaluation.sizes])
-    columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
-    columns += evaluation.sizes.values()
+    scores = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+    columns: list[Sequence[float]] = [*scores, *evaluation.sizes.values()]
     writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
     return table.getvalue()
