@@ -37,13 +37,15 @@ LAYERS = [
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
     "builtin": {"data.augment", "data.cache", "data.folders", "data.vision"}
-    | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work", "text"},
+    | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.shapes"}
+    | {"data.work", "text"},
     "testing": {
         "assembly.parts",
         "config.document",
         "config.recipe",
         "config.sections",
         "engine.execution",
+        "engine.fitting",
         "engine.meta_gradient",
         "engine.soundness",
         "engine.workers",
