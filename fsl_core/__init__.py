@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from fsl_core.hooks.run_view import RunView
     from fsl_core.hooks.specs import HOOK_API, hookimpl
+    from fsl_core.hypergradient import Hypergradient, inner_problem_of, with_gradient
     from fsl_core.inner import InnerProblem, Point, descend
     from fsl_core.learner import Learner, gradient_columns
     from fsl_core.nn.blocks import ConvBlock
@@ -76,6 +77,7 @@ _NAMES = {
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
     "hooks.run_view": "RunView",
     "hooks.specs": "HOOK_API hookimpl",
+    "hypergradient": "Hypergradient inner_problem_of with_gradient",
     "inner": "InnerProblem Point descend",
     "learner": "Learner gradient_columns",
     "nn.blocks": "ConvBlock",
@@ -102,6 +104,7 @@ __all__ = [
     "FslError",
     "Functional",
     "Group",
+    "Hypergradient",
     "InnerProblem",
     "LabelledPool",
     "LabelledSet",
@@ -138,6 +141,7 @@ __all__ = [
     "evaluate",
     "gradient_columns",
     "hookimpl",
+    "inner_problem_of",
     "load_predictor",
     "load_recipe",
     "one_hot",
@@ -149,6 +153,7 @@ __all__ = [
     "to_uniform",
     "train",
     "validated",
+    "with_gradient",
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ class Adapter(nn.Module):
         """The optimisation that adapting to this support set is, in the present mode.
 
         None, the default: there is none, and nothing but the adapter's own `objective` can be
-        followed. An adapter may declare `query_x` and `task_id` too, as for `adapt`; it then hands
-        them on in an `adapt` of its own.
+        followed. An adapter may declare `query_x`, `task_id` and `query` too, as for `adapt`; it
+        then hands them on in an `adapt` of its own.
         """
         return None
 
@@ -58,9 +58,11 @@ class Adapter(nn.Module):
     def adapt(self, backbone: nn.Module, support: LabelledSet) -> Predictor:
         """Fit the support set; by default, take the steps of `inner_problem`.
 
-        Two further arguments are passed to an adapter that declares them:
+        Further arguments are passed to an adapter that declares them:
 
         query_x: (n, *input_shape), the unlabelled queries.    task_id: () int64, `Episode.id`.
+        query:   the labelled queries where a meta-gradient is computed, in training mode; else
+                 None.
         """
         problem = self.inner_problem(backbone, support)
         if problem is None:
@@ -95,15 +97,33 @@ class Adapter(nn.Module):
         The prediction is (n_queries, output_dim). Override it for update penalties, losses on the
         support set or after each step, or pseudo-gradients.
         """
-        predict = require_predictor(call_declared(self.adapt, backbone, episode))
+        query = episode.query if self.training else None
+        predict = require_predictor(call_declared(self.adapt, backbone, episode, query))
         prediction = predict(episode.query.x)
         return loss(prediction, episode.query.y), prediction
+
+    def unrolled_only(self) -> str:
+        """Why only `unrolled` can give this adapter's meta-gradient, or "" if others can too.
+
+        Others drive `inner_problem` themselves. Override it where options decide.
+        """
+        if type(self).inner_problem is Adapter.inner_problem:
+            return f"adapter {self.name!r} has no inner problem"
+        if type(self).objective is not Adapter.objective:
+            return f"adapter {self.name!r} follows another objective than the query loss"
+        return ""
 
     def on_progress(self, progress: float) -> None:
         """Called before each outer step with the share of training done, from 0 to below 1.
 
         When weights are judged, in validation or from a checkpoint, the last call was that of the
         last step that made them.
+        """
+
+    def on_step(self, ids: Tensor) -> None:
+        """Called once after each outer step, when the parameters have moved.
+
+        ids: (meta_batch_size,) int64, `Episode.id` of its tasks.
         """
 
     @property
@@ -125,9 +145,14 @@ class Adapter(nn.Module):
         return {}
 
 
-def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
-    """Call `adapt` or `trajectory` of an adapter, with query_x and task_id if it declares them."""
-    offered: dict[str, Tensor | None] = {"query_x": episode.query.x, "task_id": episode.id}
+def call_declared(
+    method: Callable, backbone: nn.Module, episode: Episode, query: LabelledSet | None = None
+):
+    """Call `adapt`, `trajectory` or `inner_problem` of an adapter, with what it declares.
+
+    That is query_x, task_id and query, which a caller gives in training alone.
+    """
+    offered = {"query_x": episode.query.x, "task_id": episode.id, "query": query}
     return method(backbone, episode.support, **_declared(method, offered))
 
 
@@ -135,7 +160,7 @@ _ARGUMENTS: dict[Callable, frozenset[str]] = {}
 """Arguments of methods seen before: to inspect one takes longer than a small inner step."""
 
 
-def _declared(method: Callable, offered: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+def _declared(method: Callable, offered: Mapping[str, Any]) -> dict[str, Any]:
     function = getattr(method, "__func__", method)
     if function not in _ARGUMENTS:
         _ARGUMENTS[function] = frozenset(inspect.signature(function).parameters)

@@ -228,6 +228,11 @@ def train(
             "checkpoint_seconds": None,
         },
     )
+    if learner.hypergradient is not None and (
+        reason := learner.hypergradient.unfit(learner.adapter)
+    ):
+        name = learner.hypergradient.name
+        raise OptionError(f"fsl.train: hypergradient {name!r}: {reason}. None, or one that fits")
     learned = [p for p in learner.parameters() if p.requires_grad]
     if not learned:
         raise RunError("fsl.train: nothing to train. A parameter that requires a gradient")

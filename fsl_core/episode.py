@@ -22,7 +22,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class LabelledSet(NamedTuple):
     """Items with their labels.
 
-    x: (n, *input_shape), float.
+    x: (n, *input_shape), float; or int64, if the source has a vocabulary of token ids.
     y: (n,) class indices 0 .. n_way - 1, int64; or (n, output_dim) values, float.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fsl_core.adapter import Adapter, call_declared, require_predictor
 from fsl_core.episode import Episode, LabelledSet, Loss, Predictor
+from fsl_core.hypergradient import Hypergradient
 from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.norms import support_reference
 
@@ -23,12 +24,31 @@ class Learner(nn.Module):
     detached.
 
     takes_gradients: this was found out about its `adapt`, which is then called with them at once.
+    hypergradient:   how its meta-gradient is estimated in training; None: by the adapter's own
+        objective. It is no submodule: evaluation, predictions and saved weights know nothing of it.
     """
 
-    def __init__(self, backbone: nn.Module, adapter: Adapter):
+    hypergradient: Hypergradient | None
+
+    def __init__(
+        self, backbone: nn.Module, adapter: Adapter, hypergradient: Hypergradient | None = None
+    ):
         super().__init__()
         self.backbone, self.adapter = backbone, adapter
         self.takes_gradients = False
+        self.__dict__["hypergradient"] = hypergradient  # as a module it would be a part
+
+    @property
+    def vectorizable(self) -> bool:
+        """Whether its objective works under torch.func.vmap, as its parts claim."""
+        estimate = self.hypergradient
+        return self.adapter.vectorizable and (estimate is None or estimate.vectorizable)
+
+    @property
+    def threadable(self) -> bool:
+        """Whether threads may compute its objective at the same time, as its parts claim."""
+        estimate = self.hypergradient
+        return self.adapter.threadable and (estimate is None or estimate.threadable)
 
     def forward(self, support: LabelledSet, query_x: Tensor) -> Tensor:
         """Logits or values of the queries, (n, output_dim)."""
@@ -38,9 +58,23 @@ class Learner(nn.Module):
         return self.adapt(unlabelled)(query_x)
 
     def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
-        """`Adapter.objective` of one episode."""
+        """`Hypergradient.objective` of one episode, or `Adapter.objective` without one."""
         with support_reference(episode.support.x), plain_attention():
-            return self.adapter.objective(self.backbone, episode, loss)
+            if self.hypergradient is None:
+                return self.adapter.objective(self.backbone, episode, loss)
+            return self.hypergradient.objective(self.adapter, self.backbone, episode, loss)
+
+    def on_progress(self, progress: float) -> None:
+        """Tell the parts the share of training done."""
+        self.adapter.on_progress(progress)
+        if self.hypergradient is not None:
+            self.hypergradient.on_progress(progress)
+
+    def on_step(self, ids: Tensor) -> None:
+        """Tell the parts that an outer step was made, of these tasks."""
+        self.adapter.on_step(ids)
+        if self.hypergradient is not None:
+            self.hypergradient.on_step(ids)
 
     def adapt(self, episode: Episode) -> Predictor:
         """The predictor of one episode; of its query set only the unlabelled items are seen."""

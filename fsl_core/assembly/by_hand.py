@@ -76,6 +76,9 @@ def by_hand(
         ("adapter",): ("adapter", learner.adapter),
         ("outer", "weighting"): ("weighting", weighting),
     }
+    if learner.hypergradient is not None:
+        estimate = learner.hypergradient.to(device)
+        parts["outer", "hypergradient"] = ("hypergradient", estimate)
     chosen = {path: _component(kind, part) for path, (kind, part) in parts.items()}
     recipe = _OfParts(Document(SOURCE, {}, {(): SOURCE}), sections, chosen)
     learner, weighting, source = learner.to(device), weighting.to(device), source.to(device)

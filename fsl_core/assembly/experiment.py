@@ -20,6 +20,7 @@ from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.weighting import TaskWeighting
@@ -76,7 +77,7 @@ class Experiment:
 
         What it holds means nothing yet.
         """
-        fresh = _build_learner(self.recipe, task)
+        fresh = _build_learner(self.recipe, task, self.source.tasks)
         if name := _misfit(self.learner, fresh):
             raise ShapeError(_fixed(name, self.learner, self.source.task))
         return fresh.to(self.device)
@@ -114,27 +115,48 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     source: EpisodeSource = build_part(recipe, ("episodes",))
     _require_source(recipe, source)
     source = source.to(device)
-    learner = _build_learner(recipe, source.task)
+    learner = _build_learner(recipe, source.task, source.tasks)
+    estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
+    learner = Learner(learner.backbone, learner.adapter, estimate)
     weighting: TaskWeighting = build_part(
         recipe, ("outer", "weighting"), columns=gradient_columns(learner), tasks=source.tasks
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
-    _check_varying(recipe, learner, source.task)
-    _check_ways(recipe, learner, source.task, test_task)
+    _check_varying(recipe, learner, source.task, source.tasks)
+    _check_ways(recipe, learner, source.task, test_task, source.tasks)
     _check_expectations(recipe, test_task)
     learner, weighting = learner.to(device), weighting.to(device)
     return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
 
 
-def _build_learner(recipe: Recipe, task: TaskShape) -> Learner:
+def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learner:
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = build_part(recipe, ("backbone",), task=task)
     _require_module(recipe, ("backbone",), backbone, nn.Module)
     _require_feature_dim(recipe, backbone)
-    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone)
+    adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone, tasks=tasks)
     _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
+
+
+def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
+    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    path: KeyPath = ("outer", "hypergradient")
+    built: Hypergradient = build_part(
+        recipe,
+        path,
+        task=source.task,
+        tasks=source.tasks,
+        meta_batch_size=recipe.sections.outer.meta_batch_size,
+    )
+    _require_module(recipe, path, built, Hypergradient)
+    if reason := built.unfit(adapter):
+        raise RecipeError(
+            f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
+            "unrolled, or an adapter or options that fit"
+        )
+    return built
 
 
 def _require_module(recipe: Recipe, path: KeyPath, module: object, kind: type[nn.Module]) -> None:
@@ -172,7 +194,7 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     return task.of(**sizes)
 
 
-def _check_varying(recipe: Recipe, learner: Learner, task: TaskShape) -> None:
+def _check_varying(recipe: Recipe, learner: Learner, task: TaskShape, tasks: int | None) -> None:
     """Raise RecipeError if the adapter does not take what varies."""
     adapter, varies = learner.adapter, task.varies
     if varies.class_shots and not adapter.unequal_shots:
@@ -183,14 +205,16 @@ def _check_varying(recipe: Recipe, learner: Learner, task: TaskShape) -> None:
         )
     ranges = {key: getattr(varies, key) for key in ("n_way", "n_shot") if getattr(varies, key)}
     for key, (least, _) in ranges.items():
-        if name := _misfit(learner, _build_learner(recipe, task.of(**{key: least}))):
+        if name := _misfit(learner, _build_learner(recipe, task.of(**{key: least}), tasks)):
             where = recipe.document.where(("episodes", key))
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 
 
-def _check_ways(recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape) -> None:
+def _check_ways(
+    recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape, tasks: int | None
+) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
-    if changed and (name := _misfit(learner, _build_learner(recipe, test_task))):
+    if changed and (name := _misfit(learner, _build_learner(recipe, test_task, tasks))):
         where = recipe.document.where(("evaluate", changed[0]))
         raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 

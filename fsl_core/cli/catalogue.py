@@ -29,6 +29,7 @@ KINDS = {
     "episodes": "episodes",
     "backbones": "backbone",
     "adapters": "adapter",
+    "hypergradients": "hypergradient",
     "weightings": "weighting",
     "optimizers": "optimizer",
     "schedules": "schedule",
@@ -211,7 +212,7 @@ def list_components(
     plugins_dir: PluginsDir = None,
     as_json: Json = False,
 ) -> None:
-    """List the adapters, backbones, episodes or weightings that recipes can name."""
+    """List the adapters, backbones, episodes … that recipes can name."""
     from fsl_core.runs.files import to_json
 
     components = load_plugins(no_plugin, plugins_dir).catalogue.components(_kind(kind))
@@ -229,7 +230,8 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            help="adapter, backbone, episodes, weighting, optimizer or schedule", show_default=False
+            help="adapter, backbone, episodes, hypergradient, weighting, optimizer or schedule",
+            show_default=False,
         ),
     ],
     name: Annotated[str, typer.Argument(help="as in `fsl list`", show_default=False)],

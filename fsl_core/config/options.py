@@ -11,12 +11,15 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-Kind = Literal["episodes", "backbone", "adapter", "weighting", "optimizer", "schedule"]
+Kind = Literal[
+    "episodes", "backbone", "adapter", "hypergradient", "weighting", "optimizer", "schedule"
+]
 
 INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
     "backbone": frozenset({"task"}),
-    "adapter": frozenset({"task", "backbone"}),
+    "adapter": frozenset({"task", "backbone", "tasks"}),
+    "hypergradient": frozenset({"task", "tasks", "meta_batch_size"}),
     "weighting": frozenset({"columns", "tasks"}),
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),

@@ -39,6 +39,7 @@ MEANINGS: dict[Kind, str] = {
     "episodes": "where tasks come from",
     "backbone": "what makes features of an item",
     "adapter": "the inner loop",
+    "hypergradient": "how the meta-gradient is estimated, in training alone",
     "weighting": "what each task of a meta-batch counts",
     "optimizer": "what follows the meta-gradient",
     "schedule": "how the optimizer's step size changes",

@@ -14,6 +14,7 @@ SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
     ("backbone",): "backbone",
     ("adapter",): "adapter",
+    ("outer", "hypergradient"): "hypergradient",
     ("outer", "weighting"): "weighting",
     ("outer", "optimizer"): "optimizer",
     ("outer", "schedule"): "schedule",
@@ -22,6 +23,7 @@ SECTIONS: dict[KeyPath, Kind] = {
 
 
 DEFAULT_NAMES: dict[KeyPath, str] = {
+    ("outer", "hypergradient"): "unrolled",
     ("outer", "weighting"): "uniform",
     ("outer", "optimizer"): "adam",
     ("outer", "schedule"): "constant",
@@ -139,7 +141,10 @@ _AXIS = {
 
 
 class Outer(_Section):
-    """The outer loop; weighting, optimizer and schedule are added from what is installed."""
+    """The outer loop.
+
+    Hypergradient, weighting, optimizer and schedule are added from what is installed.
+    """
 
     meta_batch_size: Annotated[Count, Field(description="episodes per outer step")] = 4
     steps: Annotated[

@@ -15,7 +15,7 @@ from fsl_core.errors import OptionError
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-_PARTS: tuple[Kind, ...] = ("episodes", "backbone", "adapter", "weighting")
+_PARTS: tuple[Kind, ...] = ("episodes", "backbone", "adapter", "hypergradient", "weighting")
 _INJECTED = frozenset[str]().union(*(INJECTED[kind] for kind in _PARTS)) | {"self"}
 """Arguments that the framework passes to what plugins offer; no recipe holds them."""
 

@@ -1,7 +1,6 @@
 """Data: pools, draws, pictures and their cache. Authors of episode sources need these names.
 
-The rest of what they need is in `fsl_core` itself: `EpisodeSource`, `PooledEpisodes`,
-`LabelledPool`.
+The rest of what they need, such as `EpisodeSource`, is in `fsl_core` itself.
 """
 
 from importlib import import_module
@@ -9,11 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fsl_core.data import omniglot
+    from fsl_core.data.arrays import ArrayEpisodes
     from fsl_core.data.augment import Augmentation
     from fsl_core.data.cache import cached_tensors, content_key, data_root
+    from fsl_core.data.decoding import (
+        Decode,
+        Standardised,
+        decode_by_type,
+        decode_levels,
+        decode_numbers,
+    )
     from fsl_core.data.downloads import download, extract, md5_of, once
     from fsl_core.data.folders import class_images, image_files
     from fsl_core.data.formats import open_picture
+    from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
     from fsl_core.data.vision import (
         decode_image,
@@ -25,11 +33,14 @@ if TYPE_CHECKING:
     from fsl_core.data.work import for_each, reported
 
 _NAMES = {
+    "arrays": "ArrayEpisodes",
     "augment": "Augmentation",
     "cache": "cached_tensors content_key data_root",
+    "decoding": "Decode Standardised decode_by_type decode_levels decode_numbers",
     "downloads": "download extract md5_of once",
     "folders": "class_images image_files",
     "formats": "open_picture",
+    "pool": "LabelledPool PooledEpisodes",
     "shapes": "EpisodesPerDraw ItemsPerClass Sampling Shots Ways",
     "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",
     "work": "for_each reported",
@@ -38,7 +49,12 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "ArrayEpisodes",
     "Augmentation",
+    "Decode",
+    "LabelledPool",
+    "PooledEpisodes",
+    "Standardised",
     "EpisodesPerDraw",
     "ItemsPerClass",
     "Sampling",
@@ -48,8 +64,11 @@ __all__ = [
     "class_images",
     "content_key",
     "data_root",
+    "decode_by_type",
     "decode_image",
     "decode_images",
+    "decode_levels",
+    "decode_numbers",
     "download",
     "extract",
     "for_each",

@@ -55,7 +55,7 @@ def with_rotations(pool: LabelledPool, degrees: Sequence[int]) -> LabelledPool:
     """
     turned = (
         (f"{name}/rot{d:03d}", images.rot90(d // 90, (-2, -1)))
-        for name, images in pool.items()
+        for name, images in pool.by_class()
         for d in degrees
     )
     return LabelledPool.from_classes(turned)

@@ -1,4 +1,4 @@
-"""Labelled images held in memory, and episodes drawn from them by a few tensor gathers."""
+"""Labelled items, and episodes drawn from them by a few tensor gathers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
-from fsl_core.data.cache import cached_tensors, tensors_digest
+from fsl_core.data.cache import cached_tensors, content_key, tensors_digest
+from fsl_core.data.checked import Items, class_items
+from fsl_core.data.decoding import Decode, decode_by_type, decode_key, refuse_type
 from fsl_core.data.draws import draw_bits, to_distinct
 from fsl_core.data.groups import Group, by_key
+from fsl_core.data.mapped import MappedArray
 from fsl_core.data.shapes import (
     Sampling,
     Sizes,
@@ -34,44 +37,59 @@ from fsl_core.text import printable
 
 @dataclass(frozen=True, eq=False)
 class LabelledPool:
-    """The images of one split.
+    """The items of one split: pictures, feature vectors, signals, token ids.
 
-    images:  (n, channels, height, width) uint8, sorted by class.
+    items:   (n, *item_shape), of any type that `decode` takes, sorted by class.
     classes: the class names, all different.
-    counts:  images of each class, in the order of `classes`; their sum is n.
+    counts:  items of each class, in the order of `classes`; their sum is n.
+    order:   (n,) row of `items` of each item, for items that are not sorted or of other splits too;
+        default: 0 .. n - 1.
+    decode:  what makes of stored items those that a backbone takes; default: by their type.
+    mapped:  the file that `items` lie in, if they are not in memory. They then stay there, and only
+        what is drawn comes to a device.
     """
 
-    images: Tensor
+    items: Tensor
     classes: tuple[str, ...]
     counts: tuple[int, ...]
+    order: np.ndarray | None = None
+    decode: Decode = decode_by_type
+    mapped: MappedArray | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            found = f"shape {tuple(self.images.shape)}, {self.images.dtype}"
-            raise ShapeError(
-                f"LabelledPool: images: {found}. Expected (n, channels, height, width), torch.uint8"
-            )
-        if len(self.classes) != len(self.counts) or sum(self.counts) != len(self.images):
+        if self.items.ndim < 1:
+            raise ShapeError("LabelledPool: items: a single number. Expected (n, *item_shape)")
+        refuse_type("LabelledPool", self.items.dtype)
+        n = len(self)
+        if len(self.classes) != len(self.counts) or sum(self.counts) != n:
             found = (
-                f"{len(self.images)} images, {len(self.classes)} classes, "
+                f"{n} items, {len(self.classes)} classes, "
                 f"{len(self.counts)} counts with sum {sum(self.counts)}"
             )
             raise ShapeError(
                 f"LabelledPool: {found}. "
-                "Expected one count a class, with the number of images as their sum"
+                "Expected one count a class, with the number of items as their sum"
             )
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DataError(f"LabelledPool: class {twice!r} is there twice. Every class once")
 
+    def __len__(self) -> int:
+        return len(self.items) if self.order is None else len(self.order)
+
     @classmethod
-    def from_classes(cls, items: Iterable[tuple[str, np.ndarray | Tensor]]) -> LabelledPool:
-        """A pool of (class name, (count, channels, height, width) uint8) pairs, in their order."""
+    def from_classes(cls, items: Iterable[tuple[str, Items]]) -> LabelledPool:
+        """A pool of (class name, (count, *item_shape)) pairs, in their order.
+
+        Items of a class are an array, a tensor, or a list of them.
+        Raises ShapeError or DataError, which names class and item, for items of another shape or
+        type, and for numbers that are not finite.
+        """
         parts: list[Tensor] = []
         names: list[str] = []
-        for name, images in items:
+        for name, found in items:
             names.append(name)
-            parts.append(torch.as_tensor(images))
+            parts.append(class_items(name, found, parts[0] if parts else None))
         counts = tuple(map(len, parts))
         if not parts:
             return cls(torch.empty(0, 1, 0, 0, dtype=torch.uint8), (), ())
@@ -81,48 +99,73 @@ class LabelledPool:
     def cached(cls, key: str, build: Callable[[], LabelledPool]) -> LabelledPool:
         """The pool kept on disk under this `content_key`, or the one that `build` makes.
 
-        A pool that was built is then kept.
+        A pool that was built is then kept. One with a `decode` of its own is not kept whole: give
+        it after this.
         """
         # Not under the bare key, where earlier versions kept names in another form.
         name = f"pool-{key}"
         kept, digest = cached_tensors(name, lambda: build()._tensors, check=cls._from_tensors)
-        pool = cls._from_tensors(kept)
-        pool.__dict__["digest"] = digest  # which was computed to check what was kept
-        return pool
+        return cls._from_tensors(kept)._known_by(digest)  # computed to check what was kept
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """(n_classes,) row of each class's first image."""
+        """(n_classes,) place of each class's first item."""
         return np.cumsum([0, *self.counts[:-1]])
 
     @cached_property
     def digest(self) -> str:
-        """A hash of images, class names and counts; the same on every device."""
-        return tensors_digest(self._tensors)
+        """A hash of items, their decoding, class names and counts; the same on every device."""
+        digest, key = tensors_digest(self._tensors), decode_key(self.decode)
+        return content_key(digest, key) if key else digest
 
-    def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Every class name with its images, (count, channels, height, width)."""
-        return zip(self.classes, self.images.split(self.counts), strict=True)
+    def take(self, places: np.ndarray) -> Tensor:
+        """The stored items at these places, 0 .. n - 1 in the order of the classes; a copy."""
+        rows = places if self.order is None else self.order[places]
+        if self.mapped is not None:
+            self.mapped.reads(len(rows) * self.items[:1].nbytes)
+        if self.items.device.type != "cpu" or self.items.dtype == torch.bfloat16:
+            return self.items[torch.from_numpy(rows).to(self.items.device)]
+        # NumPy stays on this thread: to wake torch's threads takes longer than the work.
+        return torch.from_numpy(self.items.numpy().take(rows, axis=0))
+
+    def inputs(self, places: np.ndarray) -> Tensor:
+        """The items at these places as a backbone takes them, (len(places), *input_shape)."""
+        return self.decode(self.take(places))
+
+    def by_class(self) -> Iterator[tuple[str, Tensor]]:
+        """Every class name with its stored items, (count, *item_shape)."""
+        if self.order is None:
+            return zip(self.classes, self.items.split(self.counts), strict=True)
+        places = np.split(np.arange(len(self)), self.offsets[1:])
+        return zip(self.classes, map(self.take, places), strict=True)
 
     def select(self, classes: Iterable[str]) -> LabelledPool:
         """The pool of these classes alone, in this order. Raises KeyError if one is not here."""
-        images = dict(self.items())
-        return LabelledPool.from_classes((name, images[name]) for name in classes)
+        items = dict(self.by_class())
+        selected = LabelledPool.from_classes((name, items[name]) for name in classes)
+        return replace(selected, decode=self.decode)
 
     def to(self, device: torch.device | str) -> LabelledPool:
-        """The pool with its images on this device."""
-        return replace(self, images=self.images.to(device))
+        """The pool with its items on this device; the same pool if they stay in their file."""
+        if self.mapped is not None:
+            return self
+        moved = replace(self, items=self.items.to(device))
+        return moved._known_by(self.digest) if "digest" in self.__dict__ else moved
+
+    def known_by(self, digest: str) -> LabelledPool:
+        """The same pool with this digest, for one that is known by its file."""
+        return replace(self)._known_by(digest)
+
+    def _known_by(self, digest: str) -> LabelledPool:
+        self.__dict__["digest"] = digest
+        return self
 
     @classmethod
     def _from_tensors(cls, tensors: Mapping[str, Tensor]) -> LabelledPool:
         """What `_tensors` gave. Raises ValueError, KeyError or DataError for anything else."""
         found = {name: (tensor.dtype, tensor.ndim) for name, tensor in tensors.items()}
-        wanted = {
-            "images": (torch.uint8, 4),
-            "classes": (torch.uint8, 1),
-            "counts": (torch.int64, 1),
-        }
-        if found != wanted:
+        wanted = {"classes": (torch.uint8, 1), "counts": (torch.int64, 1)}
+        if {name: found.get(name) for name in wanted} != wanted or len(found) != 3:
             raise ValueError(f"tensors {sorted(found)}, not those of a pool")
         names = json.loads(bytes(tensors["classes"].numpy()))
         counts = tuple(tensors["counts"].tolist())
@@ -135,7 +178,8 @@ class LabelledPool:
     def _tensors(self) -> dict[str, Tensor]:
         names = json.dumps(self.classes).encode("ascii")  # escapes what is no Unicode, too
         return {
-            "images": self.images,
+            # Under this name pools are in the caches of users and in the digests of their runs.
+            "images": self.items if self.order is None else self.take(np.arange(len(self))),
             "classes": torch.frombuffer(bytearray(names), dtype=torch.uint8),
             "counts": torch.tensor(self.counts, dtype=torch.int64),
         }
@@ -156,8 +200,9 @@ class PooledEpisodes(EpisodeSource):
     """Classification episodes drawn from one labelled pool for each split.
 
     Subclasses set `name` and write `load`. An episode has n_way different classes in random order,
-    which gives them the labels 0 .. n_way - 1, and n_shot + n_query different images of each class.
-    Images come as float32 in 0 .. 1. With more queries the support set stays the same.
+    which gives them the labels 0 .. n_way - 1, and n_shot + n_query different items of each class.
+    Items come as their pool decodes them: pictures as float32 in 0 .. 1. With more queries the
+    support set stays the same.
     """
 
     def __init__(
@@ -166,7 +211,7 @@ class PooledEpisodes(EpisodeSource):
         n_shot: int | Range,
         n_query: int,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         augment: Augmentation = "none",
         items_per_class: int | None = None,
         sampling: Sampling = "episode",
@@ -175,13 +220,15 @@ class PooledEpisodes(EpisodeSource):
         """A source whose pools are loaded when they are first needed.
 
         n_way, n_shot: (least, most) for numbers that each episode draws.
-        input_shape: (channels, height, width) of an image.
+        input_shape: of an item that is drawn, such as (channels, height, width).
         augment:     what is done to each image of a training episode, support and query: a function
             of seed, index and the image's place in the episode.
         items_per_class, sampling, episodes_per_draw: how numbers are drawn, as the options of
             these names in `fsl_core.data` say.
         Raises ValueError for numbers that do not go together.
         """
+        if augment != "none" and len(input_shape) != 3:
+            raise ValueError(f"augment: {augment!r} for items of shape {input_shape}. Pictures")
         self._augment = AUGMENTATIONS[augment]
         self._items, self._sampling, self._per_draw = items_per_class, sampling, episodes_per_draw
         n_query, varies = varying(n_way, n_shot, n_query, items_per_class, sampling)
@@ -194,16 +241,18 @@ class PooledEpisodes(EpisodeSource):
 
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:
-        """Read the images of a split; called once, when the split is first needed.
+        """Read the items of a split; called once, when the split is first needed.
 
         Raises DataError if there are none.
         """
 
     def pool(self, split: Split) -> LabelledPool:
-        """The images of a split, on the device of `to`. DataError for files that cannot be read."""
+        """The items of a split, on the device of `to`. DataError for files that cannot be read."""
         if split not in self._pools:
             try:
-                self._pools[split] = self.load(split).to(self._device)
+                pool = self.load(split)
+                _refuse_other_shape(f"episodes {self.name!r}: split {split!r}", pool, self.task)
+                self._pools[split] = pool.to(self._device)
             except OSError as error:  # no right to read, gone since it was listed, a bad disk
                 what = f"{printable(error.filename)}: {error.strerror}" if error.filename else error
                 raise DataError(
@@ -229,7 +278,7 @@ class PooledEpisodes(EpisodeSource):
         if found < needed:
             least = pool.classes[pool.counts.index(found)]
             need = f"{self._sizes_told(task)} need at least {needed}"
-            raise DataError(f"{where}, class {least!r} has {found} images. {need}")
+            raise DataError(f"{where}, class {least!r} has {found} items. {need}")
 
     def items_needed(self, task: TaskShape) -> int:
         if self._by_meta_dataset(task):
@@ -322,7 +371,8 @@ class PooledEpisodes(EpisodeSource):
         in_support = place < ends
         in_query = ~in_support & (place < ends + n_query)
         support, query = (
-            _labelled_set(pool.images, rows, part, change, bits) for part in (in_support, in_query)
+            _labelled_set(pool, rows, part, change, bits, self._device)
+            for part in (in_support, in_query)
         )
         return Episode(support, query, ids)
 
@@ -333,9 +383,9 @@ def _draw_classes(bits: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _draw_rows(pool: LabelledPool, bits: np.ndarray, n_way: int) -> np.ndarray:
-    """(meta_batch_size, n_way, per_class) rows of pool.images, of each class different ones.
+    """(meta_batch_size, n_way, per_class) places in the pool, of each class different ones.
 
-    A class that has fewer images than per_class gives as many; what follows means nothing.
+    A class that has fewer items than per_class gives as many; what follows means nothing.
 
     bits: (meta_batch_size, n_way * (1 + per_class)): first those for the classes, then those
         for one item of each class, for the next item of each class, and so on. In this order more
@@ -360,28 +410,29 @@ def _augmentation_bits(
 
 
 def _labelled_set(
-    images: Tensor, rows: np.ndarray, part: np.ndarray, change: Change | None, bits: np.ndarray
+    pool: LabelledPool,
+    rows: np.ndarray,
+    part: np.ndarray,
+    change: Change | None,
+    bits: np.ndarray,
+    device: torch.device,
 ) -> LabelledSet:
-    """The images of these rows, changed by their bits, with the labels of their places.
+    """The items at these places, changed by their bits, with the labels of their places.
 
     rows: (meta_batch_size, n_way, per_class).
     part: of the same shape, which of them; as many in each episode.
     """
     n, n_way, _ = rows.shape
     labels = np.broadcast_to(np.arange(n_way, dtype=np.int64)[:, None], rows.shape)
-    rows, y = rows[part], labels[part].reshape(n, -1)
+    y = torch.from_numpy(labels[part].reshape(n, -1)).to(device)
+    items = pool.take(rows[part]).to(device)
     if change:
-        chosen = images[torch.from_numpy(rows).to(images.device)]
-        images = change(chosen, bits[part])
-        rows = np.arange(rows.size)
-    return LabelledSet(_scaled(images, rows.reshape(n, -1)), torch.from_numpy(y).to(images.device))
+        items = change(items, bits[part])
+    return LabelledSet(pool.decode(items).unflatten(0, y.shape), y)
 
 
-def _scaled(images: Tensor, rows: np.ndarray) -> Tensor:
-    """images[rows] / 255, float32; bit for bit the same on every device."""
-    if images.device.type == "cpu":
-        # NumPy stays on this thread: to wake torch's threads takes longer than the work.
-        return torch.from_numpy(np.divide(images.numpy().take(rows, axis=0), 255, dtype=np.float32))
-    index = torch.from_numpy(rows).to(images.device)
-    # A tensor: by a plain number a GPU multiplies with the rounded reciprocal, to other bits.
-    return images[index].float() / torch.tensor(255.0, device=images.device)
+def _refuse_other_shape(where: str, pool: LabelledPool, task: TaskShape) -> None:
+    if len(pool):
+        found = tuple(pool.inputs(np.zeros(1, np.int64)).shape[1:])
+        if found != tuple(task.input_shape):
+            raise ShapeError(f"{where}: items of shape {found}. {task.input_shape}, as its task")

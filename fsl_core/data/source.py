@@ -51,11 +51,14 @@ class EpisodeSource(ABC):
         one episode to the next.
     tasks: number of different tasks in the train split if it is finite; `Episode.id` is then
         0 .. tasks - 1 in that split.
+    vocabulary: if items are token ids (int64), the number that they are below; None: items are
+        floats.
     """
 
     name: ClassVar[str]
     task: TaskShape
     tasks: int | None = None
+    vocabulary: int | None = None
 
     @abstractmethod
     def batch(

@@ -156,8 +156,8 @@ class Setting:
 
 def why_not_vectorized(learner: Learner) -> str | None:
     """What keeps a learner from being computed as one batch of tasks, or None."""
-    if not learner.adapter.vectorizable:
-        return f"adapter {learner.adapter.name!r} takes one task at a time"
+    if not learner.vectorizable:
+        return f"{_one_at_a_time(learner)} takes one task at a time"
     modules = [
         *learner.backbone.named_modules(prefix="backbone"),
         *learner.adapter.named_modules(prefix="adapter"),
@@ -173,13 +173,20 @@ def why_not_vectorized(learner: Learner) -> str | None:
     return None
 
 
+def _one_at_a_time(learner: Learner) -> str:
+    estimate = learner.hypergradient
+    if learner.adapter.vectorizable and estimate is not None:
+        return f"hypergradient {estimate.name!r}"
+    return f"adapter {learner.adapter.name!r}"
+
+
 def rules_out(execution: Execution, learner: Learner) -> str | None:
     """What is known beforehand that makes an execution wrong for a learner, or None."""
     if execution.mode != "loop":
         return why_not_vectorized(learner) or (
             "gradients are checkpointed" if execution.checkpoint_gradients else None
         )
-    return _FORWARD_MODE if execution.workers > 1 and not learner.adapter.threadable else None
+    return _FORWARD_MODE if execution.workers > 1 and not learner.threadable else None
 
 
 def settle(wanted: Execution, setting: Setting) -> Choice:

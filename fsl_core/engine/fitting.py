@@ -55,7 +55,7 @@ class Fitting:
 
     def on_progress(self, progress: float) -> None:
         """Tell the adapter, and those of twins, the share of training that is done."""
-        self.learner.adapter.on_progress(progress)
+        self.learner.on_progress(progress)
         self._progress = progress
 
     def _key(self, task: TaskShape) -> tuple[int, int]:
@@ -68,7 +68,8 @@ class Fitting:
                 f"and cannot be made again for {task}. A recipe, or episodes of one shape"
             )
         with random_state_kept():
-            return self._build(task)
+            built = self._build(task)
+        return Learner(built.backbone, built.adapter, self.learner.hypergradient)
 
 
 def as_fitting(learner: Learner | Fitting) -> Fitting:

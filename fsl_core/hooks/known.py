@@ -17,6 +17,15 @@ PACKAGES: dict[str, dict[str, str]] = {
         "l2l-metacurvature": "fsl-learn2learn",
         "l2l-metaoptnet": "fsl-learn2learn",
     },
+    "hypergradient": {
+        "truncated": "fsl-hypergradients",
+        "implicit": "fsl-hypergradients",
+        "finite-difference": "fsl-hypergradients",
+        "gaussian-smoothing": "fsl-hypergradients",
+        "reptile": "fsl-hypergradients",
+        "sgld": "fsl-hypergradients",
+        "memory": "fsl-moml",
+    },
     "weighting": {
         "gradient-similarity": "fsl-weighted-outer-loss",
         "softmax-loss": "fsl-weighted-outer-loss",

@@ -36,6 +36,7 @@ REGISTRATION_HOOKS: dict[str, Kind] = {
     "fsl_register_episodes": "episodes",
     "fsl_register_backbones": "backbone",
     "fsl_register_adapters": "adapter",
+    "fsl_register_hypergradients": "hypergradient",
     "fsl_register_weightings": "weighting",
 }
 TABLES: dict[Kind, Mapping[str, Callable[..., Any]]] = {

@@ -95,8 +95,21 @@ def fsl_register_adapters(register: Register) -> None:
 
     :param register: takes a factory of `fsl_core.Adapter`. Arguments called `task` and `backbone`
         receive the TaskShape and the built backbone (to size a head; do not keep it as an
-        attribute), every other argument is a recipe key.
+        attribute), `tasks` the number of training tasks or None; every other argument is a recipe
+        key.
     Duplicates as above. Since hook API 1. Example: fsl_core/builtin/nearest_centroid.py.
+    """
+
+
+@hookspec(since=1)
+def fsl_register_hypergradients(register: Register) -> None:
+    """Called once while plugins load. Offer estimates of the meta-gradient by register(Subclass).
+
+    :param register: takes a factory of `fsl_core.Hypergradient`. Arguments called `task`, `tasks`
+        and `meta_batch_size` receive the TaskShape, the number of training tasks (None if it is not
+        finite) and that of a step; every other argument is a key of the recipe's
+        `outer.hypergradient` section.
+    Duplicates as above. Since hook API 1. Example: fsl_core/builtin/hypergradients.py.
     """
 
 

@@ -94,12 +94,14 @@ def read_pictures(
 ) -> Pictures:
     """The pictures of a folder and below; with labels if folders have the names of classes.
 
+    folder: or one picture file.
     Raises DataError if there are none, some are unreadable, or only some folders have the name
     of a class.
     """
     found = _find(folder, skip_unreadable)
     if not found.paths:
         raise DataError(f"{printable(folder)}: no pictures. At least one file such as .jpg or .png")
+    folder = folder.parent if folder.is_file() else folder
     class_of = _class_of(found.paths, folder, classes)
     files, images, damaged = _decode(found.paths, source, invert)
     if not skip_unreadable or not files:
@@ -176,7 +178,11 @@ def _readable(
 
 
 def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
-    folders.require_folder(folder, f"{printable(folder)}:", "A folder of pictures")
+    """The pictures of a folder and below, or one picture by its file."""
+    if folder.is_file():
+        return folders.Found([folder])
+    fit = "A folder of pictures, or one picture"
+    folders.require_folder(folder, f"{printable(folder)}:", fit)
     found = folders.find_pictures(folder)
     unreadable = folders.unreadable(found.passed_over)
     if not skip_unreadable or any(item.path == folder for item in unreadable):

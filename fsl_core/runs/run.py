@@ -164,7 +164,11 @@ class Run:
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        return {"learner": self.experiment.learner, "weighting": self.experiment.weighting}
+        learner, weighting = self.experiment.learner, self.experiment.weighting
+        kept = {"learner": learner, "weighting": weighting}
+        if learner.hypergradient is not None:
+            kept["hypergradient"] = learner.hypergradient
+        return kept
 
     def kept_checkpoints(self) -> dict[str, Path]:
         """The checkpoint files that there are, by name; none of a run in memory."""

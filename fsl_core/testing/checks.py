@@ -369,13 +369,13 @@ def alike_in_every_execution(
         yield
 
 
-def executions(adapter: fsl.Adapter) -> list[Execution]:
-    """Those that an adapter claims to allow, besides the loop.
+def executions(part: fsl.Adapter | fsl.Learner) -> list[Execution]:
+    """Those that an adapter or learner claims to allow, besides the loop.
 
     The compiled one is left out, because it takes minutes.
     """
-    threads = [Execution(workers=2)] if adapter.threadable else []
-    vmap = [Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else []
+    threads = [Execution(workers=2)] if part.threadable else []
+    vmap = [Execution("vmap"), Execution("vmap", chunk=2)] if part.vectorizable else []
     return threads + vmap
 
 

@@ -78,13 +78,14 @@ class EpisodesContract(checks.Contract):
     def test_a_batch_has_its_shape(self, split: fsl.Split) -> None:
         source = self.make()
         source.check(split)
-        _check_batch(source.batch(split, INDICES, 0), source.task, len(INDICES), split)
+        _check_batch(source.batch(split, INDICES, 0), source, source.task, len(INDICES), split)
 
     def test_items_of_an_episode_differ(self, split: fsl.Split) -> None:
         if not self.distinct_items:
             pytest.skip("not claimed: distinct_items")
         for episode in self.make().batch(split, INDICES, 0).unbatch():
-            items = torch.cat([episode.support.x, episode.query.x]).flatten(1)
+            items = torch.cat([episode.support.x, episode.query.x])
+            items = items.reshape(len(items), -1)
             repeated = len(items) - len(items.unique(dim=0))
             assert not repeated, (
                 f"{split}: {repeated} of {len(items)} items of an episode come twice. "
@@ -138,7 +139,7 @@ class EpisodesContract(checks.Contract):
         for split in self.splits:
             batch = source.batch(split, indices, 0)
             both = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)])
-            items = both.flatten(1)
+            items = both.reshape(len(both), -1)
             drawn[split] = {row.tobytes() for row in items.cpu().numpy()}
         for split in self.splits[1:]:
             shared = len(drawn["train"] & drawn[split])
@@ -162,9 +163,9 @@ class EpisodesContract(checks.Contract):
                 refused.append(str(error))
                 continue
             sizes = f"{shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries"
-            _check_batch(batch, shape, len(INDICES), f"{split}, {sizes}")
+            _check_batch(batch, source, shape, len(INDICES), f"{split}, {sizes}")
         again = source.batch(split, INDICES, 0)
-        _check_batch(again, task, len(INDICES), f"{split}, after other shapes")
+        _check_batch(again, source, task, len(INDICES), f"{split}, after other shapes")
         if len(refused) == len(wanted):
             pytest.skip(f"not claimed: {refused[0]}")
 
@@ -230,7 +231,9 @@ def _same(first: fsl.Episode, second: fsl.Episode) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def _check_batch(batch: fsl.Episode, task: fsl.TaskShape, count: int, where: str) -> None:
+def _check_batch(
+    batch: fsl.Episode, source: fsl.EpisodeSource, task: fsl.TaskShape, count: int, where: str
+) -> None:
     for name, part, per_class in (
         ("support", batch.support, task.n_shot),
         ("query", batch.query, task.n_query),
@@ -239,8 +242,7 @@ def _check_batch(batch: fsl.Episode, task: fsl.TaskShape, count: int, where: str
         assert part.x.shape == expected, (
             f"{where}: {name}.x of shape {tuple(part.x.shape)}. Expected {expected}"
         )
-        assert part.x.is_floating_point(), f"{where}: {name}.x of {part.x.dtype}. torch.float32"
-        assert part.x.isfinite().all(), f"{where}: {name}.x is not finite. Finite items"
+        _check_items(part.x, source.vocabulary, f"{where}: {name}.x")
         if task.kind == "regression":
             wanted = (count, per_class, task.output_dim)
             assert part.y.shape == wanted, (
@@ -252,6 +254,21 @@ def _check_batch(batch: fsl.Episode, task: fsl.TaskShape, count: int, where: str
             assert part.y.isfinite().all(), f"{where}: {name}.y is not finite. Finite values"
         else:
             _check_labels(part.y, task.n_way, per_class, count, f"{where}: {name}.y")
+
+
+def _check_items(x: Tensor, vocabulary: int | None, where: str) -> None:
+    if vocabulary is None:
+        assert x.is_floating_point(), (
+            f"{where} of {x.dtype}. torch.float32; or int64 token ids, and the attribute "
+            "`vocabulary`, which they are below"
+        )
+        assert x.isfinite().all(), f"{where} is not finite. Finite items"
+    else:
+        assert x.dtype == torch.int64, f"{where} of {x.dtype}. torch.int64: there is a vocabulary"
+        assert ((x >= 0) & (x < vocabulary)).all(), (
+            f"{where}: ids {int(x.min())} .. {int(x.max())} with a vocabulary of {vocabulary}. "
+            f"0 .. {vocabulary - 1}"
+        )
 
 
 def _check_labels(y: Tensor, n_way: int, per_class: int, count: int, where: str) -> None:

@@ -29,6 +29,7 @@ from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
+from fsl_core.testing.hypergradients import TASKS, HypergradientContract
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
 from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
 from fsl_core.text import suggest
@@ -62,6 +63,11 @@ class Claims(BaseModel):
     without_gradient: tuple[str, ...] | None = None
     adapts_frozen: bool | None = None
     progress: float | None = None
+    exact: Literal["always", "at the minimum", "no"] | None = None
+    tolerance: float | None = None
+    own_value: bool | None = None
+    reaches_outer: bool | None = None
+    inner_steps: int | None = None
     random: bool | None = None
     sizes: tuple[int, ...] | None = None
     input_shape: tuple[int, ...] | None = None
@@ -114,6 +120,13 @@ def _grown_axes(tensor: Tensor, wider: Tensor | None, n_way: int) -> list[int] |
     return changed
 
 
+class InstalledHypergradient(HypergradientContract):
+    build: ClassVar[Callable[..., Any]]
+
+    def make(self, task):
+        return type(self).build(task=task, tasks=TASKS)
+
+
 class InstalledWeighting(WeightingContract):
     build: ClassVar[Callable[..., Any]]
 
@@ -137,6 +150,7 @@ class InstalledEpisodes(EpisodesContract):
 
 CONTRACTS: dict[str, type] = {
     "adapter": InstalledAdapter,
+    "hypergradient": InstalledHypergradient,
     "weighting": InstalledWeighting,
     "backbone": InstalledBackbone,
     "episodes": InstalledEpisodes,
@@ -300,10 +314,8 @@ def _recipe(kind: str, name: str, options: str, catalogue: Any) -> Recipe:
         )
     section = {"name": name, **given}
     data = {key: dict(value) for key, value in _OTHERS.items()}
-    if kind == "weighting":
-        data["outer"]["weighting"] = section
-    else:
-        data[kind] = section
+    where = data["outer"] if kind in ("hypergradient", "weighting") else data
+    where[kind] = section
     return check_document(Document(source, data), catalogue)
 
 

@@ -179,6 +179,7 @@ class _Question:
         parts: dict[str, tuple[str, ...]] = {
             "backbone": ("backbone",),
             "adapter": ("adapter",),
+            "hypergradient": ("outer", "hypergradient"),
             "weighting": ("outer", "weighting"),
         }
         whole = recipe.resolved()

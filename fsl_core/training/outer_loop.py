@@ -48,6 +48,7 @@ def train(run: Run) -> None:
     run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
     run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
+    run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -75,6 +76,16 @@ def train(run: Run) -> None:
                 saved = time.monotonic()
             if stopping:
                 raise Interrupted
+
+
+def _advice_of_estimate(run: Run) -> str:
+    chosen, estimate = run.recipe.chosen, run.experiment.learner.hypergradient
+    if estimate is None:
+        return ""
+    # Parts that a program made by hand have no names.
+    named = [chosen.get(("outer", part)) for part in ("optimizer", "schedule")]
+    told = estimate.advice(*(part.name for part in named if part)) if all(named) else ""
+    return f"hypergradient {estimate.name!r}: {told}" if told else ""
 
 
 def _due(run: Run, every: int) -> bool:
@@ -110,6 +121,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "transductive": run.experiment.transductive,
         "n_query": _queries(run.experiment.test_task),
         "adapter": chosen["adapter",].name,
+        "hypergradient": chosen["outer", "hypergradient"].name,
         "weighting": chosen["outer", "weighting"].name,
         "seed": run.recipe.sections.seed,
         "checkpoint": which,
@@ -208,6 +220,8 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     norm = _clip(run, optimizer)
     optimizer.step()
     move_running_statistics(learner, groups)
+    learner.on_step(ids_of(groups))
+    estimate = learner.hypergradient
     labels = in_order(groups, (group.episodes.query.y for group in groups))
     score = sum(float(task.score(p, y)) for p, y in zip(outcome.predictions, labels, strict=True))
     # Gradients are kept only if they are watched.
@@ -218,6 +232,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         "lr": optimizer.param_groups[0]["lr"],
         "gradient_norm": norm,
         **conflict,
+        **({} if estimate is None else estimate.metrics()),
         "seconds": time.perf_counter() - started,
     }
 

@@ -239,6 +239,19 @@ def test_episodes_are_made_up_alike_every_time(built):
     assert 0 <= first.query.x.min() < first.query.x.max() <= 1
 
 
+def test_token_ids_are_made_up_for_a_source_of_them(built):
+    task = built("episodes={name: words}", "backbone={name: embedded}").source.task
+    (episode,) = made_up_episodes(task, 1, vocabulary=20)
+    assert episode.support.x.dtype == torch.int64
+    assert episode.support.x.min() >= 0
+    assert episode.support.x.max() == 19
+    preflight(built("episodes={name: words}", "backbone={name: embedded}"))
+    with pytest.raises(PluginError, match=r"Embedded.* raised IndexError: index out of range"):
+        preflight(built("episodes={name: words}", "backbone={name: embedded, vocabulary: 19}"))
+    with pytest.raises(PluginError, match=r"and items are torch\.int64 on cpu"):
+        preflight(built("episodes={name: words}", "backbone={name: mlp}"))
+
+
 def test_a_traceback_is_there_for_who_asks(built, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSL_STRICT_PLUGINS", "1")
     with pytest.raises(ZeroDivisionError):

@@ -26,7 +26,7 @@ from fsl_core.builtin.glyphs import Glyphs
 glyphs = Glyphs()
 digest = hashlib.sha256()
 for split in ("train", "validation", "test"):
-    digest.update(glyphs.pool(split).images.numpy().tobytes())
+    digest.update(glyphs.pool(split).items.numpy().tobytes())
 print(digest.hexdigest()[:32])
 """
 
@@ -52,14 +52,14 @@ def test_splits_have_their_classes_and_share_none(glyphs: Glyphs):
     }
     for pool in pools.values():
         assert set(pool.counts) == {20}
-        assert pool.images.shape == (20 * len(pool.classes), 1, 28, 28)
-        assert pool.images.dtype == torch.uint8
+        assert pool.items.shape == (20 * len(pool.classes), 1, 28, 28)
+        assert pool.items.dtype == torch.uint8
     for one, other in combinations(pools.values(), 2):
         assert not set(one.classes) & set(other.classes)
 
 
 def test_no_two_drawings_are_alike_and_none_is_empty(glyphs: Glyphs):
-    images = torch.cat([glyphs.pool(split).images for split in ("train", "validation", "test")])
+    images = torch.cat([glyphs.pool(split).items for split in ("train", "validation", "test")])
     assert len({image.tobytes() for image in images.numpy()}) == len(images)
     ink = (images > 127).flatten(1).sum(1)  # pixels of 784
     assert ink.min() >= 10
@@ -76,7 +76,7 @@ def test_episodes(glyphs: Glyphs):
     assert episodes.query.x.shape == (2, 300, 1, 28, 28)
     assert episodes.query.x.max() == 1
     with pytest.raises(
-        fsl.DataError, match=r"glyphs.*20 images\. n_shot: 5 and n_query: 16 need at least 21"
+        fsl.DataError, match=r"glyphs.*20 items\. n_shot: 5 and n_query: 16 need at least 21"
     ):
         glyphs.batch(
             "test", [0], seed=0, task=fsl.TaskShape("classification", 5, 5, 16, (1, 28, 28), 5)
@@ -88,7 +88,7 @@ def test_default_set_is_the_recorded_one_in_any_process_and_without_a_cache(
 ):
     here = hashlib.sha256()
     for split in ("train", "validation", "test"):
-        here.update(glyphs.pool(split).images.numpy().tobytes())
+        here.update(glyphs.pool(split).items.numpy().tobytes())
     assert here.hexdigest()[:32] == DIGEST
 
     unwritable = tmp_path / "a-file"  # a cache that cannot be written: everything is drawn again

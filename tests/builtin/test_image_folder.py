@@ -191,7 +191,7 @@ def test_sizes_modes_subfolders_and_other_files(tmp_path: Path):
     (tmp_path / "c1" / "0.png").rename(tmp_path / "c1" / "0.PNG")
     pool = small(tmp_path, fractions=(1, 0, 0)).pool("train")
     assert pool.counts == (6, 4, 4, 4, 4)
-    assert pool.images.shape == (22, 3, 8, 8)
+    assert pool.items.shape == (22, 3, 8, 8)
 
 
 def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -411,7 +411,7 @@ def test_fractions_that_share_nothing(root: Path, fractions: tuple[float, float,
 
 def test_images_keep_their_colours(tmp_path: Path):
     paint(tmp_path / "a", 3)
-    x = small(tmp_path, fractions=(1, 0, 0)).pool("train").images
+    x = small(tmp_path, fractions=(1, 0, 0)).pool("train").items
     assert torch.equal(
         x[2].flatten(1).T.unique(dim=0), torch.tensor([[20, 97, 7]], dtype=torch.uint8)
     )
@@ -448,7 +448,7 @@ def test_pictures_of_other_numbers_need_a_range_and_follow_it(tmp_path: Path):
     expected = torch.from_numpy(
         np.rint((np.asarray(Image.open(file)).astype(float) + 80) / 80 * 255)
     )
-    assert torch.equal(source.pool("train").images[10, 0], expected.to(torch.uint8))
+    assert torch.equal(source.pool("train").items[10, 0], expected.to(torch.uint8))
     assert torch.equal(source.decode(file)[0], expected.to(torch.uint8))
 
 

@@ -61,7 +61,7 @@ def test_by_class(root: Path):
     classes = {split: source.pool(split).classes for split in ("train", "validation", "test")}
     assert classes == {"train": tuple("012345"), "validation": tuple("67"), "test": tuple("89")}
     for split in classes:
-        for name, images in source.pool(split).items():
+        for name, images in source.pool(split).by_class():
             assert numbers(images) == list(range(int(name), 700, 10))
             assert np.array_equal(images[:, 0], digits()[0][int(name) :: 10])
 
@@ -75,7 +75,7 @@ def test_by_image(root: Path):
     }.items():
         pool = source.pool(split)
         assert pool.classes == tuple("0123456789")
-        assert numbers(pool.images) == [i for digit in range(10) for i in rows if i % 10 == digit]
+        assert numbers(pool.items) == [i for digit in range(10) for i in rows if i % 10 == digit]
 
 
 def test_two_digits_with_permuted_labels(root: Path):
@@ -207,5 +207,5 @@ def test_real_digits(monkeypatch: pytest.MonkeyPatch):
     by_image = Mnist(root=root, split="by-image", n_way=10, download=False)
     assert by_image.pool("test").counts == (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
     assert sum(by_image.pool("train").counts) == 50_000
-    images = by_image.pool("test").images
+    images = by_image.pool("test").items
     assert 0.1 < (images > 127).float().mean() < 0.2  # ink is 1, and little of the page

@@ -71,10 +71,10 @@ def test_rotations_are_counterclockwise_classes_of_their_own():
     )
     assert pool.classes[:4] == ("a/rot000", "a/rot090", "a/rot180", "a/rot270")
     assert pool.classes[5] == "b/rot090"
-    assert pool.images[1, 0].tolist() == [[1, 3], [0, 2]]
-    assert torch.equal(pool.images[5], pool.images[1] + 4)
+    assert pool.items[1, 0].tolist() == [[1, 3], [0, 2]]
+    assert torch.equal(pool.items[5], pool.items[1] + 4)
     upright = Image.fromarray(image[0, 0].numpy()).rotate(90)  # PIL turns counterclockwise
-    assert np.array_equal(np.asarray(upright), pool.images[1, 0])
+    assert np.array_equal(np.asarray(upright), pool.items[1, 0])
 
 
 class TestToyArchives:
@@ -105,7 +105,7 @@ class TestToyArchives:
         return root
 
     def test_pixels(self, root: Path):
-        x = dict(Omniglot(root=root).pool("train").items())["Greek/character01/rot000"]
+        x = dict(Omniglot(root=root).pool("train").by_class())["Greek/character01/rot000"]
         assert x.shape == (20, 1, 28, 28)
         assert x[3, 0, 0, 0] == 255  # ink
         assert x[3, 0, -1, -1] == 0
@@ -280,7 +280,9 @@ class TestRealImages:
         split = next(
             s for s, names in class_lists("vinyals").items() if "Korean/character07" in names
         )
-        found = dict(make(rotations="none").pool(split).items())["Korean/character07/rot000"][4, 0]
+        found = dict(make(rotations="none").pool(split).by_class())["Korean/character07/rot000"][
+            4, 0
+        ]
         assert np.array_equal(found, expected)
         assert 0 < (found > 127).float().mean() < 0.25  # ink is 1, and little of the page
 
@@ -292,6 +294,6 @@ class TestRealImages:
         ):
             source.check("test")
         with pytest.raises(
-            fsl.DataError, match="has 20 images. n_shot: 5 and n_query: 16 need at least 21"
+            fsl.DataError, match="has 20 items. n_shot: 5 and n_query: 16 need at least 21"
         ):
             source.check("train")

@@ -111,7 +111,7 @@ def test_check_data_ends_with_2_where_a_run_would_be_refused(call: Call, data: P
     assert ended.err.splitlines()[0].startswith("data/train/ant/1.png: not a readable image (")
     assert ended.err.splitlines()[2].startswith("2 of 6 pictures and folders cannot be read. ")
     assert ended.err.splitlines()[3].endswith(
-        "class 'dog' has 2 images. n_shot: 1 and n_query: 2 need at least 3"
+        "class 'dog' has 2 items. n_shot: 1 and n_query: 2 need at least 3"
     )
     told = json.loads(call("check", "--data", "--json", "r.yaml").out)
     assert told["faults"] == ended.err.splitlines()[:3]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,8 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.data.cache import cached_tensors, tensors_digest
+from fsl_core.data.decoding import Standardised, decode_numbers
+from fsl_core.data.mapped import MappedArray
 from fsl_core.errors import DataError, ShapeError
 
 SIZES = {"train": [9] * 30, "validation": [5, 8, 20, 300, 7], "test": [6] * 4}
@@ -117,7 +120,7 @@ def test_an_episode_is_the_same_in_another_process(source: Numbered, hash_seed: 
     )
     found = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONHASHSEED": hash_seed},
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
         check=True,
@@ -237,7 +240,7 @@ def test_too_few_classes(source: Numbered):
 
 def test_too_few_images_names_the_class():
     source = Numbered(n_shot=2, n_query=4)
-    message = r"split 'validation', class 'class0' has 5 images\. n_shot: 2 and n_query: 4 need at least 6$"
+    message = r"split 'validation', class 'class0' has 5 items\. n_shot: 2 and n_query: 4 need at least 6$"
     with pytest.raises(DataError, match=message):
         source.check("validation")
     with pytest.raises(DataError, match=message):
@@ -255,8 +258,8 @@ def test_episodes_are_the_same_on_the_gpu(source: Numbered):
 
 def test_to_moves_what_is_loaded_and_what_comes_later(source: Numbered):
     source.check("train")
-    assert source.to("meta").pool("train").images.is_meta
-    assert source.pool("test").images.is_meta
+    assert source.to("meta").pool("train").items.is_meta
+    assert source.pool("test").items.is_meta
 
 
 def text(content: bytes) -> torch.Tensor:
@@ -277,7 +280,7 @@ class TestLabelledPool:
     def test_offsets_items_and_selection(self):
         pool = numbered([2, 3, 4])
         assert pool.offsets.tolist() == [0, 2, 5]
-        assert [(name, len(images)) for name, images in pool.items()] == [
+        assert [(name, len(images)) for name, images in pool.by_class()] == [
             ("class0", 2),
             ("class1", 3),
             ("class2", 4),
@@ -285,14 +288,14 @@ class TestLabelledPool:
         chosen = pool.select(["class2", "class0"])
         assert chosen.classes == ("class2", "class0")
         assert chosen.counts == (4, 2)
-        assert torch.equal(chosen.images, torch.cat([pool.images[5:], pool.images[:2]]))
+        assert torch.equal(chosen.items, torch.cat([pool.items[5:], pool.items[:2]]))
         with pytest.raises(KeyError, match="class7"):
             pool.select(["class7"])
 
     def test_digest_sees_images_names_and_counts(self):
         pool = numbered([2, 3])
         others = [
-            replace(pool, images=pool.images + 1),
+            replace(pool, items=pool.items + 1),
             replace(pool, classes=("class0", "other")),
             replace(pool, counts=(3, 2)),
         ]
@@ -316,8 +319,6 @@ class TestLabelledPool:
             {"counts": None},
             {"classes": None},
             {"more": torch.zeros(1)},
-            {"images": torch.zeros(5, 1, 2, 2)},
-            {"images": torch.zeros(5, 4, dtype=torch.uint8)},
             {"images": torch.zeros(6, 1, 2, 2, dtype=torch.uint8)},
             {"counts": torch.tensor([2.0, 3.0])},
             {"counts": torch.tensor([2, 3], dtype=torch.int32)},
@@ -353,17 +354,183 @@ class TestLabelledPool:
         ]
         pool = fsl.LabelledPool.from_classes(items)
         assert pool.counts == (2, 1)
-        assert pool.images[:, 0, 0, 0].tolist() == [1, 1, 0]
+        assert pool.items[:, 0, 0, 0].tolist() == [1, 1, 0]
         assert fsl.LabelledPool.from_classes([]).classes == ()
 
     def test_wrong_parts_are_refused(self):
         pool = numbered([2, 3])
-        with pytest.raises(
-            ShapeError,
-            match=r"shape \(5, 1, 2, 2\), torch.float32\. Expected \(n, channels, height, width\)",
-        ):
-            replace(pool, images=pool.images.float())
-        with pytest.raises(ShapeError, match="5 images, 2 classes, 2 counts with sum 4"):
+        with pytest.raises(ShapeError, match="items of torch.complex64. uint8 levels, whole num"):
+            replace(pool, items=pool.items.to(torch.complex64))
+        with pytest.raises(ShapeError, match=r"a single number. Expected \(n, \*item_shape\)"):
+            replace(pool, items=torch.tensor(5))
+        with pytest.raises(ShapeError, match="5 items, 2 classes, 2 counts with sum 4"):
             replace(pool, counts=(2, 2))
         with pytest.raises(DataError, match="class 'a' is there twice"):
             replace(pool, classes=("a", "a"))
+
+
+class Kinds(fsl.PooledEpisodes):
+    """Items of any kind: those of a class are all 10 * class + item, in the type that is asked."""
+
+    name = "kinds"
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], **options):
+        super().__init__(3, 1, 2, input_shape=shape, **options)
+        self.dtype, self.shape = dtype, shape
+
+    def load(self, split: fsl.Split) -> fsl.LabelledPool:
+        def items(c: int) -> torch.Tensor:
+            numbers = 10 * c + torch.arange(4.0)
+            return numbers.view(-1, *[1] * len(self.shape)).expand(4, *self.shape).to(self.dtype)
+
+        return fsl.LabelledPool.from_classes((f"class{c}", items(c)) for c in range(5))
+
+
+class TestItemsOfAnyKind:
+    @pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 3, 3, 3)])
+    @pytest.mark.parametrize(
+        ("dtype", "decoded"),
+        [
+            (torch.float32, torch.float32),
+            (torch.float64, torch.float32),
+            (torch.float16, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.int64, torch.int64),
+            (torch.int16, torch.int64),
+            (torch.uint8, torch.float32),
+        ],
+    )
+    def test_they_are_drawn_as_they_were_given(self, dtype, decoded, shape):
+        source = Kinds(dtype, shape)
+        batch = source.batch("train", range(6), 0)
+        assert batch.support.x.shape == (6, 3, *shape)
+        assert batch.query.x.shape == (6, 6, *shape)
+        assert batch.support.x.dtype == decoded
+        values = torch.cat([batch.support.x, batch.query.x], 1).reshape(6, 9, -1)
+        if dtype == torch.uint8:
+            values = values * 255
+        assert (values == values[..., :1]).all()
+        classes = (values[..., 0].double() / 10 + 1e-3).long()
+        assert torch.equal(classes[:, 3:], classes[:, :3].repeat_interleave(2, 1))
+        items = (values[..., 0].double() - 10 * classes).round()
+        assert items.min() >= 0
+        assert items.max() == 3
+
+    def test_rows_in_another_order_are_the_same_items(self):
+        sorted_pool = Kinds(torch.float32, (2,)).pool("train")
+        order = np.random.default_rng(0).permutation(20)
+        scattered = torch.empty(20, 2)
+        scattered[torch.from_numpy(order)] = sorted_pool.items
+        pool = replace(sorted_pool, items=scattered, order=order)
+        assert len(pool) == 20
+        assert torch.equal(pool.inputs(np.arange(20)), sorted_pool.items)
+        assert pool.digest == sorted_pool.digest
+        for (name, found), (wanted, expected) in zip(
+            pool.by_class(), sorted_pool.by_class(), strict=True
+        ):
+            assert name == wanted
+            assert torch.equal(found, expected)
+        chosen = pool.select(["class3", "class1"])
+        assert chosen.items[:, 0].tolist() == [30, 31, 32, 33, 10, 11, 12, 13]
+
+    def test_another_decoding_is_another_digest(self):
+        pool = Kinds(torch.float32, (2,)).pool("train")
+        twice = Standardised(torch.zeros(2), torch.full((2,), 0.5))
+        decoded = replace(pool, decode=twice)
+        assert torch.equal(decoded.inputs(np.arange(20)), 2 * pool.items)
+        others = [decoded, replace(pool, decode=decode_numbers), pool]
+        assert len({p.digest for p in others}) == 3
+        assert torch.equal(
+            decoded.select(["class4"]).inputs(np.arange(1)), torch.full((1, 2), 80.0)
+        )
+
+    def test_a_list_of_items_becomes_one_array(self):
+        rows = [np.full(3, i, np.float32) for i in range(4)]
+        pool = fsl.LabelledPool.from_classes([("a", rows), ("b", np.stack(rows))])
+        assert torch.equal(pool.items[:4], pool.items[4:])
+
+    @pytest.mark.parametrize(
+        ("items", "message"),
+        [
+            (
+                [torch.zeros(3), torch.zeros(4)],
+                r"class 'b', item 1: shape \(4,\), and item 0 of \(3,",
+            ),
+            (
+                torch.tensor([[0.0] * 3, [1, float("nan"), 0]]),
+                "class 'b', item 1: not a finite num",
+            ),
+            (np.array([[1, 2, 3], [1, 2, np.inf]], "f4"), "class 'b', item 1: not a finite number"),
+            (
+                np.zeros((2, 4), "f4"),
+                r"class 'b': items of \(4,\) torch.float32. \(3,\) torch.float",
+            ),
+            (
+                np.zeros((2, 3)),
+                r"items of \(3,\) torch.float64. \(3,\) torch.float32, as in the cla",
+            ),
+            (np.array([["a", "b", "c"]]), "class 'b': items of type <U1. Whole numbers or floats"),
+            ([], r"class 'b': an empty list. An array \(0, \*item_shape\)"),
+        ],
+    )
+    def test_a_wrong_item_is_named(self, items, message):
+        with pytest.raises(DataError if "finite" in message else ShapeError, match=message):
+            fsl.LabelledPool.from_classes([("a", np.zeros((2, 3), "f4")), ("b", items)])
+
+    def test_another_shape_than_the_task_says_is_refused(self):
+        source = Kinds(torch.float32, (7,))
+        source.shape = (8,)
+        with pytest.raises(
+            ShapeError, match=r"split 'train': items of shape \(8,\). \(7,\), as its"
+        ):
+            source.check("train")
+
+    def test_pictures_alone_are_augmented(self):
+        with pytest.raises(
+            ValueError, match=r"augment: 'flip' for items of shape \(7,\). Pictures"
+        ):
+            Kinds(torch.float32, (7,), augment="flip")
+
+
+def on_disk(path, array: np.ndarray) -> MappedArray:
+    path.write_bytes(b"head" * 4 + array.tobytes())
+    return MappedArray(path, torch.from_numpy(array[:0]).dtype, array.shape, 16)
+
+
+class TestMappedPools:
+    def test_episodes_are_those_of_the_pool_in_memory(self, tmp_path, monkeypatch):
+        source = Kinds(torch.float32, (6,))
+        pool = source.pool("train")
+        mapped = on_disk(tmp_path / "items", pool.items.numpy())
+        there = Kinds(torch.float32, (6,))
+        monkeypatch.setattr(
+            there, "load", lambda split: replace(pool, items=mapped.tensor, mapped=mapped)
+        )
+        here, found = (s.batch("train", range(9), 2) for s in (source, there))
+        assert equal(here, found)
+        assert there.pool("train").digest == pool.digest
+
+    def test_items_stay_in_the_file_when_the_source_moves(self, tmp_path):
+        mapped = on_disk(tmp_path / "items", np.ones((4, 2), np.float32))
+        pool = fsl.LabelledPool(mapped.tensor, ("a", "b"), (2, 2), mapped=mapped)
+        assert pool.to("meta") is pool
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc")
+    def test_memory_is_given_back(self, tmp_path):
+        """Reading all of 256 MiB, in pieces, keeps a part of it in memory."""
+        rows = 1 << 12
+        with (tmp_path / "items").open("wb") as file:
+            file.truncate(rows << 16)
+        mapped = MappedArray(tmp_path / "items", torch.uint8, (rows, 1 << 16), 0)
+        pool = fsl.LabelledPool(mapped.tensor, ("a",), (rows,), mapped=mapped)
+        before, most = resident(), 0
+        for places in np.arange(rows).reshape(-1, 64):
+            pool.take(places)
+            most = max(most, resident() - before)
+        assert most < 100 << 20
+
+
+def resident() -> int:
+    """Bytes of this process in memory, those of files included."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -232,10 +232,10 @@ def test_numbers_that_do_not_go_together(options, message):
     ("options", "message"),
     [
         ({"n_way": (3, 31)}, r"split 'train' has 30 classes\. n_way: 31"),
-        ({"n_shot": (1, 13)}, r"has 14 images\. n_shot: 13 and n_query: 2 need at least 15"),
+        ({"n_shot": (1, 13)}, r"has 14 items\. n_shot: 13 and n_query: 2 need at least 15"),
         (
             {"n_shot": (1, 9), "items_per_class": 15},
-            r"has 14 images\. items_per_class: 15 and n_shot: 9 need at least 15",
+            r"has 14 items\. items_per_class: 15 and n_shot: 9 need at least 15",
         ),
         (
             {"n_way": (31, 50), "n_shot": (1, 100), "sampling": "meta-dataset"},

@@ -11,6 +11,7 @@ from PIL import Image
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
+from fsl_core.predicting import exporting
 from fsl_core.reporting.predictions import Predictions
 from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import judge, train
@@ -268,7 +269,32 @@ def test_what_cannot_be_exported(make, pictures: Path):
     ):
         predictor.export(pictures / "p.pt2", predictor.read(pictures / "query").images)
     assert not (pictures / "p.pt2").exists()
-    with pytest.raises(fsl.RunError, match=r"m\.onnx: ends in \.onnx\. torch\.export writes \.pt2"):
+    with pytest.raises(
+        fsl.RunError, match=r"m\.pt: ends in \.pt\. \.pt2 for torch\.export, or \.onnx"
+    ):
+        predictor.export(pictures / "m.pt", predictor.read(pictures / "query").images)
+
+
+@pytest.mark.parametrize("norm", ["group", "support"])
+def test_exported_to_onnx(make, pictures: Path, norm: str):
+    """Its own program, run by another engine, on other numbers of pictures than at export."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    predictor = fsl.adapt_to_folder(make(norm=norm), pictures / "support")
+    images = predictor.read(pictures / "query").images
+    assert predictor.export(pictures / "p.onnx", images) <= 1e-5
+    session = runtime.InferenceSession(str(pictures / "p.onnx"))
+    for n in (1, 3, 8):
+        (found,) = session.run(None, {"pictures": (images[:n].float() / 255).numpy()})
+        expected = predictor.probabilities(images[:n])
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+
+
+def test_onnx_without_its_packages(make, pictures: Path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnx" else name)
+    predictor = fsl.adapt_to_folder(make(), pictures / "support")
+    message = r"m\.onnx: onnx not installed\. pip install 'fsl-core\[onnx\]', or \.pt2"
+    with pytest.raises(fsl.RunError, match=message):
         predictor.export(pictures / "m.onnx", predictor.read(pictures / "query").images)
 
 

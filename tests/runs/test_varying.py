@@ -147,7 +147,7 @@ def test_unequal_shots_are_told_by_the_items_of_all_classes(tmp_path: Path):
         assert 3 <= int(row["n_query"]) <= 5
     assert result["judged_on"].endswith("3..5-query, shots differ between classes")
     scores = read_scores(tmp_path / "r")
-    assert compare_runs(scores, scores).mean == 0
+    assert compare_runs(scores, scores).difference == 0
     assert "3..5 queries a class, in episodes of 3..6-way" in judging_told(scores, scores)[0]
 
 

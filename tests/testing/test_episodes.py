@@ -5,7 +5,7 @@ import pytest
 from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.testing import EpisodesContract
 from tests.parts.kit import caught, check, every, named
-from tests.parts.kit.episodes import FAULTS, Blobs
+from tests.parts.kit.episodes import FAULTS, Blobs, SingleNumbers, TokenIds
 
 
 class SinusoidContract(EpisodesContract):
@@ -18,9 +18,20 @@ class BlobsContract(EpisodesContract):
         return Blobs()
 
 
-@pytest.mark.parametrize(
-    ("contract", "property_name"), every(SinusoidContract, BlobsContract), ids=named
-)
+class TokenIdsContract(EpisodesContract):
+    def make(self):
+        return TokenIds()
+
+
+class SingleNumbersContract(EpisodesContract):
+    def make(self):
+        return SingleNumbers()
+
+
+SOUND = SinusoidContract, BlobsContract, TokenIdsContract, SingleNumbersContract
+
+
+@pytest.mark.parametrize(("contract", "property_name"), every(*SOUND), ids=named)
 def test_sound_sources_pass(contract, property_name):
     check(contract, property_name)
 

@@ -49,7 +49,7 @@ def try_training(trial: Trial, moved: set[str]) -> Moved:
     drifting = soundness.changed(between, soundness.hidden(after_another))
 
     if type(learner.adapter).on_progress is not Adapter.on_progress:
-        after_another.adapter.on_progress(1.0)  # what follows a warm-up
+        after_another.on_progress(1.0)  # what follows a warm-up
         _objective(trial, after_another, first, gradient=False)
     return Moved(lost, set(drifting), after_another)
 
@@ -73,16 +73,17 @@ def _objective(
                 refuse_lost(trial, _first_float(learner, moved))
             raise
 
-    found = trial.call("adapter", "objective", call)
+    part = _author(learner)
+    found = trial.call(part, "objective", call)
     if not (isinstance(found, tuple) and len(found) == 2):
         trial.refuse(
-            "adapter",
+            part,
             f"objective returned a {type(found).__name__}. A pair: loss and prediction",
         )
     loss, prediction = found
     shape = (len(episode.query.x), trial.task.output_dim)
-    trial.require("adapter", soundness.wrong_output("predictions", prediction, shape, None))
-    trial.require("adapter", soundness.wrong_loss(loss))
+    trial.require(part, soundness.wrong_output("predictions", prediction, shape, None))
+    trial.require(part, soundness.wrong_loss(loss))
     trial.require_untouched(episode, given, weights, learner, "objective")
     if gradient:
         _meta_gradient(trial, learner, loss)
@@ -108,21 +109,28 @@ def _meta_gradient(trial: Trial, learner: Learner, loss: Tensor) -> None:
     def call() -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
 
-    found = trial.call("adapter", "meta-gradient", call) if loss.requires_grad else ()
+    part = _author(learner)
+    found = trial.call(part, "meta-gradient", call) if loss.requires_grad else ()
     gradients = dict(zip(trained, found, strict=False))
     if not any(g is not None for g in gradients.values()):
         trial.refuse(
-            "adapter",
+            part,
             "the loss depends on none of the parameters that training would move. Nothing "
             "detached and no torch.no_grad() on the way from the weights to the loss",
         )
     for name, gradient in gradients.items():
         if gradient is not None and not gradient.isfinite().all():
             trial.refuse(
-                "adapter",
+                part,
                 f"the meta-gradient of {name} is not finite. Safe square roots, logarithms and "
                 "divisions, or smaller inner steps",
             )
+
+
+def _author(learner: Learner) -> str:
+    """Who wrote the objective: the adapter, if its own is followed."""
+    estimate = learner.hypergradient
+    return "adapter" if estimate is None or estimate.name == "unrolled" else "hypergradient"
 
 
 def _refuse_memory(trial: Trial, learner: Learner, episode: Episode, alone: _Outcome) -> None:
@@ -133,7 +141,7 @@ def _refuse_memory(trial: Trial, learner: Learner, episode: Episode, alone: _Out
     """
     found = soundness.changed(soundness.hidden(trial.experiment.learner), soundness.hidden(learner))
     learner.load_state_dict(trial.experiment.learner.state_dict())
-    learner.adapter.on_progress(0.0)
+    learner.on_progress(0.0)
     if _alike(_objective(trial, learner, episode, gradient=False), alone):
         return
     names = f" ({', '.join(found)})" if found else ""

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import torch
@@ -40,8 +41,10 @@ class Trial:
         source, test = experiment.source.task.least, experiment.test_task.least
         self.task = replace(source, n_query=n_query)
         self.test_task = replace(test, n_query=min(n_query, test.n_query))
-        self.episodes = made_up_episodes(self.task, 2, device=self.device)
-        self.test_episodes = made_up_episodes(self.test_task, 2, device=self.device)
+        made_up = partial(
+            made_up_episodes, device=self.device, vocabulary=experiment.source.vocabulary
+        )
+        self.episodes, self.test_episodes = made_up(self.task, 2), made_up(self.test_task, 2)
 
     # -- learners -------------------------------------------------------------------------------
 
@@ -63,7 +66,7 @@ class Trial:
     def beginner(self) -> Learner:
         """A learner for training episodes that nothing else uses, told that training begins."""
         learner = self.copy().train()
-        learner.adapter.on_progress(0.0)
+        learner.on_progress(0.0)
         return learner
 
     def judged(self) -> Learner:
@@ -75,6 +78,9 @@ class Trial:
     def module(self, part: str) -> nn.Module:
         if part == "weighting":
             return self.experiment.weighting
+        if part == "hypergradient":
+            assert self.experiment.learner.hypergradient is not None  # or it is not blamed
+            return self.experiment.learner.hypergradient
         return self.experiment.learner.get_submodule(part)
 
     # -- calls ----------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ class Trial:
             self.refuse(part, wrong)
 
     def refuse(self, part: str, what: str, cause: BaseException | None = None) -> NoReturn:
-        path: KeyPath = ("outer", "weighting") if part == "weighting" else (part,)
+        path: KeyPath = ("outer", part) if part in ("weighting", "hypergradient") else (part,)
         raise PluginError(f"{self.experiment.recipe.named(path)}: {what}") from cause
 
     def refuse_raised(self, part: str, what: str, error: Exception) -> NoReturn:
@@ -155,7 +161,8 @@ class Trial:
 
     def _blamed(self, part: str, error: Exception) -> str:
         """The part whose code the error came from last: an adapter calls the backbone."""
-        homes = {p: type(self.module(p)).__module__ for p in (part, "backbone")}
+        parts = (part, "adapter", "backbone") if part == "hypergradient" else (part, "backbone")
+        homes = {p: type(self.module(p)).__module__ for p in parts}
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             for candidate, home in homes.items():
                 if belongs(frame.filename, home):

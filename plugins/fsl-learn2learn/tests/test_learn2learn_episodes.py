@@ -172,7 +172,7 @@ def test_pictures_are_those_of_learn2learn(name: str, root: Path, l2l):
     source = CLASSES[name](n_way=3, n_shot=1, n_query=3, root=root)
     pool = source.pool("test")
     assert sorted(root.rglob("*")) == before  # no index or copy is left there
-    assert pool.images.shape[1:] == source.task.input_shape
+    assert pool.items.shape[1:] == source.task.input_shape
     theirs = getattr(l2l.vision.datasets, source.dataset)(str(root), mode="test")
     expected: dict[int, list[bytes]] = {}
     for i in range(len(theirs)):
@@ -183,7 +183,8 @@ def test_pictures_are_those_of_learn2learn(name: str, root: Path, l2l):
             source.pixels(_openable(picture, root)).numpy().tobytes()
         )
     found = {
-        name: sorted(image.numpy().tobytes() for image in images) for name, images in pool.items()
+        name: sorted(image.numpy().tobytes() for image in images)
+        for name, images in pool.by_class()
     }
     assert sorted(found.values()) == sorted(sorted(images) for images in expected.values())
     episode = source.batch("test", [0, 1], seed=0)
@@ -221,10 +222,10 @@ def test_native_pixels_are_kept(root: Path):
     assert pool.classes == ("n00", "n01", "n02")
     assert pool.counts == (4, 4, 4)
     theirs = data["image_data"].transpose(0, 3, 1, 2)
-    assert {image.numpy().tobytes() for image in pool.images[:4]} == {
+    assert {image.numpy().tobytes() for image in pool.items[:4]} == {
         theirs[i].tobytes() for i in data["class_dict"]["n00"]
     }
-    assert datasets.MiniImagenet(root=root, image_size=32).pool("test").images.shape == (
+    assert datasets.MiniImagenet(root=root, image_size=32).pool("test").items.shape == (
         12,
         3,
         32,
@@ -264,7 +265,7 @@ def test_quickdraw_keeps_the_first_drawings(root: Path):
     assert set(pool.counts) == {2}
     drawings = np.load(root / "quickdraw" / f"{pool.classes[0]}.npy")[:2].reshape(2, 1, 28, 28)
     assert {image.tobytes() for image in drawings} == {
-        image.numpy().tobytes() for image in pool.images[:2]
+        image.numpy().tobytes() for image in pool.items[:2]
     }
 
 
@@ -475,7 +476,7 @@ def compare_with_meta_dataset(l2l, archives: Path, scratch: Path, core: Omniglot
     found = {
         name: sorted(image.numpy().tobytes() for image in images)
         for pool in pools
-        for name, images in pool.items()
+        for name, images in pool.by_class()
     }
     assert len(meta.labels) == len(found)
     assert found == expected

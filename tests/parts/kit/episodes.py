@@ -37,6 +37,42 @@ class Blobs(fsl.EpisodeSource):
         return fsl.LabelledSet(x.flatten(0, 1), torch.arange(len(x)).repeat_interleave(x.shape[1]))
 
 
+class TokenIds(Blobs):
+    """Sixteen ids that say of which class and item they are, as digits."""
+
+    vocabulary = 10
+
+    def __init__(self):
+        self.task = fsl.TaskShape("classification", 2, 1, 2, (16,), 2)
+
+    def items(self, x):
+        digits = 10 ** torch.arange(1, 9) * x.flatten(0, 1)[..., None]
+        return super().items(x)._replace(x=digits.flatten(1).long() % 10)
+
+
+class IdsBeyondTheVocabulary(TokenIds):
+    vocabulary = 5
+
+
+class IdsWithoutVocabulary(TokenIds):
+    vocabulary = None
+
+
+class IdsAsFloats(TokenIds):
+    def items(self, x):
+        return super().items(x)._replace(x=super().items(x).x.float())
+
+
+class SingleNumbers(Blobs):
+    """Items without an axis."""
+
+    def __init__(self):
+        self.task = fsl.TaskShape("classification", 2, 1, 2, (), 2)
+
+    def items(self, x):
+        return super().items(x)._replace(x=x[..., 0].flatten())
+
+
 class NotASource:
     task = Blobs().task
 
@@ -138,6 +174,9 @@ FAULTS = [
     (ConstructorRaises, "claims"),
     (OneLogitForTwoWays, "claims"),
     (LabelsAsFloats, "a_batch_has_its_shape"),
+    (IdsBeyondTheVocabulary, "a_batch_has_its_shape"),
+    (IdsWithoutVocabulary, "a_batch_has_its_shape"),
+    (IdsAsFloats, "a_batch_has_its_shape"),
     (ClassesInterleaved, "a_batch_has_its_shape"),
     (QueriesOfTheSupport, "items_of_an_episode_differ"),
     (GlobalNoise, "an_episode_is_a_function_of_split_index_and_seed"),

@@ -22,6 +22,20 @@ class Net(nn.Module):
         return self.map(x).tanh()
 
 
+class Embedded(nn.Module):
+    """The sound backbone of token ids: (n, length) -> (n, 4)."""
+
+    name = "embedded"
+
+    def __init__(self, task: fsl.TaskShape, vocabulary: int = 20):
+        super().__init__()
+        self.feature_dim = 4
+        self.table = nn.Embedding(vocabulary, 4)
+
+    def forward(self, x):
+        return self.table(x).mean(1)
+
+
 class NoSuper(nn.Module):
     name = "no-super"
 

@@ -31,6 +31,18 @@ class Points(fsl.EpisodeSource):
         return fsl.Episode(items(task.n_shot), items(task.n_query), torch.tensor(index))
 
 
+class Words(fsl.EpisodeSource):
+    """Texts of six token ids; nobody draws from it."""
+
+    name, vocabulary = "words", 20
+
+    def __init__(self):
+        self.task = fsl.TaskShape("classification", 3, 2, 4, (6,), 3)
+
+    def batch(self, split, indices, seed, task=None):
+        raise NotImplementedError
+
+
 class NoSource:
     name = "no-source"
     tasks = None
