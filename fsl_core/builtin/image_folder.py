@@ -168,7 +168,7 @@ class ImageFolder(fsl.PooledEpisodes):
 
     def check(self, split: fsl.Split, task: fsl.TaskShape | None = None) -> None:
         task = task or self.task
-        if len(self.pool(split).classes) < task.n_way:
+        if len(self.pool(split).classes) < self.ways_needed(task):
             self._refuse_small_shares({"train": self.task, split: task})
         super().check(split, task)
 
@@ -273,7 +273,7 @@ class ImageFolder(fsl.PooledEpisodes):
             return
         classes = self._all_classes().paths
         shared = {split: len(found) for split, found in self._share(classes).items()}
-        needed = {split: task.n_way for split, task in wanted.items()}
+        needed = {split: self.ways_needed(task) for split, task in wanted.items()}
         few = [split for split, n in needed.items() if shared[split] < n]
         if few:
             given = ", ".join(f"{split} {n}" for split, n in shared.items())

@@ -267,9 +267,7 @@ class PooledEpisodes(EpisodeSource):
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         task, pool = task or self.task, self.pool(split)
-        where, n_way = f"episodes {self.name!r}: split {split!r}", task.n_way
-        if self._by_meta_dataset(task) and task.varies.n_way:
-            n_way = task.varies.n_way[0]  # the most is the number of classes, if that is less
+        where, n_way = f"episodes {self.name!r}: split {split!r}", self.ways_needed(task)
         if len(pool.classes) < n_way:
             raise DataError(
                 f"{where} has {len(pool.classes)} classes. n_way: {n_way} needs at least {n_way}"
@@ -279,6 +277,12 @@ class PooledEpisodes(EpisodeSource):
             least = pool.classes[pool.counts.index(found)]
             need = f"{self._sizes_told(task)} need at least {needed}"
             raise DataError(f"{where}, class {least!r} has {found} items. {need}")
+
+    def ways_needed(self, task: TaskShape) -> int:
+        """Classes that a split must have, so that every episode of this shape can be drawn."""
+        if self._by_meta_dataset(task) and task.varies.n_way:
+            return task.varies.n_way[0]  # the most is the number of classes, if that is less
+        return task.n_way
 
     def items_needed(self, task: TaskShape) -> int:
         if self._by_meta_dataset(task):
