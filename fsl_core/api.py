@@ -340,12 +340,13 @@ def sweep(
     return SweepTable(table(result), result, directory, failed)
 
 
-def compare(first: AnyPath, second: AnyPath) -> PairedDifference:
+def compare(first: AnyPath, second: AnyPath, *, on: str | None = None) -> PairedDifference:
     """The second run minus the first on the same frozen episodes, as `fsl compare` does.
 
     first, second: directories of finished runs. RunError if their episodes differ.
+    on: the label of a further source that both were judged on.
     """
-    return compare_runs(read_scores(Path(first)), read_scores(Path(second)))
+    return compare_runs(*(read_scores(Path(run)).on(on) for run in (first, second)))
 
 
 def complete(
@@ -361,7 +362,8 @@ def complete(
     with _shown(started, console):
         try:
             train_run(started)
-            episodes = started.recipe.sections.evaluate.episodes
+            sets = 1 + len(started.experiment.further)
+            episodes = sets * started.recipe.sections.evaluate.episodes
             bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
             with bar as on_episode:
                 result = judge(started, on_episode)

@@ -55,7 +55,9 @@ def test_recipe_trains(path: Path, tmp_path: Path):
         new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), []) as run,
     ):
         train(run)
-        assert judge(run)["episodes"] == 2
+        result = judge(run)
+        assert result["episodes"] == 2
+        assert list(result.get("on", {})) == list(run.experiment.further)
 
 
 @contextmanager
@@ -83,7 +85,11 @@ def _synthetic(path: Path) -> list[str]:
     task = read_document(path).data["episodes"]
     if task["name"] in SYNTHETIC:
         return []
+    further = (read_document(path).data.get("evaluate") or {}).get("on", [])
+    labels = [source.get("label", source["name"]) for source in further]
+    drawn = ", ".join(f"{{name: glyphs, alphabet: 1, label: {label}}}" for label in labels)
     return [
         f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}",
         "evaluate.n_query=2",
+        f"evaluate.on=[{drawn}]",
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 
@@ -11,15 +12,16 @@ import torch
 from torch import nn
 
 from fsl_core.adapter import Adapter
-from fsl_core.assembly.parts import build_part
+from fsl_core.assembly.parts import build_part, build_source
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
+from fsl_core.config.sections import ON
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
-from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
@@ -34,6 +36,7 @@ class Experiment:
 
     test_task: shape of the evaluation episodes.
     device: where all of it computes.
+    further: other sources to judge on, by label; each has the shape of its own task.
     """
 
     recipe: Recipe
@@ -42,15 +45,16 @@ class Experiment:
     weighting: TaskWeighting
     test_task: TaskShape
     device: torch.device
+    further: Mapping[str, EpisodeSource] = field(default_factory=dict)
 
     @cached_property
     def fitting(self) -> Fitting:
         """The learner for each shape of episodes, where ways or shots vary."""
         return Fitting(self.learner, self.source.task, self.fresh)
 
-    def test_fitting(self) -> Fitting:
-        """The same for test episodes; they vary only if those of training do."""
-        return self.fitting if self.test_task.varies else Fitting(self.test_learner())
+    def fitting_for(self, task: TaskShape) -> Fitting:
+        """The same for episodes that are judged on."""
+        return self.fitting if task.varies else Fitting(self.learner_for(task.n_way, task.n_shot))
 
     def test_learner(self) -> Learner:
         """The learner for test episodes."""
@@ -112,9 +116,7 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
 
     Raises RecipeError if a constructor, or the parts together, refuse the options.
     """
-    source: EpisodeSource = build_part(recipe, ("episodes",))
-    _require_source(recipe, source)
-    source = source.to(device)
+    source = build_source(recipe, ("episodes",)).to(device)
     learner = _build_learner(recipe, source.task, source.tasks)
     estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
     learner = Learner(learner.backbone, learner.adapter, estimate)
@@ -125,9 +127,38 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     test_task = _test_task(recipe, source.task)
     _check_varying(recipe, learner, source.task, source.tasks)
     _check_ways(recipe, learner, source.task, test_task, source.tasks)
-    _check_expectations(recipe, test_task)
+    further = _further(recipe, learner, source)
+    _check_expectations(recipe, test_task, further)
     learner, weighting = learner.to(device), weighting.to(device)
-    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
+    further = {label: each.to(device) for label, each in further.items()}
+    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device), further)
+
+
+def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[str, EpisodeSource]:
+    """The sources of `evaluate.on`. RecipeError for one whose tasks the learner cannot take."""
+    task = trained.task
+    found: dict[str, EpisodeSource] = {}
+    for i, section in enumerate(recipe.sections.evaluate.on):
+        path = (*ON, i)
+        source = found[section.label] = build_source(recipe, path)
+        where = recipe.document.where_built(path)
+        theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
+        for key, found in theirs.items():
+            if found != ours[key]:
+                raise RecipeError(
+                    f"{where}: {source.name!r} has {key} {found}, and the run is trained on "
+                    f"{ours[key]}. A source that fits the backbone"
+                )
+        other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
+        if other and (name := _misfit(learner, _build_learner(recipe, source.task, trained.tasks))):
+            raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
+    return found
+
+
+def _what_backbones_take(source: EpisodeSource) -> dict[str, object]:
+    task, found = source.task, {"vocabulary": source.vocabulary}
+    regressed = {"output_dim": task.output_dim} if task.kind == "regression" else {}
+    return {"kind": task.kind, "input_shape": task.input_shape, **regressed, **found}
 
 
 def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learner:
@@ -172,16 +203,6 @@ def _require_feature_dim(recipe: Recipe, backbone: nn.Module) -> None:
             f"{recipe.named(('backbone',))}: {found}. self.feature_dim = the length of an item's "
             "feature vector, which sizes the heads of adapters"
         )
-
-
-def _require_source(recipe: Recipe, source: object) -> None:
-    wrong = ""
-    if not isinstance(source, EpisodeSource):
-        wrong = "not an EpisodeSource of fsl_core. A class derived from it"
-    elif not isinstance(getattr(source, "task", None), TaskShape):
-        wrong = "no attribute task. self.task = fsl_core.TaskShape(...) in its constructor"
-    if wrong:
-        raise PluginError(f"{recipe.named(('episodes',))}: {wrong}")
 
 
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
@@ -236,14 +257,14 @@ def _fixed(name: str, learner: Learner, task: TaskShape) -> str:
     )
 
 
-def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
+def _check_expectations(recipe: Recipe, task: TaskShape, further: Iterable[str]) -> None:
+    labels = [f"{task.metric}_on_{label}" for label in further]
     for key in recipe.sections.expect:
-        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key):
+        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key) and key not in labels:
             where = recipe.document.where(("expect", key))
-            raise RecipeError(
-                f"{where}: no such result. Expected {task.metric}, or "
-                f"{task.metric}_after_<inner steps>"
-            )
+            fitting = [task.metric, *labels, f"{task.metric}_after_<inner steps>"]
+            told = f"{', '.join(fitting[:-1])}, or {fitting[-1]}"
+            raise RecipeError(f"{where}: no such result. Expected {told}")
 
 
 def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer | None:
@@ -287,4 +308,14 @@ def check_data(experiment: Experiment) -> None:
 
     Raises DataError, all faults together, if it cannot give the episodes.
     """
-    experiment.source.check_splits(splits_in_use(experiment))
+    checks = {"": (experiment.source, splits_in_use(experiment))}
+    for label, source in experiment.further.items():
+        checks[f"evaluate.on, {label}: "] = (source, {"test": source.task})
+    faults: list[str] = []
+    for where, (source, splits) in checks.items():
+        try:
+            source.check_splits(splits)
+        except DataError as error:
+            faults += [f"{where}{fault}" for fault in str(error).splitlines()]
+    if faults:
+        raise DataError("\n".join(faults))

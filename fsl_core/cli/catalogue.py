@@ -63,6 +63,7 @@ def check(
     from fsl_core.assembly.preflight import preflight
     from fsl_core.config.matrix import has_matrix
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.runs.starting import take_start
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -78,6 +79,7 @@ def check(
     checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    take_start(checked, experiment.learner)
     preflight(experiment)
     if data:
         _check_data(experiment, whole, as_json)

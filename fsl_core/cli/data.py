@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from fsl_core.data.source import Split, SplitContents
+    from fsl_core.data.source import SplitContents
     from fsl_core.reporting.data_report import DataReport
 
 LINES = 10
@@ -47,7 +47,7 @@ def print_report(report: DataReport, whole: bool) -> None:
         _lines([f"{printable(name)}: {count}" for name, count in few.items()], whole)
 
 
-def _summary(report: DataReport, split: Split, contents: SplitContents) -> str:
+def _summary(report: DataReport, split: str, contents: SplitContents) -> str:
     if not contents.classes:
         return "episodes are drawn, no data is read"
     counts = contents.classes.values()

@@ -22,6 +22,7 @@ from fsl_core.config.sections import (
     ExecutionOptions,
     Expected,
     MatrixSection,
+    StartFrom,
     recipe_model,
     section_model,
 )
@@ -58,6 +59,7 @@ def recipe_reference(catalogue: Catalogue) -> str:
     for heading, model in (
         ("execution", ExecutionOptions),
         ("evaluate", Evaluate),
+        ("start_from", StartFrom),
         ("expect", Expected),
         ("matrix", MatrixSection),
     ):
@@ -104,7 +106,8 @@ def _rows(
         elif path == () and "$ref" in json.dumps(spec):
             doc = inspect.getdoc(model.model_fields[name].annotation) or ""
             about = meaning or doc.split(";")[0].rstrip(".")
-            yield name, f"[section](#{name})", "required" if required else "its defaults", about
+            default = "none" if spec.get("default") is None else "its defaults"
+            yield name, f"[section](#{name})", "required" if required else default, about
         else:
             default = "required" if required else json.dumps(spec.get("default"))
             yield name, type_text(spec), default, meaning

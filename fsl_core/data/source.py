@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fsl_core.config.options import Sources as Sources
 from fsl_core.data.draws import draw_bits, to_between
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.groups import Group, by_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,22 @@ class RunScores:
 
     result: what result.json holds.
     scores: (n_episodes,), in the order of the frozen episodes.
+    further: what it scored on the further sources of `evaluate.on`, by label.
+    label: of the source, if it is one of these.
     """
 
     directory: Path
     result: dict[str, Any]
     scores: np.ndarray
+    further: Mapping[str, RunScores] = field(default_factory=dict)
+    label: str | None = None
+
+    def on(self, label: str | None) -> RunScores:
+        """What it scored on the source with this label; None: on its own test episodes."""
+        if label is not None and label not in self.further:
+            found = ", ".join(self.further) or "none: it was judged on its own test episodes alone"
+            raise RunError(f"{self.directory}: not judged on {label!r}. Its labels: {found}")
+        return self if label is None else self.further[label]
 
     @property
     def metric(self) -> str:
@@ -149,19 +160,36 @@ def read_scores(directory: Path) -> RunScores:
     if not is_file(directory / RESULT):
         raise RunError(f"{directory}: no {RESULT} here. A finished run; `fsl resume` finishes one")
     result = read_result(directory)
-    path, metric = directory / EPISODES, result["metric"]
+    path = directory / EPISODES
     remedy = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results again"
     try:
         with reading(path):
             text = path.read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text)))
-        scores = np.array([float(row[metric]) for row in rows])
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RunError(f"{path}: no table of episodes with a column {metric}. {remedy}") from error
-    mean = result[metric]  # of the table; a file may have been replaced or cut off
-    whole = len(scores) == result["episodes"]
-    if not whole or not np.isclose(scores.mean(), mean, rtol=1e-9, atol=1e-12):
-        raise RunError(
-            f"{path}: {len(scores)} episodes, whose mean is not that of {RESULT}. {remedy}"
-        )
-    return RunScores(directory, result, scores)
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{path}: no table of episodes. {remedy}") from error
+
+    def read(judged: dict[str, Any], label: str | None = None) -> RunScores:
+        column = judged["metric"] + (f" on {label}" if label else "")
+        try:
+            scores = np.array([float(row[column]) for row in rows])
+        except (ValueError, KeyError, TypeError) as error:
+            told = f"{path}: no table of episodes with a column {column}"
+            raise RunError(f"{told}. {remedy}") from error
+        mean = judged[judged["metric"]]  # of the table; a file may have been replaced or cut off
+        whole = len(scores) == judged["episodes"]
+        if not whole or not np.isclose(scores.mean(), mean, rtol=1e-9, atol=1e-12):
+            raise RunError(
+                f"{path}: {len(scores)} episodes, whose mean is not that of {RESULT}. {remedy}"
+            )
+        return RunScores(directory, judged, scores, label=label)
+
+    rows_on = result.get("on", {})
+    further = {label: read({**result, **row, "on": {}}, label) for label, row in rows_on.items()}
+    return replace(read(result), further=further)
+
+
+def figure_of(result: Mapping[str, Any], key: str) -> float | None:
+    """The figure that a key of `expect` names, such as accuracy_on_mnist; None if it is absent."""
+    metric, _, label = key.partition("_on_")
+    return result.get("on", {}).get(label, {}).get(metric) if label else result.get(key)

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
+from fsl_core.assembly.parts import section_at
 from fsl_core.config.matrix import SEED, Cell, FaultsOfCells, Matrix, title
 from fsl_core.errors import DataError, RecipeError
 
@@ -124,8 +125,12 @@ def _data_set(cell: Cell) -> str:
 
     Its other options, such as a size of pictures, make no other data set of them.
     """
-    episodes = cell.recipe.resolved()["episodes"]
-    return " ".join(str(episodes[key]) for key in ("name", *LOCATIONS) if episodes.get(key))
+    chosen = cell.recipe.chosen
+    return ", ".join(
+        " ".join(str(value) for key in ("name", *LOCATIONS) if (value := getattr(part, key, "")))
+        for path in chosen
+        if path[0] == "episodes" and (part := section_at(cell.recipe, path))
+    )
 
 
 def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]) -> dict[int, int]:

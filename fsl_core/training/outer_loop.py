@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fsl_core.adapter import Adapter
 from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
 from fsl_core.data.groups import Group, ids_of, in_order
 from fsl_core.data.seeding import seed_torch
-from fsl_core.data.source import Split
+from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import TaskShape
@@ -26,6 +26,7 @@ from fsl_core.learner import Learner
 from fsl_core.nn.norms import Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data
 from fsl_core.runs.run import Run
+from fsl_core.runs.starting import keep_start
 from fsl_core.runs.stopping import Interrupted
 from fsl_core.training.conflict import gradient_conflict
 from fsl_core.training.memory import enough_memory
@@ -43,11 +44,15 @@ def train(run: Run) -> None:
     """
     source, splits = run.experiment.source, splits_in_use(run.experiment)
     if run.directory is not None:  # before a change makes the data too small
-        refuse_other_data(run.directory, source, splits)
+        refuse_other_data(run.directory, source, splits, run.experiment.further)
     check_data(run.experiment)
     run.try_parts()
     state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
-    run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
+    run.notes += keep_data_record(
+        run.directory, source, splits, run.step > 0, run.experiment.further
+    )
+    if run.directory is not None and run.started_from:
+        keep_start(run.directory, run.started_from)
     run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
         _keep_untrained(run)
@@ -107,10 +112,17 @@ def _keep_untrained(run: Run) -> None:
 
 
 def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json."""
+    """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json.
+
+    On those of every further source, too.
+    """
     wanted = run.recipe.sections.evaluate
     which = run.restore_for_evaluation()
     evaluation = evaluate_run(run, "test", wanted.episodes, on_episode=on_episode)
+    further = {
+        label: evaluate_run(run, "test", wanted.episodes, source, on_episode=on_episode)
+        for label, source in run.experiment.further.items()
+    }
     chosen = run.recipe.chosen
     result = {
         "recipe": run.name,
@@ -135,8 +147,10 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         **state_of(run.experiment.learner.adapter),
         **_shapes(run.experiment),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
+        **({"start_from": run.started_from} if run.started_from else {}),
+        **({"on": judged_on(run.experiment.further, further)} if further else {}),
     }
-    run.records.write_result(result, evaluation)
+    run.records.write_result(result, evaluation, further)
     run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
     return result
 
@@ -152,6 +166,25 @@ def _shapes(experiment: Experiment) -> dict[str, str]:
     if not (trained.varies or judged.varies):
         return {}
     return {"trained_on": str(trained), "judged_on": str(judged)}
+
+
+def judged_on(
+    sources: Mapping[str, EpisodeSource], evaluations: Mapping[str, Evaluation]
+) -> dict[str, dict[str, Any]]:
+    """The row of each further source that a run was judged on, by its label."""
+    rows = {}
+    for label, evaluation in evaluations.items():
+        source = sources[label]
+        task = source.task
+        rows[label] = {
+            **evaluation.summary(),
+            "episodes_name": source.name,
+            "n_way": task.n_way,
+            "n_shot": task.n_shot,
+            "n_query": task.n_query,
+            "adaptation_seconds": evaluation.adaptation_seconds,
+        }
+    return rows
 
 
 def state_of(adapter: Adapter) -> dict[str, Any]:
@@ -173,17 +206,19 @@ def state_of(adapter: Adapter) -> dict[str, Any]:
     return {**kept, "adapter_state": dict(state)} if state else kept
 
 
-def evaluate_run(run: Run, split: Split, episodes: int, **options: Any) -> Evaluation:
+def evaluate_run(
+    run: Run, split: Split, episodes: int, on: EpisodeSource | None = None, **options: Any
+) -> Evaluation:
     """Evaluate the run's present weights on the first `episodes` frozen episodes of a split.
 
+    on:      another source than that of training.
     options: as for `evaluate`.
     """
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
-    learner, task, workers = experiment.test_fitting(), experiment.test_task, workers_of(run)
+    source, task = (experiment.source, experiment.test_task) if on is None else (on, on.task)
+    learner, workers = experiment.fitting_for(task), workers_of(run)
     with enough_memory(run, f"evaluation on {split}", RunError):
-        return evaluate(
-            learner, experiment.source, split, episodes, seed, task, workers=workers, **options
-        )
+        return evaluate(learner, source, split, episodes, seed, task, workers=workers, **options)
 
 
 def _prepare(run: Run) -> MetaGradient:
