@@ -46,6 +46,7 @@ TOOLS = {
         "config.document",
         "config.recipe",
         "config.sections",
+        "data.groups",
         "engine.execution",
         "engine.fitting",
         "engine.meta_gradient",

@@ -197,8 +197,14 @@ def test_a_constructor_may_refuse_what_varies(adapters: Path):
 @pytest.mark.parametrize(
     ("episodes", "message"),
     [
-        ({"n_way": [6, 3]}, r"episodes\.n_way: found \[6, 3\]\. Expected the least first: \[3, 6\]"),
-        ({"n_way": [1, 3]}, r"episodes\.n_way: found \[1, 3\]\. Expected greater than or equal to 2"),
+        (
+            {"n_way": [6, 3]},
+            r"episodes\.n_way: found \[6, 3\]\. Expected the least first: \[3, 6\]",
+        ),
+        (
+            {"n_way": [1, 3]},
+            r"episodes\.n_way: found \[1, 3\]\. Expected greater than or equal to 2",
+        ),
         ({"n_way": 1}, r"episodes\.n_way: found 1\. Expected greater than or equal to 2"),
         ({"n_shot": "few"}, r'episodes\.n_shot: found "few"\. Expected a valid integer'),
         ({"n_shot": 1, "sampling": "class"}, r"episodes: sampling: 'class' with n_shot: 1"),
