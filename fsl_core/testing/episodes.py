@@ -108,7 +108,8 @@ class EpisodesContract(checks.Contract):
         after = torch.get_rng_state(), _numpy_state()
         torch.set_rng_state(of_torch)
         for i, ((shape, first), (other, second)) in enumerate(zip(together, again, strict=True)):
-            assert shape == other and _same(first, second), (
+            same = shape == other and _same(first, second)
+            assert same, (
                 f"{split}: episode {INDICES[i]}, or its shape, depends on the batch it is drawn "
                 "with, on an earlier call or on global random numbers. A function of split, index "
                 "and seed alone: fsl.draw_bits gives numbers to draw by"
