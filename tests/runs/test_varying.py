@@ -216,6 +216,18 @@ def test_numbers_that_do_not_fit(episodes: dict, message: str):
         fsl.run(recipe(episodes=episodes), device="cpu", progress=False)
 
 
+def test_further_episodes_may_vary_too(adapters: Path, tmp_path: Path):
+    other = {"name": "glyphs", "alphabet": 1, "n_way": [2, 4], "n_shot": [1, 2], "n_query": 3}
+    fixed = {"n_way": 4, "n_shot": 2}
+    result, _ = run(tmp_path / "r", episodes=fixed, on=[{**other, "sampling": "class"}])
+    assert 0 <= result["on"]["glyphs"]["accuracy"] <= 1
+    told = refused(adapters, adapter="equal", episodes=fixed, on=[{**other, "sampling": "class"}])
+    assert "evaluate.on.0.sampling: adapter 'equal' takes as many shots" in told
+    told = refused(adapters, adapter="headed", episodes=fixed, on=[other])
+    assert "evaluate.on" in told
+    assert "adapter 'headed' has a size fixed by" in told
+
+
 class Drawn(fsl.PooledEpisodes):
     name = "drawn"
 
