@@ -24,6 +24,7 @@ from fsl_core.data.source import SPLITS, EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
 from fsl_core.engine.evaluation import Evaluation
+from fsl_core.engine.fitting import Fitting
 from fsl_core.episode import TaskShape
 from fsl_core.errors import OptionError, PluginError, RecipeError, RunError
 from fsl_core.files.paths import AnyPath
@@ -285,7 +286,14 @@ def evaluate(
     console = _console(progress)
     with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
         return evaluation.evaluate(
-            learner, source, split, episodes, seed, task, on_episode=on_episode, workers=workers
+            Fitting(learner, task or source.task),
+            source,
+            split,
+            episodes,
+            seed,
+            task,
+            on_episode=on_episode,
+            workers=workers,
         )
 
 

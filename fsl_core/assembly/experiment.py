@@ -142,7 +142,7 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
-    _check_varying(recipe, learner, source.task, source.tasks)
+    _check_varying(recipe, ("episodes",), learner, source.task, source.tasks)
     _check_ways(recipe, learner, source.task, test_task, source.tasks)
     further = _further(recipe, learner, source)
     _check_expectations(recipe, test_task, further)
@@ -170,6 +170,7 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
         other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
         if other and (name := _misfit(learner, _twin(recipe, source.task, trained.tasks, learner))):
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
+        _check_varying(recipe, path, learner, source.task, trained.tasks)
     return found
 
 
@@ -268,19 +269,21 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     return task.of(**sizes)
 
 
-def _check_varying(recipe: Recipe, learner: Learner, task: TaskShape, tasks: int | None) -> None:
-    """Raise RecipeError if the adapter does not take what varies."""
+def _check_varying(
+    recipe: Recipe, path: KeyPath, learner: Learner, task: TaskShape, tasks: int | None
+) -> None:
+    """Raise RecipeError if the adapter does not take what varies in these episodes."""
     adapter, varies = learner.adapter, task.varies
     if varies.class_shots and not adapter.unequal_shots:
         raise RecipeError(
-            f"{recipe.document.where(('episodes', 'sampling'))}: adapter {adapter.name!r} takes as "
+            f"{recipe.document.where((*path, 'sampling'))}: adapter {adapter.name!r} takes as "
             "many shots of each class (unequal_shots = False). sampling: episode, or an adapter "
             "such as nearest-centroid"
         )
     ranges = {key: getattr(varies, key) for key in ("n_way", "n_shot") if getattr(varies, key)}
     for key, (least, _) in ranges.items():
         if name := _misfit(learner, _twin(recipe, task.of(**{key: least}), tasks, learner)):
-            where = recipe.document.where(("episodes", key))
+            where = recipe.document.where((*path, key))
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 
 

@@ -282,9 +282,7 @@ class PooledEpisodes(EpisodeSource):
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         task, pool = task or self.task, self.pool(split)
-        where, n_way = f"episodes {self.name!r}: split {split!r}", task.n_way
-        if self._by_meta_dataset(task) and task.varies.n_way:
-            n_way = task.varies.n_way[0]  # the most is the number of classes, if that is less
+        where, n_way = f"episodes {self.name!r}: split {split!r}", self.ways_needed(task)
         if len(pool.classes) < n_way:
             raise DataError(
                 f"{where} has {len(pool.classes)} classes. n_way: {n_way} needs at least {n_way}"
@@ -294,6 +292,12 @@ class PooledEpisodes(EpisodeSource):
             least = pool.classes[pool.counts.index(found)]
             need = f"{self._sizes_told(task)} need at least {needed}"
             raise DataError(f"{where}, class {least!r} has {found} items. {need}")
+
+    def ways_needed(self, task: TaskShape) -> int:
+        """Classes that a split must have, so that every episode of this shape can be drawn."""
+        if self._by_meta_dataset(task) and task.varies.n_way:
+            return task.varies.n_way[0]  # the most is the number of classes, if that is less
+        return task.n_way
 
     def items_needed(self, task: TaskShape) -> int:
         if self._by_meta_dataset(task):
@@ -369,8 +373,9 @@ class PooledEpisodes(EpisodeSource):
         return sizes
 
     def _queries(self, task: TaskShape, n_shot: int) -> int:
-        rest = self._items is not None and task.varies.n_query
-        return max(self._items - n_shot, 1) if rest else task.n_query
+        if self._items is None or not task.varies.n_query:
+            return task.n_query
+        return max(self._items - n_shot, 1)
 
     def episodes_of(
         self, split: Split, indices: Sequence[int], seed: int, shots: np.ndarray, n_query: int

@@ -100,7 +100,7 @@ class EpisodeSource(ABC):
         ranges = (task.varies.n_way, task.varies.n_shot, task.varies.n_query)
         bits = draw_bits(seed, f"{split}/shape", indices, len(ranges))
         return [
-            task.of(*(r and to_between(b, r) for b, r in zip(row, ranges, strict=True)))
+            task.of(*(r and to_between(bit, r) for bit, r in zip(row, ranges, strict=True)))
             for row in bits
         ]
 
