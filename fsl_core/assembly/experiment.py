@@ -124,12 +124,12 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
         source = found[section.label] = build_source(recipe, path)
         where = recipe.document.where_built(path)
         theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
-        for key, found in theirs.items():
-            if found != ours[key]:
-                raise RecipeError(
-                    f"{where}: {source.name!r} has {key} {found}, and the run is trained on "
-                    f"{ours[key]}. A source that fits the backbone"
-                )
+        if differing := [key for key, value in theirs.items() if value != ours[key]]:
+            key = differing[0]
+            raise RecipeError(
+                f"{where}: {source.name!r} has {key} {theirs[key]}, and the run is trained on "
+                f"{ours[key]}. A source that fits the backbone"
+            )
         other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
         if other and (name := _misfit(learner, _build_learner(recipe, source.task, trained.tasks))):
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
