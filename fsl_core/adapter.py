@@ -27,6 +27,8 @@ class Adapter(nn.Module):
                   differentiates in forward mode (jvp), whose levels torch keeps for the whole
                   process.
     transductive: predictions depend on the other unlabelled queries.
+    unequal_shots: the classes of a support set may differ in their number of items, which `adapt`
+                  knows from the labels alone and not from `task.n_shot`.
     order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second
                   derivatives left out.
     """
@@ -35,6 +37,7 @@ class Adapter(nn.Module):
     vectorizable: bool = True
     threadable: bool = True
     transductive: bool = False
+    unequal_shots: bool = False
     order: int = 2
 
     def inner_problem(self, backbone: nn.Module, support: LabelledSet) -> InnerProblem | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 
 import torch
@@ -17,6 +18,7 @@ from fsl_core.config.recipe import Recipe
 from fsl_core.config.sections import ON
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError
@@ -45,6 +47,15 @@ class Experiment:
     device: torch.device
     further: Mapping[str, EpisodeSource] = field(default_factory=dict)
 
+    @cached_property
+    def fitting(self) -> Fitting:
+        """The learner for each shape of episodes, where ways or shots vary."""
+        return Fitting(self.learner, self.source.task, self.fresh)
+
+    def fitting_for(self, task: TaskShape) -> Fitting:
+        """The same for episodes that are judged on."""
+        return self.fitting if task.varies else Fitting(self.learner_for(task.n_way, task.n_shot))
+
     def test_learner(self) -> Learner:
         """The learner for test episodes."""
         return self.learner_for(self.test_task.n_way, self.test_task.n_shot)
@@ -57,16 +68,23 @@ class Experiment:
         trained = self.source.task
         if (n_way, n_shot) == (trained.n_way, trained.n_shot):
             return self.learner
-        output_dim = n_way if trained.kind == "classification" else trained.output_dim
-        return self.twin(replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim))
+        return self.twin(trained.of(n_way, n_shot))
 
     def twin(self, task: TaskShape) -> Learner:
         """Another learner with the same weights, built for this task. ShapeError as above."""
-        twin = _build_learner(self.recipe, task, self.source.tasks)
-        if name := _misfit(self.learner, twin):
-            raise ShapeError(_fixed(name, self.learner, self.source.task))
-        twin.to(self.device).load_state_dict(self.learner.state_dict())
+        twin = self.fresh(task)
+        twin.load_state_dict(self.learner.state_dict())
         return twin
+
+    def fresh(self, task: TaskShape) -> Learner:
+        """Another learner, built for this task, that takes the same weights. ShapeError as above.
+
+        What it holds means nothing yet.
+        """
+        fresh = _build_learner(self.recipe, task, self.source.tasks)
+        if name := _misfit(self.learner, fresh):
+            raise ShapeError(_fixed(name, self.learner, self.source.task))
+        return fresh.to(self.device)
 
     @property
     def norm(self) -> str:
@@ -107,6 +125,7 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
+    _check_varying(recipe, learner, source.task, source.tasks)
     _check_ways(recipe, learner, source.task, test_task, source.tasks)
     further = _further(recipe, learner, source)
     _check_expectations(recipe, test_task, further)
@@ -124,12 +143,12 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
         source = found[section.label] = build_source(recipe, path)
         where = recipe.document.where_built(path)
         theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
-        if differing := [key for key, value in theirs.items() if value != ours[key]]:
-            key = differing[0]
-            raise RecipeError(
-                f"{where}: {source.name!r} has {key} {theirs[key]}, and the run is trained on "
-                f"{ours[key]}. A source that fits the backbone"
-            )
+        for key, offered in theirs.items():
+            if offered != ours[key]:
+                raise RecipeError(
+                    f"{where}: {source.name!r} has {key} {offered}, and the run is trained on "
+                    f"{ours[key]}. A source that fits the backbone"
+                )
         other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
         if other and (name := _misfit(learner, _build_learner(recipe, source.task, trained.tasks))):
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
@@ -193,10 +212,23 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     if task.kind == "regression" and "n_way" in sizes:
         where = recipe.document.where(("evaluate", "n_way"))
         raise RecipeError(f"{where}: regression has no classes. Leave it out")
-    test_task = replace(task, **sizes)
-    if task.kind == "classification":
-        test_task = replace(test_task, output_dim=test_task.n_way)
-    return test_task
+    return task.of(**sizes)
+
+
+def _check_varying(recipe: Recipe, learner: Learner, task: TaskShape, tasks: int | None) -> None:
+    """Raise RecipeError if the adapter does not take what varies."""
+    adapter, varies = learner.adapter, task.varies
+    if varies.class_shots and not adapter.unequal_shots:
+        raise RecipeError(
+            f"{recipe.document.where(('episodes', 'sampling'))}: adapter {adapter.name!r} takes as "
+            "many shots of each class (unequal_shots = False). sampling: episode, or an adapter "
+            "such as nearest-centroid"
+        )
+    ranges = {key: getattr(varies, key) for key in ("n_way", "n_shot") if getattr(varies, key)}
+    for key, (least, _) in ranges.items():
+        if name := _misfit(learner, _build_learner(recipe, task.of(**{key: least}), tasks)):
+            where = recipe.document.where(("episodes", key))
+            raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 
 
 def _check_ways(

@@ -21,6 +21,7 @@ from fsl_core.data import folders, formats, levels, vision
 from fsl_core.data.cache import cached_tensors, content_key
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.levels import ValueRange, check_range
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.vision import decode_image, decode_images, refuse_faults
 from fsl_core.text import printable
 
@@ -73,8 +74,8 @@ class ImageFolder(fsl.PooledEpisodes):
                 "validation, test"
             ),
         ],
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
         image_size: Annotated[
             int, Field(ge=8, le=2048, description="height and width in pixels")
@@ -101,6 +102,9 @@ class ImageFolder(fsl.PooledEpisodes):
                 description="numbers that become black and white; null: pictures of 8 or 16 bits"
             ),
         ] = None,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
         check_range(value_range)
         if min(fractions) < 0 or sum(fractions) <= 0:
@@ -110,6 +114,9 @@ class ImageFolder(fsl.PooledEpisodes):
             n_shot,
             n_query,
             input_shape=({"rgb": 3, "gray": 1}[channels], image_size, image_size),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
         )
         self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
         self.channels: Literal["rgb", "gray"] = channels

@@ -26,6 +26,7 @@ class NearestCentroid(fsl.Adapter):
     """
 
     name = "nearest-centroid"
+    unequal_shots = True
 
     def __init__(
         self,

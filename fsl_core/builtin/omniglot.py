@@ -20,6 +20,7 @@ from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.downloads import download, md5_of, once
 from fsl_core.data.folders import image_files
 from fsl_core.data.formats import decoding, identify
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.vision import torchvision
 from fsl_core.data.work import reported
 
@@ -46,8 +47,8 @@ class Omniglot(fsl.PooledEpisodes):
 
     def __init__(
         self,
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[
             int,
             Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20"),
@@ -76,8 +77,19 @@ class Omniglot(fsl.PooledEpisodes):
         download: Annotated[
             bool, Field(description="download the two zip files (15 MB) if they are not there")
         ] = True,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, input_shape=(1, image_size, image_size))
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=(1, image_size, image_size),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.root, self.split, self.rotations, self.download = root, split, rotations, download
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:

@@ -107,10 +107,7 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
     )
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
-    typer.echo(
-        f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, "
-        f"{episodes} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
-    )
+    typer.echo(f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, {episodes} {task}")
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")
 

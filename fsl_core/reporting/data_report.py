@@ -46,11 +46,13 @@ class DataReport:
 
     contents: of every split that could be listed; `test on <label>` for a further source.
     wanted: the episodes asked of each.
+    needed: items that they take of a class.
     faults: why a run would be refused; empty if it would not.
     """
 
     contents: dict[str, SplitContents]
     wanted: dict[str, TaskShape]
+    needed: dict[str, int]
     faults: list[str]
 
     @cached_property
@@ -72,7 +74,7 @@ class DataReport:
         return {
             split: few
             for split, contents in self.contents.items()
-            if (few := _smaller_than(contents, self.wanted[split]))
+            if (few := _smaller_than(contents, self.needed[split]))
         }
 
     @cached_property
@@ -140,11 +142,12 @@ def report_data(experiment: Experiment) -> DataReport:
     for name, (source, split, _) in used.items():
         with suppress(DataError):  # which is among the faults
             contents[name] = source.inspect(split, digest=not faults)
-    return DataReport(contents, {name: task for name, (*_, task) in used.items()}, faults)
+    tasks = {name: task for name, (*_, task) in used.items()}
+    needed = {name: source.items_needed(task) for name, (source, _, task) in used.items()}
+    return DataReport(contents, tasks, needed, faults)
 
 
-def _smaller_than(contents: SplitContents, task: TaskShape) -> dict[str, int]:
-    needed = task.n_shot + task.n_query
+def _smaller_than(contents: SplitContents, needed: int) -> dict[str, int]:
     return {name: count for name, count in contents.classes.items() if count < needed}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from fsl_core.config.document import read_document
 from fsl_core.errors import FslError, RunError
 from fsl_core.runs.files import EPISODES, RECIPE, RESULT, is_file, read_result, reading
+from fsl_core.text import in_words
 
 THESE_RUNS = "intervals are over test episodes of these trained runs, not over trainings"
 
@@ -25,14 +26,17 @@ class Judging:
 
     norm: the normalisation policy.
     transductive: predictions depend on the other queries.
-    n_query: of each class, or of a task without classes; None if it is not known.
+    n_query: of each class, or of a task without classes; a range if episodes differ in it; None if
+        it is not known.
+    episodes: their shapes in words, if they vary.
     classes: whether tasks have classes.
     """
 
     norm: str
     transductive: bool
-    n_query: int | None
+    n_query: int | tuple[int, int] | None
     classes: bool = True
+    episodes: str = ""
 
     @property
     def norm_in_short(self) -> str:
@@ -49,7 +53,8 @@ class Judging:
         if self.n_query is None:
             return "an unknown number of queries"
         unit = "query" if self.n_query == 1 else "queries"
-        return f"{self.n_query} {unit} a {'class' if self.classes else 'task'}"
+        told = f"{in_words(self.n_query)} {unit} a {'class' if self.classes else 'task'}"
+        return f"{told}, in episodes of {self.episodes}" if self.episodes else told
 
 
 def judging_of(directory: Path, result: Mapping[str, Any]) -> Judging:
@@ -57,7 +62,9 @@ def judging_of(directory: Path, result: Mapping[str, Any]) -> Judging:
     norm = str(result.get("norm", "unknown"))
     together = result.get("transductive", norm == "transductive")
     n_query = result.get("n_query") or _recipe_queries(directory)
-    return Judging(norm, bool(together), n_query, result["metric"] == "accuracy")
+    n_query = tuple(n_query) if isinstance(n_query, list) else n_query
+    classes, shapes = result["metric"] == "accuracy", result.get("judged_on", "")
+    return Judging(norm, bool(together), n_query, classes, shapes)
 
 
 def _recipe_queries(directory: Path) -> int | None:
@@ -74,7 +81,10 @@ def judged_unlike(judgings: Mapping[str, Judging]) -> list[str]:
     """A line for each way in which figures, by name, are not of one kind; usually none."""
     ways = {
         "norm": (lambda judging: judging.transductive, lambda judging: judging.norm_in_full),
-        "queries": (lambda judging: judging.n_query, lambda judging: judging.queries_in_full),
+        "queries": (
+            lambda judging: (judging.n_query, judging.episodes),
+            lambda judging: judging.queries_in_full,
+        ),
     }
     return [line for way in ways.values() if (line := _unlike(judgings, *way))]
 

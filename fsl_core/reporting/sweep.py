@@ -27,6 +27,7 @@ from fsl_core.reporting.statistics import (
 from fsl_core.runs.files import write_atomically
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
+from fsl_core.text import in_words
 
 TIMES = ("adaptation_seconds", "training_seconds")
 JUDGING = ("norm", "transductive", "n_query")
@@ -170,6 +171,11 @@ class SweepResult:
         )
 
 
+def _plain(value: Any) -> Any:
+    """A range in words, which a table can hold."""
+    return in_words(value) if isinstance(value, tuple) else value
+
+
 def _only(values: set[str]) -> str:
     return next(iter(values)) if len(values) == 1 else ""
 
@@ -277,7 +283,7 @@ def _measured(item: RowResult, metric: str) -> dict[str, Any]:
         "seed_sd": round(float(np.std(each, ddof=1)), 6) if len(each) > 1 else "",
         "seeds": " ".join(item.runs),
         "rank": item.rank,
-        **{key: getattr(item.judging, key) for key in JUDGING},
+        **{key: _plain(getattr(item.judging, key)) for key in JUDGING},
         **{key: round(fmean(run.result[key] for run in item.runs.values()), 6) for key in TIMES},
         "episode_set": next(iter(item.runs.values())).result["episode_set"],
     }

@@ -118,7 +118,9 @@ class Result(Record):
     adaptation_seconds: float
     training_seconds: float
     transductive: bool = False
-    n_query: Whole | None = None
+    n_query: Whole | tuple[Whole, Whole] | None = None
+    trained_on: str = ""
+    judged_on: str = ""
     execution: str = ""
     settled: bool = True
     adapter_state: dict[str, Figure] = Field(default_factory=dict)

@@ -222,14 +222,16 @@ class InMemory(Records):
 def _table(evaluation: Evaluation, further: Mapping[str, Evaluation]) -> str:
     """episodes.csv: score and loss of each episode, and its score after each inner step.
 
-    Then score and loss of the episode with the same number of each further source.
+    Then its sizes, where they vary, and score and loss of the episode with the same number of each
+    further source.
     """
     steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     more = [f"{name} on {label}" for label in further for name in (evaluation.metric, "loss")]
-    writer.writerow(["episode", evaluation.metric, "loss", *steps, *more])
+    writer.writerow(["episode", evaluation.metric, "loss", *steps, *evaluation.sizes, *more])
     columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+    columns += evaluation.sizes.values()
     columns += [column for other in further.values() for column in (other.scores, other.losses)]
     writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
     return table.getvalue()

@@ -152,7 +152,7 @@ class Run:
     ) -> Iterator[tuple[Episode, Tensor]]:
         """Frozen evaluation episodes with the predictions of the present weights."""
         experiment, seed = self.experiment, self.recipe.sections.evaluate.seed
-        learner, task = experiment.test_learner(), experiment.test_task
+        learner, task = experiment.fitting_for(experiment.test_task), experiment.test_task
         return predict_episodes(learner, experiment.source, split, indices, seed, task)
 
     def try_parts(self) -> None:
@@ -243,7 +243,7 @@ class Run:
             which = "last"  # never validated, or never settled
         progress = self._restore(which)
         told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
-        self.experiment.learner.adapter.on_progress(self.progress(told))
+        self.experiment.fitting.on_progress(self.progress(told))
         return which
 
     def _restore(self, which: str, optimizer: torch.optim.Optimizer | None = None) -> Progress:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from fsl_core.adapter import Adapter
-from fsl_core.assembly.experiment import check_data, splits_in_use
+from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
+from fsl_core.data.groups import Group, ids_of, in_order
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
-from fsl_core.episode import Episode
+from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
 from fsl_core.nn.norms import Norm, collect_statistics
@@ -62,7 +63,7 @@ def train(run: Run) -> None:
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
-            run.experiment.learner.on_progress(run.progress(run.step - 1))
+            run.experiment.fitting.on_progress(run.progress(run.step - 1))
             _validate(run)
             run.save("last")
         while run.step < run.steps:
@@ -130,7 +131,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "backbone": chosen["backbone",].name,
         "norm": run.experiment.norm,
         "transductive": run.experiment.transductive,
-        "n_query": run.experiment.test_task.n_query,
+        "n_query": _queries(run.experiment.test_task),
         "adapter": chosen["adapter",].name,
         "hypergradient": chosen["outer", "hypergradient"].name,
         "weighting": chosen["outer", "weighting"].name,
@@ -144,6 +145,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "device": str(run.device),
         "execution": str(run.choice),
         **state_of(run.experiment.learner.adapter),
+        **_shapes(run.experiment),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
         **({"start_from": run.started_from} if run.started_from else {}),
         **({"on": judged_on(run.experiment.further, further)} if further else {}),
@@ -151,6 +153,19 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
     run.records.write_result(result, evaluation, further)
     run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
     return result
+
+
+def _queries(task: TaskShape) -> int | list[int]:
+    """Query items of a class; the least and the most, if they vary."""
+    return list(task.varies.n_query) if task.varies.n_query else task.n_query
+
+
+def _shapes(experiment: Experiment) -> dict[str, str]:
+    """The shapes of episodes in words, if they vary in training or in the test."""
+    trained, judged = experiment.source.task, experiment.test_task
+    if not (trained.varies or judged.varies):
+        return {}
+    return {"trained_on": str(trained), "judged_on": str(judged)}
 
 
 def judged_on(
@@ -201,7 +216,7 @@ def evaluate_run(
     """
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
     source, task = (experiment.source, experiment.test_task) if on is None else (on, on.task)
-    learner, workers = experiment.learner_for(task.n_way, task.n_shot), workers_of(run)
+    learner, workers = experiment.fitting_for(task), workers_of(run)
     with enough_memory(run, f"evaluation on {split}", RunError):
         return evaluate(learner, source, split, episodes, seed, task, workers=workers, **options)
 
@@ -211,7 +226,7 @@ def _prepare(run: Run) -> MetaGradient:
     with enough_memory(run, "the first meta-batch", TrainingError):
         run.choice = choose_execution(run)
     return MetaGradient(
-        experiment.learner,
+        experiment.fitting,
         experiment.weighting,
         experiment.source.task.loss,
         run.choice.execution,
@@ -223,9 +238,9 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.on_progress(run.progress(run.step))
+    experiment.fitting.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
-    episodes = experiment.source.batch(
+    groups = experiment.source.groups(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
     )
     seed_torch(run.recipe.sections.seed, "step", run.step)
@@ -235,16 +250,15 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         and outer.meta_batch_size > 1
     )
     with enough_memory(run, f"outer step {run.step + 1}", TrainingError):
-        outcome = compute(episodes, keep_gradients=watched)
-    _refuse_non_finite(run, episodes, outcome)
+        outcome = compute(groups, keep_gradients=watched)
+    _refuse_non_finite(run, groups, outcome)
     norm = _clip(run, optimizer)
     optimizer.step()
-    move_running_statistics(learner, episodes)
-    learner.on_step(episodes.id)
+    move_running_statistics(learner, groups)
+    learner.on_step(ids_of(groups))
     estimate = learner.hypergradient
-    score = sum(
-        float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
-    )
+    labels = in_order(groups, (group.episodes.query.y for group in groups))
+    score = sum(float(task.score(p, y)) for p, y in zip(outcome.predictions, labels, strict=True))
     # Gradients are kept only if they are watched.
     conflict = {} if outcome.gradients is None else gradient_conflict(outcome.gradients)
     return {
@@ -275,10 +289,10 @@ def _clip(run: Run, optimizer: Optimizer) -> float:
     return norm
 
 
-def _refuse_non_finite(run: Run, episodes: Episode, outcome: MetaBatchResult) -> None:
+def _refuse_non_finite(run: Run, groups: Sequence[Group], outcome: MetaBatchResult) -> None:
     bad = (~torch.isfinite(outcome.losses)).nonzero().flatten().tolist()
     if bad:
-        task, loss = int(episodes.id[bad[0]]), float(outcome.losses[bad[0]])
+        task, loss = int(ids_of(groups)[bad[0]]), float(outcome.losses[bad[0]])
         raise TrainingError(
             f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}"
         )
@@ -291,14 +305,15 @@ def _advice(run: Run) -> str:
     return f"A smaller step size or clipping may help. {state}"
 
 
-def move_running_statistics(learner: Learner, episodes: Episode) -> None:
+def move_running_statistics(learner: Learner, groups: Sequence[Group]) -> None:
     """One forward pass over the meta-batch's support sets, for norm layers of policy `running`.
 
     Without such layers there is none.
     """
     if any(isinstance(m, Norm) and m.policy == "running" for m in learner.backbone.modules()):
         with torch.no_grad(), collect_statistics():
-            learner.backbone(episodes.support.x.flatten(0, 1))
+            items = [group.episodes.support.x.flatten(0, 1) for group in groups]
+            learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
 
 
 def _validate(run: Run) -> None:

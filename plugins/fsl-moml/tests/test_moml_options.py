@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fsl_moml import Memory
 from torch import nn
 
 import fsl_core as fsl
 from fsl_core.testing import GradientSteps, TinyBackbone, tiny_episodes, tiny_task
-from fsl_moml import Memory
 
 TASK = tiny_task("regression", n_shot=7, n_query=5)
 

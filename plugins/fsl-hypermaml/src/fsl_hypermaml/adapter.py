@@ -199,6 +199,7 @@ class HyperMaml(fsl.Adapter):
         self.order = 2 if order == 2 and nothing_detached else 1
         # With `stale`, a task sees what the one before it left.
         self.vectorizable = self.threadable = predictions == "universal"
+        self.unequal_shots = aggregation == "mean"  # concat needs as many items of each class
 
         feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
         self.head = nn.Linear(feature_dim, task.n_way)

@@ -38,6 +38,7 @@ class MetaRkhsI(fsl.Adapter):
     """
 
     name = "meta-rkhs-i"
+    unequal_shots = True
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class GradientAdapter(fsl.Adapter):
     """
 
     vectorizable = False
+    unequal_shots = True
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class Maml(fsl.Adapter):
     """
 
     name = "maml"
+    unequal_shots = True
 
     def __init__(
         self,
