@@ -84,6 +84,17 @@ def _synthetic(path: Path) -> list[str]:
     if task["name"] in SYNTHETIC:
         return []
     return [
+        *_without_weights(path),
         f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}",
         "evaluate.n_query=2",
     ]
+
+
+def _without_weights(path: Path) -> list[str]:
+    """Overrides for a frozen backbone: start values in place of its file, and nothing is trained.
+
+    Glyphs are drawn anew each time, so that no pool of them can be mapped once.
+    """
+    if not read_document(path).data.get("backbone", {}).get("frozen"):
+        return []
+    return ["backbone.frozen=false", "backbone.weights=null", "outer.steps=0"]
