@@ -168,7 +168,7 @@ class ImageFolder(fsl.PooledEpisodes):
 
     def check(self, split: fsl.Split, task: fsl.TaskShape | None = None) -> None:
         task = task or self.task
-        if len(self.pool(split).classes) < task.n_way:
+        if len(self.pool(split).classes) < self.ways_needed(task):
             self._refuse_small_shares({"train": self.task, split: task})
         super().check(split, task)
 
@@ -294,7 +294,7 @@ class ImageFolder(fsl.PooledEpisodes):
         if self.splits is not None or self.split_by == "items" or self._split_folders is not None:
             return
         names = list(self._everything.classes)
-        needed = {split: task.n_way for split, task in wanted.items()}
+        needed = {split: self.ways_needed(task) for split, task in wanted.items()}
         how = self.fractions, self.split_seed
         refuse_small_shares(self._where, names, *how, needed, BY_HAND)
 
