@@ -50,6 +50,8 @@ if TYPE_CHECKING:
         derivatives_of_any_order,
         replace_norms,
     )
+    from fsl_core.nn.pretrained import Preprocessing, PretrainedBackbone
+    from fsl_core.nn.weights import LoadedWeights, load_weights
     from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
     from fsl_core.predicting.predictor import AdaptedPredictor
     from fsl_core.weighting import Outcomes, TaskWeighting
@@ -74,6 +76,8 @@ _NAMES = {
     "nn.forward": "call_with",
     "nn.functional": "Functional",
     "nn.norms": "Norm NormPolicy NormedBackbone derivatives_of_any_order replace_norms",
+    "nn.pretrained": "Preprocessing PretrainedBackbone",
+    "nn.weights": "LoadedWeights load_weights",
     "predicting.adapting": "adapt_to_folder load_predictor",
     "predicting.predictor": "AdaptedPredictor",
     "weighting": "Outcomes TaskWeighting",
@@ -98,6 +102,7 @@ __all__ = [
     "LabelledPool",
     "LabelledSet",
     "Learner",
+    "LoadedWeights",
     "Loss",
     "Norm",
     "NormPolicy",
@@ -108,6 +113,8 @@ __all__ = [
     "Point",
     "PooledEpisodes",
     "Predictor",
+    "Preprocessing",
+    "PretrainedBackbone",
     "Recipe",
     "RecipeError",
     "RunError",
@@ -132,6 +139,7 @@ __all__ = [
     "inner_problem_of",
     "load_predictor",
     "load_recipe",
+    "load_weights",
     "one_hot",
     "replace_norms",
     "resume",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from fsl_core.adapter import Adapter
 from fsl_core.assembly.parts import build_part
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
+from fsl_core.data.features import FeatureEpisodes, FrozenBackbone
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.soundness import wrong_module
@@ -20,10 +23,15 @@ from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RecipeError, ShapeError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
+from fsl_core.nn.weights import LoadedWeights
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
 from fsl_core.weighting import TaskWeighting
 
 FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
+HELD = ("fixed", "frozen")
+"""What backbones with weights from elsewhere say of their norms; item by item, too."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Experiment:
 
     def twin(self, task: TaskShape) -> Learner:
         """Another learner with the same weights, built for this task. ShapeError as above."""
-        twin = _build_learner(self.recipe, task, self.source.tasks)
+        twin = _twin(self.recipe, task, self.source.tasks, self.learner)
         if name := _misfit(self.learner, twin):
             raise ShapeError(_fixed(name, self.learner, self.source.task))
         twin.to(self.device).load_state_dict(self.learner.state_dict())
@@ -82,10 +90,18 @@ class Experiment:
         return ", ".join(sorted(found - {"none"})) or "none"
 
     @property
+    def weights(self) -> dict[str, dict[str, str]]:
+        """`weights`: file, sha256 and how fitted, of a backbone that was filled from a file."""
+        loaded = getattr(self.learner.backbone, "weights", None)
+        if not isinstance(loaded, LoadedWeights):
+            return {}
+        return {"weights": {name: str(value) for name, value in asdict(loaded).items()}}
+
+    @property
     def transductive(self) -> bool:
         """Whether a prediction may depend on which queries are predicted with it."""
         layers = self.norm.split(", ")
-        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM) for layer in layers)
+        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM, *HELD) for layer in layers)
         return self.learner.adapter.transductive or not alone
 
 
@@ -97,7 +113,10 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     source: EpisodeSource = build_part(recipe, ("episodes",))
     _require_source(recipe, source)
     source = source.to(device)
-    learner = _build_learner(recipe, source.task, source.tasks)
+    backbone = _build_backbone(recipe, source.task)
+    if isinstance(backbone, FrozenBackbone):
+        source = _frozen(recipe, lambda: FeatureEpisodes(source, backbone))
+    learner = _build_learner(recipe, source.task, source.tasks, backbone)
     estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
     learner = Learner(learner.backbone, learner.adapter, estimate)
     weighting: TaskWeighting = build_part(
@@ -111,14 +130,41 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
 
 
-def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learner:
+def _build_backbone(recipe: Recipe, task: TaskShape) -> nn.Module:
+    """The recipe's backbone, or that backbone frozen."""
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = build_part(recipe, ("backbone",), task=task)
     _require_module(recipe, ("backbone",), backbone, nn.Module)
     _require_feature_dim(recipe, backbone)
+    section = recipe.sections.backbone
+    if not section.frozen:
+        return backbone
+    return _frozen(recipe, lambda: FrozenBackbone(backbone, task.input_shape, section.precision))
+
+
+def _frozen(recipe: Recipe, make: Callable[[], Made]) -> Made:
+    """What `frozen: true` makes. RecipeError, with the line of that key, if it is refused."""
+    try:
+        return make()
+    except ValueError as error:
+        where = recipe.document.where_built(("backbone", "frozen"))
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _build_learner(
+    recipe: Recipe, task: TaskShape, tasks: int | None, backbone: nn.Module
+) -> Learner:
     adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone, tasks=tasks)
     _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
+
+
+def _twin(recipe: Recipe, task: TaskShape, tasks: int | None, learner: Learner) -> Learner:
+    """A learner for another task, with start values; a frozen backbone serves any task."""
+    backbone = learner.backbone
+    if not isinstance(backbone, FrozenBackbone):
+        backbone = _build_backbone(recipe, task)
+    return _build_learner(recipe, task, tasks, backbone)
 
 
 def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
@@ -182,7 +228,7 @@ def _check_ways(
     recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape, tasks: int | None
 ) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
-    if changed and (name := _misfit(learner, _build_learner(recipe, test_task, tasks))):
+    if changed and (name := _misfit(learner, _twin(recipe, test_task, tasks, learner))):
         where = recipe.document.where(("evaluate", changed[0]))
         raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 Kind = Literal[
     "episodes", "backbone", "adapter", "hypergradient", "weighting", "optimizer", "schedule"
@@ -17,7 +17,7 @@ Kind = Literal[
 
 INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
-    "backbone": frozenset({"task"}),
+    "backbone": frozenset({"task", "frozen"}),
     "adapter": frozenset({"task", "backbone", "tasks"}),
     "hypergradient": frozenset({"task", "tasks", "meta_batch_size"}),
     "weighting": frozenset({"columns", "tasks"}),
@@ -25,6 +25,31 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "schedule": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
+
+SHARED: dict[Kind, dict[str, Any]] = {
+    "backbone": {
+        "frozen": (
+            Annotated[
+                bool,
+                Field(
+                    description="never trained: features of each item are computed once, kept on "
+                    "disk, and all else works on them"
+                ),
+            ],
+            False,
+        ),
+        "precision": (
+            Annotated[
+                Literal["float32", "half"],
+                Field(
+                    description="of frozen features; half: computed in bfloat16, kept in float16"
+                ),
+            ],
+            "float32",
+        ),
+    }
+}
+"""Recipe keys of every component of a kind: (type, default). The framework heeds them itself."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +77,10 @@ class Component:
     def build(self, section: BaseModel, **injected: Any) -> Any:
         """Call the factory with a checked section and the injected arguments that it declares."""
         declared = {parameter.name for parameter in _parameters(self.factory)}
-        options = [name for name in type(section).model_fields if name != "name"]
+        shared = SHARED.get(self.kind, {})
+        options = [name for name in type(section).model_fields if name not in ("name", *shared)]
         given = {name: getattr(section, name) for name in options}
+        injected = {name: getattr(section, name) for name in shared} | injected
         return self.factory(**given, **{k: v for k, v in injected.items() if k in declared})
 
 
@@ -87,6 +114,7 @@ def _options_model(component: Component) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "name": (Literal[component.name], ...),
         **fields_of(component.factory, INJECTED[component.kind], where),
+        **SHARED.get(component.kind, {}),
     }
     config = ConfigDict(
         extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False

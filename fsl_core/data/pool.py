@@ -216,6 +216,11 @@ class PooledEpisodes(EpisodeSource):
         self._device = torch.device("cpu")
         self._pools: dict[Split, LabelledPool] = {}
 
+    @property
+    def augments(self) -> bool:
+        """Whether training items are changed at random."""
+        return self._augment is not None
+
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:
         """Read the items of a split; called once, when the split is first needed.

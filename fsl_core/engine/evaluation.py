@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fsl_core.data.seeding import seed_torch
-from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
+from fsl_core.engine.together import judge_together, judged_together
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, TaskShape
@@ -22,7 +23,6 @@ from fsl_core.errors import RunError
 from fsl_core.learner import Learner
 
 TIMED_EPISODES = 20
-DRAWN_TOGETHER = 20
 
 
 def mean_and_interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -97,6 +97,7 @@ def evaluate(
     learner.eval()
     task = task or source.task
     digest = hashlib.blake2b(digest_size=16)
+    known = source.known_set(split, episodes, seed, task)
     rows: list[list[float]] = []
     losses: list[float] = []
     times: list[float] = []
@@ -114,12 +115,19 @@ def evaluate(
         for start in range(0, episodes, DRAWN_TOGETHER):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))
             batch = source.batch(split, indices, seed, task)
-            digest.update(source.fingerprint(batch))
+            if known is None:
+                digest.update(source.fingerprint(batch))
             adapted = batch.unbatch()
             if not times:
                 times = [_adaptation_time(learner, episode) for episode in adapted[:TIMED_EPISODES]]
                 shared = _shared(learner, adapted, workers)
-            for episode, (row, value) in zip(adapted, shared.map(judge_one, adapted), strict=True):
+                together = judged_together(learner, task) and not _leave_traces(learner, adapted)
+            judged = (
+                judge_together(learner, batch, task)
+                if together
+                else shared.map(judge_one, adapted)
+            )
+            for episode, (row, value) in zip(adapted, judged, strict=True):
                 _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
                 rows.append(row)
                 losses.append(value)
@@ -130,7 +138,7 @@ def evaluate(
         scores=after_steps[-1],
         losses=losses,
         after_steps=after_steps if len(after_steps) > 1 else [],
-        episode_set=digest.hexdigest(),
+        episode_set=known or digest.hexdigest(),
         adaptation_seconds=median(times),
     )
 

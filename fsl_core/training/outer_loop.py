@@ -41,13 +41,15 @@ def train(run: Run) -> None:
     stays. Raises Interrupted if `run.stop` asks for it, with the steps done saved.
     """
     source, splits = run.experiment.source, splits_in_use(run.experiment)
+    learner = run.experiment.learner
     if run.directory is not None:  # before a change makes the data too small
         refuse_other_data(run.directory, source, splits)
     check_data(run.experiment)
     run.try_parts()
-    state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
+    state_of(learner.adapter)  # refused now rather than when training is done
     run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
     run.notes += filter(None, [_advice_of_estimate(run)])
+    run.notes += [f"backbone: {note}" for note in getattr(learner.backbone, "notes", ())]
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -131,6 +133,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "training_seconds": sum(r["seconds"] for r in run.records.metrics() if "seconds" in r),
         "device": str(run.device),
         "execution": str(run.choice),
+        **run.experiment.weights,
         **state_of(run.experiment.learner.adapter),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
     }
@@ -261,7 +264,8 @@ def move_running_statistics(learner: Learner, episodes: Episode) -> None:
 
     Without such layers there is none.
     """
-    if any(isinstance(m, Norm) and m.policy == "running" for m in learner.backbone.modules()):
+    norms = (m for m in learner.backbone.modules() if isinstance(m, Norm))
+    if any(norm.policy == "running" and norm.momentum for norm in norms):
         with torch.no_grad(), collect_statistics():
             learner.backbone(episodes.support.x.flatten(0, 1))
 
