@@ -27,6 +27,8 @@ class Adapter(nn.Module):
                   differentiates in forward mode (jvp), whose levels torch keeps for the whole
                   process.
     transductive: predictions depend on the other unlabelled queries.
+    training_free: option sets with which it needs no training, such as on features of a pretrained
+                  network; `fsl predict` without a run tries each.
     order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second
                   derivatives left out.
     """
@@ -35,6 +37,7 @@ class Adapter(nn.Module):
     vectorizable: bool = True
     threadable: bool = True
     transductive: bool = False
+    training_free: ClassVar[Sequence[Mapping[str, Any]]] = ()
     order: int = 2
 
     def inner_problem(self, backbone: nn.Module, support: LabelledSet) -> InnerProblem | None:
