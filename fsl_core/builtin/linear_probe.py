@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fsl_core as fsl
+from fsl_core.builtin._prepared import Centre, Power, Prepared
 
 NEWTON_STEPS = 8
 """After six, more change nothing from c = 1 to 1000, separable classes or not."""
@@ -21,12 +21,14 @@ SHORTENED = (1.0, 0.5, 0.25, 0.125, 0.03125)
 class LinearProbe(fsl.Adapter):
     """The minimum of c * sum_i cross_entropy(W z_i + b, y_i) + ||W||^2 / 2 over W and b.
 
-    z_i: features of support item i, scaled to length 1. There is nothing to learn, and nothing to
+    z_i: features of support item i, after `power`, `centre` and `unit_length` in this order; by
+    default scaled to length 1. There is nothing to learn, and nothing to
     tune on a validation set. The optimum is found by Newton's method and differentiated implicitly,
     so that the backbone may be meta-trained through it.
 
     Source: Tian et al. 2020, arXiv:2003.11539, whose code calls scikit-learn's LogisticRegression
-    with its default C = 1; the numbers are those of scikit-learn, to 1e-6 in float64.
+    with its default C = 1; the numbers are those of scikit-learn, to 1e-6 in float64. Those of
+    power and centre are with `nearest-centroid`.
     """
 
     name = "linear-probe"
@@ -37,25 +39,23 @@ class LinearProbe(fsl.Adapter):
         c: Annotated[
             float, Field(gt=0, description="weight of the support loss beside ||W||^2 / 2")
         ] = 1.0,
-        unit_length: Annotated[
-            bool, Field(description="features scaled to length 1; false: as they are")
-        ] = True,
+        power: Power = None,
+        centre: Centre = "none",
+        unit_length: Annotated[bool, Field(description="features scaled to length 1")] = True,
+        backbone: nn.Module | None = None,
     ):
         super().__init__()
+        self.prepared = Prepared(backbone or nn.Identity(), power, centre, unit_length)
         if task.kind != "classification":
             raise ValueError(
                 f"linear-probe: a {task.kind} task. Classification: it is a logistic regression"
             )
-        self.n_way, self.c, self.unit_length = task.n_way, c, unit_length
+        self.n_way, self.c = task.n_way, c
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        z = self._features(backbone, support.x)
+        z, prepare = self.prepared.of(backbone, support, self.n_way)
         weights, bias = logistic_regression(z, fsl.one_hot(support.y, self.n_way).to(z), self.c)
-        return lambda x: torch.addmm(bias, self._features(backbone, x), weights)
-
-    def _features(self, backbone: nn.Module, x: Tensor) -> Tensor:
-        features = backbone(x)
-        return F.normalize(features, dim=1) if self.unit_length else features
+        return lambda x: torch.addmm(bias, prepare(x), weights)
 
     def extra_repr(self) -> str:
         return f"c={self.c:g}"
@@ -85,7 +85,7 @@ class _System:
 
     scores = design @ theta;    residual = R theta + c * test^T (softmax(scores) - targets)
 
-    In the space of weights, design = test = (z, 1) and W = M. In that of items, design = (z z^T, 1),
+    In the space of weights, design = test = (z, 1), W = M. In that of items, design = (z z^T, 1),
     test = (I, 1) and W = z^T M. R is 1 for M, and for b the mean over classes, on which the
     scores' softmax does not depend.
     """
@@ -124,12 +124,12 @@ class _System:
         return found.reshape(m, k)
 
     def _ridge(self, m: int, k: int) -> Tensor:
-        like = {"dtype": self.z.dtype, "device": self.z.device}
-        weights = torch.eye(m, **like)
-        weights[-1, -1] = 0
-        biases = torch.eye(m, **like) - weights
-        of_weights = torch.einsum("ab,kl->akbl", weights, torch.eye(k, **like))
-        return of_weights + torch.einsum("ab,kl->akbl", biases, torch.full((k, k), 1 / k, **like))
+        """R, of the same shape as the rest of the derivative."""
+        one = self.z.new_ones(m)
+        one[-1] = 0
+        of_weights = torch.einsum("ab,kl->akbl", one.diag(), self.z.new_ones(k).diag())
+        mean = self.z.new_full((k, k), 1 / k)
+        return of_weights + torch.einsum("ab,kl->akbl", (1 - one).diag(), mean)
 
     def nearer(self, theta: Tensor) -> Tensor:
         """After a Newton step, shortened to the share that lowers the loss most."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import fsl_core as fsl
+from fsl_core.builtin._prepared import Centre, Power, Prepared, class_means
 
 
 @fsl.validated
@@ -19,20 +20,18 @@ class NearestCentroid(fsl.Adapter):
 
     There are no inner steps. mean_c: mean feature vector of the support items of class c.
 
-    What is done to features first, in this order: `power`, `centre`, `unit_length`. They need no
-    training and no validation set, and help with features of a pretrained backbone.
+    `power`, `centre` and `unit_length`, in this order, are done to features first. They need no
+    training and no validation set, and help with features of a pretrained network.
 
     Sources: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1); centre and
-    unit_length, Wang et al. 2019, arXiv:1911.04623 (SimpleShot, CL2N); power, Yang et al. 2021,
-    arXiv:2101.06395 (Tukey's ladder, exponent 0.5). Differs: the term that all classes of an item
-    share, -temperature * ||f(x_i)||^2, is left out, which changes no probability; features are
-    measured from the mean of the class means, so that float32 keeps its digits far from the origin.
-    SimpleShot centres by the mean of the training classes, and so does `centre` where a frozen
-    backbone knows it; elsewhere by that of the support set. `adapter_state` in the result says
-    which.
+    unit_length, Wang et al. 2019, arXiv:1911.04623 (SimpleShot); power, Yang et al. 2021,
+    arXiv:2101.06395. Differs: the term that all classes of an item share, -temperature *
+    ||f(x_i)||^2, is left out, which changes no probability; features are measured from the mean of
+    the class means, so that float32 keeps its digits far from the origin.
     """
 
     name = "nearest-centroid"
+    unequal_shots = True
 
     def __init__(
         self,
@@ -47,17 +46,13 @@ class NearestCentroid(fsl.Adapter):
             Literal["euclidean", "cosine"],
             Field(description="squared Euclidean, or cosine similarity"),
         ] = "euclidean",
-        power: Annotated[
-            float | None,
-            Field(gt=0, le=1, description="sign(f) |f|^power of each feature, such as 0.5; null"),
-        ] = None,
-        centre: Annotated[
-            bool, Field(description="take off the mean of training classes, or of the support set")
-        ] = False,
-        unit_length: Annotated[bool, Field(description="scale features to length 1")] = False,
+        power: Power = None,
+        centre: Centre = "none",
+        unit_length: Annotated[bool, Field(description="features scaled to length 1")] = False,
+        backbone: nn.Module | None = None,
     ):
         super().__init__()
-        self.power, self.centre, self.unit_length = power, centre, unit_length
+        self.prepared = Prepared(backbone or nn.Identity(), power, centre, unit_length)
         if task.kind != "classification":
             raise ValueError(
                 f"nearest-centroid: a {task.kind} task. "
@@ -69,26 +64,11 @@ class NearestCentroid(fsl.Adapter):
         )
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        raw = self._powered(backbone(support.x))  # (n_way * n_shot, feature_dim)
-        shares = normalize(fsl.one_hot(support.y, self.n_way).to(raw), p=1, dim=0)
-        origin = (shares.T @ raw).mean(0) if self.centre else None
-
-        def prepared(features: Tensor) -> Tensor:
-            features = features if origin is None else features - origin
-            return normalize(features, dim=1) if self.unit_length else features
-
-        means = shares.T @ prepared(raw)  # (n_way, feature_dim)
+        features, prepare = self.prepared.of(backbone, support, self.n_way)
+        means = class_means(features, support.y, self.n_way)
         temperature = self.start if self.log_temperature is None else self.log_temperature.exp()
         similarities = _cosines(means) if self.distance == "cosine" else _negative_distances(means)
-        return lambda x: temperature * similarities(prepared(self._powered(backbone(x))))
-
-    def _powered(self, features: Tensor) -> Tensor:
-        if self.power is None:
-            return features
-        # The slope at 0 is infinite: a feature that is exactly 0 gets none.
-        size = features.abs()
-        lifted = torch.where(size > 0, size, torch.ones_like(size)).pow(self.power)
-        return torch.where(size > 0, features.sign() * lifted, torch.zeros_like(size))
+        return lambda x: temperature * similarities(prepare(x))
 
     def extra_repr(self) -> str:
         return f"distance={self.distance}"

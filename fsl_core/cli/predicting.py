@@ -220,14 +220,15 @@ def _note(predictor: AdaptedPredictor) -> None:
     """Say on stderr what a user might not expect."""
     from fsl_core.text import printable
 
-    if len(set(predictor.found)) > 1:
+    if predictor.shots != predictor.found:
         counts = ", ".join(
             f"{printable(name)} {n}"
             for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
         warn(
             f"note: unequal numbers of labelled pictures ({counts}); "
-            f"the first {predictor.n_shot} of each are used"
+            f"the first {predictor.shots[0]} of each are used, because adapter "
+            f"{predictor.learner.adapter.name!r} takes as many of each class"
         )
     if predictor.together:
         how = f"norm {predictor.experiment.norm}, adapter {predictor.learner.adapter.name}"

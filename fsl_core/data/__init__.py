@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fsl_core.data.folders import class_images, image_files
     from fsl_core.data.formats import open_picture
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
+    from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
+    from fsl_core.data.source import Sources
     from fsl_core.data.vision import (
         decode_image,
         decode_images,
@@ -40,6 +42,8 @@ _NAMES = {
     "folders": "class_images image_files",
     "formats": "open_picture",
     "pool": "LabelledPool PooledEpisodes",
+    "shapes": "EpisodesPerDraw ItemsPerClass Sampling Shots Ways",
+    "source": "Sources",
     "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",
     "work": "for_each reported",
 }
@@ -50,9 +54,15 @@ __all__ = [
     "ArrayEpisodes",
     "Augmentation",
     "Decode",
+    "EpisodesPerDraw",
+    "ItemsPerClass",
     "LabelledPool",
     "PooledEpisodes",
+    "Sampling",
+    "Shots",
+    "Sources",
     "Standardised",
+    "Ways",
     "cached_tensors",
     "class_images",
     "content_key",

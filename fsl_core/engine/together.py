@@ -1,4 +1,4 @@
-"""Evaluation of several episodes as one batched computation, where nothing else can change by it."""
+"""Evaluation of several episodes as one batched computation, where nothing changes by it."""
 
 from __future__ import annotations
 

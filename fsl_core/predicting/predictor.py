@@ -22,7 +22,7 @@ from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.norms import support_reference
 from fsl_core.predicting.exporting import Probabilities, check_exportable, write_program
 from fsl_core.predicting.pictures import Pictures, read_pictures
-from fsl_core.predicting.saved import write_saved
+from fsl_core.predicting.saved import shots_of, write_saved
 
 TOGETHER = 256
 """Pictures predicted at a time, if a prediction does not depend on the other pictures."""
@@ -32,9 +32,10 @@ TOGETHER = 256
 class AdaptedPredictor:
     """A trained learner and the labelled pictures that it adapts to.
 
-    images: (n_way * n_shot, channels, size, size) uint8, sorted by class.
+    images: (n, channels, size, size) uint8, sorted by class: all labelled pictures, or as many of
+        each class if the adapter does not take unequal_shots.
     classes: their names.
-    found: labelled pictures in each class folder; of each the first n_shot are used.
+    found: labelled pictures in each class folder.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
     passed_over: what else lies in the class folders, and labelled pictures left out as unreadable.
@@ -50,13 +51,14 @@ class AdaptedPredictor:
     passed_over: Sequence[PassedOver] = ()
 
     @property
-    def n_shot(self) -> int:
-        return len(self.images) // len(self.classes)
+    def shots(self) -> tuple[int, ...]:
+        """Labelled pictures of each class that it adapts to, the first of each folder."""
+        return shots_of(len(self.images), self.found)
 
     @property
     def labels(self) -> Tensor:
         """(len(images),) int64: which of the classes each labelled picture is of."""
-        return torch.arange(len(self.classes)).repeat_interleave(self.n_shot)
+        return torch.arange(len(self.classes)).repeat_interleave(torch.tensor(self.shots))
 
     @property
     def together(self) -> bool:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_core.assembly.parts import build_part
+from fsl_core.assembly.parts import build_source, section_at
 from fsl_core.config.document import Document, read_value
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
@@ -29,7 +29,7 @@ from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
-from fsl_core.testing.hypergradients import TASKS, HypergradientContract
+from fsl_core.testing.hypergradients import META_BATCH, TASKS, HypergradientContract
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
 from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
 from fsl_core.text import suggest
@@ -124,7 +124,7 @@ class InstalledHypergradient(HypergradientContract):
     build: ClassVar[Callable[..., Any]]
 
     def make(self, task):
-        return type(self).build(task=task, tasks=TASKS)
+        return type(self).build(task=task, tasks=TASKS, meta_batch_size=META_BATCH)
 
 
 class InstalledWeighting(WeightingContract):
@@ -284,7 +284,9 @@ def _checked(kind: str, text: str, catalogue: Any, claims: Claims) -> Checked:
     component = recipe.chosen[path]
 
     def build(**injected: Any) -> Any:
-        return component.build(_section(recipe, path), **injected)
+        if component.lists:
+            return build_source(recipe, path)
+        return component.build(section_at(recipe, path), **injected)
 
     stated = claims.model_dump(exclude_none=True)
     wanted = {key: value for key, value in stated.items() if hasattr(CONTRACTS[kind], key)}
@@ -295,13 +297,6 @@ def _checked(kind: str, text: str, catalogue: Any, claims: Claims) -> Checked:
         {"__test__": True, "build": staticmethod(build), **found, **wanted},
     )
     return Checked(kind, name, options, component.origin, contract)
-
-
-def _section(recipe: Recipe, path: tuple[str | int, ...]) -> BaseModel:
-    section = recipe.sections
-    for part in path:
-        section = getattr(section, str(part))
-    return section
 
 
 def _recipe(kind: str, name: str, options: str, catalogue: Any) -> Recipe:
@@ -330,7 +325,7 @@ def _found_out(
         return {"kinds": _kinds(source, build)}
     if kind == "episodes":
         try:
-            episodes = build_part(recipe, path)
+            episodes = build_source(recipe, path)
         except PluginError:  # the property `claims` says what is wrong with it
             return {}
         return {"splits": _splits(source, episodes)}

@@ -14,4 +14,4 @@ class TestCosine(AdapterContract):
 
 class TestSimpleShot(AdapterContract):
     def make(self, task):
-        return NearestCentroid(task, power=0.5, centre=True, unit_length=True)
+        return NearestCentroid(task, power=0.5, centre="support", unit_length=True)

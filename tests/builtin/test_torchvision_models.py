@@ -45,7 +45,10 @@ def test_weights_of_a_file_give_torchvisions_own_features(weights):
     net.fc = torch.nn.Identity()
     backbone = Torchvision(TASK, False, "resnet18", weights, train=["layer4.*"])
     x = torch.rand(2, 3, 224, 224)
-    mean, std = (t.view(3, 1, 1) for t in (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])))
+    mean, std = (
+        t.view(3, 1, 1)
+        for t in (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
+    )
     with torch.no_grad():
         torch.testing.assert_close(backbone(x), net.eval()((x - mean) / std), rtol=1e-4, atol=1e-4)
     assert backbone.weights.fitted == "name"
@@ -76,5 +79,7 @@ def test_without_a_network_one_line_says_what_to_fetch_and_where_to_put_it(tmp_p
 
 
 def test_an_unknown_model():
-    with pytest.raises(ValueError, match=r"torchvision has no 'resnet19'\. Did you mean 'resnet18'"):
+    with pytest.raises(
+        ValueError, match=r"torchvision has no 'resnet19'\. Did you mean 'resnet18'"
+    ):
         Torchvision(TASK, False, "resnet19", None)

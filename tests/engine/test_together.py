@@ -57,13 +57,16 @@ class Doubles(fsl.EpisodeSource):
 @pytest.mark.parametrize(
     ("make", "options"),
     [
-        (NearestCentroid, {"power": 0.5, "centre": True, "unit_length": True}),
+        (NearestCentroid, {"power": 0.5, "centre": "support", "unit_length": True}),
         (NearestCentroid, {"distance": "cosine"}),
         (LinearProbe, {}),
+        (LinearProbe, {"power": 0.5, "centre": "train"}),
     ],
 )
 def test_the_numbers_are_those_of_one_after_the_other(make, options, source, monkeypatch, float64):
-    learner = fsl.Learner(source.backbone, make(source.task, **options)).double()
+    learner = fsl.Learner(
+        source.backbone, make(source.task, backbone=source.backbone, **options)
+    ).double()
     assert judged_together(learner, source.task)
     doubles = Doubles(source)
     together = evaluation.evaluate(learner, doubles, "test", 50)

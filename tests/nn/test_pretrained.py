@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import fsl_core as fsl
 from fsl_core.assembly.trials.made_up import made_up_episodes
+from fsl_core.builtin.uniform import Uniform
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
-from fsl_core.builtin.uniform import Uniform
 from fsl_core.testing import GradientSteps, checks
 from fsl_core.training.outer_loop import move_running_statistics
 
@@ -69,7 +69,8 @@ def test_norms_stay_at_the_averages_of_the_weights(mode):
     getattr(found, mode)()
     torch.testing.assert_close(found(x), expected(x), rtol=0, atol=1e-12)
     move_running_statistics(
-        fsl.Learner(found, GradientSteps(TASK, found)), fsl.Episode(fsl.LabelledSet(x[None], x), None, None)
+        fsl.Learner(found, GradientSteps(TASK, found)),
+        fsl.Episode(fsl.LabelledSet(x[None], x), None, None),
     )
     for name, buffer in found.named_buffers():
         assert torch.equal(buffer, before[name]), name
@@ -81,7 +82,8 @@ def test_running_norms_are_moved_by_the_outer_loop():
     before = {name: b.clone() for name, b in found.named_buffers() if "running" in name}
     x = torch.rand(4, 3, 8, 8)
     move_running_statistics(
-        fsl.Learner(found, GradientSteps(TASK, found)), fsl.Episode(fsl.LabelledSet(x[None], x), None, None)
+        fsl.Learner(found, GradientSteps(TASK, found)),
+        fsl.Episode(fsl.LabelledSet(x[None], x), None, None),
     )
     now = dict(found.named_buffers())
     assert all(not torch.equal(now[name], buffer) for name, buffer in before.items())
@@ -110,7 +112,9 @@ def test_patterns_say_what_is_trained():
         *("net.layer2.0.weight", "net.layer2.1.scale", "net.layer2.1.shift"),
     ]
     assert not any(p.requires_grad for p in backbone(train=[]).parameters())
-    with pytest.raises(ValueError, match=r"train: 'layre2\.\*' matches no parameter\. .*layer1\.\*"):
+    with pytest.raises(
+        ValueError, match=r"train: 'layre2\.\*' matches no parameter\. .*layer1\.\*"
+    ):
         backbone(train=["layre2.*"])
 
 
@@ -148,18 +152,25 @@ def test_gradient_steps_through_it_are_those_of_the_loop_in_every_execution(trai
     for one, other in zip(found["loop"], found["vmap"], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
     gradients = {n: p.grad for n, p in learner.named_parameters()}
+
     def value():
         losses = [learner.objective(e, TASK.loss)[0] for e in episodes.unbatch()]
         return torch.stack(losses).mean().item()
+
     trained = {n: g for n, g in gradients.items() if g is not None}
     assert not checks.wrong_slopes(value, learner, trained)
 
 
 def _stacked(episodes):
     def stack(*tensors):
-        return torch.stack(tensors).double() if tensors[0].is_floating_point() else torch.stack(tensors)
+        return (
+            torch.stack(tensors).double()
+            if tensors[0].is_floating_point()
+            else torch.stack(tensors)
+        )
 
     sets = [
-        fsl.LabelledSet(*map(stack, *(getattr(e, part) for e in episodes))) for part in ("support", "query")
+        fsl.LabelledSet(*map(stack, *(getattr(e, part) for e in episodes)))
+        for part in ("support", "query")
     ]
     return fsl.Episode(*sets, stack(*(e.id for e in episodes)))

@@ -61,7 +61,9 @@ def test_by_position_where_names_differ_and_counters_are_absent(trained, tmp_pat
     state = trained.state_dict()
     state.pop("1.num_batches_tracked")
     renamed = {f"_other{i}": tensor for i, tensor in enumerate(state.values())}
-    torch.save(renamed | {"_fc.weight": torch.ones(9, 2), "_fc.bias": torch.ones(9)}, tmp_path / "w.pth")
+    torch.save(
+        renamed | {"_fc.weight": torch.ones(9, 2), "_fc.bias": torch.ones(9)}, tmp_path / "w.pth"
+    )
     net = network()
     loaded = fsl.load_weights(net, tmp_path / "w.pth")
     require_equal(net, trained)
@@ -81,10 +83,34 @@ class Mischief:
         (lambda f: f.write_bytes(pickle.dumps(Mischief())), "damaged, or it holds pickled code"),
         (lambda f: f.write_bytes(b"\x00"), "not read"),
         (lambda f: torch.save([torch.ones(1)], f), "no tensors by name. A state dict"),
-        (lambda f: torch.save({"a": torch.ones(1)}, f), "1 tensors fit neither by name (no 0.weight) nor by position (tensor 0 is a (1,), and 0.weight (4, 3, 3, 3)). Weights of this very network"),
-        (lambda f: torch.save({"a": torch.ones(4, 3, 3, 3)}, f), "1 tensors, and the network has 8"),
-        (lambda f: torch.save(nn.Sequential(*network(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)).state_dict(), f), ""),
-        (lambda f: torch.save({f"x{i}": v for i, v in enumerate(nn.Sequential(*network(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)).state_dict().values())}, f), "12 tensors, and the network has 8"),
+        (
+            lambda f: torch.save({"a": torch.ones(1)}, f),
+            "1 tensors fit neither by name (no 0.weight) nor by position (tensor 0 is a (1,), and 0.weight (4, 3, 3, 3)). Weights of this very network",
+        ),
+        (
+            lambda f: torch.save({"a": torch.ones(4, 3, 3, 3)}, f),
+            "1 tensors, and the network has 8",
+        ),
+        (
+            lambda f: torch.save(
+                nn.Sequential(*network(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)).state_dict(), f
+            ),
+            "",
+        ),
+        (
+            lambda f: torch.save(
+                {
+                    f"x{i}": v
+                    for i, v in enumerate(
+                        nn.Sequential(*network(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1))
+                        .state_dict()
+                        .values()
+                    )
+                },
+                f,
+            ),
+            "12 tensors, and the network has 8",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(write, message, tmp_path):

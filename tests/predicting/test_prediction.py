@@ -144,7 +144,8 @@ def _small_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_classes_never_seen_more_ways_and_other_shots(make, pictures: Path):
     predictor = fsl.adapt_to_folder(make(), pictures / "support")
     assert predictor.classes == ("east", "north", "south", "west")
-    assert (predictor.n_shot, predictor.found) == (3, (3, 5, 3, 3))
+    assert predictor.shots == predictor.found == (3, 5, 3, 3)
+    assert len(predictor.images) == 14
     query = predictor.read(pictures / "query")
     assert query.labels == [name for name in predictor.classes for _ in range(2)]
     probabilities = predictor.probabilities(query.images)
@@ -172,7 +173,7 @@ def test_probabilities_are_those_of_the_learner(make, pictures: Path):
         )
 
     shots = [
-        [read(pictures / "support" / name / f"{i}.png") for i in range(3)]
+        [read(pictures / "support" / name / f"{i}.png") for i in range(5 if name == "north" else 3)]
         for name in predictor.classes
     ]
     queries = torch.stack(
@@ -236,6 +237,18 @@ def test_a_saved_predictor_needs_no_run(make, pictures: Path, adapter: str):
         fsl.load_predictor(pictures / "twice.safetensors").probabilities(images),
         again.probabilities(images),
     )
+
+
+def test_who_does_not_take_unequal_shots_gets_as_many_of_each_class(make, pictures: Path):
+    run = make(adapter="leaning")
+    predictor = fsl.adapt_to_folder(run, pictures / "support")
+    assert predictor.shots == (3, 3, 3, 3)
+    assert predictor.found == (3, 5, 3, 3)
+    images = predictor.read(pictures / "query").images
+    (pictures / "support" / "north" / "4.png").unlink()
+    (pictures / "support" / "north" / "3.png").unlink()
+    fewer = fsl.adapt_to_folder(run, pictures / "support")
+    assert torch.equal(predictor.probabilities(images), fewer.probabilities(images))
 
 
 @pytest.mark.parametrize("norm", ["group", "support"])

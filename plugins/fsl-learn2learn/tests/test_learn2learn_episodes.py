@@ -183,7 +183,8 @@ def test_pictures_are_those_of_learn2learn(name: str, root: Path, l2l):
             source.pixels(_openable(picture, root)).numpy().tobytes()
         )
     found = {
-        name: sorted(image.numpy().tobytes() for image in images) for name, images in pool.by_class()
+        name: sorted(image.numpy().tobytes() for image in images)
+        for name, images in pool.by_class()
     }
     assert sorted(found.values()) == sorted(sorted(images) for images in expected.values())
     episode = source.batch("test", [0, 1], seed=0)

@@ -78,7 +78,9 @@ def test_part_of_it_is_fine_tuned_in_an_inner_loop():
     episode = tiny_episodes(TASK, 1).unbatch()[0]
     loss, _ = learner.objective(episode, TASK.loss)
     loss.backward()
-    with_gradient = {n.split(".")[2] for n, p in made.named_parameters("backbone") if p.grad is not None}
+    with_gradient = {
+        n.split(".")[2] for n, p in made.named_parameters("backbone") if p.grad is not None
+    }
     assert with_gradient == {"layer4"}
 
 
@@ -90,7 +92,9 @@ def test_without_the_hub_one_line_says_what_to_fetch(monkeypatch):
     monkeypatch.setattr(library, "import_module", unreachable)
     with pytest.raises(ValueError, match="No module named 'huggingface_hub'") as caught:
         library.pretrained_file(LITE, net)
-    address = "https://huggingface.co/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"
+    address = (
+        "https://huggingface.co/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"
+    )
     assert f"Fetch {address}, put it anywhere" in str(caught.value)
     assert "name it as `weights: FILE`" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -113,9 +117,15 @@ def test_the_hubs_file_is_taken(lite0, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "tf_efficientnet_lit0"}, "timm has no 'tf_efficientnet_lit0'. Did you mean 'tf_efficientnet_lite0'"),
+        (
+            {"model": "tf_efficientnet_lit0"},
+            "timm has no 'tf_efficientnet_lit0'. Did you mean 'tf_efficientnet_lite0'",
+        ),
         ({"model": "resnet10t.nobody"}, "model: 'resnet10t.nobody': "),
-        ({"model": "resnet10t", "layer": "layer9"}, "layer: there is no 'layer9'. Did you mean 'layer4'"),
+        (
+            {"model": "resnet10t", "layer": "layer9"},
+            "layer: there is no 'layer9'. Did you mean 'layer4'",
+        ),
         ({"model": "resnet10t", "train": ["head.*"]}, "train: 'head.*' matches no parameter"),
     ],
 )

@@ -65,9 +65,7 @@ class LocalSteps:
             mixed = {n: (1 - self.beta) * u[n] + self.beta * v for n, v in point.phi.items()}
             value = loss(there.predict(mixed, point.outer, part.query.x), part.query.y)
             slopes = torch.autograd.grad(value, list(leaf.values()))
-            theta = _constants(
-                fsl.descend(leaf, dict(zip(leaf, slopes, strict=True)), self.rate)
-            )
+            theta = _constants(fsl.descend(leaf, dict(zip(leaf, slopes, strict=True)), self.rate))
             u = _constants(mixed)
         prediction = problem.predict(u, point.outer, episode.query.x)
         away = {name: (problem.start[name] - w) / self.rate for name, w in theta.items()}
