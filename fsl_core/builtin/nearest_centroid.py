@@ -32,6 +32,10 @@ class NearestCentroid(fsl.Adapter):
 
     name = "nearest-centroid"
     unequal_shots = True
+    training_free = (
+        {"distance": "cosine", "temperature": 10.0},
+        {"power": 0.5, "unit_length": True},
+    )
 
     def __init__(
         self,

@@ -275,6 +275,20 @@ def embed_pool(pool: LabelledPool, backbone: FrozenBackbone, what: str, key: str
     return torch.cat(parts)
 
 
+def embed_images(backbone: FrozenBackbone, images: Tensor) -> Tensor:
+    """(n, channels, size, size) uint8 -> (n, feature_dim) float32 on the CPU; kept on disk."""
+    key = content_key("features of images", backbone.digest, tensors_digest({"images": images}))
+
+    def build() -> dict[str, Tensor]:
+        pool = LabelledPool(images, ("all",), (len(images),))
+        features = embed_pool(pool, backbone, "features of pictures", key)
+        return {"features": features}
+
+    found = cached_tensors(key, build)[0]["features"].float()
+    forget(part_keys(key, len(images)))
+    return found
+
+
 def part_keys(key: str, n: int) -> list[str]:
     """What the parts of n features are kept under."""
     return [f"{key}-part-{k}" for k in range(-(-n // PART))]
