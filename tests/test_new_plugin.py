@@ -27,7 +27,7 @@ MADE = {
     Kind.hypergradient: "fsl-half-way",
     Kind.weighting: "fsl-easy-first",
     Kind.backbone: "fsl-small-net",
-    Kind.episodes: "fsl-gratings",
+    Kind.episodes: "fsl-clouds",
 }
 RUNS = """
 import sys
@@ -108,7 +108,7 @@ def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path)
     )
     assert " passed" in tested.splitlines()[-1]
     assert tested.count(", 0 failed, ") == len(installed) - 1
-    assert "fsl-gratings 0.1.0" in tested  # what is installed, not what lies in the folder
+    assert "fsl-clouds 0.1.0" in tested  # what is installed, not what lies in the folder
     recipes = [recipe for package in packages for recipe in package.glob("recipes/*.yaml")]
     assert len(recipes) == len(MADE)
     needed = [

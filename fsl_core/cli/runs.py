@@ -394,6 +394,13 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
         yield on_episode
 
 
+def _judged(result: dict[str, Any]) -> str:
+    """Which weights a figure is of."""
+    if not result["steps"]:
+        return "not trained"
+    return f"checkpoint {result['checkpoint']} of step {result['checkpoint_step']}"
+
+
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.reporting.progress import format_score
     from fsl_core.reporting.scores import scores_after_steps
@@ -427,7 +434,7 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
             say(f"hypergradient {estimate}")
         say(
             f"norm {result['norm']}, "
-            f"checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
+            f"{_judged(result)}, "
             f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, "
             f"episode set {result['episode_set'][:12]}"
         )

@@ -121,7 +121,7 @@ class Result(Record):
     adaptation_seconds: float
     training_seconds: float
     transductive: bool = False
-    n_query: Whole | tuple[Whole, Whole] | None = None
+    n_query: Whole | list[Whole] | None = None
     trained_on: str = ""
     judged_on: str = ""
     hypergradient: str = UNROLLED

@@ -14,6 +14,7 @@ from fsl_core.builtin.glyphs import Glyphs
 from fsl_core.builtin.mixture import Mixture
 from fsl_core.builtin.mnist import Mnist
 from fsl_core.builtin.sinusoid import Sinusoid
+from fsl_core.data.groups import unbatch
 from fsl_core.data.pool import LabelledPool, PooledEpisodes
 from fsl_core.testing import EpisodesContract
 
@@ -25,8 +26,8 @@ class Shades(PooledEpisodes):
 
     name = "shades"
 
-    def __init__(self, first: int = 0, n_classes: int = 4, n_way: int = 2):
-        super().__init__(n_way, 1, 2, input_shape=(1, 2, 2))
+    def __init__(self, first: int = 0, n_classes: int = 4, n_way=2, n_shot=1, **options):
+        super().__init__(n_way, n_shot, 2, input_shape=(1, 2, 2), **options)
         self.first, self.n_classes = first, n_classes
 
     def load(self, split):
@@ -55,6 +56,38 @@ class TestMixtureOfAMixture(EpisodesContract):
     def make(self):
         inner = Mixture([(Shades(), 1.0), (Shades(first=20), 1.0)])
         return Mixture([(inner, 1.0), (Shades(first=40), 1.0)])
+
+
+def varying(sampling: str = "episode", first: int = 0) -> Shades:
+    return Shades(first, n_way=(2, 4), n_shot=(1, 3), sampling=sampling)
+
+
+class TestMixtureOfShapes(EpisodesContract):
+    distinct_items = False
+
+    def make(self):
+        return Mixture([(varying(), 1.0), (varying(first=30), 1.0)])
+
+
+class TestMixtureOfUnequalShots(TestMixtureOfShapes):
+    def make(self):
+        return Mixture([(varying("class"), 1.0), (varying("class", 30), 2.0)])
+
+
+@pytest.mark.parametrize("sampling", ["episode", "class"])
+def test_an_episode_of_a_varying_source_is_its_own(sampling: str):
+    sources = [varying(sampling), varying(sampling, 30)]
+    mixed = Mixture([(source, 1.0) for source in sources])
+    groups = mixed.groups("train", INDICES, 3)
+    keys = [(group.task, group.episodes.support.x.shape[1]) for group in groups]
+    assert len(set(keys)) == len(keys), "episodes of one shape are one group, whatever the source"
+    for i, place in enumerate(mixed.chosen("train", INDICES, 3)):
+        ((shape, own),) = unbatch(sources[place].groups("train", [i], 3))
+        found_shape, found = unbatch(groups)[i]
+        assert found_shape == shape
+        assert torch.equal(found.support.x, own.support.x)
+        assert torch.equal(found.query.y, own.query.y)
+        assert int(found.id) == i
 
 
 @pytest.fixture
