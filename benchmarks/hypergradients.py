@@ -73,7 +73,7 @@ def _experiment(inner_steps: int, channels: int, *words: str) -> Any:
     import fsl_core as fsl
     from fsl_core.assembly.experiment import build_experiment
 
-    options = dict(word.split("=", 1) for word in words)
+    options: dict[str, Any] = dict(word.split("=", 1) for word in words)
     options |= {"adapter.inner_steps": inner_steps, "backbone.channels": channels}
     return build_experiment(fsl.load_recipe(RECIPE, options))
 
