@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from fsl_core.assembly import embedding
 from fsl_core.assembly.by_hand import by_hand
+from fsl_core.assembly.embedding import frozen_backbone
 from fsl_core.config.document import Overrides
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import Recipe, read_recipe
@@ -21,6 +24,7 @@ from fsl_core.data.source import SPLITS, EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
 from fsl_core.engine.evaluation import Evaluation
+from fsl_core.engine.fitting import Fitting
 from fsl_core.episode import TaskShape
 from fsl_core.errors import OptionError, PluginError, RecipeError, RunError
 from fsl_core.files.paths import AnyPath
@@ -282,8 +286,35 @@ def evaluate(
     console = _console(progress)
     with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
         return evaluation.evaluate(
-            learner, source, split, episodes, seed, task, on_episode=on_episode, workers=workers
+            Fitting(learner, task or source.task),
+            source,
+            split,
+            episodes,
+            seed,
+            task,
+            on_episode=on_episode,
+            workers=workers,
         )
+
+
+def embed_files(
+    files: Sequence[AnyPath],
+    backbone: Mapping[str, Any],
+    *,
+    size: int | None = None,
+    device: str = "auto",
+    plugins: Sequence[AnyPath] = (),
+) -> Tensor:
+    """(n, feature_dim) features of picture files by a frozen backbone, float32, on the CPU.
+
+    They are computed once and kept in the cache under the bytes of the files.
+
+    backbone: as in a recipe, such as {"name": "torchvision", "model": "resnet18"}.
+    size:     of the pictures; None: what a pretrained network wants, or else 84.
+    Raises DataError, which names them, for files that cannot be read.
+    """
+    frozen = frozen_backbone(backbone, _load(plugins).catalogue, size, choose_device(device))
+    return embedding.embed_files(frozen, [Path(file) for file in files])
 
 
 def sweep(

@@ -98,14 +98,20 @@ class TaskShape:
         self, n_way: int | None = None, n_shot: int | None = None, n_query: int | None = None
     ) -> TaskShape:
         """This shape with these numbers in place of its own; what is given does not vary."""
-        given = {"n_way": n_way, "n_shot": n_shot, "n_query": n_query}
-        numbers = {name: number for name, number in given.items() if number is not None}
-        class_shots = self.varies.class_shots and n_shot is None
-        varies = replace(self.varies, class_shots=class_shots, **dict.fromkeys(numbers))
-        shape = replace(self, varies=varies, **numbers)
-        if self.kind == "classification":
-            shape = replace(shape, output_dim=shape.n_way)
-        return shape
+        own, ways = self.varies, self.n_way if n_way is None else n_way
+        return replace(
+            self,
+            n_way=ways,
+            n_shot=self.n_shot if n_shot is None else n_shot,
+            n_query=self.n_query if n_query is None else n_query,
+            output_dim=ways if self.kind == "classification" else self.output_dim,
+            varies=Varies(
+                own.n_way if n_way is None else None,
+                own.n_shot if n_shot is None else None,
+                own.n_query if n_query is None else None,
+                class_shots=own.class_shots and n_shot is None,
+            ),
+        )
 
     @property
     def least(self) -> TaskShape:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import Field
 
 import fsl_core as fsl
@@ -14,6 +15,7 @@ from fsl_core.data.array_files import StoredArray, open_arrays
 from fsl_core.data.arrays import ArraySource, ItemKind, LabelledArrays, Standardise
 from fsl_core.data.cache import content_key
 from fsl_core.data.labels import labels_of, splits_of, text_of
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.sharing import Fractions, SplitBy, SplitSeed
 from fsl_core.text import printable
 
@@ -41,8 +43,8 @@ class Arrays(ArraySource):
             Path,
             Field(description=".npz or .safetensors with x and y, or .npy of x and `labels`"),
         ],
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled items per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[int, Field(ge=1, description="items to predict per class")] = 15,
         labels: Annotated[
             Path | None, Field(description=".npy of y, if `file` is a .npy of x")
@@ -62,6 +64,9 @@ class Arrays(ArraySource):
                 description="GiB from which on x stays in its file, and only what is drawn is read",
             ),
         ] = 2.0,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
         self.file = Path(file).expanduser()
         beside = {"y": labels, "split": splits}
@@ -78,6 +83,9 @@ class Arrays(ArraySource):
             split_seed=split_seed,
             standardise=standardise,
             items=items,
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
         )
 
     def read(self) -> LabelledArrays:
@@ -90,6 +98,10 @@ class Arrays(ArraySource):
         rows = None if split is None else splits_of(split.where, split.numpy(), n)
         items = x.tensor() if mapped is None else mapped.tensor
         return LabelledArrays(x.where, items, found, classes, rows, mapped, self._digest())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._arrays["x"].kept_as
 
     def _names(self) -> tuple[str, ...]:
         names = self._arrays.get("classes")

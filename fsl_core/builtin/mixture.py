@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +72,30 @@ class Mixture(fsl.EpisodeSource):
         back = torch.from_numpy(np.argsort(np.concatenate(rows)))
         return _joined(parts, back)
 
+    def groups(
+        self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None
+    ) -> Sequence[fsl.Group]:
+        """If shapes vary, each source draws those of its own episodes."""
+        task = task or self.task
+        if not task.varies:
+            return super().groups(split, indices, seed, task)
+        numbers, chosen = np.array(list(indices), dtype=np.int64), self.chosen(split, indices, seed)
+        alike: dict[Hashable, list[fsl.Group]] = {}
+        for place, source in enumerate(self.sources):
+            mine = np.flatnonzero(chosen == place)
+            for group in source.groups(split, numbers[mine].tolist(), seed, task):
+                ids = self._ids(split, group.episodes.id, place)
+                own = group._replace(
+                    episodes=group.episodes._replace(id=ids),
+                    places=tuple(mine[list(group.places)].tolist()),
+                )
+                rows = group.episodes.support.x.shape[1]
+                alike.setdefault((group.task, rows), []).append(own)
+        return [_one_group(groups) for groups in alike.values()]
+
+    def items_needed(self, task: fsl.TaskShape) -> int:
+        return max(source.items_needed(task) for source in self.sources)
+
     def _ids(self, split: fsl.Split, ids: torch.Tensor, place: int) -> torch.Tensor:
         """Those of the source, but for a finite set of training tasks: those come one by one."""
         return ids + int(self._first_task[place]) if self.tasks and split == "train" else ids
@@ -125,6 +149,13 @@ def _refuse_other_shape(place: int, source: fsl.EpisodeSource, first: fsl.Episod
                 f"sources.{place}: {source.name!r} has {key} {found}, and {first.name!r} has "
                 f"{ours[key]}. Sources with tasks of one shape"
             )
+
+
+def _one_group(groups: Sequence[fsl.Group]) -> fsl.Group:
+    """Groups of one shape as one, in the order of the batch."""
+    places = np.concatenate([group.places for group in groups])
+    episodes = _joined([group.episodes for group in groups], torch.from_numpy(places.argsort()))
+    return fsl.Group(groups[0].task, episodes, tuple(sorted(places.tolist())))
 
 
 def _joined(parts: Sequence[fsl.Episode], back: torch.Tensor) -> fsl.Episode:

@@ -117,12 +117,13 @@ def type_text(spec: Mapping[str, Any]) -> str:
     """An option's type with its bounds in words, from its JSON Schema."""
     if "enum" in spec or "const" in spec:
         return " | ".join(map(str, spec.get("enum", [spec.get("const")])))
-    if "anyOf" in spec:
-        return " | ".join(type_text(s) for s in spec["anyOf"])
+    if alternatives := spec.get("anyOf", spec.get("oneOf")):
+        return " | ".join(type_text(s) for s in alternatives)
     bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     text = spec.get("type", "any")
     if text == "array":
-        text = f"list of {type_text(spec.get('items', {}))}"
+        (items, *_) = spec.get("prefixItems", [spec.get("items", {})])  # of a tuple, its first
+        text = f"list of {type_text(items)}"
     within = [f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec]
     return " ".join([text, *within])
 

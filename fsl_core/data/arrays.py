@@ -25,6 +25,7 @@ from fsl_core.data.decoding import (
 from fsl_core.data.labels import labels_of, splits_of
 from fsl_core.data.mapped import MappedArray
 from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.shapes import Sampling
 from fsl_core.data.sharing import (
     Fractions,
     SplitBy,
@@ -34,7 +35,7 @@ from fsl_core.data.sharing import (
     split_by_name,
 )
 from fsl_core.data.source import SPLITS, Split
-from fsl_core.episode import TaskShape
+from fsl_core.episode import Range, TaskShape
 from fsl_core.errors import DataError
 
 ItemKind = Annotated[
@@ -85,8 +86,8 @@ class ArraySource(PooledEpisodes):
 
     def __init__(
         self,
-        n_way: int,
-        n_shot: int,
+        n_way: int | Range,
+        n_shot: int | Range,
         n_query: int,
         *,
         input_shape: tuple[int, ...],
@@ -95,12 +96,23 @@ class ArraySource(PooledEpisodes):
         split_seed: SplitSeed = 0,
         standardise: Standardise = False,
         items: ItemKind = "auto",
+        items_per_class: int | None = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: int = 1,
     ):
         """Options as in recipes; see `fsl show episodes arrays`."""
         check_fractions(fractions)
         if standardise and items == "tokens":
             raise ValueError("standardise: true, and items: tokens. Numbers or levels")
-        super().__init__(n_way, n_shot, n_query, input_shape=input_shape)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=input_shape,
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.split_by, self.fractions, self.split_seed = split_by, fractions, split_seed
         self.standardise, self.items = standardise, items
 
@@ -153,17 +165,21 @@ class ArraySource(PooledEpisodes):
 
     @property
     def _kind(self) -> Literal["levels", "numbers", "tokens"]:
-        data, dtype = self._data, self._data.x.dtype
+        dtype = self._dtype
         if self.items == "auto":
             usual: Literal["numbers", "tokens"] = "numbers" if dtype.is_floating_point else "tokens"
             return "levels" if dtype == torch.uint8 else usual
+        found = f"of {dtype}, and items: {self.items}"
         if self.items == "levels" and dtype != torch.uint8:
-            raise DataError(
-                f"{data.where}: of {dtype}, and items: levels. uint8, or items: numbers"
-            )
+            raise DataError(f"{self._data.where}: {found}. uint8, or items: numbers")
         if self.items == "tokens" and dtype.is_floating_point:
-            raise DataError(f"{data.where}: of {dtype}, and items: tokens. Whole numbers")
+            raise DataError(f"{self._data.where}: {found}. Whole numbers")
         return self.items
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of x. A source that knows it without reading x overrides this, so as not to read it."""
+        return self._data.x.dtype
 
     @cached_property
     def _decode(self) -> Decode:
@@ -218,7 +234,7 @@ class ArraySource(PooledEpisodes):
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
         if self._data.split is None and self.split_by == "classes":
-            needed = {split: task.n_way for split, task in wanted.items()}
+            needed = {split: self.ways_needed(task) for split, task in wanted.items()}
             refuse_small_shares(
                 f"episodes {self.name!r}: {self._data.where}",
                 self._data.classes,
@@ -247,14 +263,15 @@ class ArrayEpisodes(ArraySource):
         y: np.ndarray | Tensor,
         split: np.ndarray | None = None,
         *,
-        n_way: int = 5,
-        n_shot: int = 1,
+        n_way: int | Range = 5,
+        n_shot: int | Range = 1,
         n_query: int = 15,
         **options: Any,
     ):
         """x: (n, *item_shape).    y: (n,) class numbers or names.    split: (n,), as in a file.
 
-        options: split_by, fractions, split_seed, standardise, items, as in recipes.
+        options: split_by, fractions, split_seed, standardise, items, items_per_class, sampling,
+            episodes_per_draw, as in recipes.
         Raises ShapeError or DataError, which names the row.
         """
         where = "ArrayEpisodes"

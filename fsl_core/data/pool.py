@@ -122,7 +122,7 @@ class LabelledPool:
         """The stored items at these places, 0 .. n - 1 in the order of the classes; a copy."""
         rows = places if self.order is None else self.order[places]
         if self.mapped is not None:
-            self.mapped.reads(len(rows) * self.items[:1].nbytes)
+            return self.mapped.take(rows)
         if self.items.device.type != "cpu" or self.items.dtype == torch.bfloat16:
             return self.items[torch.from_numpy(rows).to(self.items.device)]
         # NumPy stays on this thread: to wake torch's threads takes longer than the work.
@@ -239,6 +239,21 @@ class PooledEpisodes(EpisodeSource):
         self._device = torch.device("cpu")
         self._pools: dict[Split, LabelledPool] = {}
 
+    @property
+    def augments(self) -> bool:
+        """Whether training items are changed at random."""
+        return self._augment is not None
+
+    def draw_sizes_as(self, other: PooledEpisodes) -> None:
+        """Draw numbers of ways, shots and queries by the options of another source."""
+        self._items, self._sampling = other._items, other._sampling
+        self._per_draw = other._per_draw
+
+    @property
+    def sizes_key(self) -> str:
+        """What decides the numbers of an episode beside its task."""
+        return f"{self._items} {self._sampling} {self._per_draw}"
+
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:
         """Read the items of a split; called once, when the split is first needed.
@@ -267,9 +282,7 @@ class PooledEpisodes(EpisodeSource):
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         task, pool = task or self.task, self.pool(split)
-        where, n_way = f"episodes {self.name!r}: split {split!r}", task.n_way
-        if self._by_meta_dataset(task) and task.varies.n_way:
-            n_way = task.varies.n_way[0]  # the most is the number of classes, if that is less
+        where, n_way = f"episodes {self.name!r}: split {split!r}", self.ways_needed(task)
         if len(pool.classes) < n_way:
             raise DataError(
                 f"{where} has {len(pool.classes)} classes. n_way: {n_way} needs at least {n_way}"
@@ -279,6 +292,12 @@ class PooledEpisodes(EpisodeSource):
             least = pool.classes[pool.counts.index(found)]
             need = f"{self._sizes_told(task)} need at least {needed}"
             raise DataError(f"{where}, class {least!r} has {found} items. {need}")
+
+    def ways_needed(self, task: TaskShape) -> int:
+        """Classes that a split must have, so that every episode of this shape can be drawn."""
+        if self._by_meta_dataset(task) and task.varies.n_way:
+            return task.varies.n_way[0]  # the most is the number of classes, if that is less
+        return task.n_way
 
     def items_needed(self, task: TaskShape) -> int:
         if self._by_meta_dataset(task):
@@ -316,7 +335,7 @@ class PooledEpisodes(EpisodeSource):
             return groups[0].episodes
         self.check(split, task)
         shots = np.full((len(indices), task.n_way), task.n_shot)
-        return self._episodes_of(split, indices, seed, shots, task.n_query)
+        return self.episodes_of(split, indices, seed, shots, task.n_query)
 
     def groups(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
@@ -333,7 +352,7 @@ class PooledEpisodes(EpisodeSource):
             shape = task.of(n_way, n_shot, n_query)
             shape = replace(shape, varies=Varies(class_shots=task.varies.class_shots))
             chosen = [indices[i] for i in places]
-            episodes = self._episodes_of(split, chosen, seed, shots, n_query)
+            episodes = self.episodes_of(split, chosen, seed, shots, n_query)
             found.append(Group(shape, episodes, places))
         return found
 
@@ -354,13 +373,19 @@ class PooledEpisodes(EpisodeSource):
         return sizes
 
     def _queries(self, task: TaskShape, n_shot: int) -> int:
-        rest = self._items is not None and task.varies.n_query
-        return max(self._items - n_shot, 1) if rest else task.n_query
+        if self._items is None or not task.varies.n_query:
+            return task.n_query
+        return max(self._items - n_shot, 1)
 
-    def _episodes_of(
+    def episodes_of(
         self, split: Split, indices: Sequence[int], seed: int, shots: np.ndarray, n_query: int
     ) -> Episode:
-        """Episodes of one shape. shots: (len(indices), n_way), of each class."""
+        """Episodes of one shape, as all that this source gives are drawn.
+
+        A source that changes what was drawn overrides this method and calls it.
+
+        shots: (len(indices), n_way), of each class.
+        """
         pool, n_way, per_class = self.pool(split), shots.shape[1], int(shots.max()) + n_query
         rows = _draw_rows(pool, draw_bits(seed, split, indices, n_way * (1 + per_class)), n_way)
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)

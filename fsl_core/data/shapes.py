@@ -53,16 +53,17 @@ def _kind(value: Any) -> str:
     return "range" if isinstance(value, list | tuple) else "number"
 
 
-_AtLeastTwo, _AtLeastOne = Annotated[int, Field(ge=2)], Annotated[int, Field(ge=1)]
-_WayRange = Annotated[tuple[_AtLeastTwo, _AtLeastTwo], AfterValidator(_ordered), Tag("range")]
-_ShotRange = Annotated[tuple[_AtLeastOne, _AtLeastOne], AfterValidator(_ordered), Tag("range")]
+_Two = Annotated[int, Field(ge=2)]
+_One = Annotated[int, Field(ge=1)]
+_TwoOrMore = Annotated[tuple[_Two, _Two], AfterValidator(_ordered), Tag("range")]
+_OneOrMore = Annotated[tuple[_One, _One], AfterValidator(_ordered), Tag("range")]
 Ways = Annotated[
-    Annotated[_AtLeastTwo, Tag("number")] | _WayRange,
+    Annotated[_Two, Tag("number")] | _TwoOrMore,
     Discriminator(_kind),
     Field(description="classes per episode, or [least, most]"),
 ]
 Shots = Annotated[
-    Annotated[_AtLeastOne, Tag("number")] | _ShotRange,
+    Annotated[_One, Tag("number")] | _OneOrMore,
     Discriminator(_kind),
     Field(description="labelled items per class, or [least, most]"),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from fsl_core.engine.traces import random_state_kept
 from fsl_core.episode import TaskShape
@@ -96,7 +96,7 @@ class _Twin:
                 twin.set_extra_state(own.get_extra_state())
 
 
-def _persistent(module: nn.Module) -> Iterator[tuple[str, object]]:
+def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
     """Buffers that a checkpoint holds; others may be of a size that belongs to one shape."""
     left_out = module._non_persistent_buffers_set
     return ((name, b) for name, b in module._buffers.items() if name not in left_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -230,8 +230,8 @@ def _table(evaluation: Evaluation, further: Mapping[str, Evaluation]) -> str:
     writer = csv.writer(table, lineterminator="\n")
     more = [f"{name} on {label}" for label in further for name in (evaluation.metric, "loss")]
     writer.writerow(["episode", evaluation.metric, "loss", *steps, *evaluation.sizes, *more])
-    columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
-    columns += evaluation.sizes.values()
+    scores = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+    columns: list[Sequence[float]] = [*scores, *evaluation.sizes.values()]
     columns += [column for other in further.values() for column in (other.scores, other.losses)]
     writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
     return table.getvalue()

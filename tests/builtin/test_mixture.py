@@ -14,6 +14,7 @@ from fsl_core.builtin.glyphs import Glyphs
 from fsl_core.builtin.mixture import Mixture
 from fsl_core.builtin.mnist import Mnist
 from fsl_core.builtin.sinusoid import Sinusoid
+from fsl_core.data.groups import unbatch
 from fsl_core.data.pool import LabelledPool, PooledEpisodes
 from fsl_core.testing import EpisodesContract
 
@@ -25,8 +26,8 @@ class Shades(PooledEpisodes):
 
     name = "shades"
 
-    def __init__(self, first: int = 0, n_classes: int = 4, n_way: int = 2):
-        super().__init__(n_way, 1, 2, input_shape=(1, 2, 2))
+    def __init__(self, first: int = 0, n_classes: int = 4, n_way=2, n_shot=1, **options):
+        super().__init__(n_way, n_shot, 2, input_shape=(1, 2, 2), **options)
         self.first, self.n_classes = first, n_classes
 
     def load(self, split):
@@ -55,6 +56,38 @@ class TestMixtureOfAMixture(EpisodesContract):
     def make(self):
         inner = Mixture([(Shades(), 1.0), (Shades(first=20), 1.0)])
         return Mixture([(inner, 1.0), (Shades(first=40), 1.0)])
+
+
+def varying(sampling: str = "episode", first: int = 0) -> Shades:
+    return Shades(first, n_way=(2, 4), n_shot=(1, 3), sampling=sampling)
+
+
+class TestMixtureOfShapes(EpisodesContract):
+    distinct_items = False
+
+    def make(self):
+        return Mixture([(varying(), 1.0), (varying(first=30), 1.0)])
+
+
+class TestMixtureOfUnequalShots(TestMixtureOfShapes):
+    def make(self):
+        return Mixture([(varying("class"), 1.0), (varying("class", 30), 2.0)])
+
+
+@pytest.mark.parametrize("sampling", ["episode", "class"])
+def test_an_episode_of_a_varying_source_is_its_own(sampling: str):
+    sources = [varying(sampling), varying(sampling, 30)]
+    mixed = Mixture([(source, 1.0) for source in sources])
+    groups = mixed.groups("train", INDICES, 3)
+    keys = [(group.task, group.episodes.support.x.shape[1]) for group in groups]
+    assert len(set(keys)) == len(keys), "episodes of one shape are one group, whatever the source"
+    for i, place in enumerate(mixed.chosen("train", INDICES, 3)):
+        ((shape, own),) = unbatch(sources[place].groups("train", [i], 3))
+        found_shape, found = unbatch(groups)[i]
+        assert found_shape == shape
+        assert torch.equal(found.support.x, own.support.x)
+        assert torch.equal(found.query.y, own.query.y)
+        assert int(found.id) == i
 
 
 @pytest.fixture
@@ -114,6 +147,19 @@ def test_other_ways_shots_and_queries(mixed: Mixture):
     batch = mixed.batch("test", INDICES, 0, wanted)
     assert batch.support.x.shape == (60, 6, 1, 2, 2)
     assert batch.query.y[0].tolist() == [0, 1, 2]
+
+
+def test_sources_whose_shots_vary_alike():
+    ranged = [Glyphs(n_way=2, n_shot=(1, 3), n_query=2, alphabet=a) for a in (0, 1)]
+    mixed = Mixture([(source, 1.0) for source in ranged])
+    chosen = mixed.chosen("test", range(12), 0)
+    shots = set()
+    for group in mixed.groups("test", range(12), 0):
+        shots.add(group.task.n_shot)
+        for place, episode in zip(group.places, group.episodes.unbatch(), strict=True):
+            own = ranged[chosen[place]].batch("test", [place], 0, group.task)
+            assert torch.equal(episode.support.x, own.support.x[0])
+    assert shots == {1, 2, 3}
 
 
 def test_training_tasks_of_finite_sources_are_numbered_one_after_the_other():
