@@ -14,7 +14,8 @@ from fsl_core.builtin import image_folder
 from fsl_core.builtin.image_folder import split_by_name
 from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.config.recipe import read_recipe
-from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.pool import LabelledPool
+from fsl_core.data.pooled import PooledEpisodes
 from fsl_core.errors import DataError, RunError
 from fsl_core.hooks.loader import load
 from fsl_core.runs.data_record import data_changes, keep_data_record, refuse_other_data
