@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         RunResult,
         SweepTable,
         compare,
+        embed_files,
         evaluate,
         load_recipe,
         resume,
@@ -60,13 +61,15 @@ if TYPE_CHECKING:
         derivatives_of_any_order,
         replace_norms,
     )
+    from fsl_core.nn.pretrained import Preprocessing, PretrainedBackbone
+    from fsl_core.nn.weights import LoadedWeights, load_weights
     from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
     from fsl_core.predicting.predictor import AdaptedPredictor
     from fsl_core.weighting import Outcomes, TaskWeighting
 
 _NAMES = {
     "adapter": "Adapter call_declared",
-    "api": "RunResult SweepTable compare evaluate load_recipe resume run sweep train",
+    "api": "RunResult SweepTable compare embed_files evaluate load_recipe resume run sweep train",
     "config.recipe": "Recipe",
     "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
@@ -86,6 +89,8 @@ _NAMES = {
     "nn.forward": "call_with",
     "nn.functional": "Functional",
     "nn.norms": "Norm NormPolicy NormedBackbone derivatives_of_any_order replace_norms",
+    "nn.pretrained": "Preprocessing PretrainedBackbone",
+    "nn.weights": "LoadedWeights load_weights",
     "predicting.adapting": "adapt_to_folder load_predictor",
     "predicting.predictor": "AdaptedPredictor",
     "weighting": "Outcomes TaskWeighting",
@@ -111,6 +116,7 @@ __all__ = [
     "LabelledPool",
     "LabelledSet",
     "Learner",
+    "LoadedWeights",
     "Loss",
     "Norm",
     "NormPolicy",
@@ -121,6 +127,8 @@ __all__ = [
     "Point",
     "PooledEpisodes",
     "Predictor",
+    "Preprocessing",
+    "PretrainedBackbone",
     "Recipe",
     "RecipeError",
     "RunError",
@@ -140,12 +148,14 @@ __all__ = [
     "derivatives_of_any_order",
     "descend",
     "draw_bits",
+    "embed_files",
     "evaluate",
     "gradient_columns",
     "hookimpl",
     "inner_problem_of",
     "load_predictor",
     "load_recipe",
+    "load_weights",
     "one_hot",
     "replace_norms",
     "resume",

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from fsl_core.assembly import embedding
 from fsl_core.assembly.by_hand import by_hand
+from fsl_core.assembly.embedding import frozen_backbone
 from fsl_core.config.document import Overrides
 from fsl_core.config.matrix import read_matrix
 from fsl_core.config.recipe import Recipe, read_recipe
@@ -292,6 +295,26 @@ def evaluate(
             on_episode=on_episode,
             workers=workers,
         )
+
+
+def embed_files(
+    files: Sequence[AnyPath],
+    backbone: Mapping[str, Any],
+    *,
+    size: int | None = None,
+    device: str = "auto",
+    plugins: Sequence[AnyPath] = (),
+) -> Tensor:
+    """(n, feature_dim) features of picture files by a frozen backbone, float32, on the CPU.
+
+    They are computed once and kept in the cache under the bytes of the files.
+
+    backbone: as in a recipe, such as {"name": "torchvision", "model": "resnet18"}.
+    size:     of the pictures; None: what a pretrained network wants, or else 84.
+    Raises DataError, which names them, for files that cannot be read.
+    """
+    frozen = frozen_backbone(backbone, _load(plugins).catalogue, size, choose_device(device))
+    return embedding.embed_files(frozen, [Path(file) for file in files])
 
 
 def sweep(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from numbers import Integral
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,18 +17,24 @@ from fsl_core.assembly.parts import build_part, build_source
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
 from fsl_core.config.sections import ON
+from fsl_core.data.features import FeatureEpisodes, FrozenBackbone
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
-from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError
+from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError, UnfitError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
+from fsl_core.nn.weights import LoadedWeights
 from fsl_core.weighting import TaskWeighting
 
 FOREIGN_ITEM_BY_ITEM = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "LayerNorm", "RMSNorm")
+HELD = ("fixed", "frozen")
+"""What backbones with weights from elsewhere say of their norms; item by item, too."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Experiment:
 
         What it holds means nothing yet.
         """
-        fresh = _build_learner(self.recipe, task, self.source.tasks)
+        fresh = _twin(self.recipe, task, self.source.tasks, self.learner)
         if name := _misfit(self.learner, fresh):
             raise ShapeError(_fixed(name, self.learner, self.source.task))
         return fresh.to(self.device)
@@ -104,10 +111,18 @@ class Experiment:
         return ", ".join(sorted(found - {"none"})) or "none"
 
     @property
+    def weights(self) -> dict[str, dict[str, str]]:
+        """`weights`: file, sha256 and how fitted, of a backbone that was filled from a file."""
+        loaded = getattr(self.learner.backbone, "weights", None)
+        if not isinstance(loaded, LoadedWeights):
+            return {}
+        return {"weights": {name: str(value) for name, value in asdict(loaded).items()}}
+
+    @property
     def transductive(self) -> bool:
         """Whether a prediction may depend on which queries are predicted with it."""
         layers = self.norm.split(", ")
-        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM) for layer in layers)
+        alone = all(layer in (*ITEM_BY_ITEM, *FOREIGN_ITEM_BY_ITEM, *HELD) for layer in layers)
         return self.learner.adapter.transductive or not alone
 
 
@@ -117,7 +132,9 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     Raises RecipeError if a constructor, or the parts together, refuse the options.
     """
     source = build_source(recipe, ("episodes",)).to(device)
-    learner = _build_learner(recipe, source.task, source.tasks)
+    backbone = _build_backbone(recipe, source.task)
+    source = _of_features(recipe, source, backbone)
+    learner = _build_learner(recipe, source.task, source.tasks, backbone)
     estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
     learner = Learner(learner.backbone, learner.adapter, estimate)
     weighting: TaskWeighting = build_part(
@@ -140,7 +157,8 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
     found: dict[str, EpisodeSource] = {}
     for i, section in enumerate(recipe.sections.evaluate.on):
         path = (*ON, i)
-        source = found[section.label] = build_source(recipe, path)
+        source = build_source(recipe, path)
+        source = found[section.label] = _of_features(recipe, source, learner.backbone)
         where = recipe.document.where_built(path)
         theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
         for key, offered in theirs.items():
@@ -150,7 +168,7 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
                     f"{ours[key]}. A source that fits the backbone"
                 )
         other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
-        if other and (name := _misfit(learner, _build_learner(recipe, source.task, trained.tasks))):
+        if other and (name := _misfit(learner, _twin(recipe, source.task, trained.tasks, learner))):
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
         _check_varying(recipe, path, learner, source.task, trained.tasks)
     return found
@@ -162,18 +180,52 @@ def _what_backbones_take(source: EpisodeSource) -> dict[str, object]:
     return {"kind": task.kind, "input_shape": task.input_shape, **regressed, **found}
 
 
-def _build_learner(recipe: Recipe, task: TaskShape, tasks: int | None) -> Learner:
+def _build_backbone(recipe: Recipe, task: TaskShape) -> nn.Module:
+    """The recipe's backbone, or that backbone frozen."""
     seed_torch(recipe.sections.seed, "initial weights")
     backbone: nn.Module = build_part(recipe, ("backbone",), task=task)
     _require_module(recipe, ("backbone",), backbone, nn.Module)
     _require_feature_dim(recipe, backbone)
+    section = recipe.sections.backbone
+    if not section.frozen:
+        return backbone
+    return _frozen(recipe, lambda: FrozenBackbone(backbone, task.input_shape, section.precision))
+
+
+def _of_features(recipe: Recipe, source: EpisodeSource, backbone: nn.Module) -> EpisodeSource:
+    """The source itself, or that of features if the backbone is frozen."""
+    if not isinstance(backbone, FrozenBackbone):
+        return source
+    return _frozen(recipe, lambda: FeatureEpisodes(source, backbone))
+
+
+def _frozen(recipe: Recipe, make: Callable[[], Made]) -> Made:
+    """What `frozen: true` makes. RecipeError, with the line of that key, if it is refused."""
+    try:
+        return make()
+    except ValueError as error:
+        where = recipe.document.where_built(("backbone", "frozen"))
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _build_learner(
+    recipe: Recipe, task: TaskShape, tasks: int | None, backbone: nn.Module
+) -> Learner:
     adapter: Adapter = build_part(recipe, ("adapter",), task=task, backbone=backbone, tasks=tasks)
     _require_module(recipe, ("adapter",), adapter, Adapter)
     return Learner(backbone, adapter)
 
 
+def _twin(recipe: Recipe, task: TaskShape, tasks: int | None, learner: Learner) -> Learner:
+    """A learner for another task, with start values; a frozen backbone serves any task."""
+    backbone = learner.backbone
+    if not isinstance(backbone, FrozenBackbone):
+        backbone = _build_backbone(recipe, task)
+    return _build_learner(recipe, task, tasks, backbone)
+
+
 def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
-    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    """The recipe's, if it can drive this adapter; UnfitError, which says why, if not."""
     path: KeyPath = ("outer", "hypergradient")
     built: Hypergradient = build_part(
         recipe,
@@ -184,9 +236,10 @@ def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource
     )
     _require_module(recipe, path, built, Hypergradient)
     if reason := built.unfit(adapter):
-        raise RecipeError(
+        raise UnfitError(
             f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
-            "unrolled, or an adapter or options that fit"
+            "unrolled, or an adapter or options that fit",
+            reason,
         )
     return built
 
@@ -229,7 +282,7 @@ def _check_varying(
         )
     ranges = {key: getattr(varies, key) for key in ("n_way", "n_shot") if getattr(varies, key)}
     for key, (least, _) in ranges.items():
-        if name := _misfit(learner, _build_learner(recipe, task.of(**{key: least}), tasks)):
+        if name := _misfit(learner, _twin(recipe, task.of(**{key: least}), tasks, learner)):
             where = recipe.document.where((*path, key))
             raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 
@@ -238,7 +291,7 @@ def _check_ways(
     recipe: Recipe, learner: Learner, task: TaskShape, test_task: TaskShape, tasks: int | None
 ) -> None:
     changed = [key for key in ("n_way", "n_shot") if getattr(task, key) != getattr(test_task, key)]
-    if changed and (name := _misfit(learner, _build_learner(recipe, test_task, tasks))):
+    if changed and (name := _misfit(learner, _twin(recipe, test_task, tasks, learner))):
         where = recipe.document.where(("evaluate", changed[0]))
         raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import Field
 
 import fsl_core as fsl
@@ -97,6 +98,10 @@ class Arrays(ArraySource):
         rows = None if split is None else splits_of(split.where, split.numpy(), n)
         items = x.tensor() if mapped is None else mapped.tensor
         return LabelledArrays(x.where, items, found, classes, rows, mapped, self._digest())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._arrays["x"].kept_as
 
     def _names(self) -> tuple[str, ...]:
         names = self._arrays.get("classes")

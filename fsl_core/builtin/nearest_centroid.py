@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import fsl_core as fsl
+from fsl_core.builtin._prepared import Centre, Power, Prepared, class_means
 
 
 @fsl.validated
@@ -19,10 +20,14 @@ class NearestCentroid(fsl.Adapter):
 
     There are no inner steps. mean_c: mean feature vector of the support items of class c.
 
-    Source: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1). Differs: the
-    term that all classes of an item share, -temperature * ||f(x_i)||^2, is left out, which changes
-    no probability; features are centred at the mean of the class means, so that float32 keeps its
-    digits far from the origin.
+    `power`, `centre` and `unit_length`, in this order, are done to features first. They need no
+    training and no validation set, and help with features of a pretrained network.
+
+    Sources: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1); centre and
+    unit_length, Wang et al. 2019, arXiv:1911.04623 (SimpleShot); power, Yang et al. 2021,
+    arXiv:2101.06395. Differs: the term that all classes of an item share, -temperature *
+    ||f(x_i)||^2, is left out, which changes no probability; features are measured from the mean of
+    the class means, so that float32 keeps its digits far from the origin.
     """
 
     name = "nearest-centroid"
@@ -41,8 +46,13 @@ class NearestCentroid(fsl.Adapter):
             Literal["euclidean", "cosine"],
             Field(description="squared Euclidean, or cosine similarity"),
         ] = "euclidean",
+        power: Power = None,
+        centre: Centre = "none",
+        unit_length: Annotated[bool, Field(description="features scaled to length 1")] = False,
+        backbone: nn.Module | None = None,
     ):
         super().__init__()
+        self.prepared = Prepared(backbone or nn.Identity(), power, centre, unit_length)
         if task.kind != "classification":
             raise ValueError(
                 f"nearest-centroid: a {task.kind} task. "
@@ -54,12 +64,11 @@ class NearestCentroid(fsl.Adapter):
         )
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
-        features = backbone(support.x)  # (n_way * n_shot, feature_dim)
-        shares = normalize(fsl.one_hot(support.y, self.n_way).to(features), p=1, dim=0)
-        means = shares.T @ features  # (n_way, feature_dim)
+        features, prepare = self.prepared.of(backbone, support, self.n_way)
+        means = class_means(features, support.y, self.n_way)
         temperature = self.start if self.log_temperature is None else self.log_temperature.exp()
         similarities = _cosines(means) if self.distance == "cosine" else _negative_distances(means)
-        return lambda x: temperature * similarities(backbone(x))
+        return lambda x: temperature * similarities(prepare(x))
 
     def extra_repr(self) -> str:
         return f"distance={self.distance}"

@@ -109,9 +109,8 @@ class Sinusoid(fsl.EpisodeSource):
             return _between(u[:, :1], AMPLITUDE), _between(u[:, 1:], PHASE)
         amplitudes, phases = self.grid.amplitudes, self.grid.phases
         if split != "train":
-            return _between(u[:, :1], (1, amplitudes)), _between(
-                u[:, 1:], (-np.pi, -np.pi / phases)
-            )
+            inside = (-np.pi, -np.pi / phases)
+            return _between(u[:, :1], (1, amplitudes)), _between(u[:, 1:], inside)
         of_amplitude, of_phase = np.divmod(np.array(numbers).reshape(-1, 1, 1), phases)
         return 1.0 + of_amplitude, -np.pi * (1 + of_phase) / phases
 

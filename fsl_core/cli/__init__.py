@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from fsl_core import __version__
-from fsl_core.cli import catalogue, predicting, recipes, runs, scaffolding, sweeps, tuning
+from fsl_core.cli import (
+    catalogue,
+    embedding,
+    predicting,
+    recipes,
+    runs,
+    scaffolding,
+    sweeps,
+    tuning,
+)
 from fsl_core.data.work import Advance, report_to
 from fsl_core.engine.environment import prepare_process
 from fsl_core.errors import FslError, TrainingError
@@ -40,6 +49,7 @@ recipes.add_commands(app)
 tuning.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
+embedding.add_commands(app)
 scaffolding.add_commands(app)
 
 

@@ -18,6 +18,7 @@ from fsl_core.cli.arguments import (
     load_plugins,
     warn,
 )
+from fsl_core.text import printable
 
 if TYPE_CHECKING:
     from fsl_core.assembly.experiment import Experiment
@@ -97,6 +98,8 @@ def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
     preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
     axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
     typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
+    for title, reason in plan.refused:
+        typer.echo(printable(f"not run: {title}: {reason}"))
 
 
 def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
@@ -105,9 +108,13 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
     adapter, backbone, episodes = (
         recipe.chosen[part,].name for part in ("adapter", "backbone", "episodes")
     )
+    estimate = recipe.chosen["outer", "hypergradient"].name
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
-    typer.echo(f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, {episodes} {task}")
+    typer.echo(
+        f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, "
+        f"hypergradient {estimate}, {episodes} {task}"
+    )
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")
 

@@ -258,6 +258,7 @@ def compare(
         compare_runs,
         further_left_out,
         judging_told,
+        method_told,
         write_comparison,
     )
     from fsl_core.reporting.scores import read_scores
@@ -276,7 +277,7 @@ def compare(
     for run in runs:
         score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
         say(f"{run.directory}: {score}")
-    for line in judging_told(*runs):
+    for line in (*method_told(*runs), *judging_told(*runs)):
         say(line)
     _say_paired("", paired)
     for label, further in compare_further(*runs).items():
@@ -304,7 +305,12 @@ def _print_comparison_as_json(
 ) -> None:
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import compare_further, further_left_out, judging_told
+    from fsl_core.reporting.comparison import (
+        compare_further,
+        further_left_out,
+        judging_told,
+        method_told,
+    )
     from fsl_core.runs.files import to_json
 
     first, second = runs
@@ -315,8 +321,13 @@ def _print_comparison_as_json(
         "second": second.result[metric],
         **asdict(paired),
         "episode_set": first.result["episode_set"],
+        "hypergradient": {"first": first.hypergradient, "second": second.hypergradient},
         "judging": {"first": asdict(first.judging), "second": asdict(second.judging)},
-        "notes": [*judging_told(first, second), *further_left_out(first, second)],
+        "notes": [
+            *method_told(first, second),
+            *judging_told(first, second),
+            *further_left_out(first, second),
+        ],
         "on": {k: asdict(further) for k, further in compare_further(first, second).items()},
         "page": str(page) if page else None,
     }
@@ -383,11 +394,18 @@ def _evaluation_bar(episodes: int) -> Iterator[Any]:
         yield on_episode
 
 
+def _judged(result: dict[str, Any]) -> str:
+    """Which weights a figure is of."""
+    if not result["steps"]:
+        return "not trained"
+    return f"checkpoint {result['checkpoint']} of step {result['checkpoint_step']}"
+
+
 def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool) -> None:
     from fsl_core.reporting.progress import format_score
     from fsl_core.reporting.scores import scores_after_steps
     from fsl_core.runs.begun import describe_change
-    from fsl_core.runs.files import to_json
+    from fsl_core.runs.files import UNROLLED, to_json
     from fsl_core.runs.starting import describe_start
 
     if as_json:
@@ -412,9 +430,11 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     for change in result.get("steps_changed", []):
         say(describe_change(change))
     if directory is not None:
+        if (estimate := result["hypergradient"]) != UNROLLED:
+            say(f"hypergradient {estimate}")
         say(
             f"norm {result['norm']}, "
-            f"checkpoint {result['checkpoint']} of step {result['checkpoint_step']}, "
+            f"{_judged(result)}, "
             f"adaptation {1000 * result['adaptation_seconds']:.1f} ms per task, "
             f"episode set {result['episode_set'][:12]}"
         )

@@ -17,7 +17,7 @@ Kind = Literal[
 
 INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
-    "backbone": frozenset({"task"}),
+    "backbone": frozenset({"task", "frozen"}),
     "adapter": frozenset({"task", "backbone", "tasks"}),
     "hypergradient": frozenset({"task", "tasks", "meta_batch_size"}),
     "weighting": frozenset({"columns", "tasks"}),
@@ -46,6 +46,32 @@ class Sources:
 
         sources: Annotated[list[tuple[fsl.EpisodeSource, float]], Sources()]
     """
+
+
+SHARED: dict[Kind, dict[str, Any]] = {
+    "backbone": {
+        "frozen": (
+            Annotated[
+                bool,
+                Field(
+                    description="never trained: features of each item are computed once, kept on "
+                    "disk, and all else works on them"
+                ),
+            ],
+            False,
+        ),
+        "precision": (
+            Annotated[
+                Literal["float32", "half"],
+                Field(
+                    description="of frozen features; half: computed in bfloat16, kept in float16"
+                ),
+            ],
+            "float32",
+        ),
+    }
+}
+"""Recipe keys of every component of a kind: (type, default). The framework heeds them itself."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +105,8 @@ class Component:
     def build(self, section: BaseModel, **injected: Any) -> Any:
         """Call the factory with a checked section and the injected arguments that it declares."""
         declared = {parameter.name for parameter in _parameters(self.factory)}
+        shared = SHARED.get(self.kind, {})
+        injected = {name: getattr(section, name) for name in shared} | injected
         given = {name: getattr(section, name) for name in type(section).model_fields}
         return self.factory(**{k: v for k, v in (given | injected).items() if k in declared})
 
@@ -123,6 +151,7 @@ def _options_model(component: Component) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "name": (Literal[component.name], ...),
         **fields_of(component.factory, INJECTED[component.kind], where),
+        **SHARED.get(component.kind, {}),
     }
     if component.kind == "episodes" and (taken := sorted(ENTRY_KEYS.keys() & fields.keys())):
         raise TypeError(

@@ -56,6 +56,13 @@ class StoredArray:
         """Of the whole array."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @property
+    def kept_as(self) -> torch.dtype:
+        """The type in memory; ShapeError if it holds no numbers."""
+        if isinstance(self.dtype, torch.dtype):
+            return self.dtype
+        return torch.from_numpy(native(self.where, np.empty(0, self.dtype))).dtype
+
     def numpy(self) -> np.ndarray:
         """The array in memory, as it was written; DataError if the file is damaged."""
         found = self._checked()
@@ -75,11 +82,8 @@ class StoredArray:
                 "another order or type. A file of np.save, np.savez (not np.savez_compressed) or "
                 "safetensors, or a larger map_above"
             )
-        dtype = self.dtype
-        if not isinstance(dtype, torch.dtype):
-            dtype = torch.from_numpy(np.empty(0, dtype)).dtype
         with _damage_named(self.path):
-            return MappedArray(self.path, dtype, self.shape, self.offset)
+            return MappedArray(self.path, self.kept_as, self.shape, self.offset)
 
     def _checked(self) -> np.ndarray | Tensor:
         with _damage_named(self.path):

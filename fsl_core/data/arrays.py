@@ -166,17 +166,21 @@ class ArraySource(PooledEpisodes):
 
     @property
     def _kind(self) -> Literal["levels", "numbers", "tokens"]:
-        data, dtype = self._data, self._data.x.dtype
+        dtype = self._dtype
         if self.items == "auto":
             usual: Literal["numbers", "tokens"] = "numbers" if dtype.is_floating_point else "tokens"
             return "levels" if dtype == torch.uint8 else usual
+        found = f"of {dtype}, and items: {self.items}"
         if self.items == "levels" and dtype != torch.uint8:
-            raise DataError(
-                f"{data.where}: of {dtype}, and items: levels. uint8, or items: numbers"
-            )
+            raise DataError(f"{self._data.where}: {found}. uint8, or items: numbers")
         if self.items == "tokens" and dtype.is_floating_point:
-            raise DataError(f"{data.where}: of {dtype}, and items: tokens. Whole numbers")
+            raise DataError(f"{self._data.where}: {found}. Whole numbers")
         return self.items
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of x. A source that knows it without reading x overrides this, so as not to read it."""
+        return self._data.x.dtype
 
     @cached_property
     def _decode(self) -> Decode:

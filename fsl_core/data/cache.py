@@ -17,7 +17,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,14 @@ def cached_tensors(
     if _keep(path, lambda new: save_file(tensors, new, metadata=record)):
         _seal(path, _state(path), digest)  # after the file: it vouches for what is there now
     return tensors, digest
+
+
+def forget(keys: Iterable[str]) -> None:
+    """Remove what `cached_tensors` kept under these keys; it may be absent."""
+    for key in keys:
+        for ending in (".safetensors", ".json"):
+            with suppress(OSError):
+                (_folder() / f"{key}{ending}").unlink()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

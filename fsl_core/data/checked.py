@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -70,14 +69,12 @@ CHUNK = 1 << 24
 def chunks(items: Tensor, mapped: MappedArray | None = None) -> Iterator[tuple[int, Tensor]]:
     """Parts of an array in its order, each with the row that it begins at.
 
-    mapped: the file that the array lies in, whose memory is then given back.
+    mapped: the file that the array lies in, if it is not in memory.
     """
     rows = max(1, CHUNK // max(1, items[:1].nbytes))
-    with mapped.in_order() if mapped else nullcontext():
-        for start in range(0, len(items), rows):
-            if mapped:
-                mapped.reads(rows * items[:1].nbytes)
-            yield start, items[start : start + rows]
+    for start in range(0, len(items), rows):
+        stop = start + rows
+        yield start, mapped.part(start, stop) if mapped else items[start:stop]
 
 
 def first_unfinished(items: Tensor) -> int | None:

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fsl_core.data.work import reported
 from fsl_core.errors import DataError
@@ -30,11 +30,18 @@ def md5_of(file: Path) -> str:
         return hashlib.file_digest(opened, _md5).hexdigest()
 
 
-def download(urls: Sequence[str], target: Path, md5: str, megabytes: int) -> None:
+def download(
+    urls: Sequence[str],
+    target: Path,
+    checksum: str,
+    megabytes: int,
+    kind: Literal["md5", "sha256"] = "md5",
+) -> None:
     """Fetch `target` from the first of these addresses that gives the file of this checksum.
 
     It lies under another name until its checksum has been compared.
 
+    checksum:  in hexadecimal, or how it begins.
     megabytes: its size, rounded up. No more than that is taken.
     Raises DataError with the reasons of all addresses.
     """
@@ -43,9 +50,9 @@ def download(urls: Sequence[str], target: Path, md5: str, megabytes: int) -> Non
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as new:
-                found = _receive(url, new, megabytes)
-                if found != md5:
-                    raise ValueError(f"md5 {found}, not {md5}")
+                found = _receive(url, new, megabytes, kind)
+                if not found.startswith(checksum):
+                    raise ValueError(f"{kind} {found}, not {checksum}")
             return
         except (OSError, HTTPException, ValueError) as error:
             reasons.append(" ".join(str(error).split()) or type(error).__name__)
@@ -100,10 +107,10 @@ def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
     return call
 
 
-def _receive(url: str, target: Path, megabytes: int) -> str:
-    """Write what an address gives to a file, and return its md5."""
+def _receive(url: str, target: Path, megabytes: int, kind: str) -> str:
+    """Write what an address gives to a file, and return its checksum."""
     request = urllib.request.Request(url, headers={"User-Agent": "fsl-core"})
-    digest, received = _md5(), 0
+    digest, received = hashlib.new(kind, usedforsecurity=False), 0
     what = f"downloading {os.path.basename(url)} (MB)"
     with (
         urllib.request.urlopen(request, timeout=PATIENCE) as response,

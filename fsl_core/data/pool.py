@@ -105,7 +105,7 @@ class LabelledPool:
         """The stored items at these places, 0 .. n - 1 in the order of the classes; a copy."""
         rows = places if self.order is None else self.order[places]
         if self.mapped is not None:
-            self.mapped.reads(len(rows) * self.items[:1].nbytes)
+            return self.mapped.take(rows)
         if self.items.device.type != "cpu" or self.items.dtype == torch.bfloat16:
             return self.items[torch.from_numpy(rows).to(self.items.device)]
         # NumPy stays on this thread: to wake torch's threads takes longer than the work.

@@ -72,6 +72,21 @@ class PooledEpisodes(EpisodeSource):
         self._device = torch.device("cpu")
         self._pools: dict[Split, LabelledPool] = {}
 
+    @property
+    def augments(self) -> bool:
+        """Whether training items are changed at random."""
+        return self._augment is not None
+
+    def draw_sizes_as(self, other: PooledEpisodes) -> None:
+        """Draw numbers of ways, shots and queries by the options of another source."""
+        self._items, self._sampling = other._items, other._sampling
+        self._per_draw = other._per_draw
+
+    @property
+    def sizes_key(self) -> str:
+        """What decides the numbers of an episode beside its task."""
+        return f"{self._items} {self._sampling} {self._per_draw}"
+
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:
         """Read the items of a split; called once, when the split is first needed.
@@ -153,7 +168,7 @@ class PooledEpisodes(EpisodeSource):
             return groups[0].episodes
         self.check(split, task)
         shots = np.full((len(indices), task.n_way), task.n_shot)
-        return self._episodes_of(split, indices, seed, shots, task.n_query)
+        return self.episodes_of(split, indices, seed, shots, task.n_query)
 
     def groups(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
@@ -170,7 +185,7 @@ class PooledEpisodes(EpisodeSource):
             shape = task.of(n_way, n_shot, n_query)
             shape = replace(shape, varies=Varies(class_shots=task.varies.class_shots))
             chosen = [indices[i] for i in places]
-            episodes = self._episodes_of(split, chosen, seed, shots, n_query)
+            episodes = self.episodes_of(split, chosen, seed, shots, n_query)
             found.append(Group(shape, episodes, places))
         return found
 
@@ -195,10 +210,15 @@ class PooledEpisodes(EpisodeSource):
             return task.n_query
         return max(self._items - n_shot, 1)
 
-    def _episodes_of(
+    def episodes_of(
         self, split: Split, indices: Sequence[int], seed: int, shots: np.ndarray, n_query: int
     ) -> Episode:
-        """Episodes of one shape. shots: (len(indices), n_way), of each class."""
+        """Episodes of one shape, as all that this source gives are drawn.
+
+        A source that changes what was drawn overrides this method and calls it.
+
+        shots: (len(indices), n_way), of each class.
+        """
         pool, n_way, per_class = self.pool(split), shots.shape[1], int(shots.max()) + n_query
         rows = _draw_rows(pool, draw_bits(seed, split, indices, n_way * (1 + per_class)), n_way)
         ids = torch.tensor(list(indices), dtype=torch.int64, device=self._device)

@@ -22,6 +22,8 @@ from fsl_core.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+DRAWN_TOGETHER = 20
+"""Frozen episodes that are drawn at a time; the hash of a set of them depends on it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,14 @@ class EpisodeSource(ABC):
         """
         return SplitContents()
 
+    @property
+    def item_task(self) -> TaskShape:
+        """`task` with the shape of what `decode` gives, which a frozen backbone makes features of.
+
+        For all other sources that is `task` itself.
+        """
+        return self.task
+
     def decode(self, file: Path) -> Tensor:
         """A picture file of a user as an item of this source: (channels, size, size) uint8.
 
@@ -142,6 +152,26 @@ class EpisodeSource(ABC):
         """
         channels, size, _ = self.task.input_shape
         return decode_image(file, size, "gray" if channels == 1 else "rgb")
+
+    def known_set(
+        self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
+    ) -> str | None:
+        """The hash of the first frozen episodes of a split, if it is known without drawing them.
+
+        None, the default: whoever draws them computes it, as `hash_of_set` does.
+        """
+        return None
+
+    def hash_of_set(
+        self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
+    ) -> str:
+        """The hash of the first frozen episodes of a split: of the tensors of all of them."""
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, episodes, DRAWN_TOGETHER):
+            indices = range(start, min(start + DRAWN_TOGETHER, episodes))
+            for group in self.groups(split, indices, seed, task):
+                digest.update(self.fingerprint(group.episodes))
+        return digest.hexdigest()
 
     def fingerprint(self, episodes: Episode) -> bytes:
         """A digest of a batch of episodes as `batch` returned it: equal digests, equal tensors."""

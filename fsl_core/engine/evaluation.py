@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl_core.data.groups import Group, unbatch
+from fsl_core.data.groups import Group, in_order, unbatch
 from fsl_core.data.seeding import seed_torch
-from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
 from fsl_core.engine.fitting import Fitting, as_fitting
+from fsl_core.engine.together import judge_together, judged_together
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, TaskShape, Varies
@@ -24,7 +25,6 @@ from fsl_core.errors import RunError
 from fsl_core.learner import Learner
 
 TIMED_EPISODES = 20
-DRAWN_TOGETHER = 20
 
 
 def mean_and_interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -105,6 +105,7 @@ def evaluate(
     task = task or source.task
     digest = hashlib.blake2b(digest_size=16)
     sizes: dict[str, list[int]] = {name: [] for name in _SIZES if _differs(task.varies, name)}
+    known = source.known_set(split, episodes, seed, task)
     rows: list[list[float]] = []
     losses: list[float] = []
     times: list[float] = []
@@ -122,13 +123,19 @@ def evaluate(
         for start in range(0, episodes, DRAWN_TOGETHER):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))
             groups = source.groups(split, indices, seed, task)
-            for group in groups:
-                digest.update(source.fingerprint(group.episodes))
+            if known is None:
+                for group in groups:
+                    digest.update(source.fingerprint(group.episodes))
             if not times:
                 times = _adaptation_times(fitted, unbatch(groups)[:TIMED_EPISODES])
                 shared = _shared(fitted, groups[0], workers)
+                together = _together(fitted, groups[0], task)
             shapes, adapted = zip(*unbatch(groups), strict=True)
-            judged = shared.map(judge_one, adapted, map(fitted, shapes))
+            judged: Iterable[tuple[list[float], float]]
+            if together:
+                judged = in_order(groups, (_judged_at_once(fitted, g, task) for g in groups))
+            else:
+                judged = shared.map(judge_one, adapted, map(fitted, shapes))
             for shape, episode, (row, value) in zip(shapes, adapted, judged, strict=True):
                 _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
                 for name, column in sizes.items():
@@ -142,7 +149,7 @@ def evaluate(
         scores=after_steps[-1],
         losses=losses,
         after_steps=after_steps if len(after_steps) > 1 else [],
-        episode_set=digest.hexdigest(),
+        episode_set=known or digest.hexdigest(),
         adaptation_seconds=median(times),
         sizes=sizes,
     )
@@ -170,6 +177,17 @@ def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
             f"{where}: the {bad} is {found[bad]}. Finite items and weights; smaller steps of the "
             "outer or the inner loop may help"
         )
+
+
+def _together(fitted: Fitting, group: Group, task: TaskShape) -> bool:
+    learner = fitted(group.task)
+    return judged_together(learner, task) and not _leave_traces(learner, group.episodes.unbatch())
+
+
+def _judged_at_once(
+    fitted: Fitting, group: Group, task: TaskShape
+) -> list[tuple[list[float], float]]:
+    return judge_together(fitted(group.task), group.episodes, group.task or task)
 
 
 def _shared(fitted: Fitting, group: Group, workers: int) -> Workers:

@@ -73,7 +73,7 @@ def adapt_to_folder(
 
 def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> AdaptedPredictor:
     experiment = run.experiment
-    require_pictures(run.folder, experiment.source.task)
+    require_pictures(run.folder, experiment.source.item_task)
     unequal = experiment.learner.adapter.unequal_shots
     labelled = read_labelled(support, experiment.source, invert, skip_unreadable, unequal)
     try:
@@ -131,7 +131,7 @@ def load_predictor(
         experiment = build_experiment(check_document(document, loaded.catalogue), device)
     except FslError as error:
         raise RunError(str(error)) from error
-    classes, task = tuple(record["classes"]), experiment.source.task
+    classes, task = tuple(record["classes"]), experiment.source.item_task
     require_pictures(file, task)
     learner = _learner_for(experiment, saved.shots_of(file, task))
     try:

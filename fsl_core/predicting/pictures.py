@@ -195,7 +195,7 @@ def _decode(
 ) -> tuple[list[Path], Tensor, list[PassedOver]]:
     """The files that can be read, (n, channels, size, size) uint8 of these, and the others."""
     files = list(files)
-    images, faults = decode_images(files, source.decode, source.task.input_shape)
+    images, faults = decode_images(files, source.decode, source.item_task.input_shape)
     kept = [i for i in range(len(files)) if i not in faults]
     images = images[kept]
     damaged = [folders.as_unreadable(files[i], error) for i, error in faults.items()]

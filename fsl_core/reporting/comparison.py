@@ -12,7 +12,7 @@ from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.scores import RunScores, judged_unlike
 from fsl_core.reporting.statistics import PairedDifference, paired_difference
-from fsl_core.runs.files import RECIPE
+from fsl_core.runs.files import RECIPE, UNROLLED
 
 
 def compare_runs(first: RunScores, second: RunScores) -> PairedDifference:
@@ -81,6 +81,15 @@ def judging_told(first: RunScores, second: RunScores) -> list[str]:
     return [*in_common, *judged_unlike(dict(zip(names, (one, other), strict=True)))]
 
 
+def method_told(first: RunScores, second: RunScores) -> list[str]:
+    """The hypergradients of two runs in a line, unless both are unrolled."""
+    one, other = first.hypergradient, second.hypergradient
+    if one == other:
+        return [] if one == UNROLLED else [f"hypergradient {one}"]
+    names = run_names(first, second)
+    return [f"another method: hypergradient {one} ({names[0]}), {other} ({names[1]})"]
+
+
 def _differing(first: RunScores, second: RunScores) -> Iterator[str]:
     """Keys of the recipes that choose the test episodes and differ, with their values."""
     of_episodes = "episodes" if first.label is None else f"evaluate.on {first.label}"
@@ -112,7 +121,11 @@ def write_comparison(path: Path, first: RunScores, second: RunScores) -> Path:
         metric=first.metric,
         paired=compare_runs(first, second),
         episode_set=first.result["episode_set"],
-        told=[*judging_told(first, second), *further_left_out(first, second)],
+        told=[
+            *method_told(first, second),
+            *judging_told(first, second),
+            *further_left_out(first, second),
+        ],
         further=compare_further(first, second),
         scatter=figures.scatter(first.scores, second.scores, names),
         results=[(str(run.directory), run.result) for run in (first, second)],

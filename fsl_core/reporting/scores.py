@@ -14,7 +14,15 @@ import numpy as np
 
 from fsl_core.config.document import read_document
 from fsl_core.errors import FslError, RunError
-from fsl_core.runs.files import EPISODES, RECIPE, RESULT, is_file, read_result, reading
+from fsl_core.runs.files import (
+    EPISODES,
+    RECIPE,
+    RESULT,
+    UNROLLED,
+    is_file,
+    read_result,
+    reading,
+)
 from fsl_core.text import in_words
 
 THESE_RUNS = "intervals are over test episodes of these trained runs, not over trainings"
@@ -146,6 +154,11 @@ class RunScores:
     @cached_property
     def judging(self) -> Judging:
         return judging_of(self.directory, self.result)
+
+    @property
+    def hypergradient(self) -> str:
+        """How its meta-gradient was estimated, which is part of the method."""
+        return self.result.get("hypergradient", UNROLLED)
 
     @property
     def higher_is_better(self) -> bool:

@@ -49,6 +49,11 @@ def keep_data_record(
     contents = _contents(source, splits, further)
     told = counted(passed_over(contents.values()))
     notes = [f"data: passed over: {told}. `fsl check --data` lists them"] if told else []
+    if shared := _shared(*(_by_nfc(contents[s]) for s in ("train", "test") if s in contents)):
+        notes.append(
+            f"data: train and test share {shared} classes. Scores are for new items of classes "
+            "that were trained on, not for new classes"
+        )
     if directory is not None and not (directory / DATA).is_file():
         if begun:
             notes.append(f"data: no {DATA}, so its data may have changed since training began")
@@ -88,6 +93,21 @@ def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
     contents = _contents(source, [split], {})
     _refuse_trained_on(directory, source, recorded, contents)
     return _changes(recorded, contents)
+
+
+def shared_classes(directory: Path | None) -> int:
+    """How many classes of the test split a run was trained on, as it recorded them.
+
+    0 if nothing is recorded.
+    """
+    recorded = _read(directory) if directory is not None else None
+    of_splits = [recorded[s]["classes"] for s in ("train", "test") if recorded and s in recorded]
+    return _shared(*of_splits)
+
+
+def _shared(*classes: Mapping[str, int]) -> int:
+    """The number of classes that both of two splits have; 0 of a split alone."""
+    return len(set(classes[0]) & set(classes[1])) if len(classes) == 2 else 0
 
 
 def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:

@@ -30,6 +30,9 @@ RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, RESULT = 
     "episodes.csv",
     "result.json",
 )
+UNROLLED = "unrolled"
+"""The hypergradient of every run before there was a choice."""
+
 LARGEST, DEEPEST = 16 * 2**20, 64
 """Bytes of a JSON file, and objects within objects in it; ours have some thousand, and four."""
 
@@ -121,6 +124,7 @@ class Result(Record):
     n_query: Whole | list[Whole] | None = None
     trained_on: str = ""
     judged_on: str = ""
+    hypergradient: str = UNROLLED
     execution: str = ""
     settled: bool = True
     adapter_state: dict[str, Figure] = Field(default_factory=dict)

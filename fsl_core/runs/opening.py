@@ -104,6 +104,7 @@ def new_run(
         "recipe": name,
         **describe_environment(loaded.plugins),
         "device": str(device),
+        **run.experiment.weights,
         "plugin_files": {path: loaded.files.get(path, "") for path in files},
     }
     with _only_writer(directory):

@@ -37,6 +37,9 @@ CASES: tuple[Case, ...] = (
 TASKS = 8
 """Training tasks that there are."""
 
+META_BATCH = 3
+"""Tasks of each outer step."""
+
 CONVERGED = 150
 """Inner steps after which `RidgeSteps` stands at its minimum, to 1e-14."""
 
@@ -80,8 +83,11 @@ class HypergradientContract(checks.Contract):
     reaches_outer: ClassVar[bool] = True
     inner_steps: ClassVar[int] = 2
 
-    def make(self, *task_and_tasks: Any) -> fsl.Hypergradient:
-        """A fresh hypergradient. Declare `task` or `tasks`, and receive them by name."""
+    def make(self, *offered: Any) -> fsl.Hypergradient:
+        """A fresh hypergradient.
+
+        Declare `task`, `tasks` or `meta_batch_size`, and receive them by name.
+        """
         raise NotImplementedError(
             f"{type(self).__name__}.make: not written. A method make(self) -> Hypergradient"
         )
@@ -106,9 +112,9 @@ class HypergradientContract(checks.Contract):
         assert self.exact in ("always", "at the minimum", "no"), (
             f"exact: {self.exact!r}. 'always', 'at the minimum' or 'no'"
         )
-        refused = [_refusal(*self._adapted(case)) for case in CASES]
+        refused = [self._refusal(case) for case in CASES]
         assert not all(refused), (
-            f"unfit: it refuses every adapter of the kit: {'; '.join(sorted(set(refused)))}. "
+            f"refusals: it takes no adapter of the kit: {'; '.join(sorted(set(refused)))}. "
             f"One that it takes: {', '.join(sorted({name for name, _ in CASES}))}"
         )
 
@@ -208,15 +214,7 @@ class HypergradientContract(checks.Contract):
     def test_other_inner_problems(self, shape: str) -> None:
         learner, task, episode = self._setting((shape, "none"))
         expected, _ = learner.adapter.objective(learner.backbone, episode, task.loss)
-        try:
-            value, prediction = checks.seeded(learner.objective, episode, task.loss)
-        except fsl.FslError as error:
-            pytest.skip(f"not claimed: {error}")
-        except Exception as error:
-            raise AssertionError(
-                f"{shape}: raised {type(error).__name__}: {first_line(error)}. A reason in "
-                "`unfit`, or an objective that can do it"
-            ) from error
+        value, prediction = checks.seeded(learner.objective, episode, task.loss)
         _check_outcome(shape, value, prediction, task, episode)
         assert self.own_value or checks.close(value, expected), (
             f"{shape}: the value is {value.item():.9g}, and the adapter's own objective is "
@@ -293,7 +291,7 @@ class HypergradientContract(checks.Contract):
         self._assert_equals_the_loop(case, allowed[-1], frozenset({"gradients"}))
 
     def test_compiled_equals_the_loop(self, compiled: bool) -> None:
-        taken = [case for case in CASES if not _refusal(*self._adapted(case))]
+        taken = [case for case in CASES if not self._refusal(case)]
         case = taken[-1]  # the least to compile
         if not self._setting(case)[0].vectorizable:
             pytest.skip("not claimed: vectorizable = False")
@@ -345,7 +343,7 @@ class HypergradientContract(checks.Contract):
         )
 
     def _made(self, task: fsl.TaskShape) -> fsl.Hypergradient:
-        injected = {"task": task, "tasks": TASKS}
+        injected = {"task": task, "tasks": TASKS, "meta_batch_size": META_BATCH}
         declared = inspect.signature(self.make).parameters
         given = {name: value for name, value in injected.items() if name in declared}
         return checks.made(lambda: self.make(**given), fsl.Hypergradient)
@@ -365,12 +363,34 @@ class HypergradientContract(checks.Contract):
         self, case: tuple[str, fsl.NormPolicy], inner_steps: int | None = None, seed: int = 0
     ) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
         """A learner with the hypergradient, its task and an episode; skips a pair it refuses."""
-        made, backbone, adapter = self._adapted(case, inner_steps, seed)
-        if refused := _refusal(made, backbone, adapter):
+        if refused := self._refusal(case, inner_steps):
             pytest.skip(f"not claimed: {refused}")
+        made, backbone, adapter = self._adapted(case, inner_steps, seed)
         learner, task = fsl.Learner(backbone, adapter, made), _task(case)
         checks.leave_zeros(learner)
         return learner.train(), task, tiny_episodes(task, 1).unbatch()[0]
+
+    def _refusal(self, case: tuple[str, fsl.NormPolicy], inner_steps: int | None = None) -> str:
+        """Why it does not take an adapter: `unfit`, or an FslError of `objective`."""
+        made, backbone, adapter = self._adapted(case, inner_steps)
+        said = made.unfit(adapter)
+        assert isinstance(said, str), (
+            f"unfit: a {type(said).__name__}. The reason as text, or '' if there is none"
+        )
+        if not said:
+            task = _task(case)
+            (episode,) = tiny_episodes(task, 1).unbatch()
+            try:
+                fsl.Learner(backbone, adapter, made).train().objective(episode, task.loss)
+            except fsl.FslError as error:
+                said = str(error)
+            except Exception as error:
+                raise AssertionError(
+                    f"{adapter.name}: raised {type(error).__name__}: {first_line(error)}. A reason "
+                    "in `unfit`, or an objective that can do it"
+                ) from error
+        assert said == " ".join(said.split()), f"refusal: {said!r}. One line"
+        return said
 
     def _gradients(
         self, learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode
@@ -438,19 +458,9 @@ def _task(case: tuple[str, str]) -> fsl.TaskShape:
 
 def _meta_batches(task: fsl.TaskShape) -> Iterator[fsl.Episode]:
     """Two meta-batches that share one of their tasks."""
-    episodes = tiny_episodes(task, 4).unbatch()
-    for some in (episodes[:3], episodes[2:]):
+    episodes = tiny_episodes(task, 2 * META_BATCH - 1).unbatch()
+    for some in (episodes[:META_BATCH], episodes[-META_BATCH:]):
         yield torch.utils.data.default_collate(list(some))
-
-
-def _refusal(made: fsl.Hypergradient, backbone: torch.nn.Module, adapter: fsl.Adapter) -> str:
-    """What `unfit` says, which must be one line."""
-    said = made.unfit(adapter)
-    assert isinstance(said, str), (
-        f"unfit: a {type(said).__name__}. The reason as text, or '' if there is none"
-    )
-    assert said == " ".join(said.split()), f"unfit: {said!r}. One line"
-    return said
 
 
 def _check_outcome(

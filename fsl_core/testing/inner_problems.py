@@ -14,7 +14,7 @@ from fsl_core.testing.tiny import GradientSteps
 
 Weights = dict[str, Tensor]
 
-HEAD = "head.weight"
+HEAD, CENTRE = "head.weight", "centre.head.weight"
 
 
 class RidgeSteps(fsl.Adapter):
@@ -47,15 +47,19 @@ class RidgeSteps(fsl.Adapter):
 
         def loss(phi: Weights, outer: Weights) -> Tensor:
             fit = self.task.loss(net(outer | phi, support.x), support.y)
-            return fit + self.proximal / 2 * (phi[HEAD] - outer["centre"]).square().sum()
+            if CENTRE not in outer:
+                return fit
+            return fit + self.proximal / 2 * (phi[HEAD] - outer[CENTRE]).square().sum()
 
         return fsl.InnerProblem(
             start={HEAD: net.weights[HEAD]},
-            outer=body | {"centre": net.weights[HEAD]},
+            outer=body | {CENTRE: net.weights[HEAD]},
             steps=self.inner_steps,
             loss=loss,
             step=lambda phi, gradient, k, outer: fsl.descend(phi, gradient, self.inner_lr),
             predict=lambda phi, outer, x: net(outer | phi, x),
+            proximal=self.proximal,
+            curvature=self.proximal,
         )
 
     def minimum(self, backbone: nn.Module, support: fsl.LabelledSet) -> Tensor:

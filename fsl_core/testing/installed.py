@@ -29,7 +29,7 @@ from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
-from fsl_core.testing.hypergradients import TASKS, HypergradientContract
+from fsl_core.testing.hypergradients import META_BATCH, TASKS, HypergradientContract
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
 from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
 from fsl_core.text import suggest
@@ -124,7 +124,7 @@ class InstalledHypergradient(HypergradientContract):
     build: ClassVar[Callable[..., Any]]
 
     def make(self, task):
-        return type(self).build(task=task, tasks=TASKS)
+        return type(self).build(task=task, tasks=TASKS, meta_batch_size=META_BATCH)
 
 
 class InstalledWeighting(WeightingContract):

@@ -23,8 +23,8 @@ from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
-from fsl_core.nn.norms import Norm, collect_statistics
-from fsl_core.runs.data_record import keep_data_record, refuse_other_data
+from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
+from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
 from fsl_core.runs.run import Run
 from fsl_core.runs.starting import keep_start
 from fsl_core.runs.stopping import Interrupted
@@ -43,16 +43,18 @@ def train(run: Run) -> None:
     stays. Raises Interrupted if `run.stop` asks for it, with the steps done saved.
     """
     source, splits = run.experiment.source, splits_in_use(run.experiment)
+    learner = run.experiment.learner
     if run.directory is not None:  # before a change makes the data too small
         refuse_other_data(run.directory, source, splits, run.experiment.further)
     check_data(run.experiment)
     run.try_parts()
-    state_of(run.experiment.learner.adapter)  # refused now rather than when training is done
+    state_of(learner.adapter)  # refused now rather than when training is done
     run.notes += keep_data_record(
         run.directory, source, splits, run.step > 0, run.experiment.further
     )
     if run.directory is not None and run.started_from:
         keep_start(run.directory, run.started_from)
+    run.notes += [f"backbone: {note}" for note in getattr(learner.backbone, "notes", ())]
     run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
         _keep_untrained(run)
@@ -144,7 +146,9 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "training_seconds": sum(r["seconds"] for r in run.records.metrics() if "seconds" in r),
         "device": str(run.device),
         "execution": str(run.choice),
+        **run.experiment.weights,
         **state_of(run.experiment.learner.adapter),
+        **({"shared_classes": shared} if (shared := shared_classes(run.directory)) else {}),
         **_shapes(run.experiment),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
         **({"start_from": run.started_from} if run.started_from else {}),
@@ -306,14 +310,20 @@ def _advice(run: Run) -> str:
 
 
 def move_running_statistics(learner: Learner, groups: Sequence[Group]) -> None:
-    """One forward pass over the meta-batch's support sets, for norm layers of policy `running`.
+    """One forward pass over the meta-batch, for norm layers that keep averages.
 
-    Without such layers there is none.
+    It sees the support sets, and for policy `ordinary` the query sets, too. Without such layers
+    there is none.
     """
-    if any(isinstance(m, Norm) and m.policy == "running" for m in learner.backbone.modules()):
-        with torch.no_grad(), collect_statistics():
-            items = [group.episodes.support.x.flatten(0, 1) for group in groups]
-            learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
+    norms = [m for m in learner.backbone.modules() if isinstance(m, Norm)]
+    policies = {m.policy for m in norms if m.policy != "running" or m.momentum}
+    if policies.isdisjoint(AVERAGED):
+        return
+    items = [group.episodes.support.x.flatten(0, 1) for group in groups]
+    if "ordinary" in policies:
+        items += [group.episodes.query.x.flatten(0, 1) for group in groups]
+    with torch.no_grad(), collect_statistics():
+        learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
 
 
 def _validate(run: Run) -> None:

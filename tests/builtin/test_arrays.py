@@ -345,3 +345,10 @@ def test_kinds_of_items(tmp_path):
         small(ids, standardise=True).check("train")
     with pytest.raises(ValueError, match=r"standardise: true, and items: tokens\. Numbers or lev"):
         small(ids, standardise=True, items="tokens")
+
+
+def test_numbers_are_not_read_to_try_a_recipe(tmp_path, monkeypatch):
+    x, y = numbered()
+    source = small(saved(tmp_path / "a", "npz", x=x, y=y))
+    monkeypatch.setattr(Arrays, "read", lambda self: pytest.fail("read"))
+    assert source.vocabulary is None

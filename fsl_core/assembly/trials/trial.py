@@ -154,7 +154,9 @@ class Trial:
         module, items = self.module(part), self.episodes[0].support.x
         if forgot_super(error):
             self.refuse(part, NO_SUPER, error)
-        others = next(soundness.unlike(module, items), "")
+        # An id beyond a table is not a matter of types, and a table is never of the ids' type.
+        beyond = isinstance(error, IndexError)
+        others = "" if beyond else next(soundness.unlike(module, items), "")
         hint = f" {others}, and items are {items.dtype} on {items.device}." if others else ""
         told = raised(error, type(module).__module__)
         self.refuse(part, f"{what} raised {told}.{hint} {STRICT}", error)

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fsl_moml import Memory
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import fsl_core as fsl
 from fsl_core.testing import GradientSteps, TinyBackbone, double_precision, tiny_episodes, tiny_task
+from fsl_moml import Memory
 
 RATE = 0.1
 """Of the inner steps of `GradientSteps`."""

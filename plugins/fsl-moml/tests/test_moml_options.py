@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fsl_moml import Memory
 from torch import nn
 
 import fsl_core as fsl
 from fsl_core.testing import GradientSteps, TinyBackbone, tiny_episodes, tiny_task
+from fsl_moml import Memory
 
 TASK = tiny_task("regression", n_shot=7, n_query=5)
 
@@ -83,17 +83,12 @@ def test_local_steps_beside_other_trained_weights():
     assert "and backbone.conv.bias is trained besides. `adapted: all`" in found
 
 
-@pytest.mark.parametrize(
-    ("options", "ids", "message"),
-    [
-        ({"variant": "v2", "meta_batch_size": 3}, [0, 1], r"a step of 2 tasks with .*_size 3"),
-        ({"variant": "nasa", "meta_batch_size": 4}, [0, 1, 1, 3], r"nasa: a step of tasks \[0, 1"),
-    ],
-    ids=str,
-)
-def test_steps_of_other_tasks(options, ids, message):
-    with pytest.raises(fsl.FslError, match=message):
-        Memory(TASK, 4, **options).on_step(torch.tensor(ids))
+def test_a_step_of_nasa_without_every_task():
+    estimate = Memory(TASK, 4, 4, variant="nasa")
+    estimate.on_step(torch.tensor([2, 0, 1, 3]))
+    message = r"nasa: a step of tasks \[0, 1, 1, 3\]\. Every task once: episodes in turn"
+    with pytest.raises(fsl.DataError, match=message):
+        estimate.on_step(torch.tensor([0, 1, 1, 3]))
 
 
 def test_an_adapter_without_inner_steps_is_refused():

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
-from fsl_moml import Memory
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import fsl_core as fsl
 from fsl_core.cli import app
 from fsl_core.testing import GradientSteps, TinyBackbone, tiny_episodes, tiny_task
+from fsl_moml import Memory
 
 RECIPE = """
 seed: 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from typing import Annotated
 
 import torch
@@ -28,8 +30,9 @@ class FiniteDifference(Estimate):
 
     v = dL/dphi at phi_T, eps = radius / ||v||; for the start phi_0 it is v plus the same difference
     of dl/dphi, that is (I - a H) v. Other steps than phi - a * gradient give their own derivative
-    in place of -a. The error is O(eps^2), and none if l is quadratic. If v is zero, so is the
-    difference. Any number of inner steps; BOML, whose strategy it is, takes one.
+    in place of -a, and learned rates keep their derivative in every step. The error is O(eps^2),
+    and none if l is quadratic. If v is zero, so is the difference. Any number of inner steps; BOML,
+    whose strategy it is, takes one.
 
     Source: DARTS, Liu et al. 2019, arXiv:1806.09055, section 2.3, as BOML
     (github.com/dut-media-lab/BOML) puts it to one-stage bilevel problems. At BOML's head that
@@ -62,7 +65,9 @@ class FiniteDifference(Estimate):
     ) -> tuple[Tensor, Tensor]:
         problem = self.problem(adapter, backbone, episode)
         query, k = query_loss(problem, episode, loss), problem.steps - 1
-        phi, outer = before_last(problem), cut(problem.outer)
+        # phi_{T-1}, as first-order sees it: a derivative by it goes on to phi_0 and learned rates.
+        begun = deque(islice(problem.points(order=1), max(problem.steps, 1)), maxlen=1).pop().phi
+        phi, outer = cut(begun), cut(problem.outer)
         if k < 0:
             (to_phi, to_outer), value, prediction = derivatives(problem, query, phi, outer)
         else:
@@ -75,7 +80,7 @@ class FiniteDifference(Estimate):
             to_phi, to_gradient, to_outer = by_part
             by_phi, by_outer = self._difference(problem, phi, outer, to_gradient)
             to_phi, to_outer = plus(to_phi, by_phi), plus(to_outer, by_outer)
-        tensors, gradients = problem.outer | problem.start, to_outer | to_phi
+        tensors, gradients = problem.outer | begun, to_outer | to_phi
         return fsl.with_gradient(value, tensors, gradients), prediction
 
     def _difference(
@@ -96,14 +101,3 @@ class FiniteDifference(Estimate):
             for high, low in zip(above, below, strict=True)
         )
         return by_phi, by_outer
-
-
-def before_last(problem: fsl.InnerProblem) -> Weights:
-    """phi_{T-1} without a graph, or phi_0 if there is no step."""
-    phi, outer = cut(problem.start), cut(problem.outer)
-    for k in range(problem.steps - 1):
-        gradient = problem.gradient(fsl.Point(phi, problem.at(outer, k)), k, False)
-        # Nothing here has a graph. An optimizer that begins here is differentiated at the end.
-        with torch.enable_grad():
-            phi = cut(problem.step(phi, gradient, k, outer))
-    return phi

@@ -21,7 +21,7 @@ class Truncated(Estimate):
     steps 0 is first-order and steps T is unrolled. Memory grows with K, not with T. On a strongly
     convex inner loss the error falls with K like (1 - rate * smallest curvature)^K. At an exact
     minimiser of l + gamma / 2 ||phi - theta||^2 it is the Neumann sum
-    a gamma sum_{k<K} (I - a (H + gamma I))^k grad L.
+    a gamma sum_{k<K} (I - a (H + gamma I))^k grad L, plus (I - a (H + gamma I))^K grad L from psi.
 
     Learned rates keep their derivative in every step.
 

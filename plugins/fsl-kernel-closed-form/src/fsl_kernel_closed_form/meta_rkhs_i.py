@@ -110,3 +110,6 @@ class MetaRkhsI(fsl.Adapter):
         )
         reward = sum((gradient[name] * other[name]).sum() for name in theta)
         return value - self.alpha * reward, prediction
+
+    def unrolled_only(self) -> str:
+        return "training takes no inner steps: it follows a regularised loss"

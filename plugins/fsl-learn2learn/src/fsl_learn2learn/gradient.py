@@ -91,6 +91,9 @@ class GradientAdapter(fsl.Adapter):
         steps = self._unroll(backbone, support)
         return [_predictor(fixed, _copy(learner)) for fixed, learner in steps]
 
+    def unrolled_only(self) -> str:
+        return "learn2learn takes the inner steps, and differentiates them itself"
+
     def _unroll(
         self, backbone: nn.Module, support: fsl.LabelledSet
     ) -> Iterator[tuple[nn.Module, InnerLearner]]:

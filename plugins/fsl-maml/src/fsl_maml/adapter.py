@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_maml.heads import HeadInit, linear_head
 from fsl_maml.losses import CENTRE, QUERY, SUPPORT, Aggregate, Features, InnerLoss, LossKind
 from fsl_maml.norms import StepNorms, norm_names
 from fsl_maml.optimizers import (
@@ -195,6 +196,7 @@ class Maml(fsl.Adapter):
         learn_aggregate: Annotated[
             bool, Field(description="whether the outer loop trains alpha, by its logit")
         ] = False,
+        head_init: HeadInit = "default",
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
@@ -215,7 +217,7 @@ class Maml(fsl.Adapter):
         self.test_proximal = proximal if test_proximal is None else test_proximal
         self.aggregate = Aggregate(aggregate, learn_aggregate) if aggregate else None
         feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
-        self.head = nn.Linear(feature_dim, task.output_dim)
+        self.head = linear_head(feature_dim, task.output_dim, head_init)
         net, norms = fsl.Functional(backbone, self.head), list(norm_names(backbone))
         weights, left_out = net.weights, () if adapt_norms else norms
         self.schedule = [

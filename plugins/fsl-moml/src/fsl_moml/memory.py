@@ -41,7 +41,10 @@ class Memory(fsl.Hypergradient):
         in turn). Its average of meta-gradients, z <- (1 - m) z + m mean_i g_i with z = g at first,
         is the outer optimizer's: sgd with momentum: 1 - m and dampening: 1 - m.
 
-    Source: Wang, Yuan, Ying and Yang 2021, arXiv:2106.04911, and its code, bokun-wang/moml.
+    Source: Wang, Yuan, Ying and Yang 2021, arXiv:2106.04911, and its code, bokun-wang/moml. That
+    code keeps no graph of the inner gradient, so its g_i = beta grad L_i(u_i): `order: 1` of the
+    adapter. With exact derivatives v2 multiplies a by the number of tasks over that of a step, and
+    may diverge at rates that suit the first-order one.
     """
 
     name = "memory"
@@ -110,11 +113,6 @@ class Memory(fsl.Hypergradient):
     def on_step(self, ids: Tensor) -> None:
         if self.store is None:
             return
-        if self.meta_batch_size not in (None, len(ids)):
-            raise fsl.FslError(
-                f"memory: a step of {len(ids)} tasks with meta_batch_size "
-                f"{self.meta_batch_size}. The size of the run's meta-batches"
-            )
         if self.variant == "nasa" and len(ids.unique()) != self.tasks:
             raise fsl.DataError(
                 f"memory: nasa: a step of tasks {ids.tolist()}. Every task once: episodes in turn"

@@ -25,7 +25,7 @@ class Store(nn.Module):
     rows: Tensor
     origin: Tensor
     met: Tensor
-    sized = ("rows", "origin")
+    sized: tuple[str, ...] = ("rows", "origin")
 
     def __init__(self, tasks: int, beta: float, at_most_bytes: int):
         super().__init__()

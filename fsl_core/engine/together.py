@@ -1,0 +1,41 @@
+"""Evaluation of several episodes as one batched computation, where nothing changes by it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fsl_core.adapter import Adapter
+from fsl_core.data.features import FrozenBackbone
+from fsl_core.episode import Episode, LabelledSet, TaskShape
+from fsl_core.learner import Learner
+
+Judged = list[tuple[list[float], float]]
+"""Scores after each step and the loss, of each episode."""
+
+
+def judged_together(learner: Learner, task: TaskShape) -> bool:
+    """Whether episodes are judged in batches: closed forms on features of a frozen backbone.
+
+    There the time of an episode is that of calling small operations one by one. Elsewhere it is
+    that of the backbone, which does not get quicker by this. An adapter that takes inner steps, or
+    overrides `trajectory`, is judged one episode at a time.
+    """
+    adapter = type(learner.adapter)
+    own = (adapter.inner_problem, adapter.trajectory) == (Adapter.inner_problem, Adapter.trajectory)
+    frozen = isinstance(learner.backbone, FrozenBackbone)
+    return own and frozen and learner.adapter.vectorizable and task.kind == "classification"
+
+
+def judge_together(learner: Learner, batch: Episode, task: TaskShape) -> Judged:
+    """What each episode of a batch comes to; the numbers of one after the other, up to rounding."""
+
+    def judge(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        support_x, support_y, query_x, query_y, index = tensors
+        unlabelled = LabelledSet(query_x, torch.zeros_like(query_y))
+        episode = Episode(LabelledSet(support_x, support_y), unlabelled, index)
+        prediction = learner.adapt(episode)(query_x)
+        return task.score(prediction, query_y), task.loss(prediction, query_y)
+
+    scores, losses = torch.func.vmap(judge)(*batch.support, *batch.query, batch.id)
+    return [([s], loss) for s, loss in zip(scores.tolist(), losses.tolist(), strict=True)]

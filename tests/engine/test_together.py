@@ -1,0 +1,107 @@
+"""Episodes judged in batches give what they give one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fsl_core as fsl
+from fsl_core.builtin.linear_probe import LinearProbe
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.data.features import FeatureEpisodes, FrozenBackbone
+from fsl_core.engine import evaluation
+from fsl_core.engine.together import judged_together
+from fsl_core.testing import GradientSteps
+
+SHAPE = (7,)
+
+
+class Vectors(fsl.PooledEpisodes):
+    name = "vectors"
+
+    def __init__(self):
+        super().__init__(4, 3, 5, input_shape=SHAPE)
+
+    def load(self, split):
+        generator = torch.Generator().manual_seed(len(split))
+        means = torch.randn(6, 1, *SHAPE, generator=generator)
+        items = means + 2 * torch.randn(6, 12, *SHAPE, generator=generator)
+        return fsl.LabelledPool.from_classes((f"{c}", items[c]) for c in range(6))
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 9), nn.Tanh())
+    net.feature_dim = 9
+    mapped = FeatureEpisodes(Vectors(), FrozenBackbone(net, SHAPE, "float32"))
+    mapped.pool("test")  # in float32, before a test turns the backbone into float64
+    return mapped
+
+
+class Doubles(fsl.EpisodeSource):
+    """Another source in float64."""
+
+    name = "doubles"
+
+    def __init__(self, source):
+        self.source, self.task = source, source.task
+
+    def batch(self, *arguments):
+        (sx, sy), (qx, qy), ids = self.source.batch(*arguments)
+        return fsl.Episode(fsl.LabelledSet(sx.double(), sy), fsl.LabelledSet(qx.double(), qy), ids)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (NearestCentroid, {"power": 0.5, "centre": "support", "unit_length": True}),
+        (NearestCentroid, {"distance": "cosine"}),
+        (LinearProbe, {}),
+        (LinearProbe, {"power": 0.5, "centre": "train"}),
+    ],
+)
+def test_the_numbers_are_those_of_one_after_the_other(make, options, source, monkeypatch, float64):
+    learner = fsl.Learner(
+        source.backbone, make(source.task, backbone=source.backbone, **options)
+    ).double()
+    assert judged_together(learner, source.task)
+    doubles = Doubles(source)
+    together = evaluation.evaluate(learner, doubles, "test", 50)
+    monkeypatch.setattr(evaluation, "judged_together", lambda *_: False)
+    alone = evaluation.evaluate(learner, doubles, "test", 50)
+    assert together.scores == alone.scores
+    torch.testing.assert_close(
+        torch.tensor(together.losses), torch.tensor(alone.losses), rtol=0, atol=1e-9
+    )
+    assert together.episode_set == alone.episode_set
+    assert len(set(together.scores)) > 3
+
+
+def test_the_hash_of_the_episodes_is_that_of_the_items(source, monkeypatch):
+    learner = fsl.Learner(source.backbone, NearestCentroid(source.task))
+    found = evaluation.evaluate(learner, source, "test", 30, seed=2).episode_set
+    assert found == Vectors().hash_of_set("test", 30, 2)
+    monkeypatch.setattr(Vectors, "fingerprint", None)  # kept: it is not computed again
+    assert evaluation.evaluate(learner, source, "test", 30, seed=2).episode_set == found
+
+
+class Noisy(NearestCentroid):
+    def adapt(self, backbone, support):
+        predict = super().adapt(backbone, support)
+        noise = torch.randn(())
+        return lambda x: predict(x) * noise.abs()
+
+
+def test_adapters_that_step_draw_or_see_pictures_are_judged_one_by_one(source, monkeypatch):
+    task = source.task
+    assert not judged_together(fsl.Learner(nn.Identity(), NearestCentroid(task)), task)
+    assert not judged_together(
+        fsl.Learner(source.backbone, GradientSteps(task, source.backbone)), task
+    )
+    monkeypatch.setattr(evaluation, "judge_together", None)
+    noisy = fsl.Learner(source.backbone, Noisy(task))
+    first, second = (evaluation.evaluate(noisy, source, "test", 25).losses for _ in range(2))
+    assert first == second
