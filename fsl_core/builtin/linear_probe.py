@@ -32,6 +32,7 @@ class LinearProbe(fsl.Adapter):
     """
 
     name = "linear-probe"
+    unequal_shots = True
 
     def __init__(
         self,
