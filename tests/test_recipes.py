@@ -99,7 +99,18 @@ def _synthetic(path: Path, folder: Path) -> list[str]:
     labels = [source.get("label", source["name"]) for source in further]
     drawn = ", ".join(f"{{name: glyphs, alphabet: 1, label: {label}}}" for label in labels)
     return [
+        *_without_weights(path),
         f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}",
         "evaluate.n_query=2",
         f"evaluate.on=[{drawn}]",
     ]
+
+
+def _without_weights(path: Path) -> list[str]:
+    """Overrides for a frozen backbone: start values in place of its file, and nothing is trained.
+
+    Glyphs are drawn anew each time, so that no pool of them can be mapped once.
+    """
+    if not read_document(path).data.get("backbone", {}).get("frozen"):
+        return []
+    return ["backbone.frozen=false", "backbone.weights=null", "outer.steps=0"]

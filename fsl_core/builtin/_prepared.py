@@ -14,7 +14,11 @@ import fsl_core as fsl
 
 Power = Annotated[
     float | None,
-    Field(gt=0, le=1, description="sign(f) |f|^power of each feature first, such as 0.5; null: f"),
+    Field(
+        gt=0,
+        le=1,
+        description="each feature first to this power, its sign kept, such as 0.5; null: as it is",
+    ),
 ]
 Centre = Annotated[
     Literal["none", "support", "train"],

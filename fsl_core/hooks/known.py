@@ -53,6 +53,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "l2l-vgg-flowers": "fsl-learn2learn",
     },
     "backbone": {
+        "timm": "fsl-timm",
         "l2l-cnn4": "fsl-learn2learn",
         "resnet12": "fsl-learn2learn",
         "wrn28": "fsl-learn2learn",

@@ -99,7 +99,7 @@ def _as_pt2(program: torch.export.ExportedProgram) -> tuple[bytes, Predictor]:
 
 def _as_onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Predictor]:
     """The same in ONNX, run by onnxruntime: input `pictures`, output `probabilities`."""
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch's exporter says of torch's own functions

@@ -176,7 +176,7 @@ class SweepResult:
     def telling_columns(self) -> list[str]:
         """Columns about method and judging in which rows differ, and that no axis shows."""
         judgings = list(self.judgings().values())
-        seen = {
+        seen: dict[str, set[Any]] = {
             "hypergradient": set() if ESTIMATE in self.plan.varying else self._estimates(),
             "norm": {judging.norm_in_full for judging in judgings},
             "n_query": {judging.n_query for judging in judgings},

@@ -150,6 +150,19 @@ def test_other_ways_shots_and_queries(mixed: Mixture):
     assert batch.query.y[0].tolist() == [0, 1, 2]
 
 
+def test_sources_whose_shots_vary_alike():
+    ranged = [Glyphs(n_way=2, n_shot=(1, 3), n_query=2, alphabet=a) for a in (0, 1)]
+    mixed = Mixture([(source, 1.0) for source in ranged])
+    chosen = mixed.chosen("test", range(12), 0)
+    shots = set()
+    for group in mixed.groups("test", range(12), 0):
+        shots.add(group.task.n_shot)
+        for place, episode in zip(group.places, group.episodes.unbatch(), strict=True):
+            own = ranged[chosen[place]].batch("test", [place], 0, group.task)
+            assert torch.equal(episode.support.x, own.support.x[0])
+    assert shots == {1, 2, 3}
+
+
 def test_training_tasks_of_finite_sources_are_numbered_one_after_the_other():
     mixed = Mixture([(Sinusoid(tasks=3), 1.0), (Sinusoid(tasks=4), 1.0)])
     assert mixed.tasks == 7
