@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fsl_core.data.cache import cached_tensors, content_key, forget, tensors_digest
-from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.pool import LabelledPool
+from fsl_core.data.pooled import PooledEpisodes
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.data.work import reported
 from fsl_core.episode import TaskShape
