@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fsl_timm import Timm, backbone, library
 from torch import nn
 
 import fsl_core as fsl
 from fsl_core.testing import GradientSteps, tiny_episodes
+from fsl_timm import Timm, backbone, library
 
 TASK = fsl.TaskShape("classification", 3, 1, 2, (3, 32, 32), 3)
 LITE = "tf_efficientnet_lite0"
