@@ -84,6 +84,7 @@ def training(
         episodes = source.batch("train", range(first, first + tasks), seed=0)
         outcome = compute(episodes)
         optimizer.step()
+        assert isinstance(outcome.predictions, torch.Tensor)  # all of one shape
         score = source.task.score(outcome.predictions, episodes.query.y)
         return float(outcome.losses.mean()) + float(score.mean())
 

@@ -23,10 +23,19 @@ if TYPE_CHECKING:
     from fsl_core.config.recipe import Recipe
     from fsl_core.config.validation import validated
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
+    from fsl_core.data.groups import Group
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
     from fsl_core.engine.evaluation import Evaluation
-    from fsl_core.episode import Episode, LabelledSet, Loss, Predictor, TaskShape, one_hot
+    from fsl_core.episode import (
+        Episode,
+        LabelledSet,
+        Loss,
+        Predictor,
+        TaskShape,
+        Varies,
+        one_hot,
+    )
     from fsl_core.errors import (
         DataError,
         FslError,
@@ -63,10 +72,11 @@ _NAMES = {
     "config.recipe": "Recipe",
     "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
+    "data.groups": "Group",
     "data.pool": "LabelledPool PooledEpisodes",
     "data.source": "EpisodeSource Split SplitContents",
     "engine.evaluation": "Evaluation",
-    "episode": "Episode LabelledSet Loss Predictor TaskShape one_hot",
+    "episode": "Episode LabelledSet Loss Predictor TaskShape Varies one_hot",
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
     "hooks.run_view": "RunView",
     "hooks.specs": "HOOK_API hookimpl",
@@ -98,6 +108,7 @@ __all__ = [
     "Evaluation",
     "FslError",
     "Functional",
+    "Group",
     "Hypergradient",
     "InnerProblem",
     "LabelledPool",
@@ -127,6 +138,7 @@ __all__ = [
     "SweepTable",
     "TaskShape",
     "TaskWeighting",
+    "Varies",
     "adapt_to_folder",
     "call_declared",
     "call_with",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Adapter(nn.Module):
                   differentiates in forward mode (jvp), whose levels torch keeps for the whole
                   process.
     transductive: predictions depend on the other unlabelled queries.
+    unequal_shots: the classes of a support set may differ in their number of items, which `adapt`
+                  knows from the labels alone and not from `task.n_shot`.
     order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second
                   derivatives left out.
     """
@@ -35,14 +37,15 @@ class Adapter(nn.Module):
     vectorizable: bool = True
     threadable: bool = True
     transductive: bool = False
+    unequal_shots: bool = False
     order: int = 2
 
     def inner_problem(self, backbone: nn.Module, support: LabelledSet) -> InnerProblem | None:
         """The optimisation that adapting to this support set is, in the present mode.
 
         None, the default: there is none, and nothing but the adapter's own `objective` can be
-        followed. An adapter may declare `query_x` and `task_id` too, as for `adapt`; it then hands
-        them on in an `adapt` of its own.
+        followed. An adapter may declare `query_x`, `task_id` and `query` too, as for `adapt`; it
+        then hands them on in an `adapt` of its own.
         """
         return None
 
@@ -55,9 +58,11 @@ class Adapter(nn.Module):
     def adapt(self, backbone: nn.Module, support: LabelledSet) -> Predictor:
         """Fit the support set; by default, take the steps of `inner_problem`.
 
-        Two further arguments are passed to an adapter that declares them:
+        Further arguments are passed to an adapter that declares them:
 
         query_x: (n, *input_shape), the unlabelled queries.    task_id: () int64, `Episode.id`.
+        query:   the labelled queries where a meta-gradient is computed, in training mode; else
+                 None.
         """
         problem = self.inner_problem(backbone, support)
         if problem is None:
@@ -92,7 +97,8 @@ class Adapter(nn.Module):
         The prediction is (n_queries, output_dim). Override it for update penalties, losses on the
         support set or after each step, or pseudo-gradients.
         """
-        predict = require_predictor(call_declared(self.adapt, backbone, episode))
+        query = episode.query if self.training else None
+        predict = require_predictor(call_declared(self.adapt, backbone, episode, query))
         prediction = predict(episode.query.x)
         return loss(prediction, episode.query.y), prediction
 
@@ -139,9 +145,14 @@ class Adapter(nn.Module):
         return {}
 
 
-def call_declared(method: Callable, backbone: nn.Module, episode: Episode):
-    """Call `adapt` or `trajectory` of an adapter, with query_x and task_id if it declares them."""
-    offered: dict[str, Tensor | None] = {"query_x": episode.query.x, "task_id": episode.id}
+def call_declared(
+    method: Callable, backbone: nn.Module, episode: Episode, query: LabelledSet | None = None
+):
+    """Call `adapt`, `trajectory` or `inner_problem` of an adapter, with what it declares.
+
+    That is query_x, task_id and query, which a caller gives in training alone.
+    """
+    offered = {"query_x": episode.query.x, "task_id": episode.id, "query": query}
     return method(backbone, episode.support, **_declared(method, offered))
 
 
@@ -149,7 +160,7 @@ _ARGUMENTS: dict[Callable, frozenset[str]] = {}
 """Arguments of methods seen before: to inspect one takes longer than a small inner step."""
 
 
-def _declared(method: Callable, offered: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+def _declared(method: Callable, offered: Mapping[str, Any]) -> dict[str, Any]:
     function = getattr(method, "__func__", method)
     if function not in _ARGUMENTS:
         _ARGUMENTS[function] = frozenset(inspect.signature(function).parameters)

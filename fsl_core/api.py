@@ -24,6 +24,7 @@ from fsl_core.data.source import SPLITS, EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
 from fsl_core.engine.evaluation import Evaluation
+from fsl_core.engine.fitting import Fitting
 from fsl_core.episode import TaskShape
 from fsl_core.errors import OptionError, PluginError, RecipeError, RunError
 from fsl_core.files.paths import AnyPath
@@ -285,7 +286,14 @@ def evaluate(
     console = _console(progress)
     with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
         return evaluation.evaluate(
-            learner, source, split, episodes, seed, task, on_episode=on_episode, workers=workers
+            Fitting(learner, task or source.task),
+            source,
+            split,
+            episodes,
+            seed,
+            task,
+            on_episode=on_episode,
+            workers=workers,
         )
 
 
@@ -355,12 +363,13 @@ def sweep(
     return SweepTable(table(result), result, directory, failed)
 
 
-def compare(first: AnyPath, second: AnyPath) -> PairedDifference:
+def compare(first: AnyPath, second: AnyPath, *, on: str | None = None) -> PairedDifference:
     """The second run minus the first on the same frozen episodes, as `fsl compare` does.
 
     first, second: directories of finished runs. RunError if their episodes differ.
+    on: the label of a further source that both were judged on.
     """
-    return compare_runs(read_scores(Path(first)), read_scores(Path(second)))
+    return compare_runs(*(read_scores(Path(run)).on(on) for run in (first, second)))
 
 
 def complete(
@@ -376,7 +385,8 @@ def complete(
     with _shown(started, console):
         try:
             train_run(started)
-            episodes = started.recipe.sections.evaluate.episodes
+            sets = 1 + len(started.experiment.further)
+            episodes = sets * started.recipe.sections.evaluate.episodes
             bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
             with bar as on_episode:
                 result = judge(started, on_episode)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fsl_core.text import in_words
 
 Predictor = Callable[[Tensor], Tensor]
 """(n, *input_shape) -> (n, output_dim): logits of a classification, values of a regression."""
@@ -31,6 +33,8 @@ class LabelledSet(NamedTuple):
 class Episode(NamedTuple):
     """One draw from a task. Rows are sorted by class, n_shot (n_query) rows each.
 
+    In the support set, classes may have other numbers of rows if `TaskShape.varies` says so.
+
     A batch of episodes is the same tuple with a leading (meta_batch_size,) axis on every tensor.
 
     id: () int64, the episode's index in its split, or the number of its task if the source has a
@@ -48,15 +52,38 @@ class Episode(NamedTuple):
         return [Episode(LabelledSet(sx, sy), LabelledSet(qx, qy), i) for sx, sy, qx, qy, i in rows]
 
 
+Range = tuple[int, int]
+"""The least and the most, both included."""
+
+
+@dataclass(frozen=True)
+class Varies:
+    """What episodes of one source differ in; false if they are all of one shape.
+
+    n_way, n_shot, n_query: the range of each, or None if it is the same in every episode.
+    class_shots: the classes of one episode may differ in their number of labelled items.
+    """
+
+    n_way: Range | None = None
+    n_shot: Range | None = None
+    n_query: Range | None = None
+    class_shots: bool = False
+
+    def __bool__(self) -> bool:
+        return self != Varies()
+
+
 @dataclass(frozen=True)
 class TaskShape:
     """What every episode of a split has in common.
 
-    n_way:       classes per episode; 1 for regression.
-    n_shot:      labelled items per class.
-    n_query:     unlabelled items per class, which are to be predicted.
+    n_way:       classes per episode; 1 for regression. The most, if it varies.
+    n_shot:      labelled items per class. The most, if it varies.
+    n_query:     unlabelled items per class, which are to be predicted. The most, if it varies.
     input_shape: of one item, without the batch axis, such as (1, 28, 28).
     output_dim:  of a prediction: n_way for classification.
+    varies:      which of these differ from one episode to the next. An adapter is built for one
+        number of ways and of shots at a time, so it reads `n_way` as it is.
     """
 
     kind: Literal["classification", "regression"]
@@ -65,6 +92,42 @@ class TaskShape:
     n_query: int
     input_shape: tuple[int, ...]
     output_dim: int
+    varies: Varies = Varies()
+
+    def of(
+        self, n_way: int | None = None, n_shot: int | None = None, n_query: int | None = None
+    ) -> TaskShape:
+        """This shape with these numbers in place of its own; what is given does not vary."""
+        own, ways = self.varies, self.n_way if n_way is None else n_way
+        return replace(
+            self,
+            n_way=ways,
+            n_shot=self.n_shot if n_shot is None else n_shot,
+            n_query=self.n_query if n_query is None else n_query,
+            output_dim=ways if self.kind == "classification" else self.output_dim,
+            varies=Varies(
+                own.n_way if n_way is None else None,
+                own.n_shot if n_shot is None else None,
+                own.n_query if n_query is None else None,
+                class_shots=own.class_shots and n_shot is None,
+            ),
+        )
+
+    @property
+    def least(self) -> TaskShape:
+        """The smallest that an episode may be; if shots differ between classes, they still do."""
+        v = self.varies
+        n_shot = None if v.class_shots else v.n_shot and v.n_shot[0]
+        return self.of(v.n_way and v.n_way[0], n_shot, v.n_query and v.n_query[0])
+
+    def __str__(self) -> str:
+        """Such as `5-way 1-shot 15-query`, or `5..20-way 1..9-shot 3..11-query`."""
+        unequal = ", shots differ between classes" if self.varies.class_shots else ""
+        parts = [
+            f"{in_words(getattr(self.varies, f'n_{part}') or getattr(self, f'n_{part}'))}-{part}"
+            for part in ("way", "shot", "query")
+        ]
+        return " ".join(parts) + unequal
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits, or mean squared error of values; a scalar."""

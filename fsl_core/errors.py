@@ -31,6 +31,17 @@ class RecipeError(FslError):
         super().__init__("\n".join(self.faults))
 
 
+class UnfitError(RecipeError):
+    """A hypergradient cannot estimate the meta-gradient of this adapter with these options.
+
+    reason: in words, without the place.
+    """
+
+    def __init__(self, fault: str, reason: str):
+        self.reason = reason
+        super().__init__(fault)
+
+
 class DataError(FslError):
     """Episodes cannot be made from the data found: absent, unreadable, damaged, or too small."""
 

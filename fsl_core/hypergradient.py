@@ -59,13 +59,28 @@ class Hypergradient(nn.Module):
         ids: (meta_batch_size,) int64, `Episode.id` of its tasks.
         """
 
+    def metrics(self) -> dict[str, float]:
+        """Finite numbers of the last outer step by name, which metrics.jsonl holds.
+
+        Asked after `on_step`.
+        """
+        return {}
+
+    def advice(self, optimizer: str, schedule: str) -> str:
+        """What a user should know of this estimate under a recipe's optimizer and schedule, or "".
+
+        It becomes a note of the run.
+        """
+        return ""
+
 
 def inner_problem_of(adapter: Adapter, backbone: nn.Module, episode: Episode) -> InnerProblem:
     """The inner problem of an adapter for one episode, in the adapter's present mode.
 
     Raises FslError if it has none at present.
     """
-    problem: InnerProblem | None = call_declared(adapter.inner_problem, backbone, episode)
+    query = episode.query if adapter.training else None
+    problem: InnerProblem | None = call_declared(adapter.inner_problem, backbone, episode, query)
     if problem is None:
         raise FslError(
             f"adapter {adapter.name!r} gives no inner problem with these options. "

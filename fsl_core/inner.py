@@ -78,6 +78,11 @@ class InnerProblem:
               it in `outer`, and computes it itself where it is not there.
     by_autograd: gradients by torch.autograd, for networks that torch.func refuses, such as those
               with layers that write statistics; one task at a time.
+    proximal: gamma of a penalty gamma / 2 ||phi - c||^2 in the loss; 0: none. The weights of c are
+              `centre.<name>` in `outer`, and without them the loss has no such penalty.
+    curvature: what the penalties of the loss add to every eigenvalue of its second derivative by
+              phi at least. Above 0, its minimiser is a function of `outer` wherever the rest of
+              the loss is convex.
     """
 
     start: Weights
@@ -90,6 +95,8 @@ class InnerProblem:
     at: Callable[[Weights, int], Weights] = _same_at_every_step
     share: Callable[[Weights], Weights] = _nothing
     by_autograd: bool = False
+    proximal: float = 0.0
+    curvature: float = 0.0
 
     def moved(self, k: int) -> Sequence[str]:
         """The names that step k moves."""
@@ -110,20 +117,25 @@ class InnerProblem:
             slope = self._by_autograd if self.by_autograd else self._by_transform
             return slope(phi, outer, names, create_graph)
 
-    def points(self, order: Literal[1, 2] = 2, tracked: bool = True) -> Iterator[Point]:
+    def points(
+        self, order: Literal[1, 2] = 2, tracked: bool = True, last: int | None = None
+    ) -> Iterator[Point]:
         """phi_0 .. phi_steps, each with `outer` as predictions see it.
 
         order:   2: exact derivatives. 1: each gradient is a constant, d phi_{k+1} / d phi_k = 1
                  (but for what a step adds besides: learned rates keep their derivative).
         tracked: False: no graph at all; values are the same.
+        last:    so many steps at the end are as `order` says, those before them as order 1.
         """
+        first_exact = 0 if last is None else self.steps - last
         phi, outer = self.start, self.outer
         if not tracked:
             phi, outer = cut(phi), cut(outer)
         yield Point(phi, self.at(outer, 0))
         for k in range(self.steps):
             seen = self.at(outer, k)
-            gradient = self.gradient(Point(phi, seen), k, create_graph=tracked and order == 2)
+            exact = tracked and order == 2 and k >= first_exact
+            gradient = self.gradient(Point(phi, seen), k, create_graph=exact)
             with torch.set_grad_enabled(tracked):
                 phi = self.step(phi, gradient, k, outer)
             phi = phi if tracked else cut(phi)

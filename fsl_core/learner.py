@@ -59,7 +59,7 @@ class Learner(nn.Module):
 
     def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
         """`Hypergradient.objective` of one episode, or `Adapter.objective` without one."""
-        with support_reference(episode.support.x), plain_attention():
+        with support_reference(episode.support.x, episode.query.x), plain_attention():
             if self.hypergradient is None:
                 return self.adapter.objective(self.backbone, episode, loss)
             return self.hypergradient.objective(self.adapter, self.backbone, episode, loss)
@@ -78,12 +78,12 @@ class Learner(nn.Module):
 
     def adapt(self, episode: Episode) -> Predictor:
         """The predictor of one episode; of its query set only the unlabelled items are seen."""
-        with support_reference(episode.support.x), plain_attention():
+        with support_reference(episode.support.x, episode.query.x), plain_attention():
             return _within(episode.support.x, self._call(self.adapter.adapt, episode))
 
     def trajectory(self, episode: Episode) -> list[Predictor]:
         """The predictors before adaptation and after each inner step; `adapt` returns the last."""
-        with support_reference(episode.support.x), plain_attention():
+        with support_reference(episode.support.x, episode.query.x), plain_attention():
             predictors: list[Predictor] = self._call(self.adapter.trajectory, episode, list)
         return [_within(episode.support.x, predictor) for predictor in predictors]
 
@@ -152,7 +152,7 @@ def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
     require_predictor(predictor)
 
     def predict(x: Tensor) -> Tensor:
-        with support_reference(support_x), plain_attention():
+        with support_reference(support_x, x), plain_attention():
             prediction, graded = _with_gradients_if_wanted(lambda: predictor(x))
         return prediction.detach() if graded else prediction
 

@@ -78,3 +78,8 @@ def first_line(error: BaseException, most: int = 200) -> str:
     if text.endswith(":") and len(lines) > 1:
         text = f"{text} {lines[1]}"
     return (text if len(text) <= most else text[: most - 3] + "...").rstrip(".")
+
+
+def in_words(number: int | tuple[int, int]) -> str:
+    """A number, or a range as `1..9`."""
+    return str(number) if isinstance(number, int) else f"{number[0]}..{number[1]}"

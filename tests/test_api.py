@@ -12,6 +12,10 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.assembly.experiment import build_experiment
+from fsl_core.builtin.glyphs import Glyphs
+from fsl_core.builtin.hypergradients import FirstOrder
+from fsl_core.builtin.mlp import Mlp
+from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.training import outer_loop
 
 SHORT = {"outer.steps": 6, "outer.validate_every": 3, "evaluate.episodes": 8}
@@ -299,3 +303,15 @@ def test_a_sweep_and_its_runs_can_be_compared(
     runs = sorted((tmp_path / "sweep" / "runs").glob("*/result.json"))
     paired = fsl.compare(*(str(run.parent) for run in runs))
     assert paired.episodes == 8
+
+
+def test_a_hypergradient_that_cannot_drive_the_adapter_is_refused():
+    source = Glyphs(n_way=3, n_shot=1, n_query=2)
+    backbone = Mlp(source.task, hidden=[4])
+    learner = fsl.Learner(backbone, NearestCentroid(source.task), FirstOrder())
+    message = (
+        r"^fsl\.train: hypergradient 'first-order': adapter 'nearest-centroid' has no inner "
+        r"problem\. None, or one that fits$"
+    )
+    with pytest.raises(fsl.FslError, match=message):
+        fsl.train(learner, source, steps=2, progress=False)

@@ -146,3 +146,33 @@ def test_a_direction_becomes_the_gradient_of_a_scalar_with_the_right_value():
     scalar.backward()
     assert scalar.item() == 5.0
     assert theta.grad.tolist() == [3.0, -3.0]
+
+
+def test_only_training_offers_the_labelled_queries():
+    told = []
+
+    class Asks(GradientSteps):
+        def inner_problem(self, backbone, support, query=None):
+            told.append(query)
+            return super().inner_problem(backbone, support)
+
+        def adapt(self, backbone, support, query=None):
+            self.inner_problem(backbone, support, query)
+            return super().adapt(backbone, support)
+
+    backbone, episode = TinyBackbone(), tiny_episodes(TASK, 1).unbatch()[0]
+    for estimate in (None, FirstOrder()):
+        learner = fsl.Learner(backbone, Asks(TASK, backbone), estimate)
+        told.clear()
+        learner.objective(episode, TASK.loss)
+        assert told[0] is episode.query
+        told.clear()
+        learner.eval().objective(episode, TASK.loss)
+        learner.adapt(episode)
+        learner.trajectory(episode)
+        assert set(told) == {None}
+
+
+def test_an_estimate_has_neither_metrics_nor_advice_by_default():
+    assert Unrolled().metrics() == {}
+    assert Unrolled().advice("adam", "cosine") == ""

@@ -38,13 +38,23 @@ LAYERS = [
 PUBLIC_USERS = {"builtin", "testing"}
 TOOLS = {
     "builtin": {"data.augment", "data.cache", "data.folders", "data.vision"}
+    | {
+        "data.array_files",
+        "data.arrays",
+        "data.labels",
+        "data.shapes",
+        "data.sharing",
+        "data.source",
+    }
     | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work", "text"},
     "testing": {
         "assembly.parts",
         "config.document",
         "config.recipe",
         "config.sections",
+        "data.groups",
         "engine.execution",
+        "engine.fitting",
         "engine.meta_gradient",
         "engine.soundness",
         "engine.workers",

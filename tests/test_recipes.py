@@ -19,6 +19,7 @@ from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.training.outer_loop import judge, train
+from tests.parts import own_data
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -45,17 +46,20 @@ def test_recipe_trains(path: Path, tmp_path: Path):
             pytest.skip(f"{package} is not installed")
     if has_matrix(path):
         every = plan_sweep(
-            read_matrix(path, loaded.catalogue, [*SHORT, *_synthetic(path)]), with_data=False
+            read_matrix(path, loaded.catalogue, [*SHORT, *_synthetic(path, tmp_path)]),
+            with_data=False,
         ).cells
         recipe = every[-1].recipe
     else:
-        recipe = read_recipe(path, loaded.catalogue, [*SHORT, *_synthetic(path)])
+        recipe = read_recipe(path, loaded.catalogue, [*_short(path), *_synthetic(path, tmp_path)])
     with (
         skipped_without_its_library(),
         new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), []) as run,
     ):
         train(run)
-        assert judge(run)["episodes"] == 2
+        result = judge(run)
+        assert result["episodes"] == 2
+        assert list(result.get("on", {})) == list(run.experiment.further)
 
 
 @contextmanager
@@ -74,19 +78,31 @@ def test_a_recipe_says_how_to_run_it():
         assert path.read_text().startswith(f"# fsl {command} {path.relative_to(ROOT)}"), path
 
 
+def _short(path: Path) -> list[str]:
+    """Overrides for two outer steps, or none if the recipe trains nothing."""
+    untrained = read_document(path).data["outer"].get("steps") == 0
+    return [*SHORT, "outer.steps=0"] if untrained else SHORT
+
+
 def _required(path: Path) -> list[str]:
     return [text.split(">")[0] for text in read_document(path).data.get("requires", [])]
 
 
-def _synthetic(path: Path) -> list[str]:
-    """Overrides that put glyphs in the place of real data."""
+def _synthetic(path: Path, folder: Path) -> list[str]:
+    """Overrides that put glyphs in the place of real data, or a file that the pages make."""
     task = read_document(path).data["episodes"]
+    if task["name"] == "arrays":
+        return [f"episodes.file={own_data.make(task['file'], folder)}"]
     if task["name"] in SYNTHETIC:
         return []
+    further = (read_document(path).data.get("evaluate") or {}).get("on", [])
+    labels = [source.get("label", source["name"]) for source in further]
+    drawn = ", ".join(f"{{name: glyphs, alphabet: 1, label: {label}}}" for label in labels)
     return [
         *_without_weights(path),
         f"episodes={{name: glyphs, n_way: {task['n_way']}, n_shot: {task['n_shot']}, n_query: 2}}",
         "evaluate.n_query=2",
+        f"evaluate.on=[{drawn}]",
     ]
 
 

@@ -28,7 +28,7 @@ SOURCE = "fsl.train"
 class ByHand(Experiment):
     """An experiment whose parts cannot be built again, because no recipe says how."""
 
-    def twin(self, task: TaskShape) -> Learner:
+    def fresh(self, task: TaskShape) -> Learner:
         shape = f"{task.n_way}-way {task.n_shot}-shot"
         raise ShapeError(
             f"{SOURCE}: this learner was made for one shape of task, and cannot be made again for "

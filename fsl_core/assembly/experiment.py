@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from numbers import Integral
 from typing import TypeVar
 
@@ -12,15 +13,17 @@ import torch
 from torch import nn
 
 from fsl_core.adapter import Adapter
-from fsl_core.assembly.parts import build_part
+from fsl_core.assembly.parts import build_part, build_source
 from fsl_core.config.document import KeyPath
 from fsl_core.config.recipe import Recipe
+from fsl_core.config.sections import ON
 from fsl_core.data.features import FeatureEpisodes, FrozenBackbone
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.soundness import wrong_module
 from fsl_core.episode import TaskShape
-from fsl_core.errors import PluginError, RecipeError, ShapeError
+from fsl_core.errors import DataError, PluginError, RecipeError, ShapeError, UnfitError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner, gradient_columns
 from fsl_core.nn.norms import ITEM_BY_ITEM, NORM_POLICIES, Norm
@@ -40,6 +43,7 @@ class Experiment:
 
     test_task: shape of the evaluation episodes.
     device: where all of it computes.
+    further: other sources to judge on, by label; each has the shape of its own task.
     """
 
     recipe: Recipe
@@ -48,6 +52,16 @@ class Experiment:
     weighting: TaskWeighting
     test_task: TaskShape
     device: torch.device
+    further: Mapping[str, EpisodeSource] = field(default_factory=dict)
+
+    @cached_property
+    def fitting(self) -> Fitting:
+        """The learner for each shape of episodes, where ways or shots vary."""
+        return Fitting(self.learner, self.source.task, self.fresh)
+
+    def fitting_for(self, task: TaskShape) -> Fitting:
+        """The same for episodes that are judged on."""
+        return self.fitting if task.varies else Fitting(self.learner_for(task.n_way, task.n_shot))
 
     def test_learner(self) -> Learner:
         """The learner for test episodes."""
@@ -61,16 +75,23 @@ class Experiment:
         trained = self.source.task
         if (n_way, n_shot) == (trained.n_way, trained.n_shot):
             return self.learner
-        output_dim = n_way if trained.kind == "classification" else trained.output_dim
-        return self.twin(replace(trained, n_way=n_way, n_shot=n_shot, output_dim=output_dim))
+        return self.twin(trained.of(n_way, n_shot))
 
     def twin(self, task: TaskShape) -> Learner:
         """Another learner with the same weights, built for this task. ShapeError as above."""
-        twin = _twin(self.recipe, task, self.source.tasks, self.learner)
-        if name := _misfit(self.learner, twin):
-            raise ShapeError(_fixed(name, self.learner, self.source.task))
-        twin.to(self.device).load_state_dict(self.learner.state_dict())
+        twin = self.fresh(task)
+        twin.load_state_dict(self.learner.state_dict())
         return twin
+
+    def fresh(self, task: TaskShape) -> Learner:
+        """Another learner, built for this task, that takes the same weights. ShapeError as above.
+
+        What it holds means nothing yet.
+        """
+        fresh = _twin(self.recipe, task, self.source.tasks, self.learner)
+        if name := _misfit(self.learner, fresh):
+            raise ShapeError(_fixed(name, self.learner, self.source.task))
+        return fresh.to(self.device)
 
     @property
     def norm(self) -> str:
@@ -110,12 +131,9 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
 
     Raises RecipeError if a constructor, or the parts together, refuse the options.
     """
-    source: EpisodeSource = build_part(recipe, ("episodes",))
-    _require_source(recipe, source)
-    source = source.to(device)
+    source = build_source(recipe, ("episodes",)).to(device)
     backbone = _build_backbone(recipe, source.task)
-    if isinstance(backbone, FrozenBackbone):
-        source = _frozen(recipe, lambda: FeatureEpisodes(source, backbone))
+    source = _of_features(recipe, source, backbone)
     learner = _build_learner(recipe, source.task, source.tasks, backbone)
     estimate = _build_hypergradient(recipe, learner.adapter, source).to(device)
     learner = Learner(learner.backbone, learner.adapter, estimate)
@@ -124,10 +142,42 @@ def build_experiment(recipe: Recipe, device: torch.device | str = "cpu") -> Expe
     )
     _require_module(recipe, ("outer", "weighting"), weighting, TaskWeighting)
     test_task = _test_task(recipe, source.task)
+    _check_varying(recipe, ("episodes",), learner, source.task, source.tasks)
     _check_ways(recipe, learner, source.task, test_task, source.tasks)
-    _check_expectations(recipe, test_task)
+    further = _further(recipe, learner, source)
+    _check_expectations(recipe, test_task, further)
     learner, weighting = learner.to(device), weighting.to(device)
-    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device))
+    further = {label: each.to(device) for label, each in further.items()}
+    return Experiment(recipe, source, learner, weighting, test_task, torch.device(device), further)
+
+
+def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[str, EpisodeSource]:
+    """The sources of `evaluate.on`. RecipeError for one whose tasks the learner cannot take."""
+    task = trained.task
+    found: dict[str, EpisodeSource] = {}
+    for i, section in enumerate(recipe.sections.evaluate.on):
+        path = (*ON, i)
+        source = build_source(recipe, path)
+        source = found[section.label] = _of_features(recipe, source, learner.backbone)
+        where = recipe.document.where_built(path)
+        theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
+        for key, offered in theirs.items():
+            if offered != ours[key]:
+                raise RecipeError(
+                    f"{where}: {source.name!r} has {key} {offered}, and the run is trained on "
+                    f"{ours[key]}. A source that fits the backbone"
+                )
+        other = (source.task.n_way, source.task.n_shot) != (task.n_way, task.n_shot)
+        if other and (name := _misfit(learner, _twin(recipe, source.task, trained.tasks, learner))):
+            raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
+        _check_varying(recipe, path, learner, source.task, trained.tasks)
+    return found
+
+
+def _what_backbones_take(source: EpisodeSource) -> dict[str, object]:
+    task, found = source.task, {"vocabulary": source.vocabulary}
+    regressed = {"output_dim": task.output_dim} if task.kind == "regression" else {}
+    return {"kind": task.kind, "input_shape": task.input_shape, **regressed, **found}
 
 
 def _build_backbone(recipe: Recipe, task: TaskShape) -> nn.Module:
@@ -140,6 +190,13 @@ def _build_backbone(recipe: Recipe, task: TaskShape) -> nn.Module:
     if not section.frozen:
         return backbone
     return _frozen(recipe, lambda: FrozenBackbone(backbone, task.input_shape, section.precision))
+
+
+def _of_features(recipe: Recipe, source: EpisodeSource, backbone: nn.Module) -> EpisodeSource:
+    """The source itself, or that of features if the backbone is frozen."""
+    if not isinstance(backbone, FrozenBackbone):
+        return source
+    return _frozen(recipe, lambda: FeatureEpisodes(source, backbone))
 
 
 def _frozen(recipe: Recipe, make: Callable[[], Made]) -> Made:
@@ -168,14 +225,21 @@ def _twin(recipe: Recipe, task: TaskShape, tasks: int | None, learner: Learner) 
 
 
 def _build_hypergradient(recipe: Recipe, adapter: Adapter, source: EpisodeSource) -> Hypergradient:
-    """The recipe's, if it can drive this adapter; RecipeError, which says why, if not."""
+    """The recipe's, if it can drive this adapter; UnfitError, which says why, if not."""
     path: KeyPath = ("outer", "hypergradient")
-    built: Hypergradient = build_part(recipe, path, task=source.task, tasks=source.tasks)
+    built: Hypergradient = build_part(
+        recipe,
+        path,
+        task=source.task,
+        tasks=source.tasks,
+        meta_batch_size=recipe.sections.outer.meta_batch_size,
+    )
     _require_module(recipe, path, built, Hypergradient)
     if reason := built.unfit(adapter):
-        raise RecipeError(
+        raise UnfitError(
             f"{recipe.document.where_built(path)}: {built.name}: {reason}. "
-            "unrolled, or an adapter or options that fit"
+            "unrolled, or an adapter or options that fit",
+            reason,
         )
     return built
 
@@ -195,16 +259,6 @@ def _require_feature_dim(recipe: Recipe, backbone: nn.Module) -> None:
         )
 
 
-def _require_source(recipe: Recipe, source: object) -> None:
-    wrong = ""
-    if not isinstance(source, EpisodeSource):
-        wrong = "not an EpisodeSource of fsl_core. A class derived from it"
-    elif not isinstance(getattr(source, "task", None), TaskShape):
-        wrong = "no attribute task. self.task = fsl_core.TaskShape(...) in its constructor"
-    if wrong:
-        raise PluginError(f"{recipe.named(('episodes',))}: {wrong}")
-
-
 def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     wanted = recipe.sections.evaluate
     given = {key: getattr(wanted, key) for key in ("n_way", "n_shot", "n_query")}
@@ -212,10 +266,25 @@ def _test_task(recipe: Recipe, task: TaskShape) -> TaskShape:
     if task.kind == "regression" and "n_way" in sizes:
         where = recipe.document.where(("evaluate", "n_way"))
         raise RecipeError(f"{where}: regression has no classes. Leave it out")
-    test_task = replace(task, **sizes)
-    if task.kind == "classification":
-        test_task = replace(test_task, output_dim=test_task.n_way)
-    return test_task
+    return task.of(**sizes)
+
+
+def _check_varying(
+    recipe: Recipe, path: KeyPath, learner: Learner, task: TaskShape, tasks: int | None
+) -> None:
+    """Raise RecipeError if the adapter does not take what varies in these episodes."""
+    adapter, varies = learner.adapter, task.varies
+    if varies.class_shots and not adapter.unequal_shots:
+        raise RecipeError(
+            f"{recipe.document.where((*path, 'sampling'))}: adapter {adapter.name!r} takes as "
+            "many shots of each class (unequal_shots = False). sampling: episode, or an adapter "
+            "such as nearest-centroid"
+        )
+    ranges = {key: getattr(varies, key) for key in ("n_way", "n_shot") if getattr(varies, key)}
+    for key, (least, _) in ranges.items():
+        if name := _misfit(learner, _twin(recipe, task.of(**{key: least}), tasks, learner)):
+            where = recipe.document.where((*path, key))
+            raise RecipeError(f"{where}: {_fixed(name, learner, task)}")
 
 
 def _check_ways(
@@ -244,14 +313,14 @@ def _fixed(name: str, learner: Learner, task: TaskShape) -> str:
     )
 
 
-def _check_expectations(recipe: Recipe, task: TaskShape) -> None:
+def _check_expectations(recipe: Recipe, task: TaskShape, further: Iterable[str]) -> None:
+    labels = [f"{task.metric}_on_{label}" for label in further]
     for key in recipe.sections.expect:
-        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key):
+        if not re.fullmatch(rf"{task.metric}(_after_\d+)?", key) and key not in labels:
             where = recipe.document.where(("expect", key))
-            raise RecipeError(
-                f"{where}: no such result. Expected {task.metric}, or "
-                f"{task.metric}_after_<inner steps>"
-            )
+            fitting = [task.metric, *labels, f"{task.metric}_after_<inner steps>"]
+            told = f"{', '.join(fitting[:-1])}, or {fitting[-1]}"
+            raise RecipeError(f"{where}: no such result. Expected {told}")
 
 
 def build_optimizer(recipe: Recipe, experiment: Experiment) -> torch.optim.Optimizer | None:
@@ -295,4 +364,14 @@ def check_data(experiment: Experiment) -> None:
 
     Raises DataError, all faults together, if it cannot give the episodes.
     """
-    experiment.source.check_splits(splits_in_use(experiment))
+    checks = {"": (experiment.source, splits_in_use(experiment))}
+    for label, source in experiment.further.items():
+        checks[f"evaluate.on, {label}: "] = (source, {"test": source.task})
+    faults: list[str] = []
+    for where, (source, splits) in checks.items():
+        try:
+            source.check_splits(splits)
+        except DataError as error:
+            faults += [f"{where}{fault}" for fault in str(error).splitlines()]
+    if faults:
+        raise DataError("\n".join(faults))

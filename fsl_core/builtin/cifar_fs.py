@@ -17,6 +17,7 @@ from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.downloads import download, extract, md5_of, once
 from fsl_core.data.folders import class_images
 from fsl_core.data.formats import open_picture
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.vision import torchvision, torchvision_dataset
 from fsl_core.data.work import for_each
 
@@ -56,8 +57,8 @@ class CifarFs(fsl.PooledEpisodes):
 
     def __init__(
         self,
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[
             int,
             Field(ge=1, description="images to predict per class; n_shot + n_query is at most 600"),
@@ -86,8 +87,20 @@ class CifarFs(fsl.PooledEpisodes):
         download: Annotated[
             bool, Field(description="download CIFAR-100 (170 MB) if nothing is there")
         ] = True,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, input_shape=(3, SIDE, SIDE), augment=augment)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=(3, SIDE, SIDE),
+            augment=augment,
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.root, self.split, self.download = root, split, download
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:

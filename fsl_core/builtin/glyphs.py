@@ -12,6 +12,7 @@ from pydantic import Field
 import fsl_core as fsl
 from fsl_core.builtin import _strokes as strokes
 from fsl_core.data.cache import content_key
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 
 PER_CLASS = 20
 CLASSES: dict[fsl.Split, slice] = {
@@ -34,8 +35,8 @@ class Glyphs(fsl.PooledEpisodes):
 
     def __init__(
         self,
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[
             int,
             Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20"),
@@ -52,8 +53,19 @@ class Glyphs(fsl.PooledEpisodes):
         alphabet: Annotated[
             int, Field(ge=0, lt=2**63, description="another number gives another set of characters")
         ] = 0,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, input_shape=(1, strokes.SIDE, strokes.SIDE))
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=(1, strokes.SIDE, strokes.SIDE),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.jitter, self.alphabet = float(jitter), alphabet
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:

@@ -1,16 +1,14 @@
-"""Your pictures: one folder for each class."""
+"""Your pictures: one folder for each class, or lists of them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import getfile
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import PIL
 import torch
@@ -21,36 +19,35 @@ from fsl_core.data import folders, formats, levels, vision
 from fsl_core.data.cache import cached_tensors, content_key
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.levels import ValueRange, check_range
+from fsl_core.data.listings import Listing, find_classes, list_folders, read_list
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
+from fsl_core.data.sharing import (
+    SPLIT_NAMES,
+    Fractions,
+    SplitBy,
+    SplitSeed,
+    check_fractions,
+    refuse_small_shares,
+    split_by_name,
+    split_of,
+)
 from fsl_core.data.vision import decode_image, decode_images, refuse_faults
 from fsl_core.text import printable
 
-SPLIT_FOLDERS: dict[fsl.Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-"""Names of split folders, in small or capital letters, also after `meta`, `meta-` or `meta_`."""
-
-SHARED_OUT_BY = "fsl-core classes 16351"
-"""Hashed with the names of classes. Another text would put most classes in another split.
-
-The number is one with which c00 .. c14, the classes of our tests, are shared out as their
-fractions say.
-"""
-
-SEEDS = 10_000
-"""Values of split_seed that are tried when a split has too few classes."""
+BY_HAND = "a folder for each split (train, validation, test) with the classes you choose"
 
 
 class ImageFolder(fsl.PooledEpisodes):
     """Images in `root/<class>/`, or in a folder of classes for each split.
 
     The folders of splits are `root/train/<class>/`, `root/validation/<class>/` (or val) and
-    `root/test/<class>/`.
+    `root/test/<class>/`. Or `splits` names a list for each split: .csv with the columns filename
+    and label (mini-ImageNet's), or .json with class_names and class_roots (easyfsl's).
 
-    Without split folders each class is put in a split by a hash of its name and split_seed, so that
-    it stays there when other classes come or go. Many classes are shared out in about these
-    fractions, few classes less exactly.
+    Without either, each class is put in a split by a hash of its name and split_seed, so that it
+    stays there when other classes come or go. Many classes are shared out in about these fractions,
+    few classes less exactly. `split_by: items` shares out the pictures of every class instead:
+    train and test then have the same classes.
 
     Pictures are read in subfolders too; the short side is resized to image_size and the centre
     square taken. Folders and files whose name starts with a dot or that an operating system makes
@@ -73,8 +70,8 @@ class ImageFolder(fsl.PooledEpisodes):
                 "validation, test"
             ),
         ],
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per class")] = 15,
         image_size: Annotated[
             int, Field(ge=8, le=2048, description="height and width in pixels")
@@ -82,16 +79,19 @@ class ImageFolder(fsl.PooledEpisodes):
         channels: Annotated[
             Literal["rgb", "gray"], Field(description="3 colour channels, or 1")
         ] = "rgb",
-        fractions: Annotated[
-            tuple[float, float, float],
-            Field(
-                description="shares of the classes for train, validation, test; not used if these "
-                "are folders"
-            ),
-        ] = (0.6, 0.2, 0.2),
-        split_seed: Annotated[
-            int, Field(description="another number, other classes in each split")
+        splits: Annotated[
+            dict[fsl.Split, Path] | None,
+            Field(description="a list of pictures for each split in use, .csv or .json, in root"),
+        ] = None,
+        depth: Annotated[
+            int, Field(ge=1, le=8, description="folders below one another that make a class")
+        ] = 1,
+        min_images: Annotated[
+            int, Field(ge=0, description="classes with fewer pictures are left out, and counted")
         ] = 0,
+        split_by: SplitBy = "classes",
+        fractions: Fractions = (0.6, 0.2, 0.2),
+        split_seed: SplitSeed = 0,
         skip_unreadable: Annotated[
             bool, Field(description="leave out images that cannot be read, and say which")
         ] = False,
@@ -101,21 +101,28 @@ class ImageFolder(fsl.PooledEpisodes):
                 description="numbers that become black and white; null: pictures of 8 or 16 bits"
             ),
         ] = None,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
         check_range(value_range)
-        if min(fractions) < 0 or sum(fractions) <= 0:
-            raise ValueError(f"fractions: {list(fractions)}. Three numbers >= 0, not all of them 0")
+        check_fractions(fractions)
         super().__init__(
             n_way,
             n_shot,
             n_query,
             input_shape=({"rgb": 3, "gray": 1}[channels], image_size, image_size),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
         )
-        self.root, self.fractions, self.split_seed = Path(root).expanduser(), fractions, split_seed
+        self.root, self.depth, self.min_images = Path(root).expanduser(), depth, min_images
+        self.splits = splits
+        self.split_by, self.fractions, self.split_seed = split_by, fractions, split_seed
         self.channels: Literal["rgb", "gray"] = channels
         self.value_range = value_range and (float(value_range[0]), float(value_range[1]))
         self.skip_unreadable = skip_unreadable
-        self._listings: dict[fsl.Split, _Listing] = {}
+        self._listings: dict[fsl.Split, Listing] = {}
 
     # How pictures become a pool.
 
@@ -126,14 +133,14 @@ class ImageFolder(fsl.PooledEpisodes):
         listing.refuse_empty()
         how = (self.task.input_shape[-1], self.channels, self.value_range)
         contents: list[str | int | Path] = []
-        for name, files in listing.classes.items():
+        for name, files in listing.files.items():
             contents += [name, len(files), *files]
         try:
             key = content_key("image-folder", *how, *contents, under=self.root)
         except fsl.DataError:  # it names the first file; reading them names all that are damaged
-            self._read(listing.classes)
+            self._read(listing.files)
             raise
-        return fsl.LabelledPool.cached(key, lambda: self._read(listing.classes))
+        return fsl.LabelledPool.cached(key, lambda: self._read(listing.files))
 
     def _read(self, classes: Mapping[str, Sequence[Path]]) -> fsl.LabelledPool:
         files = list(chain(*classes.values()))
@@ -150,9 +157,9 @@ class ImageFolder(fsl.PooledEpisodes):
     def inspect(self, split: fsl.Split, digest: bool = True) -> fsl.SplitContents:
         pool = self.pool(split) if digest else None
         listing = self._listing(split)
-        classes = {name: len(files) for name, files in listing.classes.items()}
+        classes = {name: len(files) for name, files in listing.files.items()}
         return fsl.SplitContents(
-            classes, pool.digest if pool else None, listing.classes, listing.passed_over
+            classes, pool.digest if pool else None, listing.files, listing.passed_over
         )
 
     def check_splits(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
@@ -161,28 +168,44 @@ class ImageFolder(fsl.PooledEpisodes):
 
     def check(self, split: fsl.Split, task: fsl.TaskShape | None = None) -> None:
         task = task or self.task
-        if len(self.pool(split).classes) < task.n_way:
+        if len(self.pool(split).classes) < self.ways_needed(task):
             self._refuse_small_shares({"train": self.task, split: task})
         super().check(split, task)
 
-    def class_folders(self, split: fsl.Split) -> list[Path]:
-        """The folders of the classes of a split, sorted by name.
+    def class_names(self, split: fsl.Split) -> list[str]:
+        """The names of the classes of a split, sorted.
 
         Raises DataError if there is no root or no class.
         """
-        return self._class_folders(split).paths
+        return list(self._listing(split).classes)
 
-    def _listing(self, split: fsl.Split) -> _Listing:
+    def _listing(self, split: fsl.Split) -> Listing:
         if split not in self._listings:
-            found = self._class_folders(split)
-            listing = _list(found.paths, found.passed_over)
-            self._listings[split] = self._readable(listing) if self.skip_unreadable else listing
+            found = self._find(split)
+            self._listings[split] = self._readable(found) if self.skip_unreadable else found
         return self._listings[split]
 
-    def _readable(self, listing: _Listing) -> _Listing:
+    def _find(self, split: fsl.Split) -> Listing:
+        if self.splits is not None:
+            return read_list(self._list_of(split), self.root).at_least(self.min_images)
+        if self._split_folders is not None:
+            return self._of_folder(split).at_least(self.min_images)
+        found = self._everything
+        if self.split_by == "classes":
+            return found.of_classes(lambda name: self._share(name) == split)
+        found.refuse_empty()
+        place = {name: listed.source for name, listed in found.classes.items()}
+        return found.of_files(
+            lambda name, file: self._share(f"{name}/{file.relative_to(place[name])}") == split
+        )
+
+    def _share(self, name: str) -> fsl.Split:
+        return split_by_name(name, self.fractions, self.split_seed)
+
+    def _readable(self, listing: Listing) -> Listing:
         """The listing without files that cannot be decoded; kept, so that each is tried once."""
 
-        files = listing.files
+        files = listing.all_files
 
         def try_all() -> dict[str, torch.Tensor]:
             _, faults = decode_images(files, self.decode, self.task.input_shape)
@@ -204,162 +227,80 @@ class ImageFolder(fsl.PooledEpisodes):
         kept, _ = cached_tensors(key, try_all, check=unpack)
         return listing.without({file: why for file, why in unpack(kept).items() if why})
 
-    def _class_folders(self, split: fsl.Split) -> folders.Found:
-        by_split = self._split_folders()
-        if by_split is None:
-            found = self._all_classes()
-            return replace(found, paths=self._share(found.paths)[split])
+    def _list_of(self, split: fsl.Split) -> Path:
+        """The list of a split: in root, or else from the working folder."""
+        lists = self.splits or {}
+        if split not in lists:
+            raise fsl.DataError(
+                f"episodes {self.name!r}: splits names no list of {split}, only "
+                f"{', '.join(lists) or 'none'}. A list of each split in use"
+            )
+        named = Path(lists[split]).expanduser()
+        inside = self.root / named
+        return inside if inside.is_file() else named
+
+    def _of_folder(self, split: fsl.Split) -> Listing:
+        by_split = self._split_folders or {}
         if split not in by_split:
             kept = ", ".join(
-                f"{printable(folder.name)} ({len(classes.paths)} classes)"
-                for folder, classes in by_split.values()
+                f"{printable(folder.name)} ({len(listing.classes)} classes)"
+                for folder, listing in by_split.values()
             )
-            wanted = ", ".join(SPLIT_FOLDERS[split])
+            wanted = ", ".join(SPLIT_NAMES[split])
             raise fsl.DataError(
                 f"{self._where}: no folder with the classes of {split}, only {kept}. "
                 f"A folder of each split in use; for this one it may have the name {wanted}"
             )
-        _, classes = by_split[split]
+        _, listing = by_split[split]
         used = {folder for folder, _ in by_split.values()}
         top = folders.find_class_folders(self.root, once=False)
         beside = [PassedOver(path, folders.BESIDE) for path in top.paths if path not in used]
-        return replace(classes, passed_over=[*top.passed_over, *beside, *classes.passed_over])
+        return Listing(listing.classes, [*top.passed_over, *beside, *listing.beside])
 
-    def _split_folders(self) -> dict[fsl.Split, tuple[Path, folders.Found]] | None:
+    @cached_property
+    def _split_folders(self) -> dict[fsl.Split, tuple[Path, Listing]] | None:
         """The folder and classes of each split that has one; None if classes are shared out."""
         fit = "A folder with one folder of images for each class"
         folders.require_folder(self.root, self._where, fit)
-        found: dict[fsl.Split, tuple[Path, folders.Found]] = {}
+        found: dict[fsl.Split, tuple[Path, Listing]] = {}
         for folder in folders.find_class_folders(self.root, once=False).paths:
             split = split_of(folder.name)
             if split is None:
                 continue
-            classes = folders.find_class_folders(folder)
-            if not classes.paths:
+            classes, beside = find_classes(folder, self.depth)
+            if not classes:
                 continue
             if split in found:
                 names = f"{found[split][0].name!r} and {folder.name!r}"
                 raise fsl.DataError(
                     f"{self._where}: folders {names} both mean {split}. One folder for each split"
                 )
-            found[split] = folder, classes
+            found[split] = folder, list_folders(classes, beside)
         return found or None
 
-    def _all_classes(self) -> folders.Found:
-        found = folders.find_class_folders(self.root)
-        if not found.paths:
+    @cached_property
+    def _everything(self) -> Listing:
+        """The classes that are shared out to the splits."""
+        classes, beside = find_classes(self.root, self.depth)
+        if not classes:
+            deep = f" {self.depth} folders deep" if self.depth > 1 else ""
             raise fsl.DataError(
-                f"{self._where} has no class folders. One folder of images for each class"
+                f"{self._where} has no class folders{deep}. One folder of images for each class"
             )
-        return found
-
-    def _share(self, classes: Sequence[Path]) -> dict[fsl.Split, list[Path]]:
-        names = [split_by_name(f.name, self.fractions, self.split_seed) for f in classes]
-        return {
-            split: [folder for folder, own in zip(classes, names, strict=True) if own == split]
-            for split in get_args(fsl.Split)
-        }
+        return list_folders(classes, beside).at_least(self.min_images)
 
     def _refuse_small_shares(self, wanted: Mapping[fsl.Split, fsl.TaskShape]) -> None:
         """Raise DataError if a split gets fewer than n_way of the classes shared out."""
-        if self._split_folders() is not None:
+        if self.splits is not None or self.split_by == "items" or self._split_folders is not None:
             return
-        classes = self._all_classes().paths
-        shared = {split: len(found) for split, found in self._share(classes).items()}
-        needed = {split: task.n_way for split, task in wanted.items()}
-        few = [split for split, n in needed.items() if shared[split] < n]
-        if few:
-            given = ", ".join(f"{split} {n}" for split, n in shared.items())
-            needs = ", ".join(f"{split} at least {needed[split]}" for split in few)
-            raise fsl.DataError(
-                f"{self._where}: fractions {list(self.fractions)} and split_seed {self.split_seed} "
-                f"share out its {len(classes)} classes as {given}; n_way asks for {needs}. "
-                f"{self._other_shares([f.name for f in classes], needed)}"
-            )
-
-    def _other_shares(self, names: Sequence[str], needed: Mapping[fsl.Split, int]) -> str:
-        by_hand = "a folder for each split (train, validation, test) with the classes you choose"
-        if len(names) < sum(needed.values()):
-            return f"At least {sum(needed.values())} classes, or fewer ways"
-        shares = dict(zip(get_args(fsl.Split), self.fractions, strict=True))
-        if none := [split for split in needed if not shares[split]]:
-            return f"A fraction above 0 for {' and '.join(none)}, or {by_hand}"
-        for seed in range(SEEDS):
-            own = [split_by_name(name, self.fractions, seed) for name in names]
-            if all(own.count(split) >= n for split, n in needed.items()):
-                shared = ", ".join(f"{split} {own.count(split)}" for split in get_args(fsl.Split))
-                return f"`split_seed: {seed}` gives {shared}; or {by_hand}"
-        return f"No split_seed below {SEEDS} does: other fractions, more classes, or {by_hand}"
+        names = list(self._everything.classes)
+        needed = {split: self.ways_needed(task) for split, task in wanted.items()}
+        how = self.fractions, self.split_seed
+        refuse_small_shares(self._where, names, *how, needed, BY_HAND)
 
     @property
     def _where(self) -> str:
         return f"episodes {self.name!r}: root {printable(self.root)}"
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The files of each class of a split, and what lies beside them.
-
-    sources: the folder of each class, by its name in composed form.
-    """
-
-    classes: dict[str, list[Path]]
-    sources: dict[str, Path]
-    passed_over: list[PassedOver]
-
-    @property
-    def files(self) -> list[Path]:
-        return list(chain(*self.classes.values()))
-
-    def without(self, unreadable: Mapping[Path, str]) -> _Listing:
-        classes = {
-            name: [file for file in files if file not in unreadable]
-            for name, files in self.classes.items()
-        }
-        left_out = [PassedOver(path, folders.UNREADABLE, why) for path, why in unreadable.items()]
-        return replace(self, classes=classes, passed_over=[*self.passed_over, *left_out])
-
-    def refuse_empty(self) -> None:
-        """Raise one DataError with every class that has no images."""
-        empty = [
-            folders.no_pictures(self.sources[name], self._of_class(name))
-            for name, files in self.classes.items()
-            if not files
-        ]
-        if empty:
-            raise fsl.DataError("\n".join(empty))
-
-    def _of_class(self, name: str) -> list[PassedOver]:
-        return [item for item in self.passed_over if item.path.is_relative_to(self.sources[name])]
-
-
-def _list(class_folders: Sequence[Path], beside: Sequence[PassedOver]) -> _Listing:
-    found = {folder: folders.find_pictures(folder) for folder in class_folders}
-    return _Listing(
-        {folders.nfc(folder.name): pictures.paths for folder, pictures in found.items()},
-        {folders.nfc(folder.name): folder for folder in found},
-        [*beside, *chain(*(pictures.passed_over for pictures in found.values()))],
-    )
-
-
-def split_of(name: str) -> fsl.Split | None:
-    """The split that a folder of this name holds the classes of, if any."""
-    word = re.sub(r"^meta[-_ ]?", "", folders.nfc(name).casefold())
-    return next((split for split, names in SPLIT_FOLDERS.items() if word in names), None)
-
-
-def split_by_name(name: str, fractions: Sequence[float], seed: int) -> fsl.Split:
-    """The split of a class: a function of its name, the fractions and the seed alone.
-
-    fractions: of train, validation and test, of any sum; a split of fraction 0 gets no class.
-    """
-    text = folders.name_bytes(f"{SHARED_OUT_BY}/{seed}/{folders.nfc(name)}")
-    bits = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    u = (bits >> 11) * 2.0**-53  # uniform in [0, 1)
-    train, validation, _ = fractions
-    if u < train / sum(fractions):
-        return "train"
-    return "validation" if u < (train + validation) / sum(fractions) else "test"
 
 
 @fsl.hookimpl

@@ -15,6 +15,7 @@ from pydantic import Field
 import fsl_core as fsl
 from fsl_core.data.cache import data_root
 from fsl_core.data.downloads import download, md5_of, once
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.vision import torchvision, torchvision_dataset
 
 FOLDERS = ("MNIST/raw", "raw", "")
@@ -55,8 +56,8 @@ class Mnist(fsl.PooledEpisodes):
 
     def __init__(
         self,
-        n_way: Annotated[int, Field(ge=2, le=10, description="digits per episode")] = 2,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per digit")] = 1,
+        n_way: Ways = 2,
+        n_shot: Shots = 1,
         n_query: Annotated[int, Field(ge=1, description="images to predict per digit")] = 15,
         root: Annotated[
             Path | None,
@@ -81,8 +82,19 @@ class Mnist(fsl.PooledEpisodes):
         download: Annotated[
             bool, Field(description="download the four files (12 MB) if they are not there")
         ] = True,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, input_shape=(1, 28, 28))
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=(1, 28, 28),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.root, self.split, self.download = root, split, download
         named: dict[fsl.Split, list[int] | None] = {
             "train": train_digits,

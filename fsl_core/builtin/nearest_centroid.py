@@ -31,6 +31,7 @@ class NearestCentroid(fsl.Adapter):
     """
 
     name = "nearest-centroid"
+    unequal_shots = True
 
     def __init__(
         self,

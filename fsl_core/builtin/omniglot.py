@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from fsl_core.data.cache import content_key, data_root
 from fsl_core.data.downloads import download, md5_of, once
 from fsl_core.data.folders import image_files
 from fsl_core.data.formats import decoding, identify
+from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
 from fsl_core.data.vision import torchvision
 from fsl_core.data.work import reported
 
@@ -30,24 +31,35 @@ class Omniglot(fsl.PooledEpisodes):
     """Handwritten characters, (1, image_size, image_size), ink 1 on background 0.
 
     Classes: `Alphabet/character01/rot090` and so on. Images are resized from 105 x 105 pixels by
-    PIL's antialiased Lanczos filter, as learn2learn does; rotations are counterclockwise.
+    PIL's antialiased Lanczos filter, as learn2learn does; rotations are counterclockwise. With
+    `rotations: per-episode` classes stand upright, and an episode turns each of its classes by a
+    random right angle, as in MAML's code: it never holds one character twice.
     Source: Lake et al. 2015, Science 350:1332.
+
+    resize nearest: every fourth or so of the pixels, black or white. MAML's code asks PIL for
+        Lanczos, too, but of the files as they are, with one bit a pixel, and for these PIL takes
+        the nearest pixel whatever it is asked for.
 
     split vinyals: Vinyals et al. 2016, arXiv:1606.04080, in the lists of Snell et al. 2017
         (arXiv:1703.05175): 1028 classes to train, 172 to validate, 423 to test.
     split learn2learn: all 1,623 classes shuffled by Python's generator with seed 42, the default of
         its examples, then 1100 / 100 / 423. Differs: learn2learn shuffles classes in the order in
-        which the file system lists them, which no other machine repeats; here they are sorted. And
-        it draws the rotations inside an episode, in every split, so that no episode holds one
-        character twice. Here rotations of training (or of all splits) are classes, so it may.
+        which the file system lists them, which no other machine repeats; here they are sorted. It
+        draws the rotations inside an episode, in every split: `rotations: per-episode`.
+    split finn: the sizes of MAML's code, 1100 / 100 / 423 of all classes, shuffled with its seed 1.
+        Differs: there the file system's order is shuffled, by the generator of Python 2; so which
+        classes are in a split is another draw.
+    split no-latin: the 1,597 classes of all alphabets but Latin to train, its 26 to validate and to
+        test: for learners that are judged on EMNIST, as by Patacchiola et al. 2020,
+        arXiv:1910.05199, who turn no class.
     """
 
     name = "omniglot"
 
     def __init__(
         self,
-        n_way: Annotated[int, Field(ge=2, description="classes per episode")] = 5,
-        n_shot: Annotated[int, Field(ge=1, description="labelled images per class")] = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: Annotated[
             int,
             Field(ge=1, description="images to predict per class; n_shot + n_query is at most 20"),
@@ -60,30 +72,63 @@ class Omniglot(fsl.PooledEpisodes):
             ),
         ] = None,
         split: Annotated[
-            Literal["vinyals", "learn2learn"],
-            Field(description="classes of train / validation / test: 1028/172/423 or 1100/100/423"),
+            shared.ClassSplit,
+            Field(
+                description="classes of train / validation / test: 1028/172/423, or 1100/100/423 "
+                "at random (learn2learn, finn), or 1597/26/26, the 26 of Latin (no-latin)"
+            ),
         ] = "vinyals",
         image_size: Annotated[
             int, Field(ge=8, le=105, description="height and width in pixels")
         ] = 28,
         rotations: Annotated[
-            Literal["train", "all", "none"],
+            Literal["train", "all", "none", "per-episode"],
             Field(
                 description="splits in which turns by 90, 180, 270 degrees are classes of their "
-                "own: training, all, none"
+                "own: training, all, none; per-episode: in all splits an episode turns each of its "
+                "classes at random"
             ),
         ] = "train",
+        resize: Annotated[
+            Literal["lanczos", "nearest"],
+            Field(description="how pictures are made smaller: antialiased, or by picking pixels"),
+        ] = "lanczos",
         download: Annotated[
             bool, Field(description="download the two zip files (15 MB) if they are not there")
         ] = True,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, input_shape=(1, image_size, image_size))
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            input_shape=(1, image_size, image_size),
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
+        )
         self.root, self.split, self.rotations, self.download = root, split, rotations, download
+        self.resize: Literal["lanczos", "nearest"] = resize
 
     def load(self, split: fsl.Split) -> fsl.LabelledPool:
         pool = self._characters.select(shared.class_lists(self.split)[split])
         rotated = self.rotations == "all" or (self.rotations == "train" and split == "train")
         return shared.with_rotations(pool, (0, 90, 180, 270) if rotated else (0,))
+
+    def episodes_of(
+        self,
+        split: fsl.Split,
+        indices: Sequence[int],
+        seed: int,
+        shots: np.ndarray,
+        n_query: int,
+    ) -> fsl.Episode:
+        episodes = super().episodes_of(split, indices, seed, shots, n_query)
+        if self.rotations == "per-episode":
+            return shared.turned_classes(episodes, split, seed)
+        return episodes
 
     def fetch(self) -> list[Path]:
         """The background and the evaluation set, each a zip file or an unpacked folder.
@@ -129,8 +174,10 @@ class Omniglot(fsl.PooledEpisodes):
         parts, size = self.fetch(), self.task.input_shape[-1]
         of_parts = ([part] if part.is_file() else image_files(part) for part in parts)
         files = list(chain(*of_parts))
-        key = content_key("omniglot", "lanczos", size, *files, under=parts[0].parent)
-        return fsl.LabelledPool.cached(key, lambda: _decode(parts, size))
+        key = content_key("omniglot", self.resize, size, *files, under=parts[0].parent)
+        return fsl.LabelledPool.cached(
+            key, lambda: _decode(parts, size, Image.Resampling[self.resize.upper()])
+        )
 
 
 def _find_all(root: Path) -> tuple[list[Path], list[str]]:
@@ -157,7 +204,7 @@ def _find(root: Path, part: str) -> Path | None:
     return None
 
 
-def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
+def _decode(parts: Iterable[Path], size: int, resize: Image.Resampling) -> fsl.LabelledPool:
     images: dict[str, list[np.ndarray]] = {
         name: [] for name in sorted(chain(*shared.class_lists("vinyals").values()))
     }
@@ -169,7 +216,7 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
                         f"{part / name}: not a character of Omniglot. "
                         f"Only what the zip files of {SOURCE} hold"
                     )
-                images[character].append(255 - _grey(part / name, content, size))
+                images[character].append(255 - _grey(part / name, content, size, resize))
                 advance(1)
     for name, found in images.items():
         if len(found) != shared.PER_CLASS:
@@ -183,10 +230,10 @@ def _decode(parts: Iterable[Path], size: int) -> fsl.LabelledPool:
     )
 
 
-def _grey(where: Path, content: bytes, size: int) -> np.ndarray:
+def _grey(where: Path, content: bytes, size: int, resize: Image.Resampling) -> np.ndarray:
     fit = f"Unpack the zip file of {SOURCE} again"
     with decoding(where, fit), identify(io.BytesIO(content)) as found:
-        return np.asarray(found.convert("L").resize((size, size), Image.Resampling.LANCZOS))
+        return np.asarray(found.convert("L").resize((size, size), resize))
 
 
 def _drawings(part: Path) -> list[Path]:

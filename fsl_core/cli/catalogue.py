@@ -18,6 +18,7 @@ from fsl_core.cli.arguments import (
     load_plugins,
     warn,
 )
+from fsl_core.text import printable
 
 if TYPE_CHECKING:
     from fsl_core.assembly.experiment import Experiment
@@ -63,6 +64,7 @@ def check(
     from fsl_core.assembly.preflight import preflight
     from fsl_core.config.matrix import has_matrix
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.runs.starting import take_start
 
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
@@ -78,6 +80,7 @@ def check(
     checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
     build_optimizer(checked, experiment)
+    take_start(checked, experiment.learner)
     preflight(experiment)
     if data:
         _check_data(experiment, whole, as_json)
@@ -95,6 +98,8 @@ def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
     preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
     axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
     typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
+    for title, reason in plan.refused:
+        typer.echo(printable(f"not run: {title}: {reason}"))
 
 
 def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
@@ -103,11 +108,12 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
     adapter, backbone, episodes = (
         recipe.chosen[part,].name for part in ("adapter", "backbone", "episodes")
     )
+    estimate = recipe.chosen["outer", "hypergradient"].name
     parameters = sum(p.numel() for p in experiment.learner.parameters())
     task = experiment.source.task
     typer.echo(
         f"{file}: ok. {adapter} on {backbone}, {parameters:,} parameters, "
-        f"{episodes} {task.n_way}-way {task.n_shot}-shot {task.n_query}-query"
+        f"hypergradient {estimate}, {episodes} {task}"
     )
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from fsl_core.data.source import Split, SplitContents
+    from fsl_core.data.source import SplitContents
     from fsl_core.reporting.data_report import DataReport
 
 LINES = 10
@@ -38,15 +38,16 @@ def print_report(report: DataReport, whole: bool) -> None:
         typer.echo(f"{where}: {len(report.identical)}")
         _lines([" = ".join(map(str, group)) for group in report.identical], whole)
     for split, few in report.too_small.items():
-        task = report.wanted[split]
-        needed = (
-            f"n_shot {task.n_shot} and n_query {task.n_query} need {task.n_shot + task.n_query}"
-        )
+        task, needed = report.wanted[split], f"need {report.needed[split]}"
+        if task.varies:
+            needed = f"episodes of {task} {needed}"
+        else:
+            needed = f"n_shot {task.n_shot} and n_query {task.n_query} {needed}"
         typer.echo(f"{split}: {len(few)} classes with too few items; {needed}")
         _lines([f"{printable(name)}: {count}" for name, count in few.items()], whole)
 
 
-def _summary(report: DataReport, split: Split, contents: SplitContents) -> str:
+def _summary(report: DataReport, split: str, contents: SplitContents) -> str:
     if not contents.classes:
         return "episodes are drawn, no data is read"
     counts = contents.classes.values()

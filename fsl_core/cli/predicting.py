@@ -46,7 +46,8 @@ Trained = Annotated[
     ),
 ]
 Query = Annotated[
-    Path, typer.Option(metavar="DIR", help="pictures to predict; in class folders: with accuracy")
+    Path | None,
+    typer.Option(metavar="DIR", help="pictures to predict; in class folders: with accuracy"),
 ]
 Support = Annotated[
     Path | None, typer.Option(metavar="DIR", help="labelled pictures, one folder for each class")
@@ -61,9 +62,13 @@ Save = Annotated[
     typer.Option(metavar="FILE", help="keep the adapted predictor, to use in place of RUN"),
 ]
 Export = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="write the predictor with torch.export (.pt2)")
+    Path | None, typer.Option(metavar="FILE", help="write the predictor as a program (.pt2, .onnx)")
 ]
 Invert = Annotated[bool, typer.Option("--invert", help="exchange light and dark in all pictures")]
+Serve = Annotated[
+    bool,
+    typer.Option("--serve", help="open a page on this machine that pictures are dragged into"),
+]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="leave out damaged pictures and list them")
 ]
@@ -71,12 +76,13 @@ SkipUnreadable = Annotated[
 
 def predict(
     trained: Trained,
-    query: Query,
+    query: Query = None,
     support: Support = None,
     out: Out = None,
     html: Html = None,
     save: Save = None,
     export: Export = None,
+    serve: Serve = False,
     invert: Invert = False,
     skip_unreadable: SkipUnreadable = False,
     checkpoint: Checkpoint = None,
@@ -87,34 +93,59 @@ def predict(
     raw_csv: RawCsv = False,
 ) -> None:
     """Adapt a trained run to labelled pictures and predict others: a probability for each class."""
+    from fsl_core.errors import RunError
     from fsl_core.reporting.predictions import Predictions
 
+    if query is None and not serve:
+        raise RunError("--query: absent. A folder of pictures, one picture, or --serve")
+    if query is None and (named := [o for o, given in _of_query(out, html, export) if given]):
+        raise RunError(f"{', '.join(named)}: nothing to predict. --query with pictures")
     outputs = list(_outputs(out, html, save, export))
     check_outputs(outputs, [path for path in (trained, support, query) if path])
     options = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     predictor = _predictor(
         trained, support, invert, checkpoint, choose_device(device), skip_unreadable, options
     )
-    pictures = predictor.read(query, skip_unreadable)
-    _note_all(predictor, pictures)
-    predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
+    _note(predictor)
+    _note_passed_over("--support", predictor.passed_over)
+    pictures = predictor.read(query, skip_unreadable) if query else None
+    if pictures is not None:
+        _note_pictures(pictures)
+        predictions = Predictions(predictor, pictures, predictor.probabilities(pictures.images))
     for output in outputs:
         output.make_folder()
     if save:
         predictor.save(save)
-    if export:
-        difference = predictor.export(export, pictures.images)
-        warn(f"{export}: probabilities of these pictures within {difference:.1e}")
-    if html:
-        predictions.write_html(html)
-    _give_table(predictions, out, raw_csv)
+    if pictures is not None:
+        if export:
+            difference = predictor.export(export, pictures.images)
+            warn(f"{export}: probabilities of these pictures within {difference:.1e}")
+        if html:
+            predictions.write_html(html)
+        _give_table(predictions, out, raw_csv)
+    if serve:
+        _serve(predictor)
 
 
-def _note_all(predictor: AdaptedPredictor, pictures: Pictures) -> None:
+def _of_query(*outputs: Path | None) -> Iterator[tuple[str, Path | None]]:
+    yield from zip(("--out", "--html", "--export"), outputs, strict=True)
+
+
+def _serve(predictor: AdaptedPredictor) -> None:
+    """Until Ctrl-C."""
+    from fsl_core.reporting.serving import PictureServer
+
+    server = PictureServer(predictor)
+    typer.echo(f"open {server.address}    (Ctrl-C ends it)", err=True)
+    try:
+        server.serve()
+    except KeyboardInterrupt:
+        typer.echo("ended", err=True)
+
+
+def _note_pictures(pictures: Pictures) -> None:
     from fsl_core.text import printable
 
-    _note(predictor)
-    _note_passed_over("--support", predictor.passed_over)
     _note_passed_over("--query", pictures.passed_over)
     for name, why in pictures.skipped or ():
         typer.echo(f"note: --query: left out: {printable(name)}: {printable(why)}", err=True)
@@ -146,8 +177,7 @@ def _outputs(
     if save:
         yield Output("--save", save, (".safetensors", ""), "A predictor in safetensors")
     if export:
-        onnx = " and not ONNX" if export.suffix.lower() == ".onnx" else ""
-        yield Output("--export", export, (".pt2",), f"A program of torch.export{onnx}")
+        yield Output("--export", export, (".pt2", ".onnx"), "A program of torch.export or ONNX")
 
 
 def _predictor(
@@ -190,14 +220,15 @@ def _note(predictor: AdaptedPredictor) -> None:
     """Say on stderr what a user might not expect."""
     from fsl_core.text import printable
 
-    if len(set(predictor.found)) > 1:
+    if predictor.shots != predictor.found:
         counts = ", ".join(
             f"{printable(name)} {n}"
             for name, n in zip(predictor.classes, predictor.found, strict=True)
         )
         warn(
             f"note: unequal numbers of labelled pictures ({counts}); "
-            f"the first {predictor.n_shot} of each are used"
+            f"the first {predictor.shots[0]} of each are used, because adapter "
+            f"{predictor.learner.adapter.name!r} takes as many of each class"
         )
     if predictor.together:
         how = f"norm {predictor.experiment.norm}, adapter {predictor.learner.adapter.name}"

@@ -113,6 +113,15 @@ def evaluate(
         int | None, typer.Option(min=2, help="test episodes (default: as in the recipe)")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    on: Annotated[
+        list[str],
+        typer.Option(
+            "--on",
+            metavar="RECIPE|KEY=VALUE",
+            help="judge on other data: the episodes of a recipe, or a label of `evaluate.on`, "
+            "or the run's own; then changes of them: --on name=mnist --on split=by-image",
+        ),
+    ] = [],
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
@@ -120,7 +129,7 @@ def evaluate(
     trust_plugins: TrustPlugins = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained run again, on more episodes or another split. Writes nothing."""
+    """Evaluate a trained run again: more episodes, another split, other data. Writes nothing."""
     from fsl_core.data.source import SPLITS
     from fsl_core.errors import RunError
     from fsl_core.runs.opening import open_run
@@ -130,14 +139,19 @@ def evaluate(
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
     check_checkpoint(checkpoint)
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
-    with open_run(directory, choose_device(device), write=False, **plugins) as opened:
+    with open_run(directory, choose_device(device), write=False, on=on, **plugins) as opened:
         which = opened.restore_for_evaluation(checkpoint)
-        _note_data(opened, split)
+        label, source = next(iter(opened.experiment.further.items())) if on else ("", None)
+        if source is None:
+            _note_data(opened, split)
+        else:
+            source.check(split)
         count = episodes or opened.recipe.sections.evaluate.episodes
         with _evaluation_bar(count) as on_episode:
-            summary = evaluate_run(opened, split, count, on_episode=on_episode).summary()
+            summary = evaluate_run(opened, split, count, source, on_episode=on_episode).summary()
         summary |= state_of(opened.experiment.learner.adapter)
-    _print_result({**summary, "split": split, "checkpoint": which}, None, as_json)
+    told = {"on": label} if on else {}
+    _print_result({**summary, "split": split, "checkpoint": which, **told}, None, as_json)
 
 
 def reproduce(
@@ -155,6 +169,7 @@ def reproduce(
     """
     from fsl_core.config.recipe import read_recipe
     from fsl_core.errors import RecipeError
+    from fsl_core.reporting.scores import figure_of
 
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     expected = read_recipe(recipe, loaded.catalogue, overrides).sections.expect
@@ -168,9 +183,10 @@ def reproduce(
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
-        within = key in result and abs(result[key] - wanted.value) <= wanted.tolerance
+        figure = figure_of(result, key)
+        within = figure is not None and abs(figure - wanted.value) <= wanted.tolerance
         missed |= not within
-        found = f"{result[key]:.4f}" if key in result else "absent"
+        found = "absent" if figure is None else f"{figure:.4f}"
         verdict = "reproduced" if within else "NOT reproduced"
         expectation = f"expected {wanted.value} ± {wanted.tolerance}"
         typer.echo(f"{verdict}: {key} {found}, {expectation}")
@@ -226,18 +242,30 @@ def compare(
         Path | None,
         typer.Option("--html", metavar="FILE", help="write a page with a scatter of episodes"),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="compare on this source of `evaluate.on` alone"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare the second run with the first on the same frozen episodes.
 
-    Shows the paired difference with its interval, wins and losses.
+    Shows the paired difference with its interval, wins and losses; then that on each source of
+    `evaluate.on` that both were judged on.
     """
-    from fsl_core.reporting.comparison import compare_runs, judging_told, write_comparison
+    from fsl_core.reporting.comparison import (
+        compare_further,
+        compare_runs,
+        further_left_out,
+        judging_told,
+        method_told,
+        write_comparison,
+    )
     from fsl_core.reporting.scores import read_scores
 
     outputs = [page("--html", html)] if html is not None else []
     check_outputs(outputs, [first, second])
-    runs = read_scores(first), read_scores(second)
+    runs = read_scores(first).on(on), read_scores(second).on(on)
     paired = compare_runs(*runs)
     for output in outputs:
         output.make_folder()
@@ -249,19 +277,27 @@ def compare(
     for run in runs:
         score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
         say(f"{run.directory}: {score}")
-    for line in judging_told(*runs):
+    for line in (*method_told(*runs), *judging_told(*runs)):
         say(line)
-    typer.echo(
-        f"second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
-        f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
-    )
-    typer.echo(
-        f"the second is better on {paired.wins} episodes, equal on {paired.ties}, "
-        f"worse on {paired.losses}"
-    )
+    _say_paired("", paired)
+    for label, further in compare_further(*runs).items():
+        _say_paired(f"on {label}: ", further)
+    for line in further_left_out(*runs):
+        say(line)
     typer.echo("this tells of these trained runs on new episodes, not of new trainings")
     if html is not None:
         typer.echo(f"page: {html}")
+
+
+def _say_paired(where: str, paired: PairedDifference) -> None:
+    say(
+        f"{where}second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
+        f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
+    )
+    say(
+        f"{where}the second is better on {paired.wins} episodes, equal on {paired.ties}, "
+        f"worse on {paired.losses}"
+    )
 
 
 def _print_comparison_as_json(
@@ -269,7 +305,12 @@ def _print_comparison_as_json(
 ) -> None:
     from dataclasses import asdict
 
-    from fsl_core.reporting.comparison import judging_told
+    from fsl_core.reporting.comparison import (
+        compare_further,
+        further_left_out,
+        judging_told,
+        method_told,
+    )
     from fsl_core.runs.files import to_json
 
     first, second = runs
@@ -280,8 +321,14 @@ def _print_comparison_as_json(
         "second": second.result[metric],
         **asdict(paired),
         "episode_set": first.result["episode_set"],
+        "hypergradient": {"first": first.hypergradient, "second": second.hypergradient},
         "judging": {"first": asdict(first.judging), "second": asdict(second.judging)},
-        "notes": judging_told(first, second),
+        "notes": [
+            *method_told(first, second),
+            *judging_told(first, second),
+            *further_left_out(first, second),
+        ],
+        "on": {k: asdict(further) for k, further in compare_further(first, second).items()},
         "page": str(page) if page else None,
     }
     typer.echo(to_json(found, "compare", indent=2))
@@ -358,23 +405,33 @@ def _print_result(result: dict[str, Any], directory: Path | None, as_json: bool)
     from fsl_core.reporting.progress import format_score
     from fsl_core.reporting.scores import scores_after_steps
     from fsl_core.runs.begun import describe_change
-    from fsl_core.runs.files import to_json
+    from fsl_core.runs.files import UNROLLED, to_json
+    from fsl_core.runs.starting import describe_start
 
     if as_json:
         told = {**result, **({"run": str(directory)} if directory else {})}
         typer.echo(to_json(told, "result", indent=2))
         return
-    say(f"{'test' if directory else result['split']} {format_score(result)}")
+    where = "test"
+    if not directory:
+        where = f"{result['split']} on {result['on']}" if "on" in result else result["split"]
+    say(f"{where} {format_score(result)}")
     metric = result["metric"]
     if steps := scores_after_steps(result):
         say(f"{metric} after 0, 1, ... inner steps: {', '.join(f'{score:.4f}' for score in steps)}")
+    for label, row in result.get("on", {}).items() if directory else ():
+        say(f"test on {label} {format_score(row)}, episode set {row['episode_set'][:12]}")
     if state := result.get("adapter_state"):
         say(f"adapter: {', '.join(f'{name} {value:g}' for name, value in state.items())}")
     if not result.get("settled", True):
         say("not settled: the judged weights are from inside the adapter's warm-up")
+    if start := result.get("start_from"):
+        say(describe_start(start))
     for change in result.get("steps_changed", []):
         say(describe_change(change))
     if directory is not None:
+        if (estimate := result["hypergradient"]) != UNROLLED:
+            say(f"hypergradient {estimate}")
         say(
             f"norm {result['norm']}, "
             f"{_judged(result)}, "

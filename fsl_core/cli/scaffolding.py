@@ -18,6 +18,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "plugin"
 
 class Kind(StrEnum):
     adapter = "adapter"
+    hypergradient = "hypergradient"
     weighting = "weighting"
     backbone = "backbone"
     episodes = "episodes"

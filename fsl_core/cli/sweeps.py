@@ -233,7 +233,7 @@ def _print_table(result: SweepResult) -> None:
         for item, row in zip(result.rows, table(result), strict=True)
     ]
     headings = [f"{result.metric} (95 % interval)", "sd over seeds", "rank"]
-    headings += [{"norm": "norm", "n_query": "queries"}[name] for name in telling]
+    headings += ["queries" if name == "n_query" else name for name in telling]
     print_table([*axes, *headings, "adaptation", "training", ""], rows)
 
 
@@ -242,12 +242,12 @@ def _cells(item: RowResult, row: dict[str, Any], metric: str, telling: Sequence[
     failed = f"{row['failed']} failed" if row["failed"] else ""
     if item.judging is None:
         return ["no run finished", *[""] * (4 + len(telling)), failed]
-    judging = {"norm": item.judging.norm_in_short, "n_query": str(row["n_query"])}
+    told = {**row, "norm": item.judging.norm_in_short}
     return [
         f"{row[metric]:.4f} ± {row['interval']:.4f}",
         "-" if row["seed_sd"] == "" else f"{row['seed_sd']:.4f}",
         f"{row['rank']:g}",
-        *(judging[name] for name in telling),
+        *(str(told[name]) for name in telling),
         f"{1000 * row['adaptation_seconds']:.1f} ms",
         f"{row['training_seconds']:.1f} s",
         failed,

@@ -254,19 +254,34 @@ def set_key(
     place: where the value is written, for messages.
     said:  the words that asked for it.
     """
-    node = document.data
-    made: dict[KeyPath, str] = {path: place}
-    for depth, part in enumerate(path[:-1], start=1):
-        if node.get(part) is None:
-            node[part] = {}
-            made[path[:depth]] = place
-        node = node[part]
-        if not isinstance(node, dict):
-            asked, passed = said or f"{place}: {dotted(path)}", dotted(path[:depth])
-            raise RecipeError(f"{asked}: {passed} is {_name(node)}. A key path through mappings")
-    node[path[-1]] = value
-    document.places = {p: where for p, where in document.places.items() if p[: len(path)] != path}
-    document.places |= made
+    node: Any = document.data
+    at: KeyPath = ()
+    made: dict[KeyPath, str] = {}
+    for depth, part in enumerate(path, start=1):
+        key = _key(node, part)
+        if key is None:
+            asked, passed = said or f"{place}: {dotted(path)}", dotted(at)
+            fitting = "A key path through mappings"
+            if isinstance(node, list):
+                fitting = f"A place in it, 0 .. {len(node) - 1}" if node else "One with entries"
+            raise RecipeError(f"{asked}: {passed} is {_name(node)}. {fitting}")
+        at = (*at, key)
+        if depth < len(path):
+            if isinstance(node, dict) and node.get(key) is None:
+                node[key] = {}
+                made[at] = place
+            node = node[key]
+    node[at[-1]] = value
+    document.places = {p: where for p, where in document.places.items() if p[: len(at)] != at}
+    document.places |= {**made, at: place}
+
+
+def _key(node: Any, part: str) -> str | int | None:
+    """What a part of a key path means in a mapping, or a list; None if it means nothing there."""
+    if isinstance(node, dict):
+        return part
+    place = int(part) if part.isascii() and part.isdigit() and len(part) < 7 else -1
+    return place if isinstance(node, list) and 0 <= place < len(node) else None
 
 
 def _name(value: Any) -> str:

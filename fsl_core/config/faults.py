@@ -12,7 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BaseModel, ValidationError
 
 from fsl_core.config.document import Document, KeyPath, dotted
-from fsl_core.config.sections import SECTIONS, entry_model, section_model
+from fsl_core.config.sections import SECTIONS, as_model, below, section_model
 from fsl_core.text import printable, suggest
 
 
@@ -138,11 +138,13 @@ def _unknown_key(document: Document, path: KeyPath, model: type[BaseModel]) -> s
 def _owner(path: KeyPath, model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """What the keys below a path belong to, in words, and its model."""
     owner, found = "the recipe", model
+    kind: Any = model
     for depth, part in enumerate(path):
-        if section := section_model(found, str(part)) or entry_model(found, str(part)):
+        kind = below(kind, part)
+        if section := as_model(kind):
             found, owner = section, f"section {dotted(path[: depth + 1])!r}"
-    kind, _, name = found.__name__.partition(".")  # `adapter.maml`, as options.py names a model
-    return (f"{kind} {name!r}" if kind in SECTIONS.values() else owner), found
+    part_of, _, name = found.__name__.partition(".")  # `adapter.maml`, as options.py names a model
+    return (f"{part_of} {name!r}" if part_of in SECTIONS.values() else owner), found
 
 
 def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:

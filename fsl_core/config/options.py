@@ -19,12 +19,34 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "episodes": frozenset(),
     "backbone": frozenset({"task", "frozen"}),
     "adapter": frozenset({"task", "backbone", "tasks"}),
-    "hypergradient": frozenset({"task", "tasks"}),
+    "hypergradient": frozenset({"task", "tasks", "meta_batch_size"}),
     "weighting": frozenset({"columns", "tasks"}),
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
+
+Weight = Annotated[
+    float, Field(gt=0, description="its share of the episodes, beside those of the other sources")
+]
+Label = Annotated[
+    str,
+    Field(pattern=r"^[\w.+-]*$", description="what results call this source; default: its name"),
+]
+ENTRY_KEYS: dict[str, Any] = {"weight": (Weight, 1.0), "label": (Label, "")}
+"""Keys of a source in a list, beside its own options: `label` in `evaluate.on`, else `weight`."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Marks an option that lists episode sources.
+
+    A recipe writes a section like `episodes` for each, with its `weight`. The constructor gets a
+    list of pairs, (source, weight):
+
+        sources: Annotated[list[tuple[fsl.EpisodeSource, float]], Sources()]
+    """
+
 
 SHARED: dict[Kind, dict[str, Any]] = {
     "backbone": {
@@ -69,6 +91,12 @@ class Component:
         """The pydantic model of a recipe section that names this component."""
         return _options_model(self)
 
+    @cached_property
+    def lists(self) -> tuple[str, ...]:
+        """The options that list episode sources."""
+        fields = self.options.model_fields.items()
+        return tuple(name for name, field in fields if _is_sources(field.metadata))
+
     @property
     def doc(self) -> str:
         """The docstring of the factory."""
@@ -78,10 +106,9 @@ class Component:
         """Call the factory with a checked section and the injected arguments that it declares."""
         declared = {parameter.name for parameter in _parameters(self.factory)}
         shared = SHARED.get(self.kind, {})
-        options = [name for name in type(section).model_fields if name not in ("name", *shared)]
-        given = {name: getattr(section, name) for name in options}
         injected = {name: getattr(section, name) for name in shared} | injected
-        return self.factory(**given, **{k: v for k, v in injected.items() if k in declared})
+        given = {name: getattr(section, name) for name in type(section).model_fields}
+        return self.factory(**{k: v for k, v in (given | injected).items() if k in declared})
 
 
 def fields_of(factory: Callable[..., Any], injected: Collection[str], where: str) -> dict[str, Any]:
@@ -105,8 +132,18 @@ def fields_of(factory: Callable[..., Any], injected: Collection[str], where: str
                 "Another word: recipes use `name` to choose the component"
             )
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (hints[parameter.name], default)
+        fields[parameter.name] = (_as_written(hints[parameter.name]), default)
     return fields
+
+
+def _as_written(hint: Any) -> Any:
+    """The type of an option in a recipe: sections, where the constructor gets sources."""
+    metadata = getattr(hint, "__metadata__", ())
+    return Annotated[list[dict[str, Any]], *metadata] if _is_sources(metadata) else hint
+
+
+def _is_sources(metadata: Any) -> bool:
+    return any(isinstance(mark, Sources) for mark in metadata)
 
 
 def _options_model(component: Component) -> type[BaseModel]:
@@ -116,6 +153,11 @@ def _options_model(component: Component) -> type[BaseModel]:
         **fields_of(component.factory, INJECTED[component.kind], where),
         **SHARED.get(component.kind, {}),
     }
+    if component.kind == "episodes" and (taken := sorted(ENTRY_KEYS.keys() & fields.keys())):
+        raise TypeError(
+            f"{where}: argument {taken[0]!r}. Another word: in a list of sources it is a key of "
+            "every source"
+        )
     config = ConfigDict(
         extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False
     )

@@ -59,11 +59,22 @@ def sgd(
     momentum: Momentum = 0.0,
     nesterov: Annotated[bool, Field(description="momentum looks one step ahead")] = False,
     weight_decay: Decay = 0.0,
+    dampening: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of a gradient, after the first, left out of momentum"),
+    ] = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent, with (Nesterov) momentum by option."""
     from torch.optim import SGD
 
-    return SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return SGD(
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        dampening=dampening,
+    )
 
 
 def rmsprop(
@@ -100,6 +111,15 @@ def cosine(
     )
 
 
+def linear(
+    final_factor: Annotated[
+        float, Field(ge=0, le=1, description="share of the step size left at the end")
+    ] = 0.0,
+) -> Schedule:
+    """A straight line from 1 to final_factor over the run."""
+    return lambda step, total: 1 + (final_factor - 1) * step / max(1, total)
+
+
 def multistep(
     milestones: Annotated[
         list[Annotated[int, Field(ge=0)]],
@@ -120,5 +140,6 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 SCHEDULES: dict[str, Callable[..., Any]] = {
     "constant": constant,
     "cosine": cosine,
+    "linear": linear,
     "multistep": multistep,
 }

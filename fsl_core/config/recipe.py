@@ -23,8 +23,9 @@ from fsl_core.config.faults import (
     unmet_requirements,
     validation_faults,
 )
+from fsl_core.config.further import complete_further
 from fsl_core.config.options import Component, Kind
-from fsl_core.config.sections import DEFAULT_NAMES, SECTIONS, Catalogue, recipe_model
+from fsl_core.config.sections import DEFAULT_NAMES, ON, SECTIONS, Catalogue, recipe_model
 from fsl_core.errors import PluginError, RecipeError
 from fsl_core.text import printable
 
@@ -54,7 +55,8 @@ class Recipe:
         Defaults are written out, paths are absolute, and `requires` lists what it needs. Keys keep
         the order in which they were written; defaults follow in the order of the schema.
         """
-        data = _plain(self.sections.model_dump(mode="python"))
+        whole = _plain(self.sections.model_dump(mode="python"))
+        data = {key: value for key, value in whole.items() if value is not None}
         data["requires"] = self._requirements()
         return _in_written_order(data, self.document.data)
 
@@ -111,13 +113,16 @@ def read_recipe(
     Raises RecipeError, which lists every fault with file, line and key.
     """
     document = read_document(recipe, overrides, SECTIONS)
+    return check_document(document, catalogue)
+
+
+def _refuse_matrix(document: Document) -> None:
     if document.data.get("matrix") is not None:
         where = document.where(("matrix",))
         raise RecipeError(
             f"{where}: a matrix of many runs. `fsl sweep {document.source}` runs them all, "
             "`-s matrix=null` leaves it out"
         )
-    return check_document(document, catalogue)
 
 
 def check_document(document: Document, catalogue: Catalogue) -> Recipe:
@@ -125,33 +130,41 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
 
     Raises RecipeError, which lists every fault with file, line and key.
     """
-    chosen, faults = _choose(document, catalogue)
+    _refuse_matrix(document)
+    found, faults = _choose(document, catalogue)
     faults += unmet_requirements(document)
     faults += huge_numbers(document)
     if wrong := not_utf8(document):  # JSON cannot carry such a text to the model
         raise RecipeError(in_file_order([*faults, *wrong]))
-    model = recipe_model(catalogue, chosen)
+    model = recipe_model(catalogue, found)
     # `expect:` with nothing below it is a section that is left out.
     document.data = {key: value for key, value in document.data.items() if value is not None}
+    if isinstance(run := document.data.get("start_from"), str):
+        document.data["start_from"] = {"run": run}
     try:
         sections = model.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         faults += validation_faults(document, error, model)
     if faults:
         raise RecipeError(in_file_order(faults))
+    chosen = {path: component for path, component in found.items() if component}
+    complete_further(document, sections, chosen)
     return Recipe(document, sections, chosen)
 
 
-def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Component], list[str]]:
-    chosen, faults = {}, []
-    for path, kind in SECTIONS.items():
-        section: Any = document.data
-        for part in path:
-            section = section.get(part) if isinstance(section, dict) else None
-        if section is None and path in DEFAULT_NAMES:  # `optimizer:` with nothing below it, too
-            section = {"name": DEFAULT_NAMES[path]}
+def _choose(
+    document: Document, catalogue: Catalogue
+) -> tuple[dict[KeyPath, Component | None], list[str]]:
+    """The component of each section, None if there is no such component; and what is wrong."""
+    chosen: dict[KeyPath, Component | None] = {}
+    faults: list[str] = []
+    waiting: list[tuple[KeyPath, Kind]] = [*SECTIONS.items(), *_places(document, ON)]
+    while waiting:
+        path, kind = waiting.pop(0)
+        section = _section(document, path)
         if section is None:
             continue
+        chosen[path] = None
         if not isinstance(section, dict) or not isinstance(section.get("name"), str):
             example = section if isinstance(section, str) else _example(catalogue, kind)
             faults.append(
@@ -159,10 +172,32 @@ def _choose(document: Document, catalogue: Catalogue) -> tuple[dict[KeyPath, Com
             )
             continue
         try:
-            chosen[path] = catalogue.get(kind, section["name"])
+            component = chosen[path] = catalogue.get(kind, section["name"])
         except PluginError as error:
             faults.append(f"{document.where((*path, 'name'))}: {error}")
+        else:
+            for option in component.lists:
+                waiting += _places(document, (*path, option))
     return chosen, faults
+
+
+def _section(document: Document, path: KeyPath) -> Any:
+    """What is written at a key path; a component's name where there is a default."""
+    section: Any = document.data
+    for part in path:
+        if isinstance(part, int):  # of a list that is there: its entry may be empty
+            section = "" if section[part] is None else section[part]
+        else:
+            section = section.get(part) if isinstance(section, dict) else None
+    if section is None and path in DEFAULT_NAMES:  # `optimizer:` with nothing below it, too
+        return {"name": DEFAULT_NAMES[path]}
+    return section
+
+
+def _places(document: Document, path: KeyPath) -> list[tuple[KeyPath, Kind]]:
+    """The places of a list of sources."""
+    listed = _section(document, path)
+    return [((*path, i), "episodes") for i in range(len(listed) if isinstance(listed, list) else 0)]
 
 
 def _example(catalogue: Catalogue, kind: Kind) -> str:

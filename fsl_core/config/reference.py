@@ -22,6 +22,7 @@ from fsl_core.config.sections import (
     ExecutionOptions,
     Expected,
     MatrixSection,
+    StartFrom,
     recipe_model,
     section_model,
 )
@@ -58,6 +59,7 @@ def recipe_reference(catalogue: Catalogue) -> str:
     for heading, model in (
         ("execution", ExecutionOptions),
         ("evaluate", Evaluate),
+        ("start_from", StartFrom),
         ("expect", Expected),
         ("matrix", MatrixSection),
     ):
@@ -104,7 +106,8 @@ def _rows(
         elif path == () and "$ref" in json.dumps(spec):
             doc = inspect.getdoc(model.model_fields[name].annotation) or ""
             about = meaning or doc.split(";")[0].rstrip(".")
-            yield name, f"[section](#{name})", "required" if required else "its defaults", about
+            default = "none" if spec.get("default") is None else "its defaults"
+            yield name, f"[section](#{name})", "required" if required else default, about
         else:
             default = "required" if required else json.dumps(spec.get("default"))
             yield name, type_text(spec), default, meaning
@@ -114,12 +117,13 @@ def type_text(spec: Mapping[str, Any]) -> str:
     """An option's type with its bounds in words, from its JSON Schema."""
     if "enum" in spec or "const" in spec:
         return " | ".join(map(str, spec.get("enum", [spec.get("const")])))
-    if "anyOf" in spec:
-        return " | ".join(type_text(s) for s in spec["anyOf"])
+    if alternatives := spec.get("anyOf", spec.get("oneOf")):
+        return " | ".join(type_text(s) for s in alternatives)
     bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     text = spec.get("type", "any")
     if text == "array":
-        text = f"list of {type_text(spec.get('items', {}))}"
+        (items, *_) = spec.get("prefixItems", [spec.get("items", {})])  # of a tuple, its first
+        text = f"list of {type_text(items)}"
     within = [f"{sign} {spec[key]:g}" for key, sign in bounds.items() if key in spec]
     return " ".join([text, *within])
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fsl_core.config.document import KeyPath
-from fsl_core.config.options import Component, Kind
+from fsl_core.config.options import ENTRY_KEYS, Component, Kind
 
 SECTIONS: dict[KeyPath, Kind] = {
     ("episodes",): "episodes",
@@ -20,6 +22,10 @@ SECTIONS: dict[KeyPath, Kind] = {
     ("outer", "schedule"): "schedule",
 }
 """Where a recipe names a component, and of which kind."""
+
+
+ON: KeyPath = ("evaluate", "on")
+"""Where a recipe lists further sources to judge on."""
 
 
 DEFAULT_NAMES: dict[KeyPath, str] = {
@@ -68,6 +74,27 @@ class Evaluate(_Section):
     checkpoint: Annotated[
         Literal["best", "last"], Field(description="best on validation, or the last")
     ] = "best"
+    on: Annotated[
+        list[dict[str, Any]],
+        Field(
+            description="further episodes to judge on: sections like `episodes`, each with a "
+            "`label` if two have one name"
+        ),
+    ] = []
+
+
+class StartFrom(_Section):
+    """The run whose weights training starts from, in place of random ones."""
+
+    run: Annotated[Path, Field(description="directory of a run")]
+    part: Annotated[
+        Literal["all", "backbone"],
+        Field(description="backbone: without the weights of the adapter"),
+    ] = "all"
+    checkpoint: Annotated[
+        Literal["best", "last"] | None,
+        Field(description="of that run; null: the best, or the last of one never validated"),
+    ] = None
 
 
 class ExecutionOptions(_Section):
@@ -110,6 +137,10 @@ class Expected(_Section):
 Seed = Annotated[int, Field(ge=0, description="of initial weights and training episodes")]
 Requires = Annotated[
     list[str], Field(description="distributions the recipe needs, such as fsl-maml>=0.1")
+]
+Start = Annotated[
+    StartFrom | None,
+    Field(description="weights of another run to start from: its directory, or these keys"),
 ]
 Expect = Annotated[
     dict[str, Expected], Field(description="measured results, held by `fsl reproduce`")
@@ -175,16 +206,17 @@ class Outer(_Section):
 
 
 def recipe_model(
-    catalogue: Catalogue, chosen: Mapping[KeyPath, Component] | None = None
+    catalogue: Catalogue, chosen: Mapping[KeyPath, Component | None] | None = None
 ) -> type[BaseModel]:
     """The pydantic model of a recipe.
 
-    chosen: the components that one recipe names; None: any that is installed.
+    chosen: the components that one recipe names, None for a name that means nothing; None: any
+        that is installed.
     """
 
     def section(path: KeyPath) -> Any:
         if chosen is not None:
-            return chosen[path].options if path in chosen else Any
+            return _section_of(chosen, path)
         models = tuple(component.options for component in catalogue.components(SECTIONS[path]))
         if len(models) == 1:
             return models[0]
@@ -195,6 +227,9 @@ def recipe_model(
         for path, name in DEFAULT_NAMES.items()
     }
     outer = create_model("outer", __base__=Outer, **by_default)
+    evaluate = Evaluate
+    if chosen is not None and (judged := _listed(chosen, ON)):
+        evaluate = create_model("evaluate", __base__=Evaluate, on=judged)
     fields: dict[str, Any] = {
         "seed": (Seed, 0),
         "requires": (Requires, []),
@@ -203,27 +238,58 @@ def recipe_model(
         "adapter": (section(("adapter",)), ...),
         "outer": (outer, ...),
         "execution": (ExecutionOptions, ExecutionOptions()),
-        "evaluate": (Evaluate, Evaluate()),
+        "evaluate": (evaluate, Evaluate()),
+        "start_from": (Start, None),
         "expect": (Expect, {}),
     }
     return create_model("recipe", __base__=_Section, **fields)
 
 
+def _section_of(chosen: Mapping[KeyPath, Component | None], path: KeyPath) -> Any:
+    """The model of a section that names a component, with that of every source it lists."""
+    component = chosen.get(path)
+    if component is None:
+        return Any
+    lists = {name: _listed(chosen, (*path, name)) for name in component.lists}
+    fields: dict[str, Any] = {name: field for name, field in lists.items() if field}
+    if isinstance(path[-1], int):
+        key = "label" if path[:-1] == ON else "weight"
+        fields[key] = ENTRY_KEYS[key]
+    if not fields:
+        return component.options
+    model = component.options
+    return create_model(model.__name__, __base__=model, __doc__=model.__doc__, **fields)
+
+
+def _listed(chosen: Mapping[KeyPath, Component | None], path: KeyPath) -> Any:
+    """The field of a list of sources: each has a model of its own. None if there is no source."""
+    models = [_section_of(chosen, key) for key in chosen if key[:-1] == path]
+    list_of: Any = tuple  # as many entries as there are, so that each fault has its place
+    return (list_of[tuple(models)], ...) if models else None
+
+
 def section_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The model of a section, or None for an option, which has a plain type."""
     field = model.model_fields.get(name)
-    return _as_model(field.annotation) if field else None
+    return as_model(field.annotation) if field else None
 
 
-def entry_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of each entry of a section that maps names to entries, such as `expect`."""
-    field = model.model_fields.get(name)
-    if field is None or get_origin(field.annotation) is not dict:
-        return None
-    return _as_model(get_args(field.annotation)[1])
+def below(annotation: Any, part: str | int) -> Any:
+    """The type of what a key or a place holds, in a section, mapping or list of this type."""
+    if model := as_model(annotation):
+        field = model.model_fields.get(str(part))
+        return field.annotation if field else None
+    arguments = get_args(annotation)
+    if get_origin(annotation) is tuple and isinstance(part, int):
+        return arguments[part] if part < len(arguments) else None
+    return arguments[1] if get_origin(annotation) is dict else None
 
 
-def _as_model(annotation: object) -> type[BaseModel] | None:
+def as_model(annotation: object) -> type[BaseModel] | None:
+    """The model that a type is, alone or beside None; None for a plain type."""
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        annotation = kinds[0] if len(kinds) == 1 else None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
@@ -240,6 +306,7 @@ def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
         "additionalProperties": _AXIS,
         "description": MatrixSection.__doc__,
     }
+    schema["properties"]["start_from"]["anyOf"].append({"type": "string"})
     conditional = {"if": {"required": ["matrix"]}, "else": complete}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

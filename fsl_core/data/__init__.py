@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fsl_core.data import omniglot
+    from fsl_core.data.arrays import ArrayEpisodes
     from fsl_core.data.augment import Augmentation
     from fsl_core.data.cache import cached_tensors, content_key, data_root
     from fsl_core.data.decoding import (
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from fsl_core.data.folders import class_images, image_files
     from fsl_core.data.formats import open_picture
     from fsl_core.data.pool import LabelledPool, PooledEpisodes
+    from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
+    from fsl_core.data.source import Sources
     from fsl_core.data.vision import (
         decode_image,
         decode_images,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from fsl_core.data.work import for_each, reported
 
 _NAMES = {
+    "arrays": "ArrayEpisodes",
     "augment": "Augmentation",
     "cache": "cached_tensors content_key data_root",
     "decoding": "Decode Standardised decode_by_type decode_levels decode_numbers",
@@ -38,6 +42,8 @@ _NAMES = {
     "folders": "class_images image_files",
     "formats": "open_picture",
     "pool": "LabelledPool PooledEpisodes",
+    "shapes": "EpisodesPerDraw ItemsPerClass Sampling Shots Ways",
+    "source": "Sources",
     "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",
     "work": "for_each reported",
 }
@@ -45,11 +51,18 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "ArrayEpisodes",
     "Augmentation",
     "Decode",
+    "EpisodesPerDraw",
+    "ItemsPerClass",
     "LabelledPool",
     "PooledEpisodes",
+    "Sampling",
+    "Shots",
+    "Sources",
     "Standardised",
+    "Ways",
     "cached_tensors",
     "class_images",
     "content_key",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_core.data.mapped import MappedArray
 from fsl_core.errors import DataError, ShapeError
 from fsl_core.text import printable
 
@@ -59,6 +60,21 @@ def native(where: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "b":
         return array.astype(np.float32)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+CHUNK = 1 << 24
+"""Bytes that are looked at together, of an array that may be larger than memory."""
+
+
+def chunks(items: Tensor, mapped: MappedArray | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Parts of an array in its order, each with the row that it begins at.
+
+    mapped: the file that the array lies in, if it is not in memory.
+    """
+    rows = max(1, CHUNK // max(1, items[:1].nbytes))
+    for start in range(0, len(items), rows):
+        stop = start + rows
+        yield start, mapped.part(start, stop) if mapped else items[start:stop]
 
 
 def first_unfinished(items: Tensor) -> int | None:

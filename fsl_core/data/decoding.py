@@ -19,7 +19,7 @@ def decode_by_type(items: Tensor) -> Tensor:
     """uint8 -> float32 in 0 .. 1; other whole numbers -> int64, token ids; floats -> float32."""
     if items.dtype == torch.uint8:
         return decode_levels(items)
-    return decode_numbers(items) if items.is_floating_point() else items.long()
+    return decode_numbers(items) if items.is_floating_point() else decode_tokens(items)
 
 
 def decode_levels(items: Tensor) -> Tensor:
@@ -36,6 +36,11 @@ def decode_numbers(items: Tensor) -> Tensor:
     return items.float()
 
 
+def decode_tokens(items: Tensor) -> Tensor:
+    """The ids as they are, int64."""
+    return items.long()
+
+
 @dataclass(frozen=True, eq=False)
 class Standardised:
     """(items - mean) / deviation, float32.
@@ -49,7 +54,7 @@ class Standardised:
     def __call__(self, items: Tensor) -> Tensor:
         mean, deviation = (t.to(items.device) for t in (self.mean, self.deviation))
         # In float64: the difference of two large numbers would lose its digits.
-        return ((items.double() - mean) / deviation).float()
+        return items.to(torch.float64, copy=True).sub_(mean).div_(deviation).float()
 
     @property
     def key(self) -> str:

@@ -43,21 +43,33 @@ def to_uniform(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+def to_between(bits: int | np.integer, bounds: tuple[int, int]) -> int:
+    """64 random bits -> a whole number from bounds[0] to bounds[1], both included.
+
+    Its departure from uniform is below their distance / 2**32.
+    """
+    low, high = bounds
+    return low + ((int(bits) >> 32) * (high - low + 1) >> 32)
+
+
 def to_distinct(bits: np.ndarray, population: np.ndarray) -> np.ndarray:
     """(rows, n) random bits -> (rows, n) int64, different numbers in random order.
 
-    Row r holds n different numbers below population[r]. This is Fisher and Yates' shuffle, stopped
+    Row r holds different numbers below population[r]. This is Fisher and Yates' shuffle, stopped
     after n cards; its departure from uniform is below population / 2**32.
 
-    population: (rows,) int, each at least n and below 2**32.
+    population: (rows,) int, below 2**32. What a row holds beyond as many numbers means nothing.
     """
     rows, n = bits.shape
-    deck = np.tile(np.arange(population.max(initial=0)), (rows, 1))
-    row = np.arange(rows)
-    half = np.uint64(32)
-    for i in range(n):
-        # A number below `left` by a product and a shift of whole numbers, which rounds nowhere.
-        left = (population - i).astype(np.uint64)
-        pick = i + ((bits[:, i] >> half) * left >> half).astype(np.int64)
-        deck[row, i], deck[row, pick] = deck[row, pick], deck[row, i]
+    width = max(n, population.max(initial=0))
+    deck = np.tile(np.arange(width), (rows, 1))
+    half, step = np.uint64(32), np.arange(n)
+    # Numbers below `left` by a product and a shift of whole numbers, which rounds nowhere.
+    left = np.maximum(population[:, None] - step, 1).astype(np.uint64)
+    picks = step + ((bits >> half) * left >> half).astype(np.int64)
+    # One index into all decks, laid end to end: to swap by two costs a third more.
+    cards, first = deck.reshape(-1), np.arange(rows) * width
+    for i, there in enumerate(np.ascontiguousarray((first[:, None] + picks).T)):
+        here = first + i
+        cards[here], cards[there] = cards[there], cards[here]
     return deck[:, :n]

@@ -183,6 +183,7 @@ class FeatureEpisodes(PooledEpisodes):
         self.items, self.backbone = source, backbone
         self.name = source.name  # type: ignore[misc]  # of an object, for messages
         self.task, self.tasks = replace(task, input_shape=shape), source.tasks
+        self.draw_sizes_as(source)
 
     def load(self, split: Split) -> LabelledPool:
         pool = self.items.pool(split)
@@ -232,7 +233,7 @@ class FeatureEpisodes(PooledEpisodes):
         It is kept beside the features: to draw and hash the items takes longer than to judge them.
         """
         task, digest = task or self.task, self.items.pool(split).digest
-        shape = (task.n_way, task.n_shot, task.n_query)
+        shape = f"{task.n_way} {task.n_shot} {task.n_query} {task.varies} {self.items.sizes_key}"
         key = content_key("episode set", digest, split, episodes, seed, shape)
 
         def build() -> dict[str, Tensor]:

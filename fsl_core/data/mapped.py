@@ -3,61 +3,67 @@
 from __future__ import annotations
 
 import mmap
+import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_core.errors import DataError
 from fsl_core.files.reading import open_regular
-
-HELD = 1 << 26
-"""Bytes read by a program until its pages are given back; the system still caches the file."""
+from fsl_core.text import printable
 
 
 class MappedArray:
-    """An array in a file, read as far as it is asked for; the file must not change meanwhile.
+    """An array in a file, of which only the rows that are asked for are read.
 
-    tensor: the whole of it, (rows, *item_shape), read-only.
+    tensor: the whole of it, (rows, *item_shape), read-only. It is mapped, and nothing of it is read
+        before somebody looks at its numbers. `take` and `part` do not look: what is read through
+        the map counts as memory of this process, by up to 2 MiB for each item.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> None:
-        """offset: of the first number, in bytes.    Numbers are little-endian, rows in order."""
+        """offset: of the first number, in bytes.    Numbers are little-endian, rows in order.
+
+        Raises ValueError if the file is too short.
+        """
+        self._path, self._offset = path, offset
         with open_regular(path) as file:
+            self._file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._file)
             # Shared and read-only: a private map of more than the memory may be refused.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._advise("MADV_RANDOM")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with warnings.catch_warnings(action="ignore"):  # torch's, of what cannot be written to
-            flat = torch.frombuffer(
-                self._map, dtype=dtype, count=int(np.prod(shape)), offset=offset
-            )
+            flat = torch.frombuffer(mapped, dtype=dtype, count=prod(shape), offset=offset)
         self.tensor: Tensor = flat.view(shape)
-        self._read = 0
+        self._row = prod(shape[1:]) * dtype.itemsize
 
-    def reads(self, size: int) -> None:
-        """Told how many bytes are about to be read, so that memory is given back in time."""
-        self._read += size
-        if self._read > HELD:
-            self.give_back()
+    def take(self, rows: np.ndarray) -> Tensor:
+        """The items of these rows, a copy in memory. DataError if the file is shorter by now."""
+        if not hasattr(os, "preadv"):  # on Windows
+            return self.tensor[torch.from_numpy(rows)]
+        items, buffer = self._empty(len(rows))
+        for place, row in enumerate(rows.tolist()):
+            self._fill(buffer[place * self._row : (place + 1) * self._row], row)
+        return items
 
-    def give_back(self) -> None:
-        """Let go of the memory of all that was read; it is read again when it is asked for."""
-        self._read = 0
-        self._advise("MADV_DONTNEED")
+    def part(self, start: int, stop: int) -> Tensor:
+        """The items from row `start` to before `stop`, as `take`."""
+        if not hasattr(os, "preadv"):
+            return self.tensor[start:stop].clone()
+        items, buffer = self._empty(min(stop, len(self.tensor)) - start)
+        self._fill(buffer, start)
+        return items
 
-    @contextmanager
-    def in_order(self) -> Iterator[None]:
-        """Within this context the array is read from its beginning to its end."""
-        self._advise("MADV_SEQUENTIAL")
-        try:
-            yield
-        finally:
-            self.give_back()
-            self._advise("MADV_RANDOM")
+    def _empty(self, n: int) -> tuple[Tensor, memoryview]:
+        items = torch.empty(n, *self.tensor.shape[1:], dtype=self.tensor.dtype)
+        return items, items.flatten().view(torch.uint8).numpy().data
 
-    def _advise(self, how: str) -> None:
-        if hasattr(mmap, how):  # not on Windows
-            self._map.madvise(getattr(mmap, how))
+    def _fill(self, buffer: memoryview, row: int) -> None:
+        if os.preadv(self._file, [buffer], self._offset + row * self._row) != len(buffer):
+            fit = "A file that does not change during a run"
+            raise DataError(f"{printable(self._path)}: row {row} cannot be read any more. {fit}")

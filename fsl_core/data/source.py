@@ -12,7 +12,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fsl_core.config.options import Sources as Sources
+from fsl_core.data.draws import draw_bits, to_between
 from fsl_core.data.folders import PassedOver
+from fsl_core.data.groups import Group, by_key
 from fsl_core.data.vision import decode_image
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
@@ -47,7 +50,8 @@ class EpisodeSource(ABC):
     state.
 
     name:  what recipes write under `episodes.name`.
-    task:  the shape of an episode as the recipe asks for it.
+    task:  the shape of an episode as the recipe asks for it; `task.varies` says what differs from
+        one episode to the next.
     tasks: number of different tasks in the train split if it is finite; `Episode.id` is then
         0 .. tasks - 1 in that split.
     vocabulary: if items are token ids (int64), the number that they are below; None: items are
@@ -66,9 +70,39 @@ class EpisodeSource(ABC):
         """The episodes of these indices, with a leading (len(indices),) axis.
 
         task: another shape than `self.task`, for an evaluation with more shots, queries or ways
-            than training.
+            than training. A source whose episodes vary is asked for one shape at a time.
         Raises DataError if the split has too few classes, or a class too few items.
         """
+
+    def groups(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
+    ) -> Sequence[Group]:
+        """The episodes of these indices, those of one shape together.
+
+        Default: if nothing varies, one group, which `batch` draws. Else the numbers that vary are
+        uniform in their ranges, a function of seed, split and index, and `batch` draws the episodes
+        of each shape. A source that draws shapes by another rule overrides this method.
+        """
+        task = task or self.task
+        if not task.varies:
+            batch = self.batch(split, indices, seed, task)
+            return [Group(task, batch, tuple(range(len(indices))))]
+        shapes = self._shapes(split, indices, seed, task)
+        return [
+            Group(shape, self.batch(split, [indices[i] for i in places], seed, shape), places)
+            for shape, places in by_key(shapes).items()
+        ]
+
+    def _shapes(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape
+    ) -> list[TaskShape]:
+        """The shape of each episode, its numbers uniform in their ranges."""
+        ranges = (task.varies.n_way, task.varies.n_shot, task.varies.n_query)
+        bits = draw_bits(seed, f"{split}/shape", indices, len(ranges))
+        return [
+            task.of(*(r and to_between(bit, r) for bit, r in zip(row, ranges, strict=True)))
+            for row in bits
+        ]
 
     def to(self, device: torch.device | str) -> EpisodeSource:
         """Keep what is drawn from on this device; returns self."""
@@ -79,6 +113,10 @@ class EpisodeSource(ABC):
 
         Called for every split in use before anything is trained.
         """
+
+    def items_needed(self, task: TaskShape) -> int:
+        """Items that a class must have, so that every episode of this shape can be drawn."""
+        return task.n_shot + task.n_query
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
         """Check the splits in use, each for its shape. Raises one DataError with all faults."""
@@ -131,7 +169,8 @@ class EpisodeSource(ABC):
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, episodes, DRAWN_TOGETHER):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))
-            digest.update(self.fingerprint(self.batch(split, indices, seed, task)))
+            for group in self.groups(split, indices, seed, task):
+                digest.update(self.fingerprint(group.episodes))
         return digest.hexdigest()
 
     def fingerprint(self, episodes: Episode) -> bytes:

@@ -8,7 +8,7 @@ an order that depends on chance. So `fsl_core.engine.traces` first tries a few t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from fsl_core.data.groups import Group, as_groups
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.traces import NotCopiableError, Traces, copied, find_traces, random_state_kept
@@ -41,6 +43,7 @@ _EXECUTIONS, _TEXT = TypeAdapter(Execution), TypeAdapter(str)
 _SECONDS = TypeAdapter(dict[str, float | None])
 _INEXACT = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
 _FORWARD_MODE = "the adapter differentiates in forward mode, which one thread at a time can do"
+_SHAPES = "episodes have several shapes, and each would be compiled by itself"
 _RANDOM = "a task draws random numbers, and chance would decide which thread gets which"
 
 
@@ -93,15 +96,34 @@ class Choice:
 class Setting:
     """What an execution is chosen for. Everything is tried on copies: nothing here changes.
 
-    episodes: a meta-batch as training will meet them.
+    episodes: a meta-batch as training will meet them; groups, if they are of several shapes.
     progress: of training, in 0 .. 1.
+    rule:     finds the learner for each shape; None: it serves all that comes.
     """
 
     learner: Learner
     weighting: TaskWeighting
-    episodes: Episode
+    episodes: Episode | Sequence[Group]
     loss: Loss
     progress: float = 0.0
+    rule: Fitting | None = None
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        return as_groups(self.episodes)
+
+    @property
+    def fitted(self) -> Fitting:
+        """The learner for each shape, told of the progress."""
+        fitted = self.rule.of(self.learner) if self.rule else Fitting(self.learner)
+        fitted.on_progress(self.progress)
+        return fitted
+
+    @property
+    def varies(self) -> bool:
+        """Whether meta-batches have several shapes."""
+        task = self.rule.task if self.rule else None
+        return len(self.groups) > 1 or (task is not None and bool(task.varies))
 
     def copied(self) -> Setting:
         """Copies of the parts, in training at this progress.
@@ -110,7 +132,6 @@ class Setting:
         """
         learner, weighting = copied(self.learner, self.weighting)
         learner.train()
-        learner.on_progress(self.progress)
         return replace(self, learner=learner, weighting=weighting)
 
     @cached_property
@@ -124,10 +145,10 @@ class Setting:
         return Traces(moved, any(traces.random for traces in found))
 
     def _traces_at(self, progress: float) -> Traces:
-        episodes = self.episodes.unbatch()
-        learner = replace(self, progress=progress).copied().learner
+        group = max(self.groups, key=lambda group: len(group.places))
+        episodes = group.episodes.unbatch()
         return find_traces(
-            learner,
+            replace(self, progress=progress).copied().fitted(group.task),
             [episodes[0], episodes[-1]],
             lambda learner, episode: learner.objective(episode, self.loss),
         )
@@ -215,7 +236,8 @@ def _measured(loop: Choice, setting: Setting, steps: int, measure_workers: bool)
     found = trials.measure(vmap)
     if found * MARGIN < seconds:
         best, seconds, reason = vmap, found, "all tasks as one batch were fastest"
-        if steps * seconds * (1 - 1 / COMPILE_GAIN) > COMPILE_SECONDS:
+        repays = steps * seconds * (1 - 1 / COMPILE_GAIN) > COMPILE_SECONDS
+        if repays and not setting.varies:
             compiled = replace(vmap, mode="compiled")
             if trials.measure(compiled) * MARGIN < seconds:
                 best, reason = compiled, "a long run of small operations repays compiling"
@@ -224,14 +246,17 @@ def _measured(loop: Choice, setting: Setting, steps: int, measure_workers: bool)
 
 def _workers(setting: Setting) -> int:
     """One for each of torch's threads, at most one a task; one on a GPU, which shares itself."""
-    on_cpu = setting.episodes.support.x.device.type == "cpu"
-    return min(torch.get_num_threads(), len(setting.episodes.id)) if on_cpu else 1
+    on_cpu = setting.groups[0].episodes.support.x.device.type == "cpu"
+    tasks = sum(len(group.places) for group in setting.groups)
+    return min(torch.get_num_threads(), tasks) if on_cpu else 1
 
 
 def _correction(wanted: Execution, setting: Setting) -> tuple[Execution, str] | None:
     """What to compute by instead, with the reason; None if the execution is right and works."""
     if obstacle := rules_out(wanted, setting.learner):
         return _loop(wanted, obstacle) if wanted.mode != "loop" else _alone(wanted, obstacle)
+    if wanted.mode == "compiled" and setting.varies:
+        return replace(wanted, mode="vmap"), f"vmap instead of compiled: {_SHAPES}"
     if wanted.mode == "loop" and wanted.workers == 1:
         return None
     try:
@@ -297,11 +322,11 @@ class _Trials:
     def _timed(self, execution: Execution, batches: int = 3) -> Iterator[float]:
         """Seconds of each meta-batch but the first."""
         parts = self.setting.copied()
-        compute = MetaGradient(parts.learner, parts.weighting, parts.loss, execution)
+        compute = MetaGradient(parts.fitted, parts.weighting, parts.loss, execution)
         for batch in range(batches):
             started = time.perf_counter()
             compute(parts.episodes)
-            if parts.episodes.support.x.is_cuda:
+            if parts.groups[0].episodes.support.x.is_cuda:
                 torch.cuda.synchronize()
             if batch > 0:
                 yield time.perf_counter() - started

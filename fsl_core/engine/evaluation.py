@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fsl_core.data.groups import Group, in_order, unbatch
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
+from fsl_core.engine.fitting import Fitting, as_fitting
 from fsl_core.engine.together import judge_together, judged_together
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
-from fsl_core.episode import Episode, TaskShape
+from fsl_core.episode import Episode, TaskShape, Varies
 from fsl_core.errors import RunError
 from fsl_core.learner import Learner
 
@@ -43,6 +45,8 @@ class Evaluation:
                   on; empty without inner steps.
     episode_set:  hash of the episodes' tensors: equal hashes may be compared pair by pair.
     adaptation_seconds: median time from support set to predictor, one task at a time.
+    sizes: if they vary, `n_way`, `n_shot` or `n_support` (items of all classes together), and
+        `n_query` of each episode, by name.
     """
 
     metric: str
@@ -51,6 +55,7 @@ class Evaluation:
     after_steps: list[list[float]]
     episode_set: str
     adaptation_seconds: float
+    sizes: dict[str, list[int]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Plain data: `<metric>`, `interval`, and `<metric>_after_<k>` for each inner step k."""
@@ -73,7 +78,7 @@ class Evaluation:
 
 
 def evaluate(
-    learner: Learner,
+    learner: Learner | Fitting,
     source: EpisodeSource,
     split: Split,
     episodes: int,
@@ -85,6 +90,7 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to each of the first `episodes` episodes of a split and score the queries.
 
+    learner: or the rule that finds the one for each shape of episodes.
     seed: of the frozen episodes, not of a run.
     task: their shape, if it is not the one of training.
     on_episode: called after each episode, for progress bars.
@@ -94,9 +100,11 @@ def evaluate(
     Raises RunError at the first episode whose loss or score is not finite: no mean over it means
     anything.
     """
-    learner.eval()
+    fitted = as_fitting(learner)
+    fitted.learner.eval()
     task = task or source.task
     digest = hashlib.blake2b(digest_size=16)
+    sizes: dict[str, list[int]] = {name: [] for name in _SIZES if _differs(task.varies, name)}
     known = source.known_set(split, episodes, seed, task)
     rows: list[list[float]] = []
     losses: list[float] = []
@@ -114,19 +122,24 @@ def evaluate(
     with torch.no_grad():
         for start in range(0, episodes, DRAWN_TOGETHER):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))
-            batch = source.batch(split, indices, seed, task)
+            groups = source.groups(split, indices, seed, task)
             if known is None:
-                digest.update(source.fingerprint(batch))
-            adapted = batch.unbatch()
+                for group in groups:
+                    digest.update(source.fingerprint(group.episodes))
             if not times:
-                times = [_adaptation_time(learner, episode) for episode in adapted[:TIMED_EPISODES]]
-                shared = _shared(learner, adapted, workers)
-                together = judged_together(learner, task) and not _leave_traces(learner, adapted)
-            judged = (
-                judge_together(learner, batch, task) if together else shared.map(judge_one, adapted)
-            )
-            for episode, (row, value) in zip(adapted, judged, strict=True):
+                times = _adaptation_times(fitted, unbatch(groups)[:TIMED_EPISODES])
+                shared = _shared(fitted, groups[0], workers)
+                together = _together(fitted, groups[0], task)
+            shapes, adapted = zip(*unbatch(groups), strict=True)
+            judged: Iterable[tuple[list[float], float]]
+            if together:
+                judged = in_order(groups, (_judged_at_once(fitted, g, task) for g in groups))
+            else:
+                judged = shared.map(judge_one, adapted, map(fitted, shapes))
+            for shape, episode, (row, value) in zip(shapes, adapted, judged, strict=True):
                 _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
+                for name, column in sizes.items():
+                    column.append(_SIZES[name](shape, episode))
                 rows.append(row)
                 losses.append(value)
                 on_episode()
@@ -138,7 +151,22 @@ def evaluate(
         after_steps=after_steps if len(after_steps) > 1 else [],
         episode_set=known or digest.hexdigest(),
         adaptation_seconds=median(times),
+        sizes=sizes,
     )
+
+
+_SIZES: dict[str, Callable[[TaskShape, Episode], int]] = {
+    "n_way": lambda shape, episode: shape.n_way,
+    "n_shot": lambda shape, episode: shape.n_shot,
+    "n_support": lambda shape, episode: len(episode.support.x),
+    "n_query": lambda shape, episode: shape.n_query,
+}
+
+
+def _differs(varies: Varies, size: str) -> bool:
+    if size in ("n_shot", "n_support"):
+        return bool(varies.n_shot) and varies.class_shots == (size == "n_support")
+    return bool(getattr(varies, size))
 
 
 def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
@@ -151,11 +179,23 @@ def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
         )
 
 
-def _shared(learner: Learner, episodes: Sequence[Episode], workers: int) -> Workers:
+def _together(fitted: Fitting, group: Group, task: TaskShape) -> bool:
+    learner = fitted(group.task)
+    return judged_together(learner, task) and not _leave_traces(learner, group.episodes.unbatch())
+
+
+def _judged_at_once(
+    fitted: Fitting, group: Group, task: TaskShape
+) -> list[tuple[list[float], float]]:
+    return judge_together(fitted(group.task), group.episodes, group.task or task)
+
+
+def _shared(fitted: Fitting, group: Group, workers: int) -> Workers:
     """As many workers as can share the tasks without changing the result."""
+    learner, episodes = fitted(group.task), group.episodes.unbatch()
     on_gpu = episodes[0].support.x.is_cuda
     alone = workers == 1 or on_gpu or not learner.adapter.threadable
-    return Workers(learner, 1 if alone or _leave_traces(learner, episodes) else workers)
+    return Workers(fitted.learner, 1 if alone or _leave_traces(learner, episodes) else workers)
 
 
 def _leave_traces(learner: Learner, episodes: Sequence[Episode]) -> bool:
@@ -170,7 +210,7 @@ def _leave_traces(learner: Learner, episodes: Sequence[Episode]) -> bool:
 
 
 def predict_episodes(
-    learner: Learner,
+    learner: Learner | Fitting,
     source: EpisodeSource,
     split: Split,
     indices: Sequence[int],
@@ -181,13 +221,19 @@ def predict_episodes(
 
     A prediction is (n_queries, output_dim), one row for each query.
     """
-    learner.eval()
-    task = task or source.task
-    for episode in source.batch(split, indices, seed, task).unbatch():
+    fitted = as_fitting(learner)
+    fitted.learner.eval()
+    for shape, episode in unbatch(source.groups(split, indices, seed, task or source.task)):
         seed_torch("evaluation", seed, split, int(episode.id))
         with torch.no_grad():
-            prediction = learner.trajectory(episode)[-1](episode.query.x)
+            prediction = fitted(shape).trajectory(episode)[-1](episode.query.x)
         yield episode, prediction
+
+
+def _adaptation_times(
+    fitted: Fitting, tasks: Sequence[tuple[TaskShape | None, Episode]]
+) -> list[float]:
+    return [_adaptation_time(fitted(shape), episode) for shape, episode in tasks]
 
 
 def _adaptation_time(learner: Learner, episode: Episode) -> float:

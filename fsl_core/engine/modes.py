@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.func import grad as function_gradient
 
+from fsl_core.data.groups import Group, in_order, unbatch
 from fsl_core.engine.environment import use_private_kernels
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.workers import Workers, add_up
 from fsl_core.episode import Episode, Loss
 from fsl_core.learner import Learner
@@ -23,25 +25,31 @@ from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.forward import checkpointed
 
 T = TypeVar("T")
+Groups = Sequence[Group]
 Gradients = list[Tensor | None]
 """One for each trained parameter of the learner, in their order; None if no gradient reaches it."""
 
 
 class Tasks(NamedTuple):
-    """losses: (tasks,), and predictions: (tasks, n_queries, output_dim), both detached."""
+    """What tasks came to, in the order of the batch; detached.
+
+    losses: (tasks,).
+    predictions: (tasks, n_queries, output_dim), or, if they are of several shapes, one
+        (n_queries, output_dim) for each task.
+    """
 
     losses: Tensor
-    predictions: Tensor
+    predictions: Tensor | tuple[Tensor, ...]
 
 
 class Mode(Protocol):
     """One way to compute a meta-batch."""
 
-    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
         """sum_i weights[i] * gradient of task i."""
         ...
 
-    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
         """The tasks' gradients as one (tasks, P) matrix; zero if no gradient reaches."""
         ...
 
@@ -51,11 +59,11 @@ def trained(learner: Learner) -> list[nn.Parameter]:
     return [parameter for parameter in learner.parameters() if parameter.requires_grad]
 
 
-def make_mode(learner: Learner, loss: Loss, execution: Execution) -> Mode:
+def make_mode(fitted: Fitting, loss: Loss, execution: Execution) -> Mode:
     """The mode that an execution names, for one learner."""
     if execution.mode == "loop":
-        return Loop(learner, loss, execution)
-    return (Compiled if execution.mode == "compiled" else Vmap)(learner, loss, execution)
+        return Loop(fitted, loss, execution)
+    return (Compiled if execution.mode == "compiled" else Vmap)(fitted, loss, execution)
 
 
 class Loop:
@@ -65,11 +73,12 @@ class Loop:
     which worker is done first.
     """
 
-    def __init__(self, learner: Learner, loss: Loss, execution: Execution):
-        self.loss, self.execution = loss, execution
-        self.parameters, self.workers = trained(learner), Workers(learner, execution.workers)
+    def __init__(self, fitted: Fitting, loss: Loss, execution: Execution):
+        self.fitted, self.loss, self.execution = fitted, loss, execution
+        self.parameters = trained(fitted.learner)
+        self.workers = Workers(fitted.learner, execution.workers)
 
-    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
         def work(
             learner: Learner, task: tuple[Episode, Tensor]
         ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
@@ -80,14 +89,15 @@ class Loop:
 
         total: Gradients = [None] * len(self.parameters)
         outcomes = []
-        tasks = zip(episodes.unbatch(), weights.detach(), strict=True)
+        learners, episodes = self._tasks(groups)
+        tasks = zip(episodes, weights.detach(), strict=True)
         # Each task's graph is freed before the next one is computed: memory for one, not for all.
-        for value, prediction, gradients in self.workers.map(work, tasks):
+        for value, prediction, gradients in self.workers.map(work, tasks, learners):
             total = add_up(total, gradients)
             outcomes.append((value, prediction))
-        return _stacked(outcomes), total
+        return _stacked(groups, outcomes), total
 
-    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
         def work(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
             value, prediction = self._objective(learner, episode)
             gradients = torch.autograd.grad(
@@ -97,25 +107,36 @@ class Loop:
             return value.detach(), prediction.detach(), row
 
         rows, outcomes = [], []
-        for value, prediction, row in self.workers.map(work, episodes.unbatch()):
+        learners, episodes = self._tasks(groups)
+        for value, prediction, row in self.workers.map(work, episodes, learners):
             rows.append(row)
             outcomes.append((value, prediction))
-        return _stacked(outcomes), torch.stack(rows)
+        return _stacked(groups, outcomes), torch.stack(rows)
+
+    def _tasks(self, groups: Groups) -> tuple[Iterator[Learner], list[Episode]]:
+        """Each task's learner and episode, in the order of the batch."""
+        tasks = unbatch(groups)
+        return (self.fitted(shape) for shape, _ in tasks), [episode for _, episode in tasks]
 
     def _objective(self, learner: Learner, episode: Episode) -> tuple[Tensor, Tensor]:
         with _autocast(self.execution, episode), checkpointed(self.execution.checkpoint_gradients):
             return learner.objective(episode, self.loss)
 
 
-class Vmap:
-    """All tasks, or a chunk of them, as one batched computation.
+class _Batched:
+    """One learner's objective as functions of its trained parameters, for many tasks at a time.
 
     torch.func differentiates functions of tensors, not modules. So the learner becomes a function
     of its trained parameters, which `functional_call` puts in place for the time of a call.
+
+    summed: (parameters, episodes, weights) -> gradients of the weighted sum, tasks.
+    each:   (parameters, episodes) -> gradients of each task, (losses, predictions).
     """
 
+    summed: Callable[..., tuple[list[Tensor], Tasks]]
+    each: Callable[..., tuple[list[Tensor], tuple[Tensor, Tensor]]]
+
     def __init__(self, learner: Learner, loss: Loss, execution: Execution):
-        self.parameters, self.execution = trained(learner), execution
         named = learner.named_parameters()
         names = [f"learner.{name}" for name, parameter in named if parameter.requires_grad]
         objective = _Objective(learner, loss)
@@ -140,28 +161,54 @@ class Vmap:
 
         # The sum is the gradient of a weighted sum: one backward pass for all tasks, whose batched
         # operations add up over tasks. A gradient for each task needs the other order.
-        self._summed: Callable[..., tuple[list[Tensor], Tasks]]
-        self._summed = function_gradient(total, has_aux=True)
-        self._each: Callable[..., tuple[list[Tensor], tuple[Tensor, Tensor]]]
-        self._each = batched(function_gradient(task, has_aux=True))
+        self.summed = function_gradient(total, has_aux=True)
+        self.each = batched(function_gradient(task, has_aux=True))
 
-    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+
+class Vmap:
+    """All tasks of one shape, or a chunk of them, as one batched computation."""
+
+    def __init__(self, fitted: Fitting, loss: Loss, execution: Execution):
+        self.fitted, self.loss, self.execution = fitted, loss, execution
+        self.parameters = trained(fitted.learner)
+        self._of_learners: dict[int, _Batched] = {}
+
+    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
         total: Gradients = [None] * len(self.parameters)
         outcomes = []
-        for chunk, its_weights in zip(self._chunks(episodes), self._split(weights), strict=True):
-            gradients, tasks = self._summed(self._constants(), chunk, its_weights)
-            total = add_up(total, gradients)
-            outcomes.append(tasks)
-        return _joined(outcomes), total
+        for group in groups:
+            batched, parts = self._batched(group), []
+            own = weights if len(groups) == 1 else weights[list(group.places)]
+            for chunk, its_weights in zip(
+                self._chunks(group.episodes), self._split(own), strict=True
+            ):
+                gradients, tasks = batched.summed(self._constants(), chunk, its_weights)
+                total = add_up(total, gradients)
+                parts.append(tasks)
+            outcomes.append(_joined(parts))
+        return _placed(groups, outcomes), total
 
-    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
         rows, outcomes = [], []
-        for chunk in self._chunks(episodes):
-            gradients, aux = self._each(self._constants(), chunk)
-            columns = [gradient.reshape(len(gradient), -1) for gradient in gradients]
-            rows.append(torch.cat(columns, dim=1))
-            outcomes.append(Tasks(*aux))
-        return _joined(outcomes), torch.cat(rows) if len(rows) > 1 else rows[0]
+        for group in groups:
+            batched, parts = self._batched(group), []
+            for chunk in self._chunks(group.episodes):
+                gradients, aux = batched.each(self._constants(), chunk)
+                columns = [gradient.reshape(len(gradient), -1) for gradient in gradients]
+                rows.append(torch.cat(columns, dim=1))
+                parts.append(Tasks(*aux))
+            outcomes.append(_joined(parts))
+        matrix = torch.cat(rows) if len(rows) > 1 else rows[0]
+        return _placed(groups, outcomes), matrix if len(groups) == 1 else matrix[_order(groups)]
+
+    def _batched(self, group: Group) -> _Batched:
+        learner = self.fitted(group.task)
+        if id(learner) not in self._of_learners:
+            self._of_learners[id(learner)] = self._make(learner)
+        return self._of_learners[id(learner)]
+
+    def _make(self, learner: Learner) -> _Batched:
+        return _Batched(learner, self.loss, self.execution)
 
     def _constants(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.parameters]
@@ -180,26 +227,30 @@ class Vmap:
 
 
 class Compiled(Vmap):
-    """The batched computation through torch.compile.
+    """The batched computation through torch.compile, once for each shape.
 
     Compiled code is kept between runs in the cache folder of fsl-core.
     """
 
-    def __init__(self, learner: Learner, loss: Loss, execution: Execution):
-        super().__init__(learner, loss, execution)
+    def __init__(self, fitted: Fitting, loss: Loss, execution: Execution):
+        super().__init__(fitted, loss, execution)
         # torch runs what it finds in its folder of kernels, so before anything is compiled we make
         # sure that nobody else can write there.
         use_private_kernels()
-        self._summed = torch.compile(self._summed, fullgraph=True, dynamic=False)
-        self._each = torch.compile(self._each, fullgraph=True, dynamic=False)
 
-    def summed(self, episodes: Episode, weights: Tensor) -> tuple[Tasks, Gradients]:
+    def _make(self, learner: Learner) -> _Batched:
+        batched = super()._make(learner)
+        batched.summed = torch.compile(batched.summed, fullgraph=True, dynamic=False)
+        batched.each = torch.compile(batched.each, fullgraph=True, dynamic=False)
+        return batched
+
+    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
         with plain_attention():  # around the compiler, which cannot trace this context
-            return super().summed(episodes, weights)
+            return super().summed(groups, weights)
 
-    def each(self, episodes: Episode) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
         with plain_attention():
-            return super().each(episodes)
+            return super().each(groups)
 
 
 class _Objective(nn.Module):
@@ -219,13 +270,29 @@ def _autocast(execution: Execution, episode: Episode) -> AbstractContextManager[
     return torch.autocast(episode.support.x.device.type, dtype=torch.bfloat16)
 
 
-def _stacked(outcomes: Sequence[tuple[Tensor, Tensor]]) -> Tasks:
+def _stacked(groups: Groups, outcomes: Sequence[tuple[Tensor, Tensor]]) -> Tasks:
     losses, predictions = zip(*outcomes, strict=True)
-    return Tasks(torch.stack(losses), torch.stack(predictions))
+    alike = len(groups) == 1
+    return Tasks(torch.stack(losses), torch.stack(predictions) if alike else predictions)
 
 
 def _joined(outcomes: Sequence[Tasks]) -> Tasks:
+    """The chunks of one group."""
     if len(outcomes) == 1:
         return outcomes[0]
     losses, predictions = zip(*outcomes, strict=True)
     return Tasks(torch.cat(losses), torch.cat(predictions))
+
+
+def _placed(groups: Groups, outcomes: Sequence[Tasks]) -> Tasks:
+    """What groups came to, in the order of the batch."""
+    if len(groups) == 1:
+        return outcomes[0]
+    losses = torch.cat([tasks.losses for tasks in outcomes])[_order(groups)]
+    return Tasks(losses, tuple(in_order(groups, (tasks.predictions for tasks in outcomes))))
+
+
+def _order(groups: Groups) -> list[int]:
+    """For each place of the batch, the row that its episode has where groups are put together."""
+    rows = enumerate(place for group in groups for place in group.places)
+    return [row for row, _ in sorted(rows, key=lambda pair: pair[1])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, repeat
 from threading import local
 from typing import TypeVar
 
@@ -22,11 +22,11 @@ Result = TypeVar("Result")
 
 
 class _OfThread(local):
-    """The copy of the learner that a thread works with, and the call of `map` it was made for."""
+    """The copies of learners that a thread works with, and the call of `map` they were made for."""
 
     def __init__(self) -> None:
         self.made_for: object | None = None
-        self.learner: Learner | None = None
+        self.copies: dict[int, Learner] = {}
 
 
 class Workers:
@@ -51,14 +51,21 @@ class Workers:
             )
 
     def map(
-        self, function: Callable[[Learner, Item], Result], items: Iterable[Item]
+        self,
+        function: Callable[[Learner, Item], Result],
+        items: Iterable[Item],
+        learners: Iterable[Learner] | None = None,
     ) -> Iterator[Result]:
         """Results in the order of the items.
 
         No more than `count` tasks are ahead of the result that is asked for, which bounds memory.
+
+        learners: the one for each item, over the same parameters; None: always the same one.
         """
+        # Not strict: the same learner comes without an end.
+        pairs = zip(items, repeat(self.learner) if learners is None else learners, strict=False)
         if self._pool is None:
-            yield from (function(self.learner, item) for item in items)
+            yield from (function(learner, item) for item, learner in pairs)
             return
         # A copy serves one call of `map`: the caller may change the learner's modules between two
         # calls. This object stands for the call.
@@ -66,18 +73,20 @@ class Workers:
         # Whether gradients are enabled is a thread's own setting, and a new thread has them on.
         with_gradients = torch.is_grad_enabled()
 
-        def work(item: Item) -> Result:
+        def work(item: Item, learner: Learner) -> Result:
             own = self._of_thread
-            if own.learner is None or own.made_for is not this_call:
-                own.made_for, own.learner = this_call, copy_modules(self.learner)
+            if own.made_for is not this_call:
+                own.made_for, own.copies = this_call, {}
+            if id(learner) not in own.copies:
+                own.copies[id(learner)] = copy_modules(learner)
             with torch.set_grad_enabled(with_gradients):
-                return function(own.learner, item)
+                return function(own.copies[id(learner)], item)
 
         # Held to the end: see the function. Nothing reads it.
         held = gradient_nodes(self.learner)
         waiting: list[Future[Result]] = []
-        for item in items:
-            waiting.append(self._pool.submit(work, item))
+        for item, learner in pairs:
+            waiting.append(self._pool.submit(work, item, learner))
             if len(waiting) > self.count:
                 yield waiting.pop(0).result()
         for future in waiting:

@@ -105,9 +105,10 @@ def fsl_register_adapters(register: Register) -> None:
 def fsl_register_hypergradients(register: Register) -> None:
     """Called once while plugins load. Offer estimates of the meta-gradient by register(Subclass).
 
-    :param register: takes a factory of `fsl_core.Hypergradient`. Arguments called `task` and
-        `tasks` receive the TaskShape and the number of training tasks (None if it is not finite);
-        every other argument is a key of the recipe's `outer.hypergradient` section.
+    :param register: takes a factory of `fsl_core.Hypergradient`. Arguments called `task`, `tasks`
+        and `meta_batch_size` receive the TaskShape, the number of training tasks (None if it is not
+        finite) and that of a step; every other argument is a key of the recipe's
+        `outer.hypergradient` section.
     Duplicates as above. Since hook API 1. Example: fsl_core/builtin/hypergradients.py.
     """
 

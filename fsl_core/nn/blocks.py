@@ -8,7 +8,7 @@ and 141 ms were measured. See "The convolution block" in docs/performance.md.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from fsl_core.nn.norms import Norm, NormPolicy, normalise_over_batch
 
 _FEW_COLUMNS = 32
 """Columns of the matrix of patches: up to three channels under a 3x3 filter."""
+
+
+Downsample = Literal["pool", "stride"]
+Start = Literal["kaiming", "xavier"]
 
 
 class ConvBlock(nn.Module):
@@ -35,19 +39,41 @@ class ConvBlock(nn.Module):
     - Under policy `transductive` on a CPU, when no second derivative is taken, norm, ReLU and
       pooling are one operation.
 
-    Weights start normal with variance 2 / (9 * channels), the bias at zero.
+    downsample: `stride` halves height and width by the stride of the convolution, and nothing is
+        pooled: (n, channels_in, h, w) -> (n, channels, ceil(h / 2), ceil(w / 2)). The frame is
+        TensorFlow's SAME: an even size is padded on its right or lower side alone.
+    init:       of the filters; `kaiming`: normal with variance 2 / (9 * channels); `xavier`:
+        uniform with variance 2 / (9 * (channels_in + channels)), by Glorot and Bengio 2010,
+        AISTATS 9:249. The bias starts at zero.
+    norm_scale: False: the norm shifts and does not scale.    norm_eps: added to its variance.
     """
 
-    def __init__(self, channels_in: int, channels: int, norm: NormPolicy):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        norm: NormPolicy,
+        *,
+        downsample: Downsample = "pool",
+        init: Start = "kaiming",
+        norm_scale: bool = True,
+        norm_eps: float = 1e-5,
+    ):
         super().__init__()
+        self.strided = downsample == "stride"
         self.conv = nn.Conv2d(channels_in, channels, 3, padding=1)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if init == "xavier":
+            nn.init.xavier_uniform_(self.conv.weight)
+        else:
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
-        self.norm = Norm(norm, channels)
+        self.norm = Norm(norm, channels, eps=norm_eps, affine=norm_scale or "shift")
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self._convolve(x)
+        if self.strided:
+            return F.relu(self.norm(maps))
         # The fused operation has no rule for torch.func, and autocast would mix its types.
         plain = transformed() or torch.is_autocast_enabled("cpu")
         if self.norm.over_the_batch_alone and maps.device.type == "cpu" and not plain:
@@ -57,17 +83,29 @@ class ConvBlock(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         bias = None if self.norm.policy in ("transductive", "support") else self.conv.bias
+        stride, padding = 1, 1
+        if self.strided:
+            x, stride, padding = F.pad(x, _same_at_stride_two(*x.shape[2:])), 2, 0
         few = x.device.type == "cpu" and self.conv.weight[0].numel() <= _FEW_COLUMNS
         # A compiler chooses layouts itself, and fails on ours.
         if few and not torch.compiler.is_compiling():
-            return _patches_times_filters(x, self.conv.weight, bias)
-        return F.conv2d(x, self.conv.weight, bias, padding=1)
+            return _patches_times_filters(x, self.conv.weight, bias, stride, padding)
+        return F.conv2d(x, self.conv.weight, bias, stride, padding)
 
 
-def _patches_times_filters(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _same_at_stride_two(height: int, width: int) -> list[int]:
+    """The frame of TensorFlow's SAME for a 3x3 filter: left, right, above, below."""
+    return [width % 2, 1, height % 2, 1]
+
+
+def _patches_times_filters(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> Tensor:
     """The same convolution as one matrix product whose result is channels-last."""
-    n, _, height, width = x.shape
-    patches = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(n * height * width, -1)
+    n = len(x)
+    height, width = ((side + 2 * padding - 3) // stride + 1 for side in x.shape[2:])
+    patches = F.unfold(x, 3, padding=padding, stride=stride)
+    patches = patches.transpose(1, 2).reshape(n * height * width, -1)
     # A copy: through a transposed view the gradient would come from a far slower product.
     filters = weight.flatten(1).t().contiguous()
     maps = patches @ filters if bias is None else torch.addmm(bias, patches, filters)

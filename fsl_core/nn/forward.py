@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fsl_core.nn.norms import current_support, support_reference
+from fsl_core.nn.norms import current_reference, support_reference
 
 
 class _OfThread(threading.local):
@@ -79,12 +79,12 @@ def call_with(
 
     if keep or not _state.checkpointed or not torch.is_grad_enabled() or transformed():
         return call(weights, x)
-    names, support = list(weights), current_support()
+    names, reference = list(weights), current_reference()
 
     # The backward pass calls this a second time. By then the caller has left its contexts, and on
-    # a GPU it is another thread: the support set has to be handed over.
+    # a GPU it is another thread: what norms refer to has to be handed over.
     def again(x: Tensor, *tensors: Tensor) -> Tensor:
-        with support_reference(support):
+        with support_reference(*reference):
             return call(dict(zip(names, tensors, strict=True)), x)
 
     return checkpoint(again, x, *weights.values(), use_reentrant=False)

@@ -15,13 +15,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fsl_core.errors import FslError, ShapeError
 
-NormPolicy = Literal["transductive", "support", "running", "group", "none"]
+NormPolicy = Literal["transductive", "support", "running", "ordinary", "group", "none"]
 _FEW_VALUES = 8192
 """Values of a channel up to which torch's batch_norm adds them up exactly enough."""
 
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
-ITEM_BY_ITEM = ("support", "running", "group", "none")
-"""Policies under which the features of an item do not depend on the other items of the call."""
+ITEM_BY_ITEM = ("support", "running", "ordinary", "group", "none")
+"""Policies under which, in evaluation, the features of an item do not depend on the other items of
+the call."""
+AVERAGED = ("running", "ordinary")
+"""Policies with averages over past meta-batches."""
 
 
 class _ReferenceOfThread(threading.local):
@@ -34,13 +37,15 @@ class _ReferenceOfThread(threading.local):
     on to it.
 
     support:      the items that policy `support` takes its statistics from.
-    leading_rows: how many rows of the present batch are support items.
-    collect:      layers of policy `running` move their averages.
+    query:        the items that policy `ordinary` takes them from, too.
+    leading_rows: how many rows of the present batch statistics are taken from.
+    collect:      layers with averages move them.
     any_order:    layers use operations whose derivatives of every order are exact.
     """
 
     def __init__(self) -> None:
         self.support: Tensor | None = None
+        self.query: Tensor | None = None
         self.leading_rows: int | None = None
         self.collect = False
         self.any_order = False
@@ -49,27 +54,30 @@ class _ReferenceOfThread(threading.local):
 _reference = _ReferenceOfThread()
 
 
-def current_support() -> Tensor | None:
-    """What `support_reference` was given, or None outside of it."""
-    return _reference.support
+def current_reference() -> tuple[Tensor | None, Tensor | None]:
+    """What `support_reference` was given, or nothing outside of it."""
+    return _reference.support, _reference.query
 
 
 @contextmanager
-def support_reference(support_x: Tensor | None) -> Iterator[None]:
+def support_reference(support_x: Tensor | None, query_x: Tensor | None = None) -> Iterator[None]:
     """Within this context, layers of policy `support` take their statistics from support_x.
 
-    support_x: (n, *input_shape); None: from nothing, as outside of any such context.
+    In training, those of policy `ordinary` take them from support_x and query_x together.
+
+    support_x, query_x: (n, *input_shape); None: from nothing, as outside of any such context.
     """
-    outer, _reference.support = _reference.support, support_x
+    outer = current_reference()
+    _reference.support, _reference.query = support_x, query_x
     try:
         yield
     finally:
-        _reference.support = outer
+        _reference.support, _reference.query = outer
 
 
 @contextmanager
 def collect_statistics() -> Iterator[None]:
-    """Within this context, layers of policy `running` normalise by their batch.
+    """Within this context, layers of policies `running` and `ordinary` normalise by their batch.
 
     They also move their running averages.
     """
@@ -105,6 +113,8 @@ class Norm(nn.Module):
       support       the rows of the support set under the same weights, for support and query.
       running       averages over past meta-batches; constant within a task, moved once per outer
                     step.
+      ordinary      in training, support and query set together; in evaluation, averages as of
+                    `running`. This is BatchNorm as most code uses it.
       group         groups of four or more channels of one item (Wu and He 2018, arXiv:1803.08494);
                     no batch involved.
       none          nothing: the identity, without parameters.
@@ -113,7 +123,9 @@ class Norm(nn.Module):
     grad(vmap). Here the fused kernel normalises without scale and shift, which are applied outside
     of it; that is exact. For derivatives beyond the second see `derivatives_of_any_order`.
 
-    affine: False: scale and shift stay 1 and 0, and are not parameters.
+    affine: False: scale and shift stay 1 and 0, and are not parameters. "shift": the scale alone
+        stays 1, as in MAML's code.
+    eps:    added to the variance.
     Raises ShapeError if a mean would be taken over a single value: everything would become zero.
     """
 
@@ -129,7 +141,7 @@ class Norm(nn.Module):
         momentum: float = 0.1,
         groups: int = 8,
         eps: float = 1e-5,
-        affine: bool = True,
+        affine: bool | Literal["shift"] = True,
     ):
         super().__init__()
         if policy not in NORM_POLICIES:
@@ -144,11 +156,11 @@ class Norm(nn.Module):
         if policy == "none":
             return
         for name, start in (("scale", torch.ones(channels)), ("shift", torch.zeros(channels))):
-            if affine:
+            if affine is True or affine == name:
                 self.register_parameter(name, nn.Parameter(start))
             else:
                 self.register_buffer(name, start, persistent=False)
-        if policy == "running":
+        if policy in AVERAGED:
             self.register_buffer("running_mean", torch.zeros(channels))
             self.register_buffer("running_var", torch.ones(channels))
 
@@ -171,12 +183,12 @@ class Norm(nn.Module):
                 )
             # Under vmap group_norm refuses maps that are channels-last.
             return F.group_norm(x.contiguous(), self.groups, eps=self.eps)
-        if self.policy == "running" and not _reference.collect:
+        if self._by_averages:
             mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
             return (x - mean) * torch.rsqrt(var + self.eps)
         rows = self._rows_of_statistics(x)
         self.check(x, rows)
-        if self.policy == "running":
+        if self.policy in AVERAGED and _reference.collect:
             self._move_averages(x)
         if rows < x.shape[0] or _reference.any_order:
             # Plain operations: they take statistics of some of the rows, which batch_norm cannot,
@@ -184,6 +196,11 @@ class Norm(nn.Module):
             var, mean = torch.var_mean(x[:rows], _all_but_channels(x), correction=0, keepdim=True)
             return (x - mean) * torch.rsqrt(var + self.eps)
         return normalise_over_batch(x, self.eps)
+
+    @property
+    def _by_averages(self) -> bool:
+        judging = self.policy == "ordinary" and not self.training
+        return (self.policy == "running" or judging) and not _reference.collect
 
     @property
     def over_the_batch_alone(self) -> bool:
@@ -199,9 +216,11 @@ class Norm(nn.Module):
             )
 
     def _rows_of_statistics(self, x: Tensor) -> int:
-        if self.policy != "support":
+        if self.policy not in ("support", "ordinary"):
             return x.shape[0]
         if _reference.leading_rows is None:
+            if self.policy == "ordinary":
+                return x.shape[0]
             raise FslError(
                 "norm: policy 'support' in a layer outside of a NormedBackbone. "
                 "A subclass of it that writes `features`"
@@ -243,7 +262,8 @@ def replace_norms(
     """The module with layers that keep statistics replaced by `Norm` of this policy, in place.
 
     BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm: weights, eps and running averages are
-    kept, so that policy `running` gives what a pretrained layer gives in evaluation mode.
+    kept, so that policies `running` and `ordinary` give what a pretrained layer gives in
+    evaluation mode.
     InstanceNorm that tracks statistics: the same under `running` and `none`. Under other policies
     it stops tracking and normalises each item by itself, in training and in evaluation.
     Other layers stay. LayerNorm, GroupNorm and untracked InstanceNorm keep nothing and look at one
@@ -251,7 +271,8 @@ def replace_norms(
 
     momentum: of the running averages; None: that of each layer.
     Returns the module, or its replacement if it is such a layer itself. Policy `support` works only
-    inside a `NormedBackbone`.
+    inside a `NormedBackbone`; outside of one, `ordinary` normalises support and query set each by
+    itself in training.
     Raises ValueError for a layer derived from these, which may do more than normalise.
 
     >>> replace_norms(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "transductive")
@@ -284,7 +305,7 @@ def _replacement(
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
         return layer
     momentum = layer.momentum if momentum is None else momentum
-    if momentum is None and policy == "running":
+    if momentum is None and policy in AVERAGED:
         raise ValueError(
             f"{name or 'norm'}: momentum None, the mean of all batches. "
             "A momentum as an argument of replace_norms"
@@ -299,7 +320,7 @@ def _replacement(
     if layer.affine and policy != "none":
         new.scale, new.shift = layer.weight, layer.bias
     mean, var = layer.running_mean, layer.running_var
-    if policy == "running" and layer.track_running_stats and mean is not None and var is not None:
+    if policy in AVERAGED and layer.track_running_stats and mean is not None and var is not None:
         new.running_mean, new.running_var = mean, var
     return new
 
@@ -328,7 +349,8 @@ class NormedBackbone(nn.Module):
 
     Under policy `support` a batch other than the support set is computed together with the support
     set, under the same weights, and the support rows are dropped. No statistic is kept from one
-    call to the next.
+    call to the next. Under `ordinary`, in training, either set is computed together with the other
+    one, which is twice the work of one call for both.
     """
 
     feature_dim: int
@@ -345,9 +367,11 @@ class NormedBackbone(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        support, query = current_reference()
+        if self.norm == "ordinary" and self.training and support is not None and query is not None:
+            return self._among(support, query, x)
         if self.norm != "support":
             return self.features(x)
-        support = _reference.support
         if support is None:
             raise FslError(
                 "norm: policy 'support' without a support set. Call the backbone through a Learner"
@@ -356,6 +380,16 @@ class NormedBackbone(nn.Module):
             if x is support:
                 return self.features(x)
             return self.features(torch.cat([support, x]))[len(support) :]
+
+    def _among(self, support: Tensor, query: Tensor, x: Tensor) -> Tensor:
+        """Features of x, normalised by support and query set."""
+        both, n = torch.cat([support, query]), len(support)
+        if x is support:
+            return self.features(both)[:n]
+        if x is query:
+            return self.features(both)[n:]
+        with _statistics_from(len(both)):
+            return self.features(torch.cat([both, x]))[len(both) :]
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from fsl_core.assembly.experiment import build_experiment
+from fsl_core.assembly.experiment import Experiment, build_experiment
 from fsl_core.config.document import parse_document
 from fsl_core.config.recipe import check_document
 from fsl_core.errors import DataError, FslError, RunError, ShapeError
 from fsl_core.files.paths import AnyPath
 from fsl_core.hooks.loader import load
 from fsl_core.hooks.trust import RecordedPlugins
+from fsl_core.learner import Learner
 from fsl_core.predicting.pictures import read_labelled, require_pictures
 from fsl_core.predicting.predictor import AdaptedPredictor
 from fsl_core.predicting.saved import read_saved
@@ -41,9 +42,9 @@ def adapt_to_folder(
 ) -> AdaptedPredictor:
     """A trained run with the labelled pictures of a folder.
 
-    If classes have unequal numbers of pictures, the first of each are used, as many as the
-    smallest class has. One-file plugins that the run names are imported if you have run them
-    before; otherwise PluginError is raised.
+    All of them are used. If classes have unequal numbers of pictures and the adapter does not take
+    `unequal_shots`, the first of each are used, as many as the smallest class has. One-file plugins
+    that the run names are imported if you have run them before; otherwise PluginError is raised.
 
     directory: of the run.
     support: holds one folder for each class. Classes are sorted by name.
@@ -73,12 +74,13 @@ def adapt_to_folder(
 def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> AdaptedPredictor:
     experiment = run.experiment
     require_pictures(run.folder, experiment.source.item_task)
-    labelled = read_labelled(support, experiment.source, invert, skip_unreadable)
-    n_way, n_shot = len(labelled.classes), labelled.n_shot
+    unequal = experiment.learner.adapter.unequal_shots
+    labelled = read_labelled(support, experiment.source, invert, skip_unreadable, unequal)
     try:
-        learner = experiment.learner_for(n_way, n_shot)
+        learner = _learner_for(experiment, labelled.shots)
     except ShapeError as error:
-        raise DataError(f"{support}: {n_way} classes of {n_shot}: {error}") from error
+        told = " or ".join(map(str, sorted(set(labelled.shots))))
+        raise DataError(f"{support}: {len(labelled.shots)} classes of {told}: {error}") from error
     recipe = (run.folder / RECIPE).read_text(encoding="utf-8")
     origin = {"recipe": recipe, "plugin_files": run.plugin_files}
     return AdaptedPredictor(
@@ -91,6 +93,14 @@ def _adapt_run(run: Run, support: Path, invert: bool, skip_unreadable: bool) -> 
         origin,
         labelled.passed_over,
     )
+
+
+def _learner_for(experiment: Experiment, shots: tuple[int, ...]) -> Learner:
+    """The learner for classes of so many pictures. ShapeError if there is none."""
+    trained, adapter = experiment.source.task.n_shot, experiment.learner.adapter
+    if not adapter.unequal_shots and len(set(shots)) > 1:
+        raise ShapeError(f"adapter {adapter.name!r} takes as many shots of each class")
+    return experiment.learner_for(len(shots), trained if adapter.unequal_shots else shots[0])
 
 
 def load_predictor(
@@ -123,7 +133,7 @@ def load_predictor(
         raise RunError(str(error)) from error
     classes, task = tuple(record["classes"]), experiment.source.item_task
     require_pictures(file, task)
-    learner = experiment.learner_for(len(classes), saved.shots_of(file, task))
+    learner = _learner_for(experiment, saved.shots_of(file, task))
     try:
         load_weights(learner, saved.weights)
     except ValueError as error:

@@ -39,20 +39,18 @@ class Pictures:
 class Labelled:
     """Labelled pictures to adapt to.
 
-    images: (n_way * n_shot, channels, size, size) uint8, sorted by class.
+    images: (n, channels, size, size) uint8, sorted by class.
     classes: their names.
-    found: labelled pictures in each class folder; of each the first n_shot are used.
+    found: labelled pictures in each class folder.
+    shots: of each class, how many of these are used, the first ones.
     passed_over: what else lies in the class folders, and pictures left out as unreadable.
     """
 
     images: Tensor
     classes: tuple[str, ...]
     found: tuple[int, ...]
+    shots: tuple[int, ...]
     passed_over: Sequence[PassedOver] = ()
-
-    @property
-    def n_shot(self) -> int:
-        return len(self.images) // len(self.classes)
 
 
 def require_pictures(where: Path, task: TaskShape) -> None:
@@ -67,24 +65,24 @@ def require_pictures(where: Path, task: TaskShape) -> None:
 
 
 def read_labelled(
-    support: Path, source: EpisodeSource, invert: bool, skip_unreadable: bool
+    support: Path, source: EpisodeSource, invert: bool, skip_unreadable: bool, unequal: bool
 ) -> Labelled:
     """The labelled pictures of one folder for each class, sorted by name.
 
-    If classes have unequal numbers of pictures, the first of each are used, as many as the
-    smallest class has.
+    unequal: use all pictures, where classes have unequal numbers of them; otherwise the first of
+        each are used, as many as the smallest class has.
     Raises DataError if the folders do not fit or a picture cannot be read.
     """
     classes, passed_over = _find_labelled(support, skip_unreadable)
     if skip_unreadable:  # only then every picture is decoded, to know how many of a class can be
         classes, damaged = _readable(classes, source)
         passed_over += damaged
-    n_shot = min(map(len, classes.values()))
-    used = [file for files in classes.values() for file in files[:n_shot]]
+    found = tuple(map(len, classes.values()))
+    shots = found if unequal else (min(found),) * len(found)
+    used = [file for files, n in zip(classes.values(), shots, strict=True) for file in files[:n]]
     _, images, damaged = _decode(used, source, invert)
     _refuse(damaged, len(used))
-    found = tuple(map(len, classes.values()))
-    return Labelled(images, tuple(classes), found, passed_over)
+    return Labelled(images, tuple(classes), found, shots, passed_over)
 
 
 def read_pictures(
@@ -96,12 +94,14 @@ def read_pictures(
 ) -> Pictures:
     """The pictures of a folder and below; with labels if folders have the names of classes.
 
+    folder: or one picture file.
     Raises DataError if there are none, some are unreadable, or only some folders have the name
     of a class.
     """
     found = _find(folder, skip_unreadable)
     if not found.paths:
         raise DataError(f"{printable(folder)}: no pictures. At least one file such as .jpg or .png")
+    folder = folder.parent if folder.is_file() else folder
     class_of = _class_of(found.paths, folder, classes)
     files, images, damaged = _decode(found.paths, source, invert)
     if not skip_unreadable or not files:
@@ -178,7 +178,11 @@ def _readable(
 
 
 def _find(folder: Path, skip_unreadable: bool) -> folders.Found:
-    folders.require_folder(folder, f"{printable(folder)}:", "A folder of pictures")
+    """The pictures of a folder and below, or one picture by its file."""
+    if folder.is_file():
+        return folders.Found([folder])
+    fit = "A folder of pictures, or one picture"
+    folders.require_folder(folder, f"{printable(folder)}:", fit)
     found = folders.find_pictures(folder)
     unreadable = folders.unreadable(found.passed_over)
     if not skip_unreadable or any(item.path == folder for item in unreadable):

@@ -17,9 +17,11 @@ from fsl_core.episode import Episode, LabelledSet, Predictor
 from fsl_core.errors import RunError
 from fsl_core.files.paths import AnyPath
 from fsl_core.learner import Learner
+from fsl_core.nn.attention import plain_attention
+from fsl_core.nn.norms import support_reference
 from fsl_core.predicting.exporting import Probabilities, check_exportable, write_program
 from fsl_core.predicting.pictures import Pictures, read_pictures
-from fsl_core.predicting.saved import write_saved
+from fsl_core.predicting.saved import shots_of, write_saved
 
 TOGETHER = 256
 """Pictures predicted at a time, if a prediction does not depend on the other pictures."""
@@ -29,9 +31,10 @@ TOGETHER = 256
 class AdaptedPredictor:
     """A trained learner and the labelled pictures that it adapts to.
 
-    images: (n_way * n_shot, channels, size, size) uint8, sorted by class.
+    images: (n, channels, size, size) uint8, sorted by class: all labelled pictures, or as many of
+        each class if the adapter does not take unequal_shots.
     classes: their names.
-    found: labelled pictures in each class folder; of each the first n_shot are used.
+    found: labelled pictures in each class folder.
     invert: pictures are read with light and dark exchanged.
     origin: what a file needs to build the learner again: the text of the recipe, plugin files.
     passed_over: what else lies in the class folders, and labelled pictures left out as unreadable.
@@ -47,8 +50,14 @@ class AdaptedPredictor:
     passed_over: Sequence[PassedOver] = ()
 
     @property
-    def n_shot(self) -> int:
-        return len(self.images) // len(self.classes)
+    def shots(self) -> tuple[int, ...]:
+        """Labelled pictures of each class that it adapts to, the first of each folder."""
+        return shots_of(len(self.images), self.found)
+
+    @property
+    def labels(self) -> Tensor:
+        """(len(images),) int64: which of the classes each labelled picture is of."""
+        return torch.arange(len(self.classes)).repeat_interleave(torch.tensor(self.shots))
 
     @property
     def together(self) -> bool:
@@ -58,6 +67,7 @@ class AdaptedPredictor:
     def read(self, folder: AnyPath, skip_unreadable: bool = False) -> Pictures:
         """The pictures of a folder and below; with labels if folders have the names of classes.
 
+        folder: or one picture file.
         skip_unreadable: leave out pictures that cannot be read; they are in `skipped`.
         Raises DataError if there are none, some are unreadable, or only some folders have the name
         of a class.
@@ -80,6 +90,21 @@ class AdaptedPredictor:
             )
         return found
 
+    def nearest(self, images: Tensor, count: int) -> Tensor:
+        """(n, channels, size, size) uint8 -> (n, count): which labelled pictures are most alike.
+
+        Rows of `images` of this predictor, the nearest first, by the cosine of the backbone's
+        features as they are before adaptation. Fewer if there are fewer.
+        """
+        support = self._scaled(self.images)
+        with torch.no_grad(), support_reference(support), plain_attention():
+            self.learner.eval()
+            known = _directions(self.learner.backbone(support))
+            parts = self._scaled(images).split(TOGETHER)
+            alike = [_directions(self.learner.backbone(part)) @ known.T for part in parts]
+        found = torch.cat(alike).sort(dim=-1, descending=True, stable=True).indices
+        return found[:, :count].cpu()
+
     def predictor(self, x: Tensor) -> Predictor:
         """Adapt, always in the same way.
 
@@ -88,8 +113,7 @@ class AdaptedPredictor:
         self.learner.eval()
         # An adapter may draw random numbers. With this seed a saved predictor draws the same.
         seed_torch("prediction", self.experiment.recipe.sections.seed)
-        y = torch.arange(len(self.classes), device=x.device).repeat_interleave(self.n_shot)
-        support = LabelledSet(self._scaled(self.images), y)
+        support = LabelledSet(self._scaled(self.images), self.labels.to(x.device))
         unlabelled = LabelledSet(x, x.new_zeros(len(x)))
         return self.learner.adapt(Episode(support, unlabelled, torch.tensor(0, device=x.device)))
 
@@ -106,7 +130,7 @@ class AdaptedPredictor:
         write_saved(Path(path), self.learner.state_dict(), self.images, {**record, **self.origin})
 
     def export(self, path: AnyPath, images: Tensor) -> float:
-        """Write the adapted predictor alone with torch.export.
+        """Write the adapted predictor alone, by torch.export (`.pt2`) or as ONNX (`.onnx`).
 
         It maps (n, channels, size, size), values 0 .. 1, to (n, n_way).
 
@@ -120,3 +144,7 @@ class AdaptedPredictor:
         with torch.no_grad():
             module = Probabilities(self.learner, self.predictor(x)).eval()
         return write_program(file, module, x, len(images))
+
+
+def _directions(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.flatten(1), dim=-1)

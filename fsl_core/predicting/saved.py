@@ -51,16 +51,23 @@ class SavedPredictor:
     images: Tensor
     record: dict[str, Any]
 
-    def shots_of(self, path: Path, task: TaskShape) -> int:
+    def shots_of(self, path: Path, task: TaskShape) -> tuple[int, ...]:
         """Labelled pictures of each class. RunError if they do not fit the recipe's task."""
-        images, n_way = self.images, len(self.record["classes"])
-        shots, rest = divmod(len(images), n_way)
-        if images.dtype != torch.uint8 or images.shape[1:] != tuple(task.input_shape) or rest:
+        images, found = self.images, tuple(self.record["found"])
+        shots = shots_of(len(images), found)
+        fits = sum(shots) == len(images) and images.shape[1:] == tuple(task.input_shape)
+        if images.dtype != torch.uint8 or not fits:
             raise RunError(
                 f"{path}: labelled pictures of {images.dtype}, shape {tuple(images.shape)}, which "
-                f"are not {n_way} times as many of its recipe. A file of `fsl predict --save`"
+                f"are not {len(found)} times as many, or all {sum(found)}, of its recipe. "
+                "A file of `fsl predict --save`"
             )
         return shots
+
+
+def shots_of(images: int, found: tuple[int, ...]) -> tuple[int, ...]:
+    """Of each class, how many of the pictures found are among these: all, or as many of each."""
+    return found if images == sum(found) else (images // len(found),) * len(found)
 
 
 def write_saved(

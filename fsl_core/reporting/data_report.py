@@ -14,7 +14,7 @@ from typing import Any
 from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
 from fsl_core.data.cache import content_key
 from fsl_core.data.folders import PassedOver, picture_size
-from fsl_core.data.source import Split, SplitContents
+from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError
 from fsl_core.runs.data_record import passed_over
@@ -25,7 +25,7 @@ from fsl_core.text import printable
 class Place:
     """Where a picture lies."""
 
-    split: Split
+    split: str
     of_class: str
     file: Path
 
@@ -44,13 +44,15 @@ class Place:
 class DataReport:
     """What the splits in use hold.
 
-    contents: of every split that could be listed.
+    contents: of every split that could be listed; `test on <label>` for a further source.
     wanted: the episodes asked of each.
+    needed: items that they take of a class.
     faults: why a run would be refused; empty if it would not.
     """
 
-    contents: dict[Split, SplitContents]
-    wanted: dict[Split, TaskShape]
+    contents: dict[str, SplitContents]
+    wanted: dict[str, TaskShape]
+    needed: dict[str, int]
     faults: list[str]
 
     @cached_property
@@ -58,21 +60,21 @@ class DataReport:
         return passed_over(self.contents.values())
 
     @cached_property
-    def in_many_splits(self) -> dict[str, list[Split]]:
+    def in_many_splits(self) -> dict[str, list[str]]:
         """Classes that more than one split holds."""
-        splits: dict[str, list[Split]] = defaultdict(list)
+        splits: dict[str, list[str]] = defaultdict(list)
         for split, contents in self.contents.items():
             for name in contents.classes:
                 splits[name].append(split)
         return {name: found for name, found in splits.items() if len(found) > 1}
 
     @cached_property
-    def too_small(self) -> dict[Split, dict[str, int]]:
+    def too_small(self) -> dict[str, dict[str, int]]:
         """Classes with fewer items than an episode takes of one, with their number."""
         return {
             split: few
             for split, contents in self.contents.items()
-            if (few := _smaller_than(contents, self.wanted[split]))
+            if (few := _smaller_than(contents, self.needed[split]))
         }
 
     @cached_property
@@ -88,7 +90,7 @@ class DataReport:
         groups = _groups(_groups([places], _size), _content)
         return [group for group in groups if len({(p.split, p.of_class) for p in group}) > 1]
 
-    def sizes(self, split: Split) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    def sizes(self, split: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """(width, height) of the smallest and of the largest picture; None without files."""
         files = [file for files in self.contents[split].files.values() for file in files]
         sizes = [size for file in files if (size := picture_size(file))]
@@ -113,7 +115,7 @@ class DataReport:
             "faults": self.faults,
         }
 
-    def _split(self, split: Split) -> dict[str, Any]:
+    def _split(self, split: str) -> dict[str, Any]:
         contents, sizes = self.contents[split], self.sizes(split)
         return {
             "classes": _shown_keys(contents.classes),
@@ -125,21 +127,27 @@ class DataReport:
 
 def report_data(experiment: Experiment) -> DataReport:
     """Read the data of every split in use; what it is made of, and why a run would be refused."""
-    wanted = splits_in_use(experiment)
+    own = splits_in_use(experiment)
+    used: dict[str, tuple[EpisodeSource, Split, TaskShape]] = {
+        split: (experiment.source, split, task) for split, task in own.items()
+    }
+    for label, source in experiment.further.items():
+        used[f"test on {label}"] = (source, "test", source.task)
     faults: list[str] = []
     try:
         check_data(experiment)
     except DataError as error:
         faults = str(error).splitlines()
     contents = {}
-    for split in wanted:
+    for name, (source, split, _) in used.items():
         with suppress(DataError):  # which is among the faults
-            contents[split] = experiment.source.inspect(split, digest=not faults)
-    return DataReport(contents, wanted, faults)
+            contents[name] = source.inspect(split, digest=not faults)
+    tasks = {name: task for name, (*_, task) in used.items()}
+    needed = {name: source.items_needed(task) for name, (source, _, task) in used.items()}
+    return DataReport(contents, tasks, needed, faults)
 
 
-def _smaller_than(contents: SplitContents, task: TaskShape) -> dict[str, int]:
-    needed = task.n_shot + task.n_query
+def _smaller_than(contents: SplitContents, needed: int) -> dict[str, int]:
     return {name: count for name, count in contents.classes.items() if count < needed}
 
 

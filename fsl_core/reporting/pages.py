@@ -14,14 +14,19 @@ from fsl_core.text import printable
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Fill a template of this package and write it; returns the path."""
+    write_atomically(path, rendered(template, **values))
+    return path
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this package, filled."""
     environment = Environment(
         loader=PackageLoader("fsl_core.reporting"),
         autoescape=select_autoescape(),
         trim_blocks=True,
         finalize=_shown,
     )
-    write_atomically(path, environment.get_template(template).render(**values))
-    return path
+    return environment.get_template(template).render(**values)
 
 
 def _shown(value: Any) -> Any:

@@ -19,6 +19,8 @@ from fsl_core.reporting.spreadsheets import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5
+NEAREST = 3
+"""Labelled pictures shown beside a prediction."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,24 @@ class Predictions:
             "predictions.html",
             predictor=self.predictor,
             accuracy=self.accuracy,
-            support=self._support(),
-            rows=[self._row(i) for i in range(len(self.predicted))],
+            labelled=self.labelled,
+            rows=self.rows,
             skipped=[*(self.pictures.skipped or ())],
         )
 
-    def _support(self) -> list[tuple[str, list[str]]]:
-        shots = self.predictor.images.split(self.predictor.n_shot)
-        return [
-            (name, [*map(_thumbnail, images)])
-            for name, images in zip(self.predictor.classes, shots, strict=True)
-        ]
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """What there is to see of each picture; `nearest` counts in `labelled`."""
+        nearest = self.predictor.nearest(self.pictures.images, NEAREST).tolist()
+        return [self._row(i, nearest[i]) for i in range(len(self.predicted))]
 
-    def _row(self, i: int) -> dict[str, Any]:
+    @cached_property
+    def labelled(self) -> list[tuple[str, str]]:
+        """Class and thumbnail of each labelled picture."""
+        classes = [self.predictor.classes[i] for i in self.predictor.labels.tolist()]
+        return [*zip(classes, map(_thumbnail, self.predictor.images), strict=True)]
+
+    def _row(self, i: int, nearest: list[int]) -> dict[str, Any]:
         of_classes = zip(self.probabilities[i].tolist(), self.predictor.classes, strict=True)
         ranked = sorted(of_classes, reverse=True)
         label = self.pictures.labels[i] if self.pictures.labels else None
@@ -103,6 +110,7 @@ class Predictions:
             "label": label,
             "wrong": label is not None and label != self.predicted[i],
             "ranked": ranked[:SHOWN_CLASSES],
+            "nearest": nearest,
         }
 
 

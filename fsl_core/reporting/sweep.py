@@ -13,7 +13,13 @@ import numpy as np
 
 from fsl_core.engine.evaluation import mean_and_interval
 from fsl_core.errors import RunError
-from fsl_core.reporting.scores import THESE_RUNS, Judging, RunScores, judged_unlike, read_scores
+from fsl_core.reporting.scores import (
+    THESE_RUNS,
+    Judging,
+    RunScores,
+    judged_unlike,
+    read_scores,
+)
 from fsl_core.reporting.spreadsheets import CsvWriter
 from fsl_core.reporting.statistics import (
     MIN_BLOCKS,
@@ -24,13 +30,24 @@ from fsl_core.reporting.statistics import (
     paired_difference,
     ranks,
 )
-from fsl_core.runs.files import write_atomically
+from fsl_core.runs.files import UNROLLED, write_atomically
 from fsl_core.sweeping.plan import Plan, Row
 from fsl_core.sweeping.schedule import Job
+from fsl_core.text import in_words
 
 TIMES = ("adaptation_seconds", "training_seconds")
 JUDGING = ("norm", "transductive", "n_query")
-MEASURED = ("interval", "seed_sd", "seeds", "rank", *JUDGING, *TIMES, "episode_set")
+ESTIMATE = "outer.hypergradient"
+MEASURED = (
+    "interval",
+    "seed_sd",
+    "seeds",
+    "rank",
+    "hypergradient",
+    *JUDGING,
+    *TIMES,
+    "episode_set",
+)
 FAILURES = ("failed", "error")
 OUTCOMES = ("wins", "ties", "losses")
 DIFFERENCE = ("minus", "difference", "interval", "p", "p_holm", *OUTCOMES, "episodes", "seeds")
@@ -56,6 +73,11 @@ class RowResult:
     @property
     def score(self) -> float:
         return float(self.scores().mean())
+
+    @property
+    def hypergradient(self) -> str:
+        """How its meta-gradient was estimated; "" if no run has finished."""
+        return next((run.hypergradient for run in self.runs.values()), "")
 
     @property
     def judging(self) -> Judging | None:
@@ -143,18 +165,28 @@ class SweepResult:
         norm = _only({judging.norm_in_full for judging in judgings})
         queries = _only({judging.queries_in_full for judging in judgings})
         shared = [text for text in (norm, queries) if text]
+        method = [f"hypergradient {name}"] if (name := _only(self._estimates())) else []
+        refused = [f"not run: {title}: {reason}" for title, reason in self.plan.refused]
         more = "; sd over seeds shows what other trainings give"
         seeds = max((len(item.runs) for item in self.rows), default=0)
         interval = f"one seed: {THESE_RUNS}" if seeds == 1 else f"{THESE_RUNS}{more}"
         in_common = ["; ".join(shared)] if shared else []
-        return [*in_common, interval, *judged_unlike(self.judgings())]
+        return [*method, *in_common, interval, *judged_unlike(self.judgings()), *refused]
 
     def telling_columns(self) -> list[str]:
-        """Columns about judging in which rows differ."""
+        """Columns about method and judging in which rows differ, and that no axis shows."""
         judgings = list(self.judgings().values())
-        norms = {judging.norm_in_full for judging in judgings}
-        queries = {judging.n_query for judging in judgings}
-        return [name for name, found in (("norm", norms), ("n_query", queries)) if len(found) > 1]
+        seen: dict[str, set[Any]] = {
+            "hypergradient": set() if ESTIMATE in self.plan.varying else self._estimates(),
+            "norm": {judging.norm_in_full for judging in judgings},
+            "n_query": {judging.n_query for judging in judgings},
+        }
+        return [name for name, found in seen.items() if len(found) > 1]
+
+    def _estimates(self) -> set[str]:
+        """The hypergradients of the rows; none if all are unrolled."""
+        found = {item.hypergradient for item in self.rows if item.runs}
+        return set() if found == {UNROLLED} else found
 
     def ranks_told(self) -> str:
         """The mean ranks in one line, or why there are none."""
@@ -168,6 +200,11 @@ class SweepResult:
             f"mean ranks over {found.blocks} blocks (Friedman: p = {found.p:.2g}; critical "
             f"difference {found.critical_difference:.2f}): {', '.join(each)}"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A range in words, which a table can hold."""
+    return in_words(value) if isinstance(value, tuple) else value
 
 
 def _only(values: set[str]) -> str:
@@ -277,7 +314,8 @@ def _measured(item: RowResult, metric: str) -> dict[str, Any]:
         "seed_sd": round(float(np.std(each, ddof=1)), 6) if len(each) > 1 else "",
         "seeds": " ".join(item.runs),
         "rank": item.rank,
-        **{key: getattr(item.judging, key) for key in JUDGING},
+        "hypergradient": item.hypergradient,
+        **{key: _plain(getattr(item.judging, key)) for key in JUDGING},
         **{key: round(fmean(run.result[key] for run in item.runs.values()), 6) for key in TIMES},
         "episode_set": next(iter(item.runs.values())).result["episode_set"],
     }

@@ -10,7 +10,14 @@ import numpy as np
 
 from fsl_core.reporting import figures
 from fsl_core.reporting.pages import write_page
-from fsl_core.reporting.sweep import RowResult, SweepResult, column, difference_table, table
+from fsl_core.reporting.sweep import (
+    ESTIMATE,
+    RowResult,
+    SweepResult,
+    column,
+    difference_table,
+    table,
+)
 from fsl_core.sweeping.schedule import Job
 from fsl_core.text import name_of
 
@@ -77,9 +84,11 @@ def _links(item: RowResult, links: dict[str, str]) -> list[tuple[str, str]]:
 def _heat_maps(result: SweepResult, setting: int) -> list[tuple[str, str]]:
     """(caption, SVG) for two axes, one for each value of the others.
 
-    Those of adapters and of weightings come first, if rows differ in them.
+    Those of adapters, hypergradients and weightings come first, if rows differ in them.
     """
-    first = [axis for axis in ("adapter", "outer.weighting") if axis in result.plan.varying]
+    first = [
+        axis for axis in ("adapter", ESTIMATE, "outer.weighting") if axis in result.plan.varying
+    ]
     axes = [*first, *(axis for axis in result.plan.varying if axis not in first)]
     if len(axes) < 2:
         return []

@@ -128,6 +128,17 @@ def load_weights(module: nn.Module, tensors: Tensors) -> None:
         raise ValueError(f"{faulty} is not finite")
 
 
+def read_learner(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The weights of a checkpoint's learner by their names in it, and the progress.
+
+    RunError as for `restore`.
+    """
+    tensors, record = _read(path)
+    label = "learner."
+    own = {k.removeprefix(label): v for k, v in tensors.items() if k.startswith(label)}
+    return own, record["progress"]
+
+
 def progress_of(path: Path) -> dict[str, Any]:
     """The progress stored in a checkpoint; weights are not read."""
     return _read(path, weights=False)[1]["progress"]

@@ -32,18 +32,28 @@ AS_IT_WAS = "The data as it was, or a new run"
 
 
 def keep_data_record(
-    directory: Path | None, source: EpisodeSource, splits: Iterable[Split], begun: bool
+    directory: Path | None,
+    source: EpisodeSource,
+    splits: Iterable[Split],
+    begun: bool,
+    further: Mapping[str, EpisodeSource] = {},
 ) -> list[str]:
     """Write what the splits in use are made of, if training begins and nothing is written yet.
 
     directory: None if a run keeps nothing.
     begun:     steps have been done.
+    further:   other sources that the run is judged on, by label.
 
     Returns what a user should know about the data.
     """
-    contents = {split: source.inspect(split) for split in splits}
+    contents = _contents(source, splits, further)
     told = counted(passed_over(contents.values()))
     notes = [f"data: passed over: {told}. `fsl check --data` lists them"] if told else []
+    if shared := _shared(*(_by_nfc(contents[s]) for s in ("train", "test") if s in contents)):
+        notes.append(
+            f"data: train and test share {shared} classes. Scores are for new items of classes "
+            "that were trained on, not for new classes"
+        )
     if directory is not None and not (directory / DATA).is_file():
         if begun:
             notes.append(f"data: no {DATA}, so its data may have changed since training began")
@@ -52,12 +62,21 @@ def keep_data_record(
     return notes
 
 
-def refuse_other_data(directory: Path, source: EpisodeSource, splits: Iterable[Split]) -> None:
-    """Raise DataError, naming what changed, if training began with other data."""
+def refuse_other_data(
+    directory: Path,
+    source: EpisodeSource,
+    splits: Iterable[Split],
+    further: Mapping[str, EpisodeSource] = {},
+) -> None:
+    """Raise DataError, naming what changed, if training began with other data.
+
+    further: as for `keep_data_record`.
+    """
     recorded = _read(directory)
     if recorded is not None:
-        contents = {split: source.inspect(split) for split in splits}
-        _refuse_trained_on(directory, source, recorded, contents)
+        own = tuple(splits)
+        contents = _contents(source, own, further)
+        _refuse_trained_on(directory, source, recorded, {split: contents[split] for split in own})
         if changes := _changes(recorded, contents):
             what = f"its data changed since training began: {changes}"
             raise DataError(f"{directory}: {what}. {AS_IT_WAS}")
@@ -71,9 +90,24 @@ def data_changes(directory: Path, source: EpisodeSource, split: Split) -> str:
     recorded = _read(directory)
     if recorded is None:
         return ""
-    contents = {split: source.inspect(split)}
+    contents = _contents(source, [split], {})
     _refuse_trained_on(directory, source, recorded, contents)
     return _changes(recorded, contents)
+
+
+def shared_classes(directory: Path | None) -> int:
+    """How many classes of the test split a run was trained on, as it recorded them.
+
+    0 if nothing is recorded.
+    """
+    recorded = _read(directory) if directory is not None else None
+    of_splits = [recorded[s]["classes"] for s in ("train", "test") if recorded and s in recorded]
+    return _shared(*of_splits)
+
+
+def _shared(*classes: Mapping[str, int]) -> int:
+    """The number of classes that both of two splits have; 0 of a split alone."""
+    return len(set(classes[0]) & set(classes[1])) if len(classes) == 2 else 0
 
 
 def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:
@@ -81,7 +115,15 @@ def passed_over(contents: Iterable[SplitContents]) -> list[PassedOver]:
     return list({item.path: item for found in contents for item in found.passed_over}.values())
 
 
-def _record(contents: Mapping[Split, SplitContents]) -> dict[str, Any]:
+def _contents(
+    source: EpisodeSource, splits: Iterable[Split], further: Mapping[str, EpisodeSource]
+) -> dict[str, SplitContents]:
+    """What is in use: the splits of the source, and `test on <label>` of further ones."""
+    own: dict[str, SplitContents] = {split: source.inspect(split) for split in splits}
+    return own | {f"test on {label}": each.inspect("test") for label, each in further.items()}
+
+
+def _record(contents: Mapping[str, SplitContents]) -> dict[str, Any]:
     splits = {
         split: {"digest": found.digest, "classes": _by_nfc(found)}
         for split, found in contents.items()
@@ -89,7 +131,7 @@ def _record(contents: Mapping[Split, SplitContents]) -> dict[str, Any]:
     return {"splits": splits, "passed_over": len(passed_over(contents.values()))}
 
 
-def _read(directory: Path) -> dict[Split, dict[str, Any]] | None:
+def _read(directory: Path) -> dict[str, dict[str, Any]] | None:
     """What each split was made of; None for a run that does not know."""
     path = directory / DATA
     return read_json(path, _Data)["splits"] if is_file(path) else None
@@ -98,8 +140,8 @@ def _read(directory: Path) -> dict[Split, dict[str, Any]] | None:
 def _refuse_trained_on(
     directory: Path,
     source: EpisodeSource,
-    recorded: Mapping[Split, Any],
-    contents: Mapping[Split, SplitContents],
+    recorded: Mapping[str, Any],
+    contents: Mapping[str, SplitContents],
 ) -> None:
     """Raise DataError if a class of the training split has come into another split since.
 
@@ -119,7 +161,7 @@ def _refuse_trained_on(
             raise DataError(f"{directory}: {what}. {AS_IT_WAS}")
 
 
-def _changes(recorded: Mapping[Split, Any], contents: Mapping[Split, SplitContents]) -> str:
+def _changes(recorded: Mapping[str, Any], contents: Mapping[str, SplitContents]) -> str:
     changed = {
         split: _difference(recorded[split]["classes"], _by_nfc(now))
         for split, now in contents.items()

@@ -19,16 +19,20 @@ from fsl_core.errors import RunError
 from fsl_core.files.writing import write_file
 from fsl_core.text import printable
 
-RECIPE, BEGUN, ENVIRONMENT, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
     "recipe.yaml",
     "begun.json",
     "environment.json",
+    "start.json",
     "data.json",
     "execution.json",
     "metrics.jsonl",
     "episodes.csv",
     "result.json",
 )
+UNROLLED = "unrolled"
+"""The hypergradient of every run before there was a choice."""
+
 LARGEST, DEEPEST = 16 * 2**20, 64
 """Bytes of a JSON file, and objects within objects in it; ours have some thousand, and four."""
 
@@ -71,6 +75,34 @@ class StepsChange(Record):
     differs: list[str]
 
 
+class JudgedOn(Record):
+    """The row of a further source in a result; the score is under the metric's name."""
+
+    metric: str
+    interval: float
+    loss: float
+    episodes: Annotated[int, Field(gt=0, lt=2**63)]
+    episode_set: str
+    episodes_name: str
+    n_query: Whole
+    adaptation_seconds: float
+
+
+class Start(Record):
+    """Which weights of which run a run started from.
+
+    run: the directory.
+    digest: of the names and values of the weights that were taken.
+    """
+
+    run: str
+    part: str
+    checkpoint: str
+    step: Whole
+    digest: str
+    weights: Whole
+
+
 class Result(Record):
     """What commands and reports read from a result; the score is under the metric's name.
 
@@ -89,11 +121,16 @@ class Result(Record):
     adaptation_seconds: float
     training_seconds: float
     transductive: bool = False
-    n_query: Whole | None = None
+    n_query: Whole | list[Whole] | None = None
+    trained_on: str = ""
+    judged_on: str = ""
+    hypergradient: str = UNROLLED
     execution: str = ""
     settled: bool = True
     adapter_state: dict[str, Figure] = Field(default_factory=dict)
     steps_changed: list[StepsChange] = Field(default_factory=list)
+    on: dict[str, JudgedOn] = Field(default_factory=dict)
+    start_from: Start | None = None
 
 
 @contextmanager
@@ -177,12 +214,13 @@ def read_result(directory: Path) -> dict[str, Any]:
     """
     path = directory / RESULT
     result = read_json(path, Result)
-    metric = result["metric"]
-    if not _is_number(result.get(metric)):
-        raise _damaged(path, f"no number {metric!r}, which is its metric")
-    for key, value in result.items():
-        if key.startswith(f"{metric}_after_") and not _is_number(value):
-            raise _damaged(path, f"{key!r} holds {_kind(value)}")
+    for row in (result, *result.get("on", {}).values()):
+        metric = row["metric"]
+        if not _is_number(row.get(metric)):
+            raise _damaged(path, f"no number {metric!r}, which is its metric")
+        for key, value in row.items():
+            if key.startswith(f"{metric}_after_") and not _is_number(value):
+                raise _damaged(path, f"{key!r} holds {_kind(value)}")
     return result
 
 
@@ -292,7 +330,7 @@ def _damaged(path: Path, reason: str) -> RunError:
     directory = path.parent
     as_it_was = "The file as it was, or a new run"
     remedies = {
-        **dict.fromkeys((RECIPE, BEGUN, ENVIRONMENT, DATA), as_it_was),
+        **dict.fromkeys((RECIPE, BEGUN, ENVIRONMENT, START, DATA), as_it_was),
         EXECUTION: f"The file as it was; without it, `fsl resume {directory}` chooses again",
     }
     again = f"Delete {directory / RESULT}: `fsl resume {directory}` writes all results again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,9 @@ from pydantic import Field
 from fsl_core.assembly.experiment import build_experiment, build_optimizer, check_data
 from fsl_core.assembly.parts import build_part
 from fsl_core.config.document import read_document
-from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.config.further import judge_on
+from fsl_core.config.recipe import Recipe, check_document
+from fsl_core.config.sections import SECTIONS
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.execution import Mode
 from fsl_core.errors import RunError
@@ -48,6 +50,7 @@ from fsl_core.runs.files import (
 )
 from fsl_core.runs.records import InDirectory, InMemory, Records
 from fsl_core.runs.run import Run
+from fsl_core.runs.starting import read_start
 from fsl_core.text import name_of
 
 IN_USE = "another process is writing to this run"
@@ -91,6 +94,7 @@ def new_run(
     run = _assemble(records, name, recipe, loaded, device)
     if directory:
         _refuse_used(directory, recipe)
+    run.take_start()
     run.try_parts()
     check_data(run.experiment)
     if directory is None:
@@ -139,6 +143,7 @@ def open_run(
     trust_plugins: bool = False,
     tell: Callable[[str], None] = lambda text: None,
     steps: int | None = None,
+    on: Sequence[str] = (),
 ) -> Iterator[Run]:
     """An existing run, with its lock held if it is to be written to.
 
@@ -146,6 +151,7 @@ def open_run(
     trust_plugins: import what the run names, known or not.
     tell: is told of each such import.
     steps: gives a run that is to be written to another number of outer steps.
+    on: the source to judge on, in place of those of its recipe; as for `judge_on`.
 
     One-file plugins that the run names are imported if this user has run them before; else
     PluginError is raised. RunError if its recipe was edited since training began.
@@ -161,9 +167,12 @@ def open_run(
     )
     loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
     overrides = [] if steps is None else [f"outer.steps={steps}"]
-    recipe = read_recipe(directory / RECIPE, loaded.catalogue, overrides)
+    document = read_document(directory / RECIPE, overrides, SECTIONS)
+    if on:
+        judge_on(document, on)
+    recipe = check_document(document, loaded.catalogue)
     run = _assemble(InDirectory(directory), environment["recipe"], recipe, loaded, device)
-    run.choice = read_choice(directory)
+    run.choice, run.started_from = read_choice(directory), read_start(directory)
     with _only_writer(directory) if write else nullcontext():
         if write and steps is not None:
             run.change_steps()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,10 @@ class Records(ABC):
         """Keep how meta-batches are computed, for a resume."""
 
     @abstractmethod
-    def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None: ...
+    def write_result(
+        self, result: dict[str, Any], evaluation: Evaluation, further: Mapping[str, Evaluation]
+    ) -> None:
+        """Keep a result, with the scores of its test episodes and of those of further sources."""
 
     @abstractmethod
     def result(self) -> dict[str, Any] | None:
@@ -144,9 +147,11 @@ class InDirectory(Records):
         text = to_json(choice.as_dict(), EXECUTION, indent=2) + "\n"
         write_atomically(self.directory / EXECUTION, text)
 
-    def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
+    def write_result(
+        self, result: dict[str, Any], evaluation: Evaluation, further: Mapping[str, Evaluation]
+    ) -> None:
         # The result comes last: a directory that has one is a finished run.
-        write_atomically(self.directory / EPISODES, _table(evaluation))
+        write_atomically(self.directory / EPISODES, _table(evaluation, further))
         write_atomically(self.directory / RESULT, to_json(result, RESULT, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
@@ -205,19 +210,28 @@ class InMemory(Records):
     def keep_choice(self, choice: Choice) -> None:
         """The run itself holds its choice."""
 
-    def write_result(self, result: dict[str, Any], evaluation: Evaluation) -> None:
+    def write_result(
+        self, result: dict[str, Any], evaluation: Evaluation, further: Mapping[str, Evaluation]
+    ) -> None:
         self._result = dict(result)
 
     def result(self) -> dict[str, Any] | None:
         return self._result
 
 
-def _table(evaluation: Evaluation) -> str:
-    """episodes.csv: score and loss of each episode, and its score after each inner step."""
+def _table(evaluation: Evaluation, further: Mapping[str, Evaluation]) -> str:
+    """episodes.csv: score and loss of each episode, and its score after each inner step.
+
+    Then its sizes, where they vary, and score and loss of the episode with the same number of each
+    further source.
+    """
     steps = [f"{evaluation.metric}_after_{k}" for k in range(len(evaluation.after_steps))]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["episode", evaluation.metric, "loss", *steps])
-    columns = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+    more = [f"{name} on {label}" for label in further for name in (evaluation.metric, "loss")]
+    writer.writerow(["episode", evaluation.metric, "loss", *steps, *evaluation.sizes, *more])
+    scores = [evaluation.scores, evaluation.losses, *evaluation.after_steps]
+    columns: list[Sequence[float]] = [*scores, *evaluation.sizes.values()]
+    columns += [column for other in further.values() for column in (other.scores, other.losses)]
     writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
     return table.getvalue()

@@ -36,6 +36,7 @@ from fsl_core.runs.files import (
     to_json,
 )
 from fsl_core.runs.records import Progress, Records
+from fsl_core.runs.starting import describe_start, take_start
 from fsl_core.runs.stopping import Stop
 
 CHECKPOINTS = ("last", "best")
@@ -72,6 +73,7 @@ class Run:
     stop: asks its training to stop.
     notes: what a user should know, such as what was passed over in the data.
     steps_changed: when the number of its steps changed, and from what to what.
+    started_from: the run whose weights it started with, and which, if it did.
     """
 
     records: Records
@@ -91,6 +93,7 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     notes: list[str] = field(default_factory=list)
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
+    started_from: dict[str, Any] | None = None
     _pending: list[str] = field(default_factory=list)
     _tried: bool = False
     base_rates: list[float] = field(init=False)
@@ -149,7 +152,7 @@ class Run:
     ) -> Iterator[tuple[Episode, Tensor]]:
         """Frozen evaluation episodes with the predictions of the present weights."""
         experiment, seed = self.experiment, self.recipe.sections.evaluate.seed
-        learner, task = experiment.test_learner(), experiment.test_task
+        learner, task = experiment.fitting_for(experiment.test_task), experiment.test_task
         return predict_episodes(learner, experiment.source, split, indices, seed, task)
 
     def try_parts(self) -> None:
@@ -197,6 +200,12 @@ class Run:
             progress["unvalidated"] = True
         self.records.save(which, self.modules, self.optimizer, progress)
 
+    def take_start(self) -> None:
+        """Take the weights of the run that its recipe starts from, if there is one."""
+        self.started_from = take_start(self.recipe, self.experiment.learner)
+        if self.started_from:
+            self.notes.append(describe_start(self.started_from))
+
     def restore_last(self) -> None:
         """Go back to the last checkpoint; to the best if that is lost; or to the start."""
         if which := self._kept():
@@ -204,6 +213,8 @@ class Run:
             self.step, self.best = progress["step"], progress["best"]
             self.unvalidated = progress.get("unvalidated", False)
             self.resumed_from = self.step
+        else:
+            self.take_start()
         kept = [record for record in self.records.metrics() if record["step"] <= self.step]
         self.records.replace_metrics([to_json(record, METRICS) for record in kept])
 
@@ -232,7 +243,7 @@ class Run:
             which = "last"  # never validated, or never settled
         progress = self._restore(which)
         told = max(progress["step"] - 1, 0)  # what the last step that made these weights was told
-        self.experiment.learner.adapter.on_progress(self.progress(told))
+        self.experiment.fitting.on_progress(self.progress(told))
         return which
 
     def _restore(self, which: str, optimizer: torch.optim.Optimizer | None = None) -> Progress:

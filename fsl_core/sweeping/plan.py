@@ -7,8 +7,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
+from fsl_core.assembly.parts import section_at
 from fsl_core.config.matrix import SEED, Cell, FaultsOfCells, Matrix, title
-from fsl_core.errors import DataError, RecipeError
+from fsl_core.errors import DataError, RecipeError, UnfitError
 
 LOCATIONS = ("root", "path", "file")
 
@@ -35,12 +36,15 @@ class Plan:
 
     varying: axes that tell rows of one setting apart.
     setting_axes: axes that tell settings apart.
+    refused: (title, reason) of rows whose hypergradient cannot drive their adapter. They are not
+        run.
     """
 
     matrix: Matrix
     rows: tuple[Row, ...]
     varying: tuple[str, ...]
     setting_axes: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def cells(self) -> list[Cell]:
@@ -58,15 +62,17 @@ def plan_sweep(matrix: Matrix, with_data: bool = True) -> Plan:
     """Build every combination once and put them in rows.
 
     with_data: check as well that the data can give the episodes.
-    Raises RecipeError or DataError with every reason to refuse a combination.
+    Raises RecipeError or DataError with every reason to refuse a combination. A hypergradient that
+    cannot drive an adapter is no such reason, as long as one row is left.
     """
-    found = _build_all(matrix, with_data)
-    numbers = {key: n for n, key in enumerate(dict.fromkeys(found))}
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, cell in enumerate(matrix.cells):
-        groups.setdefault(tuple(_labels(cell).values()), []).append(i)
-    cells = [tuple(matrix.cells[i] for i in group) for group in groups.values()]
-    settings = [numbers[found[group[0]]] for group in groups.values()]
+    found, refused = _build_all(matrix, with_data)
+    numbers = {key: n for n, key in enumerate(dict.fromkeys(found.values()))}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in matrix.cells:
+        if cell.digest in found:
+            groups.setdefault(tuple(_labels(cell).values()), []).append(cell)
+    cells = [tuple(group) for group in groups.values()]
+    settings = [numbers[found[group[0].digest]] for group in groups.values()]
     labels = [_labels(own[0]) for own in cells]
     baselines = _baselines(matrix, labels, settings)
     rows = [
@@ -74,7 +80,7 @@ def plan_sweep(matrix: Matrix, with_data: bool = True) -> Plan:
         for told, own, setting in zip(labels, cells, settings, strict=True)
     ]
     varying, telling = _axes_that_tell(matrix, rows)
-    return Plan(matrix, tuple(rows), varying, telling)
+    return Plan(matrix, tuple(rows), varying, telling, tuple(refused.items()))
 
 
 def _labels(cell: Cell) -> dict[str, str]:
@@ -82,21 +88,29 @@ def _labels(cell: Cell) -> dict[str, str]:
     return {axis: label for axis, label in cell.labels.items() if axis != SEED}
 
 
-def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
-    """The setting of every cell; cells of one setting have the same test episodes."""
+def _build_all(matrix: Matrix, with_data: bool) -> tuple[dict[str, Hashable], dict[str, str]]:
+    """The setting of each cell by its digest, and why rows are not run by their title.
+
+    Cells of one setting have the same test episodes.
+    """
     count = len(matrix.cells)
-    refused, absent = FaultsOfCells(count), FaultsOfCells(count)
+    refused, unfit, absent = FaultsOfCells(count), FaultsOfCells(count), FaultsOfCells(count)
     looked_at: set[Hashable] = set()
-    settings: list[Hashable] = []
+    settings: dict[str, Hashable] = {}
+    reasons: dict[str, str] = {}
     for cell in matrix.cells:
         try:
             experiment = build_experiment(cell.recipe)
             build_optimizer(cell.recipe, experiment)
+        except UnfitError as error:
+            unfit.add(error.faults, cell.title)
+            reasons[", ".join(title(*item) for item in _labels(cell).items())] = error.reason
+            continue
         except RecipeError as error:
             refused.add(error.faults, cell.title)
             continue
-        settings.append(_setting(cell, experiment))
-        data = (settings[-1], experiment.source.task, cell.recipe.sections.outer.validate_every > 0)
+        setting = settings[cell.digest] = _setting(cell, experiment)
+        data = (setting, experiment.source.task, cell.recipe.sections.outer.validate_every > 0)
         if with_data and data not in looked_at:
             looked_at.add(data)
             try:
@@ -104,11 +118,13 @@ def _build_all(matrix: Matrix, with_data: bool) -> list[Hashable]:
             except DataError as error:
                 absent.add(str(error).splitlines(), cell.title)
     refused.raise_any()
+    if not settings:
+        unfit.raise_any()
     try:
         absent.raise_any()
     except RecipeError as error:
         raise DataError(str(error)) from error
-    return settings
+    return settings, reasons
 
 
 def _setting(cell: Cell, experiment: Experiment) -> Hashable:
@@ -124,8 +140,12 @@ def _data_set(cell: Cell) -> str:
 
     Its other options, such as a size of pictures, make no other data set of them.
     """
-    episodes = cell.recipe.resolved()["episodes"]
-    return " ".join(str(episodes[key]) for key in ("name", *LOCATIONS) if episodes.get(key))
+    chosen = cell.recipe.chosen
+    return ", ".join(
+        " ".join(str(value) for key in ("name", *LOCATIONS) if (value := getattr(part, key, "")))
+        for path in chosen
+        if path[0] == "episodes" and (part := section_at(cell.recipe, path))
+    )
 
 
 def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]) -> dict[int, int]:
@@ -140,7 +160,7 @@ def _baselines(matrix: Matrix, labels: list[dict[str, str]], settings: list[int]
             told = ", ".join(title(*item) for item in labels[rows[0]].items())
             raise RecipeError(
                 f"{where}: selects {len(selected)} rows of those judged on the same episodes as "
-                f"({told}). One value on each axis, and no excluded combination"
+                f"({told}). One value on each axis, and no excluded or refused combination"
             )
         found[setting] = selected[0] if matrix.baseline else rows[0]
     return found

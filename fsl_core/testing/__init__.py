@@ -1,6 +1,6 @@
 """The conformance kit: pytest classes that tell whether a component is right.
 
-There is one for adapters, weightings, backbones and episodes.
+There is one for adapters, hypergradients, weightings, backbones and episodes.
 
     from fsl_centroid import NearestCentroid
     from fsl_core.testing import AdapterContract
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fsl_core.testing.adapters import AdapterContract
     from fsl_core.testing.backbones import BackboneContract
     from fsl_core.testing.episodes import EpisodesContract
+    from fsl_core.testing.hypergradients import HypergradientContract
+    from fsl_core.testing.inner_problems import RidgeSteps
     from fsl_core.testing.tiny import (
         GradientSteps,
         TinyBackbone,
@@ -37,6 +39,8 @@ _HOME = {
     "AdapterContract": "adapters",
     "BackboneContract": "backbones",
     "EpisodesContract": "episodes",
+    "HypergradientContract": "hypergradients",
+    "RidgeSteps": "inner_problems",
     "WeightingContract": "weightings",
     **dict.fromkeys(
         (
@@ -56,6 +60,8 @@ __all__ = [
     "BackboneContract",
     "EpisodesContract",
     "GradientSteps",
+    "HypergradientContract",
+    "RidgeSteps",
     "TinyBackbone",
     "Uneven",
     "WeightingContract",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -16,9 +17,18 @@ from torch import Tensor
 import fsl_core as fsl
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.workers import draws_random_numbers
 from fsl_core.testing import checks
-from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_episodes, tiny_task
+from fsl_core.testing.tiny import (
+    TinyBackbone,
+    as_batch,
+    double_precision,
+    tiny_episodes,
+    tiny_task,
+    unequal_episodes,
+)
+from fsl_core.text import first_line
 
 Kind = Literal["classification", "regression"]
 Case = tuple[Kind, fsl.NormPolicy]
@@ -360,6 +370,52 @@ class AdapterContract(checks.Contract):
         if not served:
             pytest.skip("not claimed: weights of a size fixed by n_way and n_shot")
 
+    def test_unequal_shots(self, case: Case) -> None:
+        learner, task, _ = self._setting(case)
+        if task.kind != "classification" or not learner.adapter.unequal_shots:
+            pytest.skip("not claimed: unequal_shots")
+        learner, task = self._still(case)[:2]
+        (episode,) = unequal_episodes(_unequal(task), 1, SHOTS).unbatch()
+        try:
+            expected = _predict(learner, episode)
+        except Exception as error:
+            raise AssertionError(
+                f"unequal shots: {SHOTS} items of the classes: {first_line(error)}. {_UNEQUAL}"
+            ) from error
+        _check_prediction("unequal shots", expected, task, len(episode.query.x))
+        # Item 2 now belongs to class 1, so the classes have as many items each.
+        moved = fsl.LabelledSet(episode.support.x, torch.arange(task.n_way).repeat_interleave(2))
+        assert not checks.close(_predict(learner, episode._replace(support=moved)), expected), (
+            f"unequal shots: predictions stay when an item gets the label of another class. "
+            f"{_UNEQUAL}"
+        )
+
+    def test_shapes_of_a_batch(self, case: Case) -> None:
+        """Groups of several ways and shots: every execution gives what the loop gives."""
+        learner, task, _ = self._setting(case)
+        fitted = Fitting(learner, task, lambda shape: self._learner(case, shape))
+        parts = self._served(case, learner, task)
+        if len(parts) < 2:
+            pytest.skip("not claimed: unequal_shots, or weights for any number of ways or shots")
+        groups = as_batch(parts)
+        with checks.alike_in_every_execution(learner, task.loss, parts[0][1]):
+            for execution in checks.executions(learner.adapter):
+                checks.assert_equals_the_loop(fitted, task.loss, groups, execution, _VMAP_REMEDY)
+
+    def _served(
+        self, case: Case, learner: fsl.Learner, task: fsl.TaskShape
+    ) -> list[tuple[fsl.TaskShape, fsl.Episode]]:
+        """Shapes that one set of weights serves, with episodes of each."""
+        kind, n_shot = case[0], task.n_shot + 1
+        shapes = [task, tiny_task(kind, n_shot=n_shot)]
+        if kind == "classification":
+            shapes.append(tiny_task(kind, n_way=task.n_way + 1))
+        served = [s for s in shapes if _shapes(self._learner(case, s)) == _shapes(learner)]
+        parts = [(shape, tiny_episodes(shape, 2, seed)) for seed, shape in enumerate(served)]
+        if kind == "classification" and learner.adapter.unequal_shots:
+            parts.append((_unequal(task), unequal_episodes(_unequal(task), 2, SHOTS, 7)))
+        return parts
+
     def test_trajectory_ends_with_adapt(self, case: Case) -> None:
         learner, task, episode = self._still(case)
         for mode in _modes_of_still(learner):
@@ -495,6 +551,13 @@ _COMPILED_REMEDY = (
     "Plain torch operations, with no branch on values or on the compiler; or vectorizable = False"
 )
 
+_UNEQUAL = (
+    "Items of a class by its labels, such as fsl.one_hot(y, n_way), and no reshape by n_shot; or "
+    "unequal_shots = False"
+)
+SHOTS = (3, 1, 2)
+"""Of the classes of a tiny task, where they differ: six in all, as if each had two."""
+
 _HOLDERS = (
     "__closure__",
     "cell_contents",
@@ -512,6 +575,10 @@ def _generator(seed: int) -> torch.Generator:
 
 def _shapes(learner: fsl.Learner) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in learner.state_dict().items()}
+
+
+def _unequal(task: fsl.TaskShape) -> fsl.TaskShape:
+    return replace(task, varies=fsl.Varies(class_shots=True))
 
 
 def _modes_of_still(learner: fsl.Learner) -> Iterable[str]:

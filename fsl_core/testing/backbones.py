@@ -105,7 +105,8 @@ class BackboneContract(checks.Contract):
         norm = getattr(backbone, "norm", None)
         claimed = self.items_together
         if claimed is None:
-            claimed = isinstance(norm, str) and norm not in ITEM_BY_ITEM
+            # Under `ordinary` they depend on each other in training alone.
+            claimed = norm == "ordinary" or (isinstance(norm, str) and norm not in ITEM_BY_ITEM)
         said = f"norm: {norm!r}" if self.items_together is None else f"items_together = {claimed}"
         together = False
         for mode in checks.modes(backbone):
@@ -140,7 +141,7 @@ class BackboneContract(checks.Contract):
         )
         gradients = checks.gradients_by_name(value, trained)
         # Such a norm takes off the mean, and a bias with it.
-        centred = getattr(backbone, "norm", "none") in ("transductive", "support")
+        centred = getattr(backbone, "norm", "none") in ("transductive", "support", "ordinary")
         cancelled = "*bias" if centred else ""
         unreached = sorted(
             name for name in checks.without_any(gradients) if not fnmatchcase(name, cancelled)

@@ -17,6 +17,7 @@ import fsl_core as fsl
 from fsl_core.blame import NO_SUPER, forgot_super
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.fitting import Fitting, as_fitting
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.workers import draws_random_numbers
 from fsl_core.testing.randomness import fixed_randomness
@@ -302,10 +303,10 @@ def on_device(device: str) -> Iterator[None]:
 
 
 def meta_batch(
-    learner: fsl.Learner,
+    learner: fsl.Learner | Fitting,
     loss: Any,
     execution: Execution,
-    episodes: fsl.Episode,
+    episodes: fsl.Episode | Sequence[fsl.Group],
     needs: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """A meta-batch by one execution: losses, predictions, one flat gradient of all parameters.
@@ -315,18 +316,24 @@ def meta_batch(
     compute = MetaGradient(learner, Uneven(needs), loss, execution)
     computed = compute(episodes, keep_gradients=bool(needs))
     gradients = []
-    for parameter in learner.parameters():
+    for parameter in as_fitting(learner).learner.parameters():
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         gradients.append(found.flatten())
         parameter.grad = None
     results = {
         "losses": computed.losses,
-        "predictions": computed.predictions,
+        "predictions": _in_one(computed.predictions),
         "meta-gradient": torch.cat(gradients),
     }
     if computed.gradients is not None:
         results["meta-gradients of the tasks"] = computed.gradients
     return results
+
+
+def _in_one(predictions: Tensor | tuple[Tensor, ...]) -> Tensor:
+    if isinstance(predictions, Tensor):
+        return predictions
+    return torch.cat([prediction.flatten() for prediction in predictions])
 
 
 def differences(
@@ -362,21 +369,26 @@ def alike_in_every_execution(
         yield
 
 
-def executions(adapter: fsl.Adapter) -> list[Execution]:
-    """Those that an adapter claims to allow, besides the loop.
+def executions(part: fsl.Adapter | fsl.Learner) -> list[Execution]:
+    """Those that an adapter or learner claims to allow, besides the loop.
 
     The compiled one is left out, because it takes minutes.
     """
-    threads = [Execution(workers=2)] if adapter.threadable else []
-    vmap = [Execution("vmap"), Execution("vmap", chunk=2)] if adapter.vectorizable else []
+    threads = [Execution(workers=2)] if part.threadable else []
+    vmap = [Execution("vmap"), Execution("vmap", chunk=2)] if part.vectorizable else []
     return threads + vmap
 
 
 def assert_equals_the_loop(
-    learner: fsl.Learner, loss: Any, episodes: fsl.Episode, execution: Execution, remedy: str
+    learner: fsl.Learner | Fitting,
+    loss: Any,
+    episodes: fsl.Episode | Sequence[fsl.Group],
+    execution: Execution,
+    remedy: str,
 ) -> None:
     """Losses, predictions and meta-gradients of an execution are those of the loop.
 
+    learner: or the rule that finds the one for each shape of episodes.
     remedy: what to do if they are not.
     """
     nothing: frozenset[str] = frozenset()

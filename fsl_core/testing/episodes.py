@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.data.groups import ids_of, unbatch
 from fsl_core.testing import checks
 from fsl_core.text import first_line
 
 SPLITS: tuple[fsl.Split, ...] = ("train", "validation", "test")
 INDICES = (0, 1, 7)
+MANY = 40
+"""Episodes that are enough for a number that varies to show it."""
 
 
 class EpisodesContract(checks.Contract):
@@ -78,12 +81,13 @@ class EpisodesContract(checks.Contract):
     def test_a_batch_has_its_shape(self, split: fsl.Split) -> None:
         source = self.make()
         source.check(split)
-        _check_batch(source.batch(split, INDICES, 0), source, source.task, len(INDICES), split)
+        for group in source.groups(split, INDICES, 0):
+            _check_group(group, source, split)
 
     def test_items_of_an_episode_differ(self, split: fsl.Split) -> None:
         if not self.distinct_items:
             pytest.skip("not claimed: distinct_items")
-        for episode in self.make().batch(split, INDICES, 0).unbatch():
+        for _, episode in unbatch(self.make().groups(split, INDICES, 0)):
             items = torch.cat([episode.support.x, episode.query.x])
             items = items.reshape(len(items), -1)
             repeated = len(items) - len(items.unique(dim=0))
@@ -95,19 +99,20 @@ class EpisodesContract(checks.Contract):
 
     def test_an_episode_is_a_function_of_split_index_and_seed(self, split: fsl.Split) -> None:
         source = self.make()
-        together = source.batch(split, INDICES, 3)
+        together = unbatch(source.groups(split, INDICES, 3))
         of_torch = torch.get_rng_state()
         torch.manual_seed(1)
         np.random.seed(1)
         before = torch.get_rng_state(), _numpy_state()
-        again = self.make().batch(split, INDICES[::-1], 3).unbatch()[::-1]
+        again = unbatch(self.make().groups(split, INDICES[::-1], 3))[::-1]
         after = torch.get_rng_state(), _numpy_state()
         torch.set_rng_state(of_torch)
-        for i, (first, second) in enumerate(zip(together.unbatch(), again, strict=True)):
-            assert _same(first, second), (
-                f"{split}: episode {INDICES[i]} depends on the batch it is drawn with, on an "
-                "earlier call or on global random numbers. A function of split, index and seed "
-                "alone: fsl.draw_bits gives numbers to draw by"
+        for i, ((shape, first), (other, second)) in enumerate(zip(together, again, strict=True)):
+            same = shape == other and _same(first, second)
+            assert same, (
+                f"{split}: episode {INDICES[i]}, or its shape, depends on the batch it is drawn "
+                "with, on an earlier call or on global random numbers. A function of split, index "
+                "and seed alone: fsl.draw_bits gives numbers to draw by"
             )
         untouched = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
         assert untouched, (
@@ -117,16 +122,16 @@ class EpisodesContract(checks.Contract):
 
     def test_episodes_differ(self) -> None:
         source = self.make()
-        first, other = source.batch("train", (0, 1), 0).unbatch()
+        first, other = (episode for _, episode in unbatch(source.groups("train", (0, 1), 0)))
         assert not torch.equal(first.query.x, other.query.x), (
             "episodes 0 and 1 are the same. Items that depend on the index"
         )
-        seeded = source.batch("train", (0,), 1).unbatch()[0]
+        ((_, seeded),) = unbatch(source.groups("train", (0,), 1))
         assert not torch.equal(first.query.x, seeded.query.x), (
             "episodes under the seeds 0 and 1 are the same. Items that depend on the seed"
         )
         for split in self.splits[1:]:
-            there = source.batch(split, (0,), 0).unbatch()[0]
+            ((_, there),) = unbatch(source.groups(split, (0,), 0))
             assert not torch.equal(first.query.x, there.query.x), (
                 f"train and {split} give the same episode. Tasks of its own"
             )
@@ -137,10 +142,10 @@ class EpisodesContract(checks.Contract):
         source, indices = self.make(), range(20)
         drawn = {}
         for split in self.splits:
-            batch = source.batch(split, indices, 0)
-            both = torch.cat([batch.support.x.flatten(0, 1), batch.query.x.flatten(0, 1)])
-            items = both.reshape(len(both), -1)
-            drawn[split] = {row.tobytes() for row in items.cpu().numpy()}
+            episodes = [group.episodes for group in source.groups(split, indices, 0)]
+            items = [part.x.flatten(0, 1) for e in episodes for part in (e.support, e.query)]
+            both = torch.cat(items)
+            drawn[split] = {row.tobytes() for row in both.reshape(len(both), -1).cpu().numpy()}
         for split in self.splits[1:]:
             shared = len(drawn["train"] & drawn[split])
             assert not shared, (
@@ -150,7 +155,7 @@ class EpisodesContract(checks.Contract):
 
     def test_other_ways_and_shots(self, split: fsl.Split) -> None:
         source = self.make()
-        task = source.task
+        task = replace(source.task.least, varies=fsl.Varies())
         wanted = [replace(task, n_shot=task.n_shot + 1), replace(task, n_query=task.n_query + 1)]
         if task.kind == "classification":
             wanted.append(replace(task, n_way=task.n_way + 1, output_dim=task.n_way + 1))
@@ -164,16 +169,37 @@ class EpisodesContract(checks.Contract):
                 continue
             sizes = f"{shape.n_way} ways, {shape.n_shot} shots, {shape.n_query} queries"
             _check_batch(batch, source, shape, len(INDICES), f"{split}, {sizes}")
-        again = source.batch(split, INDICES, 0)
-        _check_batch(again, source, task, len(INDICES), f"{split}, after other shapes")
+        for group in source.groups(split, INDICES, 0):
+            _check_group(group, source, f"{split}, after other shapes")
         if len(refused) == len(wanted):
             pytest.skip(f"not claimed: {refused[0]}")
+
+    def test_what_varies(self, split: fsl.Split) -> None:
+        source = self.make()
+        varies = source.task.varies
+        if not varies:
+            pytest.skip("not claimed: task.varies")
+        groups = source.groups(split, range(MANY), 0)
+        places = sorted(place for group in groups for place in group.places)
+        assert places == [*range(MANY)], (
+            f"groups: {split}, {len(places)} places for {MANY} episodes. Each place once"
+        )
+        for group in groups:
+            _check_group(group, source, split)
+        for name in ("n_way", "n_shot", "n_query"):
+            found = {getattr(group.task, name) for group in groups}
+            if getattr(varies, name) is None or (name == "n_shot" and varies.class_shots):
+                continue
+            assert len(found) > 1, (
+                f"groups: {split}, {MANY} episodes with {name} {found.pop()}, of which task.varies "
+                f"says {getattr(varies, name)}. Numbers that differ, or no such claim"
+            )
 
     def test_ids(self, split: fsl.Split) -> None:
         source = self.make()
         tasks = source.tasks if split == "train" else None
         indices = [*INDICES] if tasks is None else [*INDICES, tasks, tasks + 1]
-        ids = source.batch(split, indices, 0).id
+        ids = ids_of(source.groups(split, indices, 0))
         assert ids.shape == (len(indices),), (
             f"id: shape {tuple(ids.shape)} for {len(indices)} episodes. One each"
         )
@@ -207,15 +233,15 @@ class EpisodesContract(checks.Contract):
     def test_device(self, device: str) -> None:
         if device == "meta":
             pytest.skip("not run on the meta device: episodes have values")
-        expected = self.make().batch("train", INDICES, 0)
-        found = self.make().to(device).batch("train", INDICES, 0)
-        for tensor in (*found.support, *found.query):
+        expected = unbatch(self.make().groups("train", INDICES, 0))
+        found = unbatch(self.make().to(device).groups("train", INDICES, 0))
+        for tensor in (t for _, e in found for t in (*e.support, *e.query)):
             assert tensor.device.type == device, (
                 f"device {device}: a tensor on {tensor.device}. All of an episode on the device of "
                 "to()"
             )
-        on_cpu = checks.cast(found, "cpu").unbatch()
-        assert all(_same(a, b) for a, b in zip(on_cpu, expected.unbatch(), strict=True)), (
+        on_cpu = [checks.cast(episode, "cpu") for _, episode in found]
+        assert all(_same(a, b) for a, (_, b) in zip(on_cpu, expected, strict=True)), (
             f"device {device}: episodes other than on the CPU. The same tensors on every device: "
             "draw on the CPU, then move"
         )
@@ -231,6 +257,24 @@ def _same(first: fsl.Episode, second: fsl.Episode) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def _check_group(group: fsl.Group, source: fsl.EpisodeSource, where: str) -> None:
+    """A group is of one shape, which the source's task allows."""
+    shape, task = group.task, source.task
+    assert shape is not None, f"{where}: a group without a task. Its shape, as a TaskShape"
+    for name in ("n_way", "n_shot", "n_query"):
+        number, most = getattr(shape, name), getattr(task, name)
+        low, high = getattr(task.varies, name) or (most, most)
+        assert low <= number <= high, (
+            f"{where}: episodes of {shape}, where task is {task}. {name} from {low} to {high}"
+        )
+    unequal = shape.varies.class_shots
+    assert not replace(shape.varies, class_shots=False), f"{where}: a group of {shape}. One shape"
+    assert task.varies.class_shots or not unequal, (
+        f"{where}: a group of {shape}, where task is {task}. As many shots of each class"
+    )
+    _check_batch(group.episodes, source, shape, len(group.places), where)
+
+
 def _check_batch(
     batch: fsl.Episode, source: fsl.EpisodeSource, task: fsl.TaskShape, count: int, where: str
 ) -> None:
@@ -239,6 +283,9 @@ def _check_batch(
         ("query", batch.query, task.n_query),
     ):
         expected = (count, task.n_way * per_class, *task.input_shape)
+        unequal = task.varies.class_shots and name == "support"
+        if unequal:  # the labels say how many of each class
+            expected = (count, *part.x.shape[1:2], *task.input_shape)
         assert part.x.shape == expected, (
             f"{where}: {name}.x of shape {tuple(part.x.shape)}. Expected {expected}"
         )
@@ -252,6 +299,8 @@ def _check_batch(
                 f"{where}: {name}.y of {part.y.dtype}. That of the items, {part.x.dtype}"
             )
             assert part.y.isfinite().all(), f"{where}: {name}.y is not finite. Finite values"
+        elif unequal:
+            _check_unequal(part.y, task.n_way, count, f"{where}: {name}.y")
         else:
             _check_labels(part.y, task.n_way, per_class, count, f"{where}: {name}.y")
 
@@ -268,6 +317,16 @@ def _check_items(x: Tensor, vocabulary: int | None, where: str) -> None:
         assert ((x >= 0) & (x < vocabulary)).all(), (
             f"{where}: ids {int(x.min())} .. {int(x.max())} with a vocabulary of {vocabulary}. "
             f"0 .. {vocabulary - 1}"
+        )
+
+
+def _check_unequal(y: Tensor, n_way: int, count: int, where: str) -> None:
+    assert y.dtype == torch.int64, f"{where}: {y.dtype}. torch.int64, the index of a class"
+    assert len(y) == count, f"{where}: {len(y)} rows for {count} episodes. One each"
+    for row in y.tolist():
+        assert row == sorted(row), f"{where}: {row}. Rows sorted by class"
+        assert set(row) == set(range(n_way)), (
+            f"{where}: {row}. One or more of each of the classes 0 .. {n_way - 1}"
         )
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 import fsl_core as fsl
-from fsl_core.assembly.parts import build_part
+from fsl_core.assembly.parts import build_source, section_at
 from fsl_core.config.document import Document, read_value
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
@@ -29,6 +29,7 @@ from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
+from fsl_core.testing.hypergradients import META_BATCH, TASKS, HypergradientContract
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
 from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
 from fsl_core.text import suggest
@@ -62,6 +63,11 @@ class Claims(BaseModel):
     without_gradient: tuple[str, ...] | None = None
     adapts_frozen: bool | None = None
     progress: float | None = None
+    exact: Literal["always", "at the minimum", "no"] | None = None
+    tolerance: float | None = None
+    own_value: bool | None = None
+    reaches_outer: bool | None = None
+    inner_steps: int | None = None
     random: bool | None = None
     sizes: tuple[int, ...] | None = None
     input_shape: tuple[int, ...] | None = None
@@ -114,6 +120,13 @@ def _grown_axes(tensor: Tensor, wider: Tensor | None, n_way: int) -> list[int] |
     return changed
 
 
+class InstalledHypergradient(HypergradientContract):
+    build: ClassVar[Callable[..., Any]]
+
+    def make(self, task):
+        return type(self).build(task=task, tasks=TASKS, meta_batch_size=META_BATCH)
+
+
 class InstalledWeighting(WeightingContract):
     build: ClassVar[Callable[..., Any]]
 
@@ -137,6 +150,7 @@ class InstalledEpisodes(EpisodesContract):
 
 CONTRACTS: dict[str, type] = {
     "adapter": InstalledAdapter,
+    "hypergradient": InstalledHypergradient,
     "weighting": InstalledWeighting,
     "backbone": InstalledBackbone,
     "episodes": InstalledEpisodes,
@@ -270,7 +284,9 @@ def _checked(kind: str, text: str, catalogue: Any, claims: Claims) -> Checked:
     component = recipe.chosen[path]
 
     def build(**injected: Any) -> Any:
-        return component.build(_section(recipe, path), **injected)
+        if component.lists:
+            return build_source(recipe, path)
+        return component.build(section_at(recipe, path), **injected)
 
     stated = claims.model_dump(exclude_none=True)
     wanted = {key: value for key, value in stated.items() if hasattr(CONTRACTS[kind], key)}
@@ -283,13 +299,6 @@ def _checked(kind: str, text: str, catalogue: Any, claims: Claims) -> Checked:
     return Checked(kind, name, options, component.origin, contract)
 
 
-def _section(recipe: Recipe, path: tuple[str | int, ...]) -> BaseModel:
-    section = recipe.sections
-    for part in path:
-        section = getattr(section, str(part))
-    return section
-
-
 def _recipe(kind: str, name: str, options: str, catalogue: Any) -> Recipe:
     """A recipe around the component, so that its options are checked as in every recipe."""
     source = f"--fsl-{kind} {name}"
@@ -300,10 +309,8 @@ def _recipe(kind: str, name: str, options: str, catalogue: Any) -> Recipe:
         )
     section = {"name": name, **given}
     data = {key: dict(value) for key, value in _OTHERS.items()}
-    if kind == "weighting":
-        data["outer"]["weighting"] = section
-    else:
-        data[kind] = section
+    where = data["outer"] if kind in ("hypergradient", "weighting") else data
+    where[kind] = section
     return check_document(Document(source, data), catalogue)
 
 
@@ -318,7 +325,7 @@ def _found_out(
         return {"kinds": _kinds(source, build)}
     if kind == "episodes":
         try:
-            episodes = build_part(recipe, path)
+            episodes = build_source(recipe, path)
         except PluginError:  # the property `claims` says what is wrong with it
             return {}
         return {"splits": _splits(source, episodes)}

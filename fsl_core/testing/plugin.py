@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("adapter", "weighting", "backbone", "episodes")
+KINDS = ("adapter", "hypergradient", "weighting", "backbone", "episodes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

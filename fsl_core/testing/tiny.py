@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -74,6 +75,34 @@ def tiny_episodes(task: fsl.TaskShape, count: int, seed: int = 0) -> fsl.Episode
     return fsl.Episode(draw(task.n_shot), draw(task.n_query), torch.arange(count))
 
 
+def unequal_episodes(
+    task: fsl.TaskShape, count: int, shots: Sequence[int], seed: int = 0
+) -> fsl.Episode:
+    """A batch of `count` classification episodes whose class c has shots[c] support items.
+
+    They are those of `tiny_episodes`, which has as many of each class as there are at most here,
+    without the others.
+    """
+    episodes = tiny_episodes(replace(task, n_shot=max(shots)), count, seed)
+    place = torch.arange(max(shots)).repeat(task.n_way)
+    kept = place < torch.tensor(shots).repeat_interleave(max(shots))
+    support = fsl.LabelledSet(*(tensor[:, kept] for tensor in episodes.support))
+    return episodes._replace(support=support)
+
+
+def as_batch(parts: Sequence[tuple[fsl.TaskShape, fsl.Episode]]) -> list[fsl.Group]:
+    """Groups of one batch, in which the episodes of each are apart: the first of every group comes
+    first, then the second of each."""
+    order = [
+        (place, which) for which, (_, batch) in enumerate(parts) for place in range(len(batch.id))
+    ]
+    rank = {key: i for i, key in enumerate(sorted(order))}
+    return [
+        fsl.Group(task, batch, tuple(rank[place, which] for place in range(len(batch.id))))
+        for which, (task, batch) in enumerate(parts)
+    ]
+
+
 class TinyBackbone(fsl.NormedBackbone):
     """conv3x3(4) - norm - tanh - linear(5) - tanh: (n, 2, 5, 5) -> (n, 5).
 
@@ -102,6 +131,7 @@ class GradientSteps(fsl.Adapter):
     """
 
     name = "gradient-steps"
+    unequal_shots = True
 
     def __init__(self, task: fsl.TaskShape, backbone: nn.Module, inner_steps: int = 2):
         super().__init__()

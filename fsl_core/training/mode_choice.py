@@ -26,6 +26,7 @@ from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, se
 from fsl_core.engine.execution import Execution, Mode
 from fsl_core.engine.kept import ChoiceFile
 from fsl_core.engine.traces import random_state_kept
+from fsl_core.episode import TaskShape
 from fsl_core.errors import RecipeError, RunError
 from fsl_core.runs.run import Run
 
@@ -123,14 +124,14 @@ class _Question:
     def setting(self) -> Setting:
         experiment, sections = self.experiment, self.experiment.recipe.sections
         tasks = range(sections.outer.meta_batch_size)
-        episodes = experiment.source.batch("train", tasks, sections.seed)
-        loss = experiment.source.task.loss
-        return Setting(experiment.learner, experiment.weighting, episodes, loss)
+        groups = experiment.source.groups("train", tasks, sections.seed)
+        loss, rule = experiment.source.task.loss, experiment.fitting
+        return Setting(experiment.learner, experiment.weighting, groups, loss, rule=rule)
 
     def _settled(self, named: Execution) -> Choice:
         if named.mode == "loop" and named.workers == 1:
             return Choice(named, NAMED, {})
-        if named.mode != "compiled":
+        if named.mode != "compiled" or self.setting.varies:
             return settle(named, self.setting)
         tried = self.file.read()  # compiling to see whether it can be done takes its time
         if tried and tried.choice.execution == named and not rules_out(named, self.setting.learner):
@@ -183,7 +184,7 @@ class _Question:
         }
         whole = recipe.resolved()
         return {
-            "episodes": {"name": recipe.chosen["episodes",].name, "task": asdict(source.task)},
+            "episodes": {"name": recipe.chosen["episodes",].name, "task": _task(source.task)},
             "components": {
                 name: {"options": _at(whole, path), "code": _code_of(recipe.chosen[path])}
                 for name, path in parts.items()
@@ -198,6 +199,12 @@ class _Question:
                 "fsl-core": metadata.version("fsl-core"),
             },
         }
+
+
+def _task(task: TaskShape) -> dict[str, Any]:
+    """Without `varies` where nothing does: a choice that was kept before stays known."""
+    data = asdict(task)
+    return data if task.varies else {key: data[key] for key in data if key != "varies"}
 
 
 def _at(data: dict[str, Any], path: tuple[str, ...]) -> Any:

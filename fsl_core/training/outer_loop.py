@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from fsl_core.adapter import Adapter
-from fsl_core.assembly.experiment import check_data, splits_in_use
+from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
+from fsl_core.data.groups import Group, ids_of, in_order
 from fsl_core.data.seeding import seed_torch
-from fsl_core.data.source import Split
+from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
-from fsl_core.episode import Episode
+from fsl_core.episode import TaskShape
 from fsl_core.errors import PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
-from fsl_core.nn.norms import Norm, collect_statistics
-from fsl_core.runs.data_record import keep_data_record, refuse_other_data
+from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
+from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
 from fsl_core.runs.run import Run
+from fsl_core.runs.starting import keep_start
 from fsl_core.runs.stopping import Interrupted
 from fsl_core.training.conflict import gradient_conflict
 from fsl_core.training.memory import enough_memory
@@ -43,12 +45,17 @@ def train(run: Run) -> None:
     source, splits = run.experiment.source, splits_in_use(run.experiment)
     learner = run.experiment.learner
     if run.directory is not None:  # before a change makes the data too small
-        refuse_other_data(run.directory, source, splits)
+        refuse_other_data(run.directory, source, splits, run.experiment.further)
     check_data(run.experiment)
     run.try_parts()
     state_of(learner.adapter)  # refused now rather than when training is done
-    run.notes += keep_data_record(run.directory, source, splits, run.step > 0)
+    run.notes += keep_data_record(
+        run.directory, source, splits, run.step > 0, run.experiment.further
+    )
+    if run.directory is not None and run.started_from:
+        keep_start(run.directory, run.started_from)
     run.notes += [f"backbone: {note}" for note in getattr(learner.backbone, "notes", ())]
+    run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
         _keep_untrained(run)
         return
@@ -58,7 +65,7 @@ def train(run: Run) -> None:
     with run.stop.heeding():
         saved = time.monotonic()
         if run.unvalidated:
-            run.experiment.learner.on_progress(run.progress(run.step - 1))
+            run.experiment.fitting.on_progress(run.progress(run.step - 1))
             _validate(run)
             run.save("last")
         while run.step < run.steps:
@@ -76,6 +83,16 @@ def train(run: Run) -> None:
                 saved = time.monotonic()
             if stopping:
                 raise Interrupted
+
+
+def _advice_of_estimate(run: Run) -> str:
+    chosen, estimate = run.recipe.chosen, run.experiment.learner.hypergradient
+    if estimate is None:
+        return ""
+    # Parts that a program made by hand have no names.
+    named = [chosen.get(("outer", part)) for part in ("optimizer", "schedule")]
+    told = estimate.advice(*(part.name for part in named if part)) if all(named) else ""
+    return f"hypergradient {estimate.name!r}: {told}" if told else ""
 
 
 def _due(run: Run, every: int) -> bool:
@@ -97,10 +114,17 @@ def _keep_untrained(run: Run) -> None:
 
 
 def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json."""
+    """Evaluate a trained run on the frozen test episodes and write episodes.csv and result.json.
+
+    On those of every further source, too.
+    """
     wanted = run.recipe.sections.evaluate
     which = run.restore_for_evaluation()
     evaluation = evaluate_run(run, "test", wanted.episodes, on_episode=on_episode)
+    further = {
+        label: evaluate_run(run, "test", wanted.episodes, source, on_episode=on_episode)
+        for label, source in run.experiment.further.items()
+    }
     chosen = run.recipe.chosen
     result = {
         "recipe": run.name,
@@ -109,7 +133,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "backbone": chosen["backbone",].name,
         "norm": run.experiment.norm,
         "transductive": run.experiment.transductive,
-        "n_query": run.experiment.test_task.n_query,
+        "n_query": _queries(run.experiment.test_task),
         "adapter": chosen["adapter",].name,
         "hypergradient": chosen["outer", "hypergradient"].name,
         "weighting": chosen["outer", "weighting"].name,
@@ -124,11 +148,47 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "execution": str(run.choice),
         **run.experiment.weights,
         **state_of(run.experiment.learner.adapter),
+        **({"shared_classes": shared} if (shared := shared_classes(run.directory)) else {}),
+        **_shapes(run.experiment),
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
+        **({"start_from": run.started_from} if run.started_from else {}),
+        **({"on": judged_on(run.experiment.further, further)} if further else {}),
     }
-    run.records.write_result(result, evaluation)
+    run.records.write_result(result, evaluation, further)
     run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
     return result
+
+
+def _queries(task: TaskShape) -> int | list[int]:
+    """Query items of a class; the least and the most, if they vary."""
+    return list(task.varies.n_query) if task.varies.n_query else task.n_query
+
+
+def _shapes(experiment: Experiment) -> dict[str, str]:
+    """The shapes of episodes in words, if they vary in training or in the test."""
+    trained, judged = experiment.source.task, experiment.test_task
+    if not (trained.varies or judged.varies):
+        return {}
+    return {"trained_on": str(trained), "judged_on": str(judged)}
+
+
+def judged_on(
+    sources: Mapping[str, EpisodeSource], evaluations: Mapping[str, Evaluation]
+) -> dict[str, dict[str, Any]]:
+    """The row of each further source that a run was judged on, by its label."""
+    rows = {}
+    for label, evaluation in evaluations.items():
+        source = sources[label]
+        task = source.task
+        rows[label] = {
+            **evaluation.summary(),
+            "episodes_name": source.name,
+            "n_way": task.n_way,
+            "n_shot": task.n_shot,
+            "n_query": task.n_query,
+            "adaptation_seconds": evaluation.adaptation_seconds,
+        }
+    return rows
 
 
 def state_of(adapter: Adapter) -> dict[str, Any]:
@@ -150,17 +210,19 @@ def state_of(adapter: Adapter) -> dict[str, Any]:
     return {**kept, "adapter_state": dict(state)} if state else kept
 
 
-def evaluate_run(run: Run, split: Split, episodes: int, **options: Any) -> Evaluation:
+def evaluate_run(
+    run: Run, split: Split, episodes: int, on: EpisodeSource | None = None, **options: Any
+) -> Evaluation:
     """Evaluate the run's present weights on the first `episodes` frozen episodes of a split.
 
+    on:      another source than that of training.
     options: as for `evaluate`.
     """
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
-    learner, task, workers = experiment.test_learner(), experiment.test_task, workers_of(run)
+    source, task = (experiment.source, experiment.test_task) if on is None else (on, on.task)
+    learner, workers = experiment.fitting_for(task), workers_of(run)
     with enough_memory(run, f"evaluation on {split}", RunError):
-        return evaluate(
-            learner, experiment.source, split, episodes, seed, task, workers=workers, **options
-        )
+        return evaluate(learner, source, split, episodes, seed, task, workers=workers, **options)
 
 
 def _prepare(run: Run) -> MetaGradient:
@@ -168,7 +230,7 @@ def _prepare(run: Run) -> MetaGradient:
     with enough_memory(run, "the first meta-batch", TrainingError):
         run.choice = choose_execution(run)
     return MetaGradient(
-        experiment.learner,
+        experiment.fitting,
         experiment.weighting,
         experiment.source.task.loss,
         run.choice.execution,
@@ -180,9 +242,9 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
-    learner.on_progress(run.progress(run.step))
+    experiment.fitting.on_progress(run.progress(run.step))
     first = run.step * outer.meta_batch_size
-    episodes = experiment.source.batch(
+    groups = experiment.source.groups(
         "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
     )
     seed_torch(run.recipe.sections.seed, "step", run.step)
@@ -192,15 +254,15 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         and outer.meta_batch_size > 1
     )
     with enough_memory(run, f"outer step {run.step + 1}", TrainingError):
-        outcome = compute(episodes, keep_gradients=watched)
-    _refuse_non_finite(run, episodes, outcome)
+        outcome = compute(groups, keep_gradients=watched)
+    _refuse_non_finite(run, groups, outcome)
     norm = _clip(run, optimizer)
     optimizer.step()
-    move_running_statistics(learner, episodes)
-    learner.on_step(episodes.id)
-    score = sum(
-        float(task.score(p, y)) for p, y in zip(outcome.predictions, episodes.query.y, strict=True)
-    )
+    move_running_statistics(learner, groups)
+    learner.on_step(ids_of(groups))
+    estimate = learner.hypergradient
+    labels = in_order(groups, (group.episodes.query.y for group in groups))
+    score = sum(float(task.score(p, y)) for p, y in zip(outcome.predictions, labels, strict=True))
     # Gradients are kept only if they are watched.
     conflict = {} if outcome.gradients is None else gradient_conflict(outcome.gradients)
     return {
@@ -209,6 +271,7 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         "lr": optimizer.param_groups[0]["lr"],
         "gradient_norm": norm,
         **conflict,
+        **({} if estimate is None else estimate.metrics()),
         "seconds": time.perf_counter() - started,
     }
 
@@ -230,10 +293,10 @@ def _clip(run: Run, optimizer: Optimizer) -> float:
     return norm
 
 
-def _refuse_non_finite(run: Run, episodes: Episode, outcome: MetaBatchResult) -> None:
+def _refuse_non_finite(run: Run, groups: Sequence[Group], outcome: MetaBatchResult) -> None:
     bad = (~torch.isfinite(outcome.losses)).nonzero().flatten().tolist()
     if bad:
-        task, loss = int(episodes.id[bad[0]]), float(outcome.losses[bad[0]])
+        task, loss = int(ids_of(groups)[bad[0]]), float(outcome.losses[bad[0]])
         raise TrainingError(
             f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}"
         )
@@ -246,15 +309,21 @@ def _advice(run: Run) -> str:
     return f"A smaller step size or clipping may help. {state}"
 
 
-def move_running_statistics(learner: Learner, episodes: Episode) -> None:
-    """One forward pass over the meta-batch's support sets, for norm layers of policy `running`.
+def move_running_statistics(learner: Learner, groups: Sequence[Group]) -> None:
+    """One forward pass over the meta-batch, for norm layers that keep averages.
 
-    Without such layers there is none.
+    It sees the support sets, and for policy `ordinary` the query sets, too. Without such layers
+    there is none.
     """
-    norms = (m for m in learner.backbone.modules() if isinstance(m, Norm))
-    if any(norm.policy == "running" and norm.momentum for norm in norms):
-        with torch.no_grad(), collect_statistics():
-            learner.backbone(episodes.support.x.flatten(0, 1))
+    norms = [m for m in learner.backbone.modules() if isinstance(m, Norm)]
+    policies = {m.policy for m in norms if m.policy != "running" or m.momentum}
+    if policies.isdisjoint(AVERAGED):
+        return
+    items = [group.episodes.support.x.flatten(0, 1) for group in groups]
+    if "ordinary" in policies:
+        items += [group.episodes.query.x.flatten(0, 1) for group in groups]
+    with torch.no_grad(), collect_statistics():
+        learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
 
 
 def _validate(run: Run) -> None:

@@ -25,6 +25,9 @@ def test_parameters_are_those_of_the_hypermaml_code():
         ((3, 84, 84), {"readout": "mean"}, 64),
         ((3, 16, 40), {"channels": 8}, 16),
         ((1, 8, 9), {"channels": 8, "blocks": 2}, 32),
+        ((1, 28, 28), {"downsample": "stride"}, 256),
+        ((1, 28, 28), {"downsample": "stride", "readout": "mean"}, 64),
+        ((1, 9, 17), {"channels": 8, "downsample": "stride", "blocks": 2}, 120),
     ],
 )
 def test_feature_dim(shape, options, feature_dim):
@@ -33,7 +36,9 @@ def test_feature_dim(shape, options, feature_dim):
     assert backbone(torch.zeros(2, *shape)).shape == (2, feature_dim)
 
 
-@pytest.mark.parametrize("norm", ["transductive", "support", "running", "group", "none"])
+@pytest.mark.parametrize(
+    "norm", ["transductive", "support", "running", "ordinary", "group", "none"]
+)
 def test_every_norm_policy(norm):
     x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     learner = fsl.Learner(
@@ -54,6 +59,14 @@ def test_start_values():
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
     assert not conv.bias.any()
     assert norm.scale.eq(1).all()
+
+
+def test_parameters_are_those_of_mamls_omniglot_code():
+    """Four 3x3 convolutions of 64 filters with biases, and a shift for each channel."""
+    options = {"readout": "mean", "downsample": "stride", "init": "xavier", "norm_scale": False}
+    backbone = Conv4(replace(TASK, input_shape=(1, 28, 28)), norm_eps=1e-3, **options)
+    assert sum(p.numel() for p in backbone.parameters()) == 9 * 64 * (1 + 3 * 64) + 4 * 64 + 4 * 64
+    assert {block.norm.eps for block in backbone.blocks} == {1e-3}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,8 +16,10 @@ from PIL import Image
 
 import fsl_core as fsl
 from fsl_core.builtin import image_folder
-from fsl_core.builtin.image_folder import ImageFolder, split_by_name, split_of
+from fsl_core.builtin.image_folder import ImageFolder
 from fsl_core.data import folders
+from fsl_core.data.sharing import split_by_name, split_of
+from fsl_core.reporting.data_report import DataReport
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +52,7 @@ SPLITS = ("train", "validation", "test")
 
 def shares(root: Path, **options: object) -> dict[str, list[str]]:
     source = small(root, **options)
-    return {split: [f.name for f in source.class_folders(split)] for split in SPLITS}
+    return {split: source.class_names(split) for split in SPLITS}
 
 
 def test_classes_are_shared_out_by_fractions(root: Path):
@@ -108,7 +111,7 @@ def test_episodes(root: Path):
     assert source.task.input_shape == (3, 8, 8)
     pool = source.pool("train")
     assert dict(zip(pool.classes, pool.counts, strict=True)) == {
-        f.name: 3 + int(f.name[-1]) for f in source.class_folders("train")
+        name: 3 + int(name[-1]) for name in source.class_names("train")
     }
 
 
@@ -161,14 +164,14 @@ def test_two_folders_of_one_split(tmp_path: Path):
     with pytest.raises(
         fsl.DataError, match=r"folders 'Training' and 'train' both mean train\. One folder for each"
     ):
-        small(tmp_path).class_folders("test")
+        small(tmp_path).class_names("test")
 
 
 def test_one_folder_may_serve_two_splits(tmp_path: Path):
     for name in ("train", "test"):
         paint(tmp_path / name / f"{name}-a", 3)
     (tmp_path / "val").symlink_to("test")
-    assert [f.name for f in small(tmp_path).class_folders("validation")] == ["test-a"]
+    assert small(tmp_path).class_names("validation") == ["test-a"]
 
 
 def test_what_lies_beside_the_folders_of_splits_is_not_forgotten(tmp_path: Path):
@@ -201,7 +204,7 @@ def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch):
         assert small(root).pool("train").digest == first
         with pytest.raises(pytest.fail.Exception, match="decoded again"):
             small(root, image_size=9).pool("train")
-    changed = small(root).class_folders("train")[0] / "0.png"
+    changed = root / small(root).class_names("train")[0] / "0.png"
     Image.new("RGB", (9, 9), "red").save(changed)
     assert small(root).pool("train").digest != first
 
@@ -348,7 +351,7 @@ def test_names_in_any_bytes(tmp_path: Path):
 def test_too_few_images(root: Path):
     with pytest.raises(
         fsl.DataError,
-        match=r"split 'train', class 'class0' has 3 images\. n_shot: 2 and n_query: 2 need at least 4$",
+        match=r"split 'train', class 'class0' has 3 items\. n_shot: 2 and n_query: 2 need at least 4$",
     ):
         small(root, n_shot=2, fractions=(1, 0, 0)).check("train")
 
@@ -389,11 +392,11 @@ def test_all_splits_in_use_are_looked_at_together(root: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_way": 6}, r"At least 12 classes, or fewer ways$"),
+        ({"n_way": 6}, r"At least 12 classes, fewer ways, or `split_by: items`"),
         ({"fractions": (1, 1, 0)}, r"A fraction above 0 for test, or a folder for each split"),
         (
             {"fractions": (1, 0, 1e-9)},
-            r"No split_seed below 10000 does: other fractions, more classes, or",
+            r"No split_seed below 10000 does: other fractions, more classes, `split_by: items`, whi",
         ),
     ],
 )
@@ -418,7 +421,7 @@ def test_images_keep_their_colours(tmp_path: Path):
 
 
 def test_images_are_sorted_by_file_name(root: Path):
-    red = dict(small(root, fractions=(1, 0, 0)).pool("train").items())["class8"][:, 0, 0, 0]
+    red = dict(small(root, fractions=(1, 0, 0)).pool("train").by_class())["class8"][:, 0, 0, 0]
     assert red.tolist() == [10 * i for i in (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]
 
 
@@ -465,3 +468,165 @@ def test_the_range_is_part_of_the_cache_key(tmp_path: Path):
 def test_a_range_that_is_none(root: Path):
     with pytest.raises(ValueError, match=r"value_range: \[5, 5\]\. Two numbers, the smaller one"):
         small(root, value_range=(5, 5))
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """mini-ImageNet's layout: all pictures in one folder, their classes in lists."""
+    paint(tmp_path / "mini" / "images", 24)
+    for split, first in {"train": 0, "val": 12, "test": 18}.items():
+        last = {"train": 12, "val": 18, "test": 24}[split]
+        rows = [f"{i}.png,n{i // 3:04d}" for i in range(first, last)]
+        (tmp_path / "mini" / f"{split}.csv").write_text("\n".join(["filename,label", *rows]))
+    return tmp_path / "mini"
+
+
+LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
+
+
+class TestLists:
+    def test_of_mini_imagenet(self, flat: Path):
+        source = small(flat, splits=LISTS)
+        assert source.class_names("train") == ["n0000", "n0001", "n0002", "n0003"]
+        assert source.class_names("test") == ["n0006", "n0007"]
+        assert source.inspect("validation").classes == {"n0004": 3, "n0005": 3}
+        assert source.inspect("test").files["n0007"] == [
+            flat / "images" / f"{i}.png" for i in (21, 22, 23)
+        ]
+        # Its pictures are of the colour that their numbers say.
+        reds = source.pool("test").items[:, 0, 0, 0].tolist()
+        assert reds == [10 * i for i in range(18, 24)]
+        source.check_splits({"train": source.task, "test": source.task})
+
+    def test_of_a_recipe_are_found_in_root_or_by_a_whole_path(self, flat: Path, tmp_path: Path):
+        shutil.move(flat / "train.csv", tmp_path / "elsewhere.csv")
+        source = small(flat, splits=LISTS | {"train": str(tmp_path / "elsewhere.csv")})
+        assert len(source.pool("train")) == 12
+
+    def test_of_easyfsl(self, root: Path, tmp_path: Path):
+        names, roots = ["seven", "eight"], ["class7", str(root / "class8")]
+        record = {"class_names": names, "class_roots": roots}
+        (tmp_path / "train.json").write_text(json.dumps(record))
+        source = small(root, splits={"train": tmp_path / "train.json"})
+        assert source.inspect("train").classes == {"seven": 10, "eight": 11}
+        assert torch.equal(
+            source.pool("train").items[:10],
+            small(root, fractions=(1, 0, 0))
+            .pool("train")
+            .items[sum(3 + i for i in range(7)) :][:10],
+        )
+
+    def test_a_split_without_a_list(self, flat: Path):
+        source = small(flat, splits={"train": "train.csv"})
+        with pytest.raises(fsl.DataError, match="no list of test, only train. A list of each spl"):
+            source.check("test")
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            (
+                "a.csv",
+                "name,label\n1.png,x",
+                r"a\.csv:1: columns name, label\. Columns filename an",
+            ),
+            ("a.csv", "", r"a\.csv:1: columns nothing\. Columns filename and label"),
+            ("a.csv", "filename,label\n1.png,", r"a\.csv:2: no filename or no label\. Both in"),
+            ("a.csv", "filename,label\n1.png", r"a\.csv:2: no filename or no label\. Both in"),
+            (
+                "a.csv",
+                "filename,label\n99.png,x\n",
+                r"a\.csv:2: 99\.png: no such picture\n.*: 1 pic",
+            ),
+            ("a.csv", b"filename,label\n\xff.png,x\n", r"a\.csv: not CSV in UTF-8"),
+            ("a.txt", "", r"a\.txt: a list of pictures\. A file \.csv or \.json"),
+            ("b.csv", None, r"b\.csv: No such file or directory\. A file that this user may read"),
+            ("a.json", "[1]", r"a\.json: not a list of class folders\. An object"),
+            ("a.json", '{"class_names": [1], "class_roots": ["a"]}', "not a list of class folders"),
+            ("a.json", '{"class_names": ["a"], "class_roots": []}', "1 names and 0 folders"),
+            ("a.json", '{"class_names": ["a"], "class_roots": ["z"]}', "class_roots: no folder z"),
+            (
+                "a.json",
+                '{"class_names": ["a", "a"], "class_roots": ["z", "z"]}',
+                r"class a is there twice\. Every class once",
+            ),
+        ],
+    )
+    def test_a_wrong_list_is_named_with_its_line(self, flat: Path, name, text, message):
+        if text is not None:
+            (flat / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(fsl.DataError, match=message):
+            small(flat, splits={"train": name}).check("train")
+
+    def test_many_absent_pictures_are_counted(self, flat: Path):
+        rows = [f"absent{i}.png,x" for i in range(50)]
+        (flat / "a.csv").write_text("\n".join(["filename,label", *rows]))
+        with pytest.raises(fsl.DataError) as caught:
+            small(flat, splits={"train": "a.csv"}).check("train")
+        lines = str(caught.value).splitlines()
+        assert len(lines) == 21
+        assert "50 pictures are not there, of which 20 are named here" in lines[-1]
+
+    def test_what_is_named_twice(self, flat: Path):
+        """In one class it counts once; in two classes or splits the report shows it."""
+        rows = ["0.png,a", "1.png,a", "0.png,a", "2.png,a", "0.png,b", "3.png,b", "4.png,b"]
+        (flat / "a.csv").write_text("\n".join(["filename,label", *rows]))
+        (flat / "b.csv").write_text("filename,label\n4.png,c\n5.png,c\n6.png,c\n")
+        source = small(flat, splits={"train": "a.csv", "test": "b.csv"})
+        found = source.inspect("train")
+        assert found.classes == {"a": 3, "b": 3}
+        assert [(item.path.name, item.reason) for item in found.passed_over] == [
+            ("0.png", "named before in the same class")
+        ]
+        contents = {"train": found, "test": source.inspect("test")}
+        report = DataReport(contents, {"train": source.task, "test": source.task}, [])
+        groups = [[(p.split, p.of_class, p.file.name) for p in g] for g in report.identical]
+        assert sorted(groups) == [
+            [("train", "a", "0.png"), ("train", "b", "0.png")],
+            [("train", "b", "4.png"), ("test", "c", "4.png")],
+        ]
+
+
+def test_nested_classes(tmp_path: Path):
+    for name in ("birds/heron", "birds/owl", "fish/trout", "fish/owl"):
+        paint(tmp_path / "train" / name, 3)
+    (tmp_path / "train" / "fish" / "notes.txt").write_text("no picture")
+    shallow = small(tmp_path).inspect("train", digest=False)
+    assert shallow.classes == {"birds": 6, "fish": 6}
+    deep = small(tmp_path, depth=2)
+    assert deep.class_names("train") == ["birds/heron", "birds/owl", "fish/owl", "fish/trout"]
+    assert deep.pool("train").classes == tuple(deep.class_names("train"))
+    assert [item.path.name for item in deep.inspect("train").passed_over] == ["notes.txt"]
+    shared = small(tmp_path / "train", depth=2, fractions=(1, 0, 0))
+    assert shared.class_names("train") == deep.class_names("train")
+    with pytest.raises(fsl.DataError, match="has no class folders 3 folders deep"):
+        small(tmp_path / "train", depth=3).class_names("train")
+
+
+def test_small_classes_are_left_out_and_counted(root: Path, flat: Path):
+    source = small(root, min_images=8, fractions=(1, 0, 0))
+    assert source.class_names("train") == [f"class{i}" for i in range(5, 10)]
+    left_out = source.inspect("train").passed_over
+    assert folders.counted(left_out) == "5 class with fewer pictures than min_images"
+    assert str(left_out[0]) == f"{root / 'class0'}: 3 of 8 pictures"
+    rows = ["0.png,a", "1.png,a", "2.png,a", "3.png,b", "4.png,c"]
+    (flat / "a.csv").write_text("\n".join(["filename,label", *rows]))
+    found = small(flat, splits={"train": "a.csv"}, min_images=2).inspect("train")
+    assert found.classes == {"a": 3}
+    assert [item.path for item in found.passed_over] == [flat / "a.csv" / n for n in "bc"]
+
+
+def test_pictures_of_a_class_are_shared_out(tmp_path: Path):
+    for name in "abc":
+        paint(tmp_path / "data" / name, 25)
+    source = small(tmp_path / "data", split_by="items", fractions=(2, 1, 1))
+    found = {split: source.inspect(split).files for split in SPLITS}
+    assert all(list(files) == ["a", "b", "c"] for files in found.values())
+    everything = [file for files in found.values() for own in files.values() for file in own]
+    assert len(everything) == len(set(everything)) == 75
+    source.check_splits(dict.fromkeys(SPLITS, source.task))
+    before = {split: set(chain(*files.values())) for split, files in found.items()}
+    shutil.rmtree(tmp_path / "data" / "a")
+    (tmp_path / "data" / "b" / "3.png").unlink()
+    again = small(tmp_path / "data", split_by="items", fractions=(2, 1, 1))
+    for split in SPLITS:  # each picture stays where it was
+        assert set(chain(*again.inspect(split).files.values())) <= before[split]

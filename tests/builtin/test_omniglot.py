@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -31,7 +32,12 @@ TOY = {
 
 class TestClassLists:
     @pytest.mark.parametrize(
-        ("split", "sizes"), [("vinyals", [1028, 172, 423]), ("learn2learn", [1100, 100, 423])]
+        ("split", "sizes"),
+        [
+            ("vinyals", [1028, 172, 423]),
+            ("learn2learn", [1100, 100, 423]),
+            ("finn", [1100, 100, 423]),
+        ],
     )
     def test_every_class_is_in_one_split(self, split: str, sizes: list[int]):
         lists = class_lists(split)
@@ -56,6 +62,21 @@ class TestClassLists:
         assert [order.index(name) for name in names["train"][:5]] == [1559, 1541, 1515, 1145, 981]
         digest = hashlib.md5("\n".join(names["test"]).encode()).hexdigest()
         assert digest == "d67eab85186d47869266ffcba78f3330"
+
+    def test_no_latin_letter_is_trained_on(self):
+        lists = class_lists("no-latin")
+        assert [len(names) for names in lists.values()] == [1597, 26, 26]
+        assert (
+            lists["validation"]
+            == lists["test"]
+            == [f"Latin/character{i:02d}" for i in range(1, 27)]
+        )
+        assert len(set(lists["train"]) | set(lists["test"])) == 1623
+
+    def test_the_finn_split_is_another_draw(self):
+        learn2learn, finn = (set(class_lists(split)["test"]) for split in ("learn2learn", "finn"))
+        # 423 of 1,623 twice: 110 in common on average, with a deviation of 8
+        assert 80 < len(learn2learn & finn) < 140
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +134,59 @@ class TestToyArchives:
 
     @pytest.mark.parametrize(
         ("rotations", "counts"),
-        [("train", (8, 1, 1)), ("all", (8, 4, 4)), ("none", (2, 1, 1))],
-        ids=["train", "all", "none"],
+        [
+            ("train", (8, 1, 1)),
+            ("all", (8, 4, 4)),
+            ("none", (2, 1, 1)),
+            ("per-episode", (2, 1, 1)),
+        ],
+        ids=["train", "all", "none", "per-episode"],
     )
     def test_where_rotations_are_classes(self, root: Path, rotations: str, counts: tuple[int, ...]):
         source = Omniglot(root=root, rotations=rotations)
         assert tuple(len(source.pool(split).classes) for split in TOY) == counts
+
+    def test_an_episode_turns_its_classes(self, root: Path):
+        """Each class of an episode by one angle, all four of them, in every split alike."""
+        shape = fsl.TaskShape("classification", 2, 2, 3, (1, 28, 28), 2)
+        upright = Omniglot(root=root, rotations="none").batch("train", range(100), 0, shape)
+        source = Omniglot(root=root, rotations="per-episode")
+        turned = source.batch("train", range(100), 0, shape)
+        angles = []
+        for plain, found in zip(upright.unbatch(), turned.unbatch(), strict=True):
+            assert torch.equal(plain.support.y, found.support.y)
+            for label in (0, 1):
+                before, after = (
+                    torch.cat([part.x[part.y == label] for part in episode[:2]])
+                    for episode in (plain, found)
+                )
+                fits = [k for k in range(4) if torch.equal(before.rot90(k, (-2, -1)), after)]
+                angles += fits[:1]  # a square of ink has two
+                assert fits
+        assert min(map(angles.count, range(4))) > 30
+        alone = source.batch("train", [7], 0, shape)
+        assert torch.equal(alone.query.x[0], turned.query.x[7])
+        more = source.batch("train", [7], 0, replace(shape, n_query=9))
+        assert torch.equal(more.support.x, alone.support.x)
+        varying = Omniglot(root=root, rotations="per-episode", n_way=2, n_shot=(1, 4), n_query=3)
+        for group in varying.groups("train", range(20), 0):
+            for place, found in zip(group.places, group.episodes.unbatch(), strict=True):
+                assert torch.equal(found.support.x[0], turned.support.x[place, 0])
+        for split, seed in (("test", 0), ("train", 1)):
+            other = shared.turned_classes(upright, split, seed)
+            assert not torch.equal(other.query.x, turned.query.x)
+
+    def test_the_nearest_pixels_are_what_pil_gives_for_one_bit(self, root: Path):
+        """Whatever it is asked for, as MAML's script asks for Lanczos."""
+        found = dict(
+            Omniglot(root=root, rotations="none", resize="nearest").pool("train").by_class()
+        )
+        with zipfile.ZipFile(root / "images_background.zip") as archive:
+            name = "images_background/Greek/character02/0001_08.png"
+            drawing = Image.open(BytesIO(archive.read(name)))
+        assert drawing.mode == "1"
+        pixels = np.asarray(drawing.resize((28, 28), Image.Resampling.LANCZOS))
+        assert np.array_equal(found["Greek/character02/rot000"][7, 0], 255 * ~pixels)
 
     def test_layouts_give_the_same_images(self, root: Path):
         expected = Omniglot(root=root).pool("train").digest
@@ -143,6 +211,8 @@ class TestToyArchives:
         assert Omniglot(root=root).pool("test").digest == first
         with pytest.raises(pytest.fail.Exception, match="decoded again"):
             Omniglot(root=root, image_size=32).pool("test")
+        with pytest.raises(pytest.fail.Exception, match="decoded again"):
+            Omniglot(root=root, resize="nearest").pool("test")
 
     def test_a_wrong_checksum(self, root: Path):
         archive = root / "images_evaluation.zip"
@@ -246,6 +316,7 @@ class TestRealImages:
             ("vinyals", "train", [4112, 172, 423]),
             ("vinyals", "all", [4112, 688, 1692]),
             ("learn2learn", "none", [1100, 100, 423]),
+            ("finn", "per-episode", [1100, 100, 423]),
         ],
     )
     def test_counts(self, make, split: str, rotations: str, counts: list[int]):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fsl_core as fsl
-from fsl_core.builtin.sinusoid import Sinusoid
+from fsl_core.builtin.sinusoid import Grid, Sinusoid
 
 
 def test_shapes():
@@ -103,3 +103,51 @@ def test_test_waves_stay_fresh():
         batch = source.batch(split, range(6), seed=0)
         assert batch.id.tolist() == list(range(6))
         assert torch.equal(batch.query.y, endless.batch(split, range(6), seed=0).query.y)
+
+
+def test_a_grid_is_the_same_waves_under_every_seed():
+    """By the formula of the code that it follows, which adds its phase."""
+    source = Sinusoid(grid=Grid(amplitudes=3, phases=5))
+    assert source.tasks == 15
+    waves = [(a, np.pi * k / 5) for a in (1, 2, 3) for k in range(1, 6)]
+    for seed in (0, 7):
+        batch = source.batch("train", range(30), seed)
+        assert batch.id.tolist() == [*range(15), *range(15)]
+        for (amplitude, phase), x, y in zip(waves * 2, batch.query.x, batch.query.y, strict=True):
+            expected = amplitude * (x.double() + phase).sin()
+            torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_waves_that_a_grid_never_trained_on_lie_between_its_own():
+    batch = Sinusoid(n_shot=9, grid=Grid(amplitudes=5, phases=4)).batch("test", range(500), seed=0)
+    x, y = batch.support.x.double(), batch.support.y.double()
+    waves = torch.linalg.lstsq(torch.cat([x.sin(), x.cos()], -1), y).solution[..., 0]
+    amplitude, added = waves.norm(dim=1), torch.atan2(waves[:, 1], waves[:, 0])
+    for value, low, high in ((amplitude, 1, 5), (added % (2 * np.pi), np.pi / 4, np.pi)):
+        assert low - 1e-3 <= value.min() < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < value.max() <= high + 1e-3
+    assert batch.id.tolist() == list(range(500))
+
+
+@pytest.mark.parametrize("waves", [{"tasks": 4}, {"grid": Grid(amplitudes=2, phases=2)}], ids=str)
+def test_waves_in_random_order_are_those_that_come_in_turn(waves):
+    in_turn = Sinusoid(**waves).batch("train", range(4), seed=3)
+    batch = Sinusoid(order="random", **waves).batch("train", range(400), seed=3)
+    counts = torch.bincount(batch.id, minlength=4)
+    assert counts.sum() == 400
+    assert counts.min() > 60
+    basis = [torch.cat([s.support.x.sin(), s.support.x.cos()], -1) for s in (in_turn, batch)]
+    known, found = (
+        torch.linalg.lstsq(a.double(), s.support.y.double()).solution[..., 0]
+        for a, s in zip(basis, (in_turn, batch), strict=True)
+    )
+    torch.testing.assert_close(found, known[batch.id], rtol=0, atol=1e-3)
+    one = Sinusoid(order="random", **waves).batch("train", [11], seed=3)
+    assert torch.equal(one.query.y[0], batch.query.y[11])
+
+
+def test_options_that_contradict_each_other():
+    with pytest.raises(ValueError, match=r"tasks: 3 with a grid of 4 waves\. One of the two"):
+        Sinusoid(tasks=3, grid=Grid(amplitudes=2, phases=2))
+    with pytest.raises(ValueError, match=r"order: random of waves that never come again"):
+        Sinusoid(order="random")

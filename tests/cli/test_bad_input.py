@@ -591,8 +591,8 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
         ([*PREDICT, "--out", "toy.yaml/x.csv"], "toy.yaml is not a folder. A file in a folder"),
         ([*PREDICT, "--out", "x.html"], "--out x.html: ends in .html. A table in CSV, in a file"),
         (
-            [*PREDICT, "--export", "m.onnx"],
-            "--export m.onnx: ends in .onnx. A program of torch.export and not ONNX, in a file such",
+            [*PREDICT, "--export", "m.zip"],
+            "--export m.zip: ends in .zip. A program of torch.export or ONNX, in a file such",
         ),
         (
             [*PREDICT, "--out", "trained/episodes.csv"],

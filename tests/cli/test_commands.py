@@ -190,3 +190,31 @@ def test_plugins_and_doctor_name_a_broken_plugin(call, tmp_path: Path):
 
 def test_the_schema_is_json(fsl):
     assert json.loads(fsl("schema").stdout)["title"] == "fsl recipe"
+
+
+def test_the_hypergradient_is_named(call, toy_recipe: Path, tmp_path: Path):
+    chosen = ("-s", "adapter=steps", "-s", "outer.hypergradient=first-order")
+    assert (
+        " parameters, hypergradient first-order, blobs 3-way "
+        in call("check", toy_recipe, *chosen).out
+    )
+    ended = call("run", toy_recipe, *chosen, "-s", "outer.steps=2", "--out", "out")
+    assert ended.code == 0, ended.err
+    assert "\nhypergradient first-order\n" in ended.out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Trained with the hypergradient first-order. " in page
+    evaluated = call("eval", "out", "--episodes", 5)
+    assert evaluated.code == 0, evaluated.err
+
+
+def test_a_hypergradient_that_does_not_fit_is_refused_before_anything_runs(
+    call, toy_recipe: Path, tmp_path: Path
+):
+    for command in ("check", "run"):
+        ended = call(command, toy_recipe, "-s", "outer.hypergradient=first-order")
+        assert ended.code == 2
+        assert ended.err.endswith(
+            "outer.hypergradient: first-order: adapter 'nearest-centroid' has no inner problem. "
+            "unrolled, or an adapter or options that fit\n"
+        )
+    assert not (tmp_path / "runs").exists()

@@ -73,7 +73,7 @@ def test_check_data_lists_classes_sizes_and_what_is_passed_over(call: Call, data
         "  … and 2 more (--list)",
         "equal pictures in more than one class or split: 1",
         "  train data/train/bee/1.png = train data/train/bee/8.png = test data/test/dog/9.png",
-        "r.yaml: ok. nearest-centroid on conv4, 588 parameters, image-folder 2-way 1-shot 1-query",
+        "r.yaml: ok. nearest-centroid on conv4, 588 parameters, hypergradient unrolled, image-folder 2-way 1-shot 1-query",
     ]
     assert "  data/notes11.txt" in call("check", "--data", "--list", "r.yaml").out.splitlines()
 

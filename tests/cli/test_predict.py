@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +74,7 @@ def test_table_page_and_saved_predictor(fsl, run, tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[0].startswith("3 pictures: 1 ")
     assert ended.stdout.splitlines()[1] == "accuracy 1.0000 (3 pictures)"
-    assert (
-        "note: unequal numbers of labelled pictures (<b>green 2, blue 2, red 3); the first 2 of each are used"
-        in ended.stderr
-    )
+    assert "unequal numbers" not in ended.stderr  # all of them are used
     assert "predicted together" not in ended.stderr
     assert re.search(
         r"^p\.pt2: probabilities of these pictures within \d\.\de[-+]\d+$", ended.stderr, re.M
@@ -93,6 +95,7 @@ def test_table_page_and_saved_predictor(fsl, run, tmp_path: Path):
 
     html = (tmp_path / "p.html").read_text()
     assert html.count("data:image/png;base64,") == 3 + 6
+    assert html.count('class="near"') == 3
     assert "&lt;b&gt;green" in html
     assert "<b>green" not in html
     assert "accuracy 1.0000" in html
@@ -115,4 +118,59 @@ def test_unlabelled_pictures(fsl, run):
     assert (
         "note: norm transductive, adapter nearest-centroid: a prediction depends on which pictures are"
         in ended.stderr
+    )
+
+
+def test_one_picture(fsl, run):
+    run("group")
+    ended = fsl("predict", "out", "--support", "support", "--query", "loose/red.png")
+    assert [row["file"] for row in csv.DictReader(io.StringIO(ended.stdout))] == ["red.png"]
+
+
+def test_a_page_until_ctrl_c(run, tmp_path: Path):
+    run("group")
+    command = [sys.executable, "-m", "fsl_core", "predict", "out", "--support", "support"]
+    environment = {**os.environ, "FSL_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(
+        [*command, "--serve"], stderr=subprocess.PIPE, text=True, env=environment
+    ) as serving:
+        told = ""
+        while not (found := re.search(r"open (http://\S+)", told)):
+            told += serving.stderr.readline() or pytest.fail(told)
+        with urllib.request.urlopen(found[1], timeout=600) as page:
+            assert b"3 classes" in page.read()
+        serving.send_signal(signal.SIGINT)
+        assert serving.stderr.read() == "ended\n"
+    assert serving.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--query: absent. A folder of pictures, one picture, or --serve"),
+        (["--serve", "--out", "p.csv"], "--out: nothing to predict. --query with pictures"),
+        (["--query", "none.png"], "none.png: does not exist. A folder of pictures, or one picture"),
+    ],
+)
+def test_nothing_to_predict_is_one_line(fsl, run, options, message):
+    run("group")
+    ended = fsl("predict", "out", "--support", "support", *options)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().endswith(message)
+
+
+def test_a_note_says_that_pictures_are_left_out(capsys):
+    from types import SimpleNamespace
+
+    from fsl_core.cli.predicting import _note
+
+    learner = SimpleNamespace(adapter=SimpleNamespace(name="equal"))
+    _note(
+        SimpleNamespace(
+            classes=("a", "b"), found=(2, 3), shots=(2, 2), learner=learner, together=False
+        )
+    )
+    assert capsys.readouterr().err == (
+        "note: unequal numbers of labelled pictures (a 2, b 3); the first 2 of each are used, "
+        "because adapter 'equal' takes as many of each class\n"
     )

@@ -120,7 +120,7 @@ def test_a_right_recipe_is_complete(toy_recipe: Path, toy_plugins: Loaded):
         (
             "seed: 0",
             "expect: {accuracy: {valu: 0.9, tolerance: 0.1}}",
-            "toy.yaml:1: expect.accuracy.valu: section 'expect' has no such option. "
+            "toy.yaml:1: expect.accuracy.valu: section 'expect.accuracy' has no such option. "
             "Did you mean 'value'?",
         ),
     ],

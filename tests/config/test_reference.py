@@ -41,6 +41,7 @@ def test_every_section_is_there():
             "outer",
             "execution",
             "evaluate",
+            "start_from",
             "expect",
         )
     ]

@@ -93,8 +93,9 @@ def test_what_would_be_compiled_is_the_loop(norm, conv, needs):
     assert_same(compiled, compute(learner, Execution(), needs))
 
 
-def test_checkpointed_gradients_are_the_same():
-    learner = make_learner("steps", "support")
+@pytest.mark.parametrize("norm", ["support", "ordinary"])
+def test_checkpointed_gradients_are_the_same(norm):
+    learner = make_learner("steps", norm)
     assert_same(
         compute(learner, Execution(checkpoint_gradients=True)), compute(learner, Execution())
     )

@@ -143,3 +143,64 @@ def test_under_vmap_a_block_is_that_of_a_loop(norm):
 def test_a_single_value_per_channel_is_refused():
     with pytest.raises(fsl.ShapeError, match="norm: one value per channel"):
         fsl.ConvBlock(1, 4, "transductive")(torch.randn(1, 1, 1, 1))
+
+
+def strided_by_hand(block, x):
+    """TensorFlow's SAME: as much frame as ceil(size / 2) windows need, the odd pixel at the end."""
+    frame = []
+    for size in (x.shape[3], x.shape[2]):
+        total = 2 * (-(-size // 2) - 1) + 3 - size
+        frame += [total // 2, total - total // 2]
+    maps = F.conv2d(F.pad(x, frame), block.conv.weight, block.conv.bias, stride=2)
+    normed = F.batch_norm(maps, None, None, None, block.norm.shift, training=True, eps=1e-3)
+    return F.relu(normed)
+
+
+@pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
+@pytest.mark.parametrize("size", [(28, 28), (7, 7), (14, 9), (3, 4)], ids="{0[0]}x{0[1]}".format)
+def test_a_strided_block_has_the_frame_of_tensorflow(size, channels):
+    block = fsl.ConvBlock(
+        channels, 6, "transductive", downsample="stride", norm_scale=False, norm_eps=1e-3
+    )
+    nn.init.normal_(block.norm.shift)
+    assert [name for name, _ in block.norm.named_parameters()] == ["shift"]
+    x = torch.randn(4, channels, *size)
+    found, expected = block(x), strided_by_hand(block, x)
+    assert found.shape == (4, 6, -(-size[0] // 2), -(-size[1] // 2))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    weights = [block.conv.weight, block.norm.shift]
+    for theirs, ours in zip(
+        torch.autograd.grad(expected.square().sum(), weights),
+        torch.autograd.grad(found.square().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", [policy for policy in NORM_POLICIES if policy != "support"])
+def test_under_vmap_a_strided_block_is_that_of_a_loop(norm):
+    block = fsl.ConvBlock(1, 4, norm, downsample="stride", norm_scale=False)
+    weights, x = dict(block.named_parameters()), torch.randn(3, 5, 1, 9, 10)
+
+    def task(weights, x):
+        def loss(weights):
+            return functional_call(block, weights, (x,)).square().mean()
+
+        inner = grad(loss)(weights)
+        return loss({name: w - 0.1 * inner[name] for name, w in weights.items()})
+
+    looped = [grad(task)(weights, item) for item in x]
+    stacked = {name: torch.stack([gradient[name] for gradient in looped]) for name in weights}
+    torch.testing.assert_close(
+        vmap(grad(task), (None, 0))(weights, x), stacked, rtol=1e-9, atol=1e-11
+    )
+
+
+def test_xavier_filters_are_uniform_with_the_variance_of_both_sides():
+    torch.manual_seed(0)
+    block = fsl.ConvBlock(48, 64, "none", init="xavier")
+    variance = 2 / (9 * (48 + 64))
+    assert block.conv.weight.var().item() == pytest.approx(variance, rel=0.02)
+    bound = (3 * variance) ** 0.5
+    assert bound * 0.99 < block.conv.weight.abs().max().item() <= bound
+    assert not block.conv.bias.any()

@@ -72,7 +72,7 @@ def make_objective(net, support_y, query_y):
         def loss(weights, x, y):
             return F.cross_entropy(functional_call(net, weights, (x,)), y)
 
-        with support_reference(support_x):
+        with support_reference(support_x, query_x):
             fast = weights
             for _ in range(2):
                 slope = grad(loss)(fast, support_x, support_y)
@@ -173,12 +173,59 @@ def test_values_are_those_of_torch(shape, generator):
     torch.testing.assert_close(ours.running_var, theirs.running_var)
 
 
-@pytest.mark.parametrize("norm", ["support", "running", "group", "none"])
+@pytest.mark.parametrize("norm", ["support", "running", "ordinary", "group", "none"])
 def test_a_query_alone_is_computed_as_among_others(norm, generator):
-    net = make_net(norm)
-    support_x, _, query_x, _ = make_tasks(1, generator)
-    with support_reference(support_x[0]):
-        torch.testing.assert_close(net(query_x[0][:1]), net(query_x[0])[:1], rtol=1e-12, atol=1e-12)
+    net = make_net(norm).eval()
+    (support_x,), _, (query_x,), _ = make_tasks(1, generator)
+    with support_reference(support_x, query_x):
+        torch.testing.assert_close(net(query_x[:1]), net(query_x)[:1], rtol=1e-12, atol=1e-12)
+
+
+class TorchNet(nn.Sequential):
+    """`SmoothNet` with BatchNorm of torch, and the weights and averages of one."""
+
+    def __init__(self, net: SmoothNet):
+        bn1, bn2, bn3 = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm1d(6)
+        for theirs, ours in ((bn1, net.norm1), (bn2, net.norm2), (bn3, net.norm3)):
+            state = {"weight": ours.scale, "bias": ours.shift, "num_batches_tracked": 0}
+            averages = dict(ours.named_buffers())
+            theirs.load_state_dict(
+                {k: torch.as_tensor(v).detach().clone() for k, v in (state | averages).items()}
+            )
+        body = (net.conv1, bn1, nn.Tanh(), nn.AvgPool2d(2), net.conv2, bn2, nn.Tanh())
+        super().__init__(*body, nn.Flatten(), net.linear, bn3, nn.Tanh(), net.head)
+
+
+def test_ordinary_is_batch_norm_of_torch_in_training_and_evaluation(generator):
+    """One call over support and query set there; here each is asked for by itself."""
+    net = make_net("ordinary")
+    theirs = TorchNet(net)
+    (support_x,), _, (query_x,), _ = make_tasks(1, generator)
+    both = torch.cat([support_x, query_x])
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with support_reference(support_x, query_x):
+        found = torch.cat([net(support_x), net(query_x)])
+        # items in other company are normalised by the same statistics
+        torch.testing.assert_close(net(query_x[2:5]), found[8:11], rtol=1e-11, atol=1e-12)
+    expected = theirs(both)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(net(both), expected, rtol=1e-11, atol=1e-12)
+    cubed = [
+        torch.autograd.grad(out.pow(3).sum(), [net.conv1.weight, net.linear.weight])
+        for out in (found, expected)
+    ]
+    torch.testing.assert_close(*cubed, rtol=1e-9, atol=1e-10)
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+
+    with torch.no_grad(), collect_statistics():
+        net(both)
+    for ours, kept in ((net.norm1, theirs[1]), (net.norm3, theirs[9])):
+        torch.testing.assert_close(ours.running_mean, kept.running_mean, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(ours.running_var, kept.running_var, rtol=1e-12, atol=1e-13)
+    net.eval()
+    theirs.eval()
+    with support_reference(support_x, query_x):
+        torch.testing.assert_close(net(query_x), theirs(query_x), rtol=1e-11, atol=1e-12)
 
 
 def test_transductive_queries_depend_on_each_other(generator):
@@ -235,8 +282,9 @@ def test_support_policy_without_a_support_set_is_refused(generator):
         Norm("support", 2)(x)
 
 
-def test_running_averages_move_only_where_statistics_are_collected(generator):
-    net, x = make_net("running"), torch.randn(4, 2, 6, 6, generator=generator)
+@pytest.mark.parametrize("norm", ["running", "ordinary"])
+def test_running_averages_move_only_where_statistics_are_collected(norm, generator):
+    net, x = make_net(norm), torch.randn(4, 2, 6, 6, generator=generator)
     before = {name: b.clone() for name, b in net.named_buffers()}
     for mode in (True, False):
         net.train(mode)(x)
@@ -297,6 +345,7 @@ def test_parameters_are_scale_and_shift():
         "transductive": 16,
         "support": 16,
         "running": 16,
+        "ordinary": 16,
         "group": 16,
         "none": 0,
     }

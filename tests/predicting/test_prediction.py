@@ -11,6 +11,7 @@ from PIL import Image
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
+from fsl_core.predicting import exporting
 from fsl_core.reporting.predictions import Predictions
 from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import judge, train
@@ -143,7 +144,8 @@ def _small_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_classes_never_seen_more_ways_and_other_shots(make, pictures: Path):
     predictor = fsl.adapt_to_folder(make(), pictures / "support")
     assert predictor.classes == ("east", "north", "south", "west")
-    assert (predictor.n_shot, predictor.found) == (3, (3, 5, 3, 3))
+    assert predictor.shots == predictor.found == (3, 5, 3, 3)
+    assert len(predictor.images) == 14
     query = predictor.read(pictures / "query")
     assert query.labels == [name for name in predictor.classes for _ in range(2)]
     probabilities = predictor.probabilities(query.images)
@@ -171,7 +173,7 @@ def test_probabilities_are_those_of_the_learner(make, pictures: Path):
         )
 
     shots = [
-        [read(pictures / "support" / name / f"{i}.png") for i in range(3)]
+        [read(pictures / "support" / name / f"{i}.png") for i in range(5 if name == "north" else 3)]
         for name in predictor.classes
     ]
     queries = torch.stack(
@@ -237,6 +239,18 @@ def test_a_saved_predictor_needs_no_run(make, pictures: Path, adapter: str):
     )
 
 
+def test_who_does_not_take_unequal_shots_gets_as_many_of_each_class(make, pictures: Path):
+    run = make(adapter="leaning")
+    predictor = fsl.adapt_to_folder(run, pictures / "support")
+    assert predictor.shots == (3, 3, 3, 3)
+    assert predictor.found == (3, 5, 3, 3)
+    images = predictor.read(pictures / "query").images
+    (pictures / "support" / "north" / "4.png").unlink()
+    (pictures / "support" / "north" / "3.png").unlink()
+    fewer = fsl.adapt_to_folder(run, pictures / "support")
+    assert torch.equal(predictor.probabilities(images), fewer.probabilities(images))
+
+
 @pytest.mark.parametrize("norm", ["group", "support"])
 def test_exported(make, pictures: Path, norm: str):
     predictor = fsl.adapt_to_folder(make(norm=norm), pictures / "support")
@@ -255,7 +269,32 @@ def test_what_cannot_be_exported(make, pictures: Path):
     ):
         predictor.export(pictures / "p.pt2", predictor.read(pictures / "query").images)
     assert not (pictures / "p.pt2").exists()
-    with pytest.raises(fsl.RunError, match=r"m\.onnx: ends in \.onnx\. torch\.export writes \.pt2"):
+    with pytest.raises(
+        fsl.RunError, match=r"m\.pt: ends in \.pt\. \.pt2 for torch\.export, or \.onnx"
+    ):
+        predictor.export(pictures / "m.pt", predictor.read(pictures / "query").images)
+
+
+@pytest.mark.parametrize("norm", ["group", "support"])
+def test_exported_to_onnx(make, pictures: Path, norm: str):
+    """Its own program, run by another engine, on other numbers of pictures than at export."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    predictor = fsl.adapt_to_folder(make(norm=norm), pictures / "support")
+    images = predictor.read(pictures / "query").images
+    assert predictor.export(pictures / "p.onnx", images) <= 1e-5
+    session = runtime.InferenceSession(str(pictures / "p.onnx"))
+    for n in (1, 3, 8):
+        (found,) = session.run(None, {"pictures": (images[:n].float() / 255).numpy()})
+        expected = predictor.probabilities(images[:n])
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+
+
+def test_onnx_without_its_packages(make, pictures: Path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnx" else name)
+    predictor = fsl.adapt_to_folder(make(), pictures / "support")
+    message = r"m\.onnx: onnx not installed\. pip install 'fsl-core\[onnx\]', or \.pt2"
+    with pytest.raises(fsl.RunError, match=message):
         predictor.export(pictures / "m.onnx", predictor.read(pictures / "query").images)
 
 

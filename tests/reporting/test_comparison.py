@@ -97,8 +97,26 @@ def test_how_runs_were_judged_is_told(compare, runs: Path):
     found = json.loads(compare("a", "b", "--json", "--html", "page.html").out)
     assert found["notes"] == unlike
     judging = {"norm": "transductive", "transductive": True, "n_query": 9, "classes": True}
+    judging["episodes"] = ""  # they are of one shape
     assert found["judging"]["second"] == judging
     assert all(f"N{line[1:]}." in (runs / "page.html").read_text() for line in unlike)
+
+
+def test_the_hypergradient_is_part_of_the_method(compare, runs: Path):
+    def trained_with(name: str, estimate: str) -> None:
+        file = runs / name / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"hypergradient": estimate}))
+
+    assert "hypergradient" not in compare("a", "b").out
+    trained_with("b", "implicit")
+    line = "another method: hypergradient unrolled (a), implicit (b)"
+    assert f"\n{line}\n" in compare("a", "b", "--html", "page.html").out
+    assert line.capitalize() in (runs / "page.html").read_text()
+    found = json.loads(compare("a", "b", "--json").out)
+    assert found["hypergradient"] == {"first": "unrolled", "second": "implicit"}
+    assert line in found["notes"]
+    trained_with("a", "implicit")
+    assert "\nhypergradient implicit\n" in compare("a", "b").out
 
 
 def test_a_run_of_an_earlier_version_has_its_queries_in_its_recipe(compare, runs: Path):

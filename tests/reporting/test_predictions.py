@@ -22,7 +22,7 @@ def predictions() -> Predictions:
     predictor = SimpleNamespace(
         classes=CLASSES,
         images=images[:3],
-        n_shot=1,
+        shots=(1, 1, 1),
         learner=learner,
         experiment=SimpleNamespace(norm="group"),
         invert=False,

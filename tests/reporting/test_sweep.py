@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,26 @@ def test_what_keeps_rows_apart_is_a_column_and_a_line():
         "Differences between them are due to this, too"
     )
     assert queries.startswith("not judged alike: data 0, a (5 queries a class); data 0, b (10 ")
+
+
+def test_the_hypergradient_is_told():
+    """Where all rows share one it is a line; where they differ a column, unless an axis shows it."""
+    scores = np.random.default_rng(0).random((1, 2, 1, 30))
+    shared = made_up(scores, [{"hypergradient": "implicit"}] * 2)
+    assert shared.told_once()[0] == "hypergradient implicit"
+    assert shared.telling_columns() == []
+    assert [row["hypergradient"] for row in table(shared)] == ["implicit", "implicit"]
+    unlike = made_up(scores, [{"hypergradient": "implicit"}, {}])
+    assert unlike.telling_columns() == ["hypergradient"]
+    assert unlike.told_once()[0].startswith("norm none")
+    assert [row["hypergradient"] for row in table(unlike)] == ["implicit", "unrolled"]
+    axis = "outer.hypergradient"
+    rows = [
+        replace(item, row=replace(item.row, labels={axis: item.hypergradient}))
+        for item in unlike.rows
+    ]
+    shown = replace(unlike, rows=tuple(rows), plan=replace(unlike.plan, varying=(axis,)))
+    assert shown.telling_columns() == []
 
 
 def test_an_axis_with_the_name_of_a_column():

@@ -6,15 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fsl_core.builtin import image_folder
-from fsl_core.builtin.image_folder import split_by_name
 from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.config.recipe import read_recipe
+from fsl_core.data import sharing
 from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.sharing import split_by_name
 from fsl_core.errors import DataError, RunError
 from fsl_core.hooks.loader import load
 from fsl_core.runs.data_record import data_changes, keep_data_record, refuse_other_data
@@ -212,6 +213,30 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
+def test_a_result_says_that_train_and_test_share_their_classes(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSL_CACHE", str(tmp_path / "cache"))
+    x, y = np.random.default_rng(0).normal(size=(300, 4)).astype("f4"), np.arange(300) % 5
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    loaded, results = load(entry_points=False), {}
+    episodes = f"{{name: arrays, file: {tmp_path / 'a.npz'}, n_way: 2, n_query: 2"
+    for rest in ("split_by: items", "split_seed: 2"):
+        text = RECIPE.splitlines()[1:]
+        recipe = [f"episodes: {episodes}, {rest}}}", *text]
+        (tmp_path / "r.yaml").write_text("\n".join(recipe))
+        recipe = read_recipe(tmp_path / "r.yaml", loaded.catalogue)
+        with new_run(tmp_path / f"run {rest}", recipe, loaded, CPU, []) as run:
+            train(run)
+            results[rest] = judge(run).get("shared_classes"), run.notes
+    assert results["split_by: items"] == (5, [SHARED])
+    assert results["split_seed: 2"] == (None, [])
+
+
+SHARED = (
+    "data: train and test share 5 classes. Scores are for new items of classes that were trained "
+    "on, not for new classes"
+)
+
+
 def go_on(directory: Path) -> None:
     with open_run(directory, CPU, write=True) as run:
         run.restore_last()
@@ -237,7 +262,7 @@ def test_classes_that_another_version_puts_in_other_splits_are_refused(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The very case of a drifting split: classes of training come into the test split."""
-    monkeypatch.setattr(image_folder, "SHARED_OUT_BY", "another text")
+    monkeypatch.setattr(sharing, "SHARED_OUT_BY", "another text")
     message = r"run: split 'test' now holds class(es)? c\d\d.*, which the run was trained on"
     with open_run(trained, CPU, write=False) as run, pytest.raises(DataError, match=message):
         data_changes(trained, run.experiment.source, "test")

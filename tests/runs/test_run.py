@@ -490,6 +490,8 @@ def test_schedules_move_the_step_size(toy_recipe: Path, toy_plugins: Loaded, tmp
     assert cosine[0] == 1.0
     assert cosine == sorted(cosine, reverse=True)
     assert 0.5 < cosine[-1] < 0.52
+    linear = rates("c", "{name: linear, final_factor: 0.4}")
+    assert linear == pytest.approx([1 - 0.6 * step / 12 for step in range(12)])
 
 
 def test_gradients_are_clipped(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):

@@ -90,6 +90,41 @@ def test_combinations_that_the_parts_refuse(plan):
     assert caught.value.faults[1].endswith("such as nearest-centroid [explodes, n_way 4]")
 
 
+ESTIMATES = "outer.hypergradient: [unrolled, first-order]"
+NO_PROBLEM = "adapter 'nearest-centroid' has no inner problem"
+
+
+def test_a_hypergradient_that_cannot_drive_an_adapter_is_left_out(plan):
+    planned = plan("adapter: [nearest-centroid, steps]", ESTIMATES, "seed: [0, 1]")
+    assert [planned.row_title(row) for row in planned.rows] == [
+        "nearest-centroid, unrolled",
+        "steps, unrolled",
+        "steps, first-order",
+    ]
+    assert [len(row.cells) for row in planned.rows] == [2, 2, 2]
+    assert planned.refused == (("nearest-centroid, first-order", NO_PROBLEM),)
+
+
+def test_one_that_is_excluded_is_not_told(plan):
+    exclude = "exclude: [{adapter: nearest-centroid, outer.hypergradient: first-order}]"
+    planned = plan("adapter: [nearest-centroid, steps]", ESTIMATES, exclude)
+    assert len(planned.rows) == 3
+    assert planned.refused == ()
+
+
+def test_pairs_that_all_are_refused_are_a_fault(plan):
+    where = r"toy.yaml:\d+: outer.hypergradient: first-order: "
+    with pytest.raises(RecipeError, match=where + NO_PROBLEM):
+        plan("adapter: [nearest-centroid]", "outer.hypergradient: [first-order]", "seed: [0, 1]")
+
+
+def test_a_baseline_that_is_refused(plan):
+    lines = ("adapter: [nearest-centroid, steps]", ESTIMATES)
+    wanted = "baseline: {adapter: nearest-centroid, outer.hypergradient: first-order}"
+    with pytest.raises(RecipeError, match=r"selects 0 rows .* no excluded or refused combination"):
+        plan(*lines, wanted)
+
+
 def test_data_that_is_absent_is_named_once(plan):
     folder = "episodes: [{name: image-folder, root: nowhere, n_way: 2, n_shot: 1, n_query: 1, image_size: 16}]"
     with pytest.raises(DataError) as caught:

@@ -181,6 +181,35 @@ def test_a_combination_that_is_not_legal_stops_all_of_it(call, recipe: Path, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_pair_that_does_not_fit_says_so_and_the_others_run(
+    call, toy_recipe: Path, tmp_path: Path
+):
+    matrix = (
+        "matrix: {adapter: [nearest-centroid, steps], outer.hypergradient: [unrolled, first-order]}"
+    )
+    toy_recipe.write_text(toy_recipe.read_text() + matrix + "\n")
+    left_out = (
+        "not run: nearest-centroid, first-order: adapter 'nearest-centroid' has no inner problem"
+    )
+    checked = call("check", toy_recipe)
+    assert checked.code == 0
+    assert checked.out == (
+        f"{toy_recipe}: ok. 3 runs in 3 rows (2 adapter x 2 outer.hypergradient)\n{left_out}\n"
+    )
+    ended = call("sweep", toy_recipe, "-s", "outer.steps=2", "--out", "out")
+    assert ended.code == 0, ended.err
+    assert left_out in ended.out
+    found = [(row["adapter"], row["hypergradient"]) for row in table(tmp_path / "out")]
+    assert found == [
+        ("nearest-centroid", "unrolled"),
+        ("steps", "unrolled"),
+        ("steps", "first-order"),
+    ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Not run: nearest-centroid, first-order: adapter " in page
+    assert "adapter by outer.hypergradient" in page
+
+
 def test_other_commands_know_the_matrix(call, recipe: Path):
     assert call("check", recipe).out == f"{recipe}: ok. 4 runs in 2 rows (2 adapter x 2 seed)\n"
     ended = call("run", recipe)

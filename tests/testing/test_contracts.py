@@ -9,15 +9,25 @@ from fsl_core.testing import (
     AdapterContract,
     BackboneContract,
     EpisodesContract,
+    HypergradientContract,
     WeightingContract,
     double_precision,
 )
-from tests.parts.kit import adapters, backbones, episodes, named, properties, weightings
+from tests.parts.kit import (
+    adapters,
+    backbones,
+    episodes,
+    hypergradients,
+    named,
+    properties,
+    weightings,
+)
 
 CONTRACTS = [
     (AdapterContract, adapters.FAULTS),
     (BackboneContract, backbones.FAULTS),
     (EpisodesContract, episodes.FAULTS),
+    (HypergradientContract, hypergradients.FAULTS),
     (WeightingContract, weightings.FAULTS),
 ]
 

@@ -4,8 +4,9 @@ import pytest
 
 from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.testing import EpisodesContract
+from tests.data.test_shapes import Varying
 from tests.parts.kit import caught, check, every, named
-from tests.parts.kit.episodes import FAULTS, Blobs, SingleNumbers, TokenIds
+from tests.parts.kit.episodes import FAULTS, Blobs, SingleNumbers, TokenIds, VaryingBlobs
 
 
 class SinusoidContract(EpisodesContract):
@@ -28,7 +29,33 @@ class SingleNumbersContract(EpisodesContract):
         return SingleNumbers()
 
 
-SOUND = SinusoidContract, BlobsContract, TokenIdsContract, SingleNumbersContract
+class VaryingContract(EpisodesContract):
+    def make(self):
+        return VaryingBlobs()
+
+
+class Apart(Varying):
+    """Splits whose pictures differ."""
+
+    def load(self, split):
+        pool = super().load(split)
+        pool.items[:, 0, 0, 0] += {"train": 0, "validation": 80, "test": 160}[split]
+        return pool
+
+
+class UnequalContract(EpisodesContract):
+    def make(self):
+        return Apart(n_shot=(1, 3), sampling="class")
+
+
+SOUND = (
+    SinusoidContract,
+    BlobsContract,
+    TokenIdsContract,
+    SingleNumbersContract,
+    VaryingContract,
+    UnequalContract,
+)
 
 
 @pytest.mark.parametrize(("contract", "property_name"), every(*SOUND), ids=named)

@@ -59,13 +59,15 @@ def test_every_kind_at_once_beside_a_test_of_ones_own(kit, tmp_path: Path):
         "uniform:{reduction: sum}",
         "--fsl-episodes",
         "sinusoid:{tasks: 4}",
+        "--fsl-hypergradient",
+        "first-order",
     ]
     printed, code = kit(
         *named,
         "--fsl-backbone",
         "mlp:{hidden: [5]}",
         "--fsl-claims",
-        "{input_shape: [4]}",
+        "{input_shape: [4], exact: 'no'}",
         "test_mine.py",
     )
     assert code == 0
@@ -73,6 +75,7 @@ def test_every_kind_at_once_beside_a_test_of_ones_own(kit, tmp_path: Path):
         "weighting `uniform`\n",
         "weighting `uniform` with options",
         "episodes `sinusoid`",
+        "hypergradient `first-order`",
         "backbone `mlp`",
     ):
         assert f"### Conformance of {title}" in printed
@@ -114,6 +117,10 @@ def test_a_failed_property_is_told_in_the_table(kit):
         (
             ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{random: true}"],
             "random: no claim of adapter. Claims: adapts_frozen",
+        ),
+        (
+            ["--fsl-hypergradient", "unrolled", "--fsl-claims", "{exact: roughly}"],
+            "exact: found \"roughly\". Expected 'always', 'at the minimum' or 'no'",
         ),
         (
             ["--fsl-adapter", "nearest-centroid", "--fsl-claims", "{any_row_order: 3}"],

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 
+SHOTS = 2
+"""Of each class but the first, where they differ."""
+
 
 def made_up_episodes(
     task: TaskShape,
@@ -25,17 +28,20 @@ def made_up_episodes(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
 
-    def items(means: Tensor, per_class: int) -> LabelledSet:
+    def items(means: Tensor, per_class: int, left_out: int = 0) -> LabelledSet:
         x = (means + uniform(task.n_way, per_class, *task.input_shape)).flatten(0, 1) / 2
         x = x if vocabulary is None else _token_ids(x, vocabulary)
         y = torch.arange(task.n_way).repeat_interleave(per_class)
+        x, y = x[left_out:], y[left_out:]
         y = y if task.kind == "classification" else 2 * uniform(len(x), task.output_dim) - 1
         return LabelledSet(x.to(device), y.to(device))
 
     drawn: list[Episode] = []
     for index in range(count):
         means = uniform(task.n_way, 1, *task.input_shape)
-        support, query = items(means, task.n_shot), items(means, task.n_query)
+        # Of unequal classes the first one has an item less.
+        support = items(means, SHOTS, 1) if task.varies.class_shots else items(means, task.n_shot)
+        query = items(means, task.n_query)
         drawn.append(Episode(support, query, torch.tensor(index, device=device)))
     return drawn
 

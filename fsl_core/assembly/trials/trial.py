@@ -37,7 +37,8 @@ class Trial:
 
     def __init__(self, experiment: Experiment, n_query: int):
         self.experiment, self.device = experiment, experiment.device
-        source, test = experiment.source.task, experiment.test_task
+        # Where numbers vary, the least of them, which are quick.
+        source, test = experiment.source.task.least, experiment.test_task.least
         self.task = replace(source, n_query=n_query)
         self.test_task = replace(test, n_query=min(n_query, test.n_query))
         made_up = partial(
@@ -50,14 +51,16 @@ class Trial:
     def copy(self) -> Learner:
         """The learner as it is, in modules and tensors of its own."""
         try:
-            return copy.deepcopy(self.experiment.learner)
+            return copy.deepcopy(self.experiment.fitting(self.task))
+        except ShapeError:
+            raise
         except Exception:  # a module says in its own way that it cannot be copied
-            return self.experiment.twin(self.experiment.source.task)
+            return self.experiment.twin(self.task)
 
     @property
     def same_shape(self) -> bool:
         """Whether one learner serves training and test episodes."""
-        task, test = self.experiment.source.task, self.experiment.test_task
+        task, test = self.task, self.test_task
         return (task.n_way, task.n_shot) == (test.n_way, test.n_shot)
 
     def beginner(self) -> Learner:
@@ -151,7 +154,9 @@ class Trial:
         module, items = self.module(part), self.episodes[0].support.x
         if forgot_super(error):
             self.refuse(part, NO_SUPER, error)
-        others = next(soundness.unlike(module, items), "")
+        # An id beyond a table is not a matter of types, and a table is never of the ids' type.
+        beyond = isinstance(error, IndexError)
+        others = "" if beyond else next(soundness.unlike(module, items), "")
         hint = f" {others}, and items are {items.dtype} on {items.device}." if others else ""
         told = raised(error, type(module).__module__)
         self.refuse(part, f"{what} raised {told}.{hint} {STRICT}", error)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
+from fsl_core.builtin.hypergradients import FirstOrder
 from fsl_core.cli import app
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
@@ -441,3 +442,34 @@ def test_no_weight_of_the_backbone_is_a_fast_weight(episodes, progress):
     predict(learner, episodes[0])
     assert len(seen) == 2
     assert all(torch.equal(now[name], w) for now in seen for name, w in own.items())
+
+
+STEPS_ALONE = {"warmup": 1.0, "switch": 0.0, "evaluate_with": "current", "inner_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "the hypernetwork makes the update, or a part of it"),
+        (STEPS_ALONE | {"gradient_target": "universal"}, "gradient_target: universal takes every"),
+        (STEPS_ALONE | {"predictions": "stale"}, "predictions: stale keeps the head"),
+    ],
+)
+def test_what_only_unrolled_can_differentiate(options, reason):
+    assert FirstOrder().unfit(make(**options).adapter).startswith(reason)
+
+
+def test_gradient_steps_alone_take_other_hypergradients(episodes):
+    def gradients(order, hypergradient):
+        learner = make(0.5, **STEPS_ALONE, order=order)
+        if hypergradient is not None:
+            assert not hypergradient.unfit(learner.adapter)
+        learner = fsl.Learner(learner.backbone, learner.adapter, hypergradient)
+        trained = [p for n, p in learner.named_parameters() if "hypernetwork" not in n]
+        return torch.autograd.grad(learner.objective(episodes[0], TASK.loss)[0], trained)
+
+    expected = gradients(1, None)
+    for found, other in zip(gradients(2, FirstOrder()), expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=0, atol=1e-12)
+    exact = gradients(2, None)
+    assert not all(torch.allclose(a, b) for a, b in zip(exact, expected, strict=True))

@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 import fsl_core as fsl
 import fsl_kernel_closed_form
+from fsl_core.builtin.hypergradients import FirstOrder
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import TrainingError
 from fsl_core.hooks.loader import load
@@ -356,3 +357,15 @@ def test_a_nan_pixel_stops_training_and_names_the_episode(adapter, run, monkeypa
         pytest.raises(TrainingError, match=r"outer step 1, episode 1: the loss is nan"),
     ):
         train(started)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reason"),
+    [
+        (MetaRkhsI, "training takes no inner steps: it follows a regularised loss"),
+        (MetaRkhsII, "adapter 'meta-rkhs-ii' has no inner problem"),
+        (Ridge, "adapter 'ridge' has no inner problem"),
+    ],
+)
+def test_only_unrolled_can_differentiate_them(adapter, reason):
+    assert FirstOrder().unfit(make(adapter).adapter) == reason

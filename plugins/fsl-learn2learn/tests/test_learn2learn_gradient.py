@@ -10,6 +10,7 @@ from torch.func import functional_call, grad
 
 import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
+from fsl_core.builtin.hypergradients import FirstOrder
 from fsl_core.errors import PluginError
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 from fsl_core.testing.tiny import TinyBackbone
@@ -347,3 +348,10 @@ def test_a_frozen_weight_has_no_learned_rate():
     rates = L2lMetaSgd(TASK, backbone).rates
     trained = [p for p in backbone.parameters() if p.requires_grad]
     assert [r.shape for r in rates[:-2]] == [p.shape for p in trained]
+
+
+def test_only_unrolled_can_differentiate_them():
+    adapter = L2lMaml(TASK, TinyBackbone())
+    assert FirstOrder().unfit(adapter) == (
+        "learn2learn takes the inner steps, and differentiates them itself"
+    )

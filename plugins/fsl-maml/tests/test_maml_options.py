@@ -392,3 +392,19 @@ def test_equal_norms_of_all_steps_are_one_norm(support, query, training):
     with torch.no_grad():
         per_step.adapter.step_norms.values[0][1] *= 2
     assert not torch.allclose(per_step(support, query.x), before_last)
+
+
+def test_the_head_of_mamls_code_starts_normal():
+    """Half of 64 * 5 standard normal numbers lie within 0.674 of zero, and the bias is zero."""
+    torch.manual_seed(0)
+    task = fsl.TaskShape("classification", 5, 1, 1, (64,), 5)
+    backbone = nn.Identity()
+    backbone.feature_dim = 64
+    head = Maml(task, backbone, head_init="normal").head
+    assert head.weight.std().item() == pytest.approx(1, rel=0.1)
+    assert (head.weight.abs() < 0.674).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert not head.bias.any()
+    torch.manual_seed(0)
+    default = Maml(task, backbone).head
+    torch.manual_seed(0)
+    assert torch.equal(default.weight, nn.Linear(64, 5).weight)

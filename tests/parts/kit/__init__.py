@@ -14,7 +14,8 @@ from fsl_core.testing import EpisodesContract, double_precision
 # Takes seconds. It catches the faulty twins of sound parts, so not all of the sound ones need it.
 COMPILED = "compiled_equals_the_loop"
 VALUES = {
-    "case": lambda contract: contract.cases(),
+    "case": lambda contract: contract.values_of("case"),
+    "shape": lambda contract: contract.values_of("shape"),
     "kind": lambda contract: contract.kinds,
     "size": lambda contract: contract.sizes,
     "split": lambda contract: contract.splits,

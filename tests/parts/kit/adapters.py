@@ -191,6 +191,8 @@ class IgnoresTheSupport(FunctionalMaml):
 
 
 class IgnoresLabels(NearestCentroid):
+    unequal_shots = False
+
     def adapt(self, backbone, support):
         return super().adapt(
             backbone,
@@ -366,6 +368,37 @@ class ThreeClasses(NearestCentroid):
         self.n_way = 3
 
 
+class ReshapesByShots(NearestCentroid):
+    """It claims unequal_shots, and takes the first rows for the first class."""
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.n_shot = task.n_shot
+
+    def adapt(self, backbone, support):
+        count = self.n_way * self.n_shot
+        means = backbone(support.x)[:count].unflatten(0, (self.n_way, -1)).mean(1)
+        return lambda x: -(backbone(x)[:, None] - means).square().sum(-1)
+
+
+class NoUnequalShots(ReshapesByShots):
+    def adapt(self, backbone, support):
+        if len(support.x) % self.n_way or len(support.y.unique(return_counts=True)[1].unique()) > 1:
+            raise ValueError("as many of each class")
+        return super().adapt(backbone, support)
+
+
+class MasksWideTasks(NearestCentroid):
+    """With more ways than a tiny task it reads labels, which vmap does not allow."""
+
+    def adapt(self, backbone, support):
+        if self.n_way == 3:
+            return super().adapt(backbone, support)
+        z = backbone(support.x)
+        means = torch.stack([z[support.y == c].mean(0) for c in range(self.n_way)])
+        return lambda x: -(backbone(x)[:, None] - means).square().sum(-1)
+
+
 class SharedBetweenShapes(NearestCentroid):
     shots = 1  # of whichever was built last
 
@@ -456,6 +489,9 @@ FAULTS = [
     (AlwaysThreeWays, "other_ways_and_shots"),
     (ThreeClasses, "other_ways_and_shots"),
     (SharedBetweenShapes, "other_ways_and_shots"),
+    (ReshapesByShots, "unequal_shots"),
+    (NoUnequalShots, "unequal_shots"),
+    (MasksWideTasks, "shapes_of_a_batch"),
     (CannotBeCopied, "every_execution_equals_the_loop"),
     (AsksTheCompiler, "compiled_equals_the_loop"),
     (ExtraState, "checkpoint_is_the_whole_state"),

@@ -73,6 +73,44 @@ class SingleNumbers(Blobs):
         return super().items(x)._replace(x=x[..., 0].flatten())
 
 
+class VaryingBlobs(Blobs):
+    """As Blobs, with ways and shots that differ from one episode to the next."""
+
+    def __init__(self):
+        varies = fsl.Varies((2, 3), (1, 3))
+        self.task = fsl.TaskShape("classification", 3, 3, 2, (2,), 3, varies)
+
+
+class ShapesOfTheBatch(VaryingBlobs):
+    """The shape depends on the place in the batch."""
+
+    def groups(self, split, indices, seed, task=None):
+        groups = super().groups(split, range(len(indices)), seed, task)
+        return [
+            group._replace(
+                episodes=self.batch(split, [indices[i] for i in group.places], seed, group.task)
+            )
+            for group in groups
+        ]
+
+
+class VariesInWordsAlone(VaryingBlobs):
+    def groups(self, split, indices, seed, task=None):
+        return super().groups(split, indices, seed, (task or self.task).least)
+
+
+class LosesAPlace(VaryingBlobs):
+    def groups(self, split, indices, seed, task=None):
+        groups = super().groups(split, indices, seed, task)
+        return groups if len(indices) < 20 else groups[1:]
+
+
+class BeyondItsRange(VaryingBlobs):
+    def groups(self, split, indices, seed, task=None):
+        task = fsl.TaskShape("classification", 3, 4, 2, (2,), 3, fsl.Varies((2, 3), (2, 4)))
+        return super().groups(split, indices, seed, task)
+
+
 class NotASource:
     task = Blobs().task
 
@@ -187,6 +225,10 @@ FAULTS = [
     (OneSplit, "episodes_differ"),
     (OneSplit, "splits_share_no_item"),
     (FixedShape, "other_ways_and_shots"),
+    (ShapesOfTheBatch, "an_episode_is_a_function_of_split_index_and_seed"),
+    (VariesInWordsAlone, "what_varies"),
+    (LosesAPlace, "what_varies"),
+    (BeyondItsRange, "what_varies"),
     (NumbersBeyondItsTasks, "ids"),
     (SupportAlone, "fingerprint_tells_episodes_apart"),
     (DigestOfTheObject, "what_a_split_is_made_of"),

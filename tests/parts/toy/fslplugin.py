@@ -78,6 +78,28 @@ class Picky(fsl.Adapter):
             raise ValueError(f"even: {even}. A multiple of two")
 
 
+class Steps(fsl.Adapter):
+    """Gradient steps of a linear head."""
+
+    name = "steps"
+
+    def __init__(self, task: fsl.TaskShape, backbone: torch.nn.Module):
+        super().__init__()
+        self.loss, self.head = task.loss, torch.nn.Linear(backbone.feature_dim, task.output_dim)
+
+    def inner_problem(self, backbone, support):
+        net = fsl.Functional(backbone, self.head)
+        start = {n: w for n, w in net.weights.items() if n.startswith("head.")}
+        return fsl.InnerProblem(
+            start=start,
+            outer={n: w for n, w in net.weights.items() if n not in start},
+            steps=2,
+            loss=lambda phi, outer: self.loss(net(outer | phi, support.x), support.y),
+            step=lambda phi, gradient, k, outer: fsl.descend(phi, gradient, 0.1),
+            predict=lambda phi, outer, x: net(outer | phi, x),
+        )
+
+
 @fsl.hookimpl
 def fsl_register_episodes(register):
     register(Blobs)
@@ -87,3 +109,4 @@ def fsl_register_episodes(register):
 def fsl_register_adapters(register):
     register(Explodes)
     register(Picky)
+    register(Steps)

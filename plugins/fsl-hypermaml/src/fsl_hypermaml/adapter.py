@@ -195,10 +195,14 @@ class HyperMaml(fsl.Adapter):
         self.detached, self.evaluate_with = detached, evaluate_with
         self.gradient_target, self.repeat_delta = gradient_target, repeat_delta
         self.first_order = order == 1
-        nothing_detached = detached == "none" or (detached == "predictions" and not enhance)
+        # The hypernetwork, whose input may be a constant, is left out by `warmup: 1`.
+        nothing_detached = (
+            warmup == 1 or detached == "none" or (detached == "predictions" and not enhance)
+        )
         self.order = 2 if order == 2 and nothing_detached else 1
         # With `stale`, a task sees what the one before it left.
         self.vectorizable = self.threadable = predictions == "universal"
+        self.unequal_shots = aggregation == "mean"  # concat needs as many items of each class
 
         feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
         self.head = nn.Linear(feature_dim, task.n_way)
@@ -256,6 +260,16 @@ class HyperMaml(fsl.Adapter):
         if not self.vectorizable:
             self._remember(heads[-1])
         return value, prediction
+
+    def unrolled_only(self) -> str:
+        """Nothing if gradient steps make the update to the end, which is `warmup: 1`."""
+        if self.warmup < 1:
+            return "the hypernetwork makes the update, or a part of it, as soon as the warm-up ends"
+        if self.gradient_target == "universal":
+            return "gradient_target: universal takes every gradient at the weights of the start"
+        if not self.vectorizable:
+            return "predictions: stale keeps the head of the task before"
+        return ""
 
     def on_progress(self, progress: float) -> None:
         self._progress = progress

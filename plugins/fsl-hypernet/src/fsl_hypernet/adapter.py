@@ -41,6 +41,7 @@ class Hypernet(fsl.Adapter):
     """
 
     name = "hypernet"
+    unequal_shots = True
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class KernelClosedForm(fsl.Adapter):
     """
 
     name = "kernel-closed-form"
+    unequal_shots = True
 
     def __init__(
         self,

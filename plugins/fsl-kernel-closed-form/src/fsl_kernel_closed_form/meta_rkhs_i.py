@@ -38,6 +38,7 @@ class MetaRkhsI(fsl.Adapter):
     """
 
     name = "meta-rkhs-i"
+    unequal_shots = True
 
     def __init__(
         self,
@@ -109,3 +110,6 @@ class MetaRkhsI(fsl.Adapter):
         )
         reward = sum((gradient[name] * other[name]).sum() for name in theta)
         return value - self.alpha * reward, prediction
+
+    def unrolled_only(self) -> str:
+        return "training takes no inner steps: it follows a regularised loss"

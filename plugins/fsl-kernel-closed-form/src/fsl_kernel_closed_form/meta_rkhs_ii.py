@@ -37,6 +37,7 @@ class MetaRkhsII(fsl.Adapter):
     """
 
     name = "meta-rkhs-ii"
+    unequal_shots = True
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class Ridge(fsl.Adapter):
     """
 
     name = "ridge"
+    unequal_shots = True
 
     def __init__(
         self,

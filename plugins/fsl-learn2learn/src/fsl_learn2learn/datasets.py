@@ -14,15 +14,22 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data import class_images, omniglot, torchvision
+from fsl_core.data import (
+    EpisodesPerDraw,
+    ItemsPerClass,
+    Sampling,
+    Shots,
+    Ways,
+    class_images,
+    omniglot,
+    torchvision,
+)
 from fsl_learn2learn.episodes import (
     Augment,
     Download,
     ImageSize,
     L2lEpisodes,
     NQuery,
-    NShot,
-    NWay,
     Picture,
     Root,
     splits_of,
@@ -116,8 +123,8 @@ class CubBirds(L2lEpisodes):
 
     def __init__(
         self,
-        n_way: NWay = 5,
-        n_shot: NShot = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: NQuery = 15,
         root: Root = None,
         image_size: ImageSize = None,
@@ -127,8 +134,22 @@ class CubBirds(L2lEpisodes):
             bool, Field(description="with the pictures that ImageNet holds, too")
         ] = False,
         download: Download = False,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, root, image_size, augment, download)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            root,
+            image_size,
+            augment,
+            download,
+            items_per_class,
+            sampling,
+            episodes_per_draw,
+        )
         self.crop, self.imagenet_duplicates = crop, imagenet_duplicates
         self.variant = crop, imagenet_duplicates
 
@@ -163,16 +184,30 @@ class Aircraft(L2lEpisodes):
 
     def __init__(
         self,
-        n_way: NWay = 5,
-        n_shot: NShot = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: NQuery = 15,
         root: Root = None,
         image_size: ImageSize = None,
         augment: Augment = "none",
         crop: Annotated[bool, Field(description="to the bounding box")] = False,
         download: Download = False,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, root, image_size, augment, download)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            root,
+            image_size,
+            augment,
+            download,
+            items_per_class,
+            sampling,
+            episodes_per_draw,
+        )
         self.crop = self.variant = crop
 
     def needs(self, split: fsl.Split) -> list[str]:
@@ -224,8 +259,8 @@ class QuickDraw(L2lEpisodes):
 
     def __init__(
         self,
-        n_way: NWay = 5,
-        n_shot: NShot = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: NQuery = 15,
         root: Root = None,
         per_class: Annotated[
@@ -233,8 +268,22 @@ class QuickDraw(L2lEpisodes):
         ] = 1000,
         image_size: ImageSize = None,
         download: Download = False,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, root, image_size, "none", download)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            root,
+            image_size,
+            "none",
+            download,
+            items_per_class,
+            sampling,
+            episodes_per_draw,
+        )
         self.per_class = per_class
 
     def needs(self, split: fsl.Split) -> list[str]:
@@ -295,8 +344,8 @@ class FullOmniglot(L2lEpisodes):
 
     def __init__(
         self,
-        n_way: NWay = 5,
-        n_shot: NShot = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: NQuery = 15,
         root: Root = None,
         split: Annotated[
@@ -309,8 +358,22 @@ class FullOmniglot(L2lEpisodes):
         ] = "train",
         image_size: ImageSize = None,
         download: Download = False,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
-        super().__init__(n_way, n_shot, n_query, root, image_size, "none", download)
+        super().__init__(
+            n_way,
+            n_shot,
+            n_query,
+            root,
+            image_size,
+            "none",
+            download,
+            items_per_class,
+            sampling,
+            episodes_per_draw,
+        )
         self.split, self.rotations = split, rotations
 
     def needs(self, split: fsl.Split) -> list[str]:

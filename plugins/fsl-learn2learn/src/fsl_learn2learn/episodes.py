@@ -22,12 +22,22 @@ from PIL import Image
 from pydantic import Field
 
 import fsl_core as fsl
-from fsl_core.data import Augmentation, content_key, data_root, decode_image, reported, to_pixels
+from fsl_core.data import (
+    Augmentation,
+    EpisodesPerDraw,
+    ItemsPerClass,
+    Sampling,
+    Shots,
+    Ways,
+    content_key,
+    data_root,
+    decode_image,
+    reported,
+    to_pixels,
+)
 from fsl_learn2learn.library import learn2learn
 from fsl_learn2learn.pickles import refuse_code
 
-NWay = Annotated[int, Field(ge=2, description="classes per episode")]
-NShot = Annotated[int, Field(ge=1, description="labelled images per class")]
 NQuery = Annotated[int, Field(ge=1, description="images to predict per class")]
 Root = Annotated[
     Path | None,
@@ -70,13 +80,16 @@ class L2lEpisodes(fsl.PooledEpisodes):
 
     def __init__(
         self,
-        n_way: NWay = 5,
-        n_shot: NShot = 1,
+        n_way: Ways = 5,
+        n_shot: Shots = 1,
         n_query: NQuery = 15,
         root: Root = None,
         image_size: ImageSize = None,
         augment: Augment = "none",
         download: Download = False,
+        items_per_class: ItemsPerClass = None,
+        sampling: Sampling = "episode",
+        episodes_per_draw: EpisodesPerDraw = 1,
     ):
         learn2learn()
         side = image_size or self.side
@@ -86,6 +99,9 @@ class L2lEpisodes(fsl.PooledEpisodes):
             n_query,
             input_shape=({"rgb": 3, "gray": 1}[self.channels], side, side),
             augment=augment,
+            items_per_class=items_per_class,
+            sampling=sampling,
+            episodes_per_draw=episodes_per_draw,
         )
         self.root, self.download = root, download
         self._failed: fsl.DataError | None = None

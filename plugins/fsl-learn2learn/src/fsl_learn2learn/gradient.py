@@ -49,6 +49,7 @@ class GradientAdapter(fsl.Adapter):
     """
 
     vectorizable = False
+    unequal_shots = True
 
     def __init__(
         self,
@@ -89,6 +90,9 @@ class GradientAdapter(fsl.Adapter):
     ) -> list[fsl.Predictor]:
         steps = self._unroll(backbone, support)
         return [_predictor(fixed, _copy(learner)) for fixed, learner in steps]
+
+    def unrolled_only(self) -> str:
+        return "learn2learn takes the inner steps, and differentiates them itself"
 
     def _unroll(
         self, backbone: nn.Module, support: fsl.LabelledSet

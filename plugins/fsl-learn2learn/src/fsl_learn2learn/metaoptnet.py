@@ -26,6 +26,7 @@ class L2lMetaOptNet(fsl.Adapter):
     """
 
     name = "l2l-metaoptnet"
+    unequal_shots = True
     vectorizable = False
 
     def __init__(

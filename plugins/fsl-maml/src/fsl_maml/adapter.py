@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -9,6 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_maml.heads import HeadInit, linear_head
+from fsl_maml.losses import CENTRE, QUERY, SUPPORT, Aggregate, Features, InnerLoss, LossKind
 from fsl_maml.norms import StepNorms, norm_names
 from fsl_maml.optimizers import (
     InnerOptimizer,
@@ -19,11 +23,10 @@ from fsl_maml.optimizers import (
 )
 from fsl_maml.patterns import Adapted, pattern_schedule
 from fsl_maml.rates import InnerRates, RateKind
+from fsl_maml.steps import Steps
 
 Weights = dict[str, Tensor]
 """By name, such as `backbone.blocks.0.weight`, `head.bias` and `inner_lr.rate`."""
-
-FEATURES = "features of the support set"
 
 SMALLEST_SHARE = 0.03
 """Of 1 / n: what the multi-step loss leaves to the steps before the last one (MAML++ code)."""
@@ -33,7 +36,9 @@ SMALLEST_SHARE = 0.03
 class Maml(fsl.Adapter):
     """Gradient steps on the support loss, for each task from the same weights.
 
-        theta_i <- theta_i - inner_lr * grad L_support(theta_i)
+        theta_i <- theta_i - inner_lr * grad l(theta_i)
+
+    l: the support loss, with penalties by option (see `InnerLoss`).
 
     inner_steps times, from theta_i = theta = (backbone, head). The head is linear,
     (n, feature_dim) -> (n, output_dim). In training mode `inner_steps` steps are made, in
@@ -50,10 +55,20 @@ class Maml(fsl.Adapter):
     `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
     annealing of the derivative's order; the test ensembles no checkpoints. MAML's own code adapts
     no norm either, and its support loss is n_way times the mean that is taken here: a rate there
-    acts as n_way times that rate here.
+    acts as n_way times that rate here; `inner_loss: sum-per-shot` takes theirs.
+
+    `aggregate`: step t = 1, 2, .. follows (1 - alpha / t) grad l + (alpha / t) grad L, with the
+    query loss L. It uses the labels of the queries, which only training has: evaluation takes plain
+    steps, so training and evaluation differ. Source: BDA, Liu et al. 2020, arXiv:2006.04045, by
+    the code dut-media-lab/BOML.
+
+    `proximal`: the penalty of iMAML, Rajeswaran et al. 2019, arXiv:1909.04630. `proximal_steps:
+    last`, after that paper's code aravindr93/imaml_dev: the steps follow the support loss alone and
+    one plain step on the penalty comes after the last of them.
     """
 
     name = "maml"
+    unequal_shots = True
 
     def __init__(
         self,
@@ -141,10 +156,52 @@ class Maml(fsl.Adapter):
                 "outer loop (MAML++); needs adapt_norms: false"
             ),
         ] = False,
+        head_start: Annotated[
+            Literal["learned", "zero"],
+            Field(description="where the head starts for each task; zero: it is not trained"),
+        ] = "learned",
+        inner_loss: Annotated[
+            LossKind,
+            Field(
+                description="mean over the support items; or their sum divided by n_shot, as "
+                "MAML's code: n_way times the mean"
+            ),
+        ] = "mean",
+        weight_decay: Annotated[
+            float, Field(ge=0, description="of weight_decay / 2 ||head||^2 in the inner loss")
+        ] = 0.0,
+        proximal: Annotated[
+            float,
+            Field(ge=0, description="of proximal / 2 ||phi - theta||^2 in the inner loss (iMAML)"),
+        ] = 0.0,
+        proximal_steps: Annotated[
+            Literal["joint", "last"],
+            Field(
+                description="joint: every step follows the penalty too; last: one step on it "
+                "alone after the others (iMAML's code)"
+            ),
+        ] = "joint",
+        test_proximal: Annotated[
+            float | None, Field(ge=0, description="proximal in evaluation; as in training if null")
+        ] = None,
+        aggregate: Annotated[
+            float | None,
+            Field(
+                ge=0,
+                le=1,
+                description="alpha of BDA: share of the query loss in the first inner step, "
+                "alpha / t in step t; in training alone",
+            ),
+        ] = None,
+        learn_aggregate: Annotated[
+            bool, Field(description="whether the outer loop trains alpha, by its logit")
+        ] = False,
+        head_init: HeadInit = "default",
     ):
         super().__init__()
         test_steps = inner_steps if test_steps is None else test_steps
         options = inner_optimizer_options or {}
+        _check_aggregate(aggregate, learn_aggregate, proximal, multi_step_loss)
         if norms_per_step and adapt_norms:
             raise ValueError(
                 "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
@@ -155,8 +212,12 @@ class Maml(fsl.Adapter):
         self.task, self.order = task, order
         self.inner_steps, self.test_steps = inner_steps, test_steps
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
+        self.inner_loss, self.weight_decay = inner_loss, weight_decay
+        self.proximal, self.proximal_steps = proximal, proximal_steps
+        self.test_proximal = proximal if test_proximal is None else test_proximal
+        self.aggregate = Aggregate(aggregate, learn_aggregate) if aggregate else None
         feature_dim = cast("int", backbone.feature_dim)  # nn.Module promises no attributes
-        self.head = nn.Linear(feature_dim, task.output_dim)
+        self.head = linear_head(feature_dim, task.output_dim, head_init)
         net, norms = fsl.Functional(backbone, self.head), list(norm_names(backbone))
         weights, left_out = net.weights, () if adapt_norms else norms
         self.schedule = [
@@ -182,31 +243,57 @@ class Maml(fsl.Adapter):
             else InnerOptimizer(inner_optimizer, inner_lr, options, len(self.fast_names), groups)
         )
         self._progress = 0.0
+        if head_start == "zero":
+            _start_at_zero(self.head, self.fast_names)
 
-    def inner_problem(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.InnerProblem:
+    def inner_problem(
+        self,
+        backbone: nn.Module,
+        support: fsl.LabelledSet,
+        query: fsl.LabelledSet | None = None,
+    ) -> fsl.InnerProblem:
         net = fsl.Functional(backbone, self.head)
         start = {name: net.weights[name] for name in self.fast_names}
         outer = {name: w for name, w in net.weights.items() if name not in start}
-        outer |= self.inner_lr.learned()
+        outer |= self.inner_lr.learned() | self._step_norms()
+        proximal = self.proximal if self.training else self.test_proximal
+        steps = self.inner_steps if self.training else self.test_steps
+        if proximal:
+            outer |= {CENTRE + name: weight for name, weight in start.items()}
+        episode, aggregate = {SUPPORT: support}, self.aggregate if self.training else None
+        if aggregate and query is not None:
+            episode[QUERY], outer = query, outer | aggregate.learned()
 
-        def loss(phi: Weights, outer: Weights) -> Tensor:
-            weights = outer | phi
-            known = outer.get(FEATURES)
-            features = net.features(weights, support.x) if known is None else known
-            return self.task.loss(net.head(weights, features), support.y)
+        def at(outer: Weights, k: int) -> Weights:
+            """What the loss of step k sees: norms, the centre or none, and a share."""
+            outer = self._norms_of(outer, k)
+            if proximal and self.proximal_steps == "last":
+                outer = {n: weight for n, weight in outer.items() if not n.startswith(CENTRE)}
+            return outer | aggregate.at(k, outer) if aggregate and QUERY in episode else outer
 
         return fsl.InnerProblem(
             start=start,
-            outer=self._norms_of(outer | self._step_norms(), self.inner_steps - 1),
-            steps=self.inner_steps if self.training else self.test_steps,
-            loss=loss,
-            step=_Steps(self),
+            outer=outer | at(outer, steps - 1),
+            steps=steps,
+            loss=InnerLoss(self.task, net, episode, self.inner_loss, self.weight_decay, proximal),
+            step=self._steps(steps, proximal),
             predict=lambda phi, outer, x: net(outer | phi, x),
             schedule=self.schedule,
-            at=self._norms_of,
-            share=_SupportFeatures(net, support.x),
+            at=at,
+            share=Features(net, {name: items.x for name, items in episode.items()}),
             by_autograd=not self.vectorizable,
+            proximal=proximal,
+            curvature=0.0 if QUERY in episode else self._curvature(proximal),
         )
+
+    def adapt(
+        self,
+        backbone: nn.Module,
+        support: fsl.LabelledSet,
+        query: fsl.LabelledSet | None = None,
+    ) -> fsl.Predictor:
+        problem = self.inner_problem(backbone, support, query)
+        return deque(self.predictors(problem), maxlen=1).pop()
 
     def objective(
         self, backbone: nn.Module, episode: fsl.Episode, loss: fsl.Loss
@@ -245,6 +332,21 @@ class Maml(fsl.Adapter):
         early = max(1 - self._progress / self.multi_step_loss, SMALLEST_SHARE) / steps
         return [early] * (steps - 1) + [1 - early * (steps - 1)]
 
+    def _steps(self, steps: int, proximal: float) -> Steps:
+        last = steps - 1 if self.proximal_steps == "last" else None
+        return Steps(
+            self.fast_names,
+            self.optimizer,
+            self.inner_lr,
+            self.clip_inner_grad,
+            proximal=0.0 if last is None else proximal,
+            last=last,
+        )
+
+    def _curvature(self, proximal: float) -> float:
+        feature_based = all(name.startswith("head.") for name in self.fast_names)
+        return proximal + (self.weight_decay if feature_based else 0.0)
+
     def _step_norms(self) -> Weights:
         return {} if self.step_norms is None else self.step_norms.learned()
 
@@ -253,46 +355,27 @@ class Maml(fsl.Adapter):
         return outer if self.step_norms is None else outer | self.step_norms.at(step, outer)
 
 
-class _Steps:
-    """The inner steps of one task; step 0 begins without history."""
-
-    def __init__(self, adapter: Maml):
-        self.adapter = adapter
-
-    def __call__(self, phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
-        adapter, names = self.adapter, self.adapter.fast_names
-        if k == 0:
-            self.optimizer = adapter.optimizer.start(tracked=torch.is_grad_enabled())
-        if adapter.clip_inner_grad is not None:
-            gradient = _clipped(gradient, adapter.clip_inner_grad)
-        updated = self.optimizer.update(
-            [phi[name] for name in names],
-            [gradient.get(name) for name in names],
-            adapter.inner_lr.at(k, outer),
+def _check_aggregate(
+    alpha: float | None, learned: bool, proximal: float, multi_step_loss: float | None
+) -> None:
+    """Raise ValueError for what the aggregated step cannot be combined with."""
+    if learned and (alpha is None or not 0 < alpha < 1):
+        raise ValueError(
+            f"learn_aggregate: true with aggregate: {alpha}, whose logit is not finite. "
+            "aggregate: a number between 0 and 1, such as 0.5"
         )
-        return dict(zip(names, updated, strict=True))
+    others = {"proximal": proximal, "multi_step_loss": multi_step_loss}
+    if alpha and (found := [name for name, value in others.items() if value]):
+        raise ValueError(f"aggregate: {alpha} with {found[0]}. One of the two")
 
 
-class _SupportFeatures:
-    """Features of the support set, computed once for as long as they come from the same weights."""
-
-    def __init__(self, net: fsl.Functional, x: Tensor):
-        self.net, self.x = net, x
-        self.names = [name for name in net.weights if name.startswith("backbone.")]
-        self.source: list[Tensor] | None = None
-
-    def __call__(self, fixed: Weights) -> Weights:
-        """Nothing if a step moves the backbone."""
-        if not all(name in fixed for name in self.names):
-            return {}
-        source = [fixed[name] for name in self.names]
-        if self.source is None or any(a is not b for a, b in zip(source, self.source, strict=True)):
-            self.source, self.features = source, self.net.features(fixed, self.x)
-        return {FEATURES: self.features}
-
-
-def _clipped(gradient: Weights, limit: float) -> Weights:
-    """gradient * min(1, limit / norm over all tensors); differentiable, also at zero."""
-    squared = torch.stack([slope.square().sum() for slope in gradient.values()]).sum()
-    scale = limit * squared.clamp(min=limit**2).rsqrt()
-    return {name: slope * scale for name, slope in gradient.items()}
+def _start_at_zero(head: nn.Module, fast_names: Iterable[str]) -> None:
+    """Zeros that no outer step moves. ValueError if inner steps leave part of the head there."""
+    left = [name for name, _ in head.named_parameters() if f"head.{name}" not in fast_names]
+    if left:
+        raise ValueError(
+            f"head_start: zero with an `adapted` that leaves out head.{left[0]}, which would stay "
+            "zero. adapted: head or all"
+        )
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter).requires_grad_(False)

@@ -29,7 +29,7 @@ class InnerRates(nn.Module):
 
     def __init__(self, kind: RateKind, initial: float, tensors: Sequence[Tensor], steps: int):
         super().__init__()
-        self.kind = kind
+        self.kind, self.initial = kind, initial
         if kind == "elementwise":
             self.rates = nn.ParameterList(torch.full_like(tensor, initial) for tensor in tensors)
         elif kind != "fixed":

@@ -38,6 +38,7 @@ class Wormhole(fsl.Adapter):
     """
 
     name = "wormhole"
+    unequal_shots = True
 
     def __init__(
         self,
