@@ -167,7 +167,8 @@ class FeatureEpisodes(PooledEpisodes):
 
     name = "features"
 
-    def __init__(self, source: EpisodeSource, backbone: FrozenBackbone):
+    def __init__(self, source: EpisodeSource, backbone: FrozenBackbone, further: bool = False):
+        """further: one more source to judge on; its classes are not those of training."""
         if not isinstance(source, PooledEpisodes):
             raise ValueError(
                 f"frozen: episodes {source.name!r} draw new items each time, of which there are no "
@@ -181,7 +182,7 @@ class FeatureEpisodes(PooledEpisodes):
         task = source.task
         shape = (backbone.feature_dim,)
         super().__init__(task.n_way, task.n_shot, task.n_query, input_shape=shape)
-        self.items, self.backbone = source, backbone
+        self.items, self.backbone, self.further = source, backbone, further
         self.name = source.name  # type: ignore[misc]  # of an object, for messages
         self.task, self.tasks = replace(task, input_shape=shape), source.tasks
         self.draw_sizes_as(source)
@@ -201,7 +202,7 @@ class FeatureEpisodes(PooledEpisodes):
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
         super().check_splits(wanted)
-        if self.backbone.prepare is not None:
+        if self.backbone.prepare is not None and not self.further:
             features = self._sample("train").to(self.backbone.training_mean.device)
             mean = self.backbone.prepare(features).mean(0)
             self.backbone.training_mean.copy_(mean)
