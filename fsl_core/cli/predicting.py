@@ -205,7 +205,8 @@ def label(
     wanted = Wanted(new, out, html, save, None, serve, unknown_below, skip_unreadable, raw_csv)
     outputs = wanted.check("--new", [examples, weights])
     folder, skip = _labelled(examples, "--examples"), skip_unreadable
-    predictor = without_run(network, weights, folder, None, False, device, skip, [], None)
+    plain = None, False, device, skip, [], None
+    predictor = without_run(network, weights, folder, *plain, option="--network")
     _give(predictor, wanted, outputs, "--examples", "--new")
 
 
