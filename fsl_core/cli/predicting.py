@@ -104,8 +104,13 @@ class Wanted:
 
         read: paths that must not be written over.
         """
+        from fsl_core.data.folders import require_folder
         from fsl_core.errors import RunError
+        from fsl_core.text import printable
 
+        if self.query is not None and not self.query.is_file():  # before the work begins
+            fit = "A folder of pictures, or one picture"
+            require_folder(self.query, f"{printable(self.query)}:", fit)
         if self.query is None and not self.serve:
             raise RunError(f"{option}: absent. A folder of pictures, one picture, or --serve")
         idle = {"--out": self.out, "--html": self.html, "--export": self.export}
