@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from fsl_core.config.validation import validated
     from fsl_core.data.draws import draw_bits, to_distinct, to_uniform
     from fsl_core.data.groups import Group
-    from fsl_core.data.pool import LabelledPool, PooledEpisodes
+    from fsl_core.data.pool import LabelledPool
+    from fsl_core.data.pooled import PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
     from fsl_core.engine.evaluation import Evaluation
     from fsl_core.episode import (
@@ -73,7 +74,8 @@ _NAMES = {
     "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
     "data.groups": "Group",
-    "data.pool": "LabelledPool PooledEpisodes",
+    "data.pool": "LabelledPool",
+    "data.pooled": "PooledEpisodes",
     "data.source": "EpisodeSource Split SplitContents",
     "engine.evaluation": "Evaluation",
     "episode": "Episode LabelledSet Loss Predictor TaskShape Varies one_hot",

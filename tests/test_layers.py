@@ -42,6 +42,7 @@ TOOLS = {
         "data.array_files",
         "data.arrays",
         "data.labels",
+        "data.listings",
         "data.shapes",
         "data.sharing",
         "data.source",

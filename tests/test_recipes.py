@@ -111,6 +111,8 @@ def _without_weights(path: Path) -> list[str]:
 
     Glyphs are drawn anew each time, so that no pool of them can be mapped once.
     """
-    if not read_document(path).data.get("backbone", {}).get("frozen"):
+    data = read_document(path).data
+    if not data.get("backbone", {}).get("frozen"):
         return []
-    return ["backbone.frozen=false", "backbone.weights=null", "outer.steps=0"]
+    centred = ["adapter.centre=support"] if data["adapter"].get("centre") == "train" else []
+    return ["backbone.frozen=false", "backbone.weights=null", "outer.steps=0", *centred]

@@ -158,7 +158,7 @@ def _further(recipe: Recipe, learner: Learner, trained: EpisodeSource) -> dict[s
     for i, section in enumerate(recipe.sections.evaluate.on):
         path = (*ON, i)
         source = build_source(recipe, path)
-        source = found[section.label] = _of_features(recipe, source, learner.backbone)
+        source = found[section.label] = _of_features(recipe, source, learner.backbone, further=True)
         where = recipe.document.where_built(path)
         theirs, ours = _what_backbones_take(source), _what_backbones_take(trained)
         for key, offered in theirs.items():
@@ -192,11 +192,13 @@ def _build_backbone(recipe: Recipe, task: TaskShape) -> nn.Module:
     return _frozen(recipe, lambda: FrozenBackbone(backbone, task.input_shape, section.precision))
 
 
-def _of_features(recipe: Recipe, source: EpisodeSource, backbone: nn.Module) -> EpisodeSource:
+def _of_features(
+    recipe: Recipe, source: EpisodeSource, backbone: nn.Module, further: bool = False
+) -> EpisodeSource:
     """The source itself, or that of features if the backbone is frozen."""
     if not isinstance(backbone, FrozenBackbone):
         return source
-    return _frozen(recipe, lambda: FeatureEpisodes(source, backbone))
+    return _frozen(recipe, lambda: FeatureEpisodes(source, backbone, further))
 
 
 def _frozen(recipe: Recipe, make: Callable[[], Made]) -> Made:

@@ -32,6 +32,8 @@ class LinearProbe(fsl.Adapter):
     """
 
     name = "linear-probe"
+    unequal_shots = True
+    training_free = ({"power": 0.5}, {"power": 0.5, "c": 10.0})
 
     def __init__(
         self,

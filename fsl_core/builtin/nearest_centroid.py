@@ -25,13 +25,17 @@ class NearestCentroid(fsl.Adapter):
 
     Sources: Snell et al. 2017, arXiv:1703.05175 (squared Euclidean, temperature 1); centre and
     unit_length, Wang et al. 2019, arXiv:1911.04623 (SimpleShot); power, Yang et al. 2021,
-    arXiv:2101.06395. Differs: the term that all classes of an item share, -temperature *
-    ||f(x_i)||^2, is left out, which changes no probability; features are measured from the mean of
-    the class means, so that float32 keeps its digits far from the origin.
+    arXiv:2101.06395. Differs: the term that all classes of an item share,
+    -temperature * ||f(x_i)||^2, is left out, which changes no probability; features are measured
+    from the mean of the class means, so that float32 keeps its digits far from the origin.
     """
 
     name = "nearest-centroid"
     unequal_shots = True
+    training_free = (
+        {"distance": "cosine", "temperature": 10.0},
+        {"power": 0.5, "unit_length": True},
+    )
 
     def __init__(
         self,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fsl_core.data.downloads import download, extract, md5_of, once
     from fsl_core.data.folders import class_images, image_files
     from fsl_core.data.formats import open_picture
-    from fsl_core.data.pool import LabelledPool, PooledEpisodes
+    from fsl_core.data.pool import LabelledPool
+    from fsl_core.data.pooled import PooledEpisodes
     from fsl_core.data.shapes import EpisodesPerDraw, ItemsPerClass, Sampling, Shots, Ways
     from fsl_core.data.source import Sources
     from fsl_core.data.vision import (
@@ -41,7 +42,8 @@ _NAMES = {
     "downloads": "download extract md5_of once",
     "folders": "class_images image_files",
     "formats": "open_picture",
-    "pool": "LabelledPool PooledEpisodes",
+    "pool": "LabelledPool",
+    "pooled": "PooledEpisodes",
     "shapes": "EpisodesPerDraw ItemsPerClass Sampling Shots Ways",
     "source": "Sources",
     "vision": "decode_image decode_images to_pixels torchvision torchvision_dataset",

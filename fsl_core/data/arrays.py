@@ -24,7 +24,8 @@ from fsl_core.data.decoding import (
 )
 from fsl_core.data.labels import labels_of, splits_of
 from fsl_core.data.mapped import MappedArray
-from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.pool import LabelledPool
+from fsl_core.data.pooled import PooledEpisodes
 from fsl_core.data.shapes import Sampling
 from fsl_core.data.sharing import (
     Fractions,

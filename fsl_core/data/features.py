@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fsl_core.data.cache import cached_tensors, content_key, forget, tensors_digest
-from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.pool import LabelledPool
+from fsl_core.data.pooled import PooledEpisodes
 from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.data.work import reported
 from fsl_core.episode import TaskShape
@@ -166,7 +167,8 @@ class FeatureEpisodes(PooledEpisodes):
 
     name = "features"
 
-    def __init__(self, source: EpisodeSource, backbone: FrozenBackbone):
+    def __init__(self, source: EpisodeSource, backbone: FrozenBackbone, further: bool = False):
+        """further: one more source to judge on; its classes are not those of training."""
         if not isinstance(source, PooledEpisodes):
             raise ValueError(
                 f"frozen: episodes {source.name!r} draw new items each time, of which there are no "
@@ -180,7 +182,7 @@ class FeatureEpisodes(PooledEpisodes):
         task = source.task
         shape = (backbone.feature_dim,)
         super().__init__(task.n_way, task.n_shot, task.n_query, input_shape=shape)
-        self.items, self.backbone = source, backbone
+        self.items, self.backbone, self.further = source, backbone, further
         self.name = source.name  # type: ignore[misc]  # of an object, for messages
         self.task, self.tasks = replace(task, input_shape=shape), source.tasks
         self.draw_sizes_as(source)
@@ -200,7 +202,7 @@ class FeatureEpisodes(PooledEpisodes):
 
     def check_splits(self, wanted: Mapping[Split, TaskShape]) -> None:
         super().check_splits(wanted)
-        if self.backbone.prepare is not None:
+        if self.backbone.prepare is not None and not self.further:
             features = self._sample("train").to(self.backbone.training_mean.device)
             mean = self.backbone.prepare(features).mean(0)
             self.backbone.training_mean.copy_(mean)
@@ -273,6 +275,20 @@ def embed_pool(pool: LabelledPool, backbone: FrozenBackbone, what: str, key: str
 
             parts.append(cached_tensors(part_key, build)[0]["features"])
     return torch.cat(parts)
+
+
+def embed_images(backbone: FrozenBackbone, images: Tensor) -> Tensor:
+    """(n, channels, size, size) uint8 -> (n, feature_dim) float32 on the CPU; kept on disk."""
+    key = content_key("features of images", backbone.digest, tensors_digest({"images": images}))
+
+    def build() -> dict[str, Tensor]:
+        pool = LabelledPool(images, ("all",), (len(images),))
+        features = embed_pool(pool, backbone, "features of pictures", key)
+        return {"features": features}
+
+    found = cached_tensors(key, build)[0]["features"].float()
+    forget(part_keys(key, len(images)))
+    return found
 
 
 def part_keys(key: str, n: int) -> list[str]:

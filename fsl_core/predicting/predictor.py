@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fsl_core.assembly.experiment import Experiment
+from fsl_core.data.features import FrozenBackbone, embed_images
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.seeding import seed_torch
 from fsl_core.episode import Episode, LabelledSet, Predictor
@@ -77,7 +78,7 @@ class AdaptedPredictor:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, n_way) probabilities of classes, on the CPU."""
-        x = self._scaled(images)
+        x = self.inputs(images)
         with torch.no_grad():
             predict = self.predictor(x)
             parts = x.split(len(x) if self.together else TOGETHER)
@@ -96,11 +97,11 @@ class AdaptedPredictor:
         Rows of `images` of this predictor, the nearest first, by the cosine of the backbone's
         features as they are before adaptation. Fewer if there are fewer.
         """
-        support = self._scaled(self.images)
+        support = self.inputs(self.images)
         with torch.no_grad(), support_reference(support), plain_attention():
             self.learner.eval()
             known = _directions(self.learner.backbone(support))
-            parts = self._scaled(images).split(TOGETHER)
+            parts = self.inputs(images).split(TOGETHER)
             alike = [_directions(self.learner.backbone(part)) @ known.T for part in parts]
         found = torch.cat(alike).sort(dim=-1, descending=True, stable=True).indices
         return found[:, :count].cpu()
@@ -108,14 +109,24 @@ class AdaptedPredictor:
     def predictor(self, x: Tensor) -> Predictor:
         """Adapt, always in the same way.
 
-        x: what a transductive adapter sees of the pictures, values 0 .. 1.
+        x: what a transductive adapter sees of the pictures, as `inputs` gives it.
         """
         self.learner.eval()
         # An adapter may draw random numbers. With this seed a saved predictor draws the same.
         seed_torch("prediction", self.experiment.recipe.sections.seed)
-        support = LabelledSet(self._scaled(self.images), self.labels.to(x.device))
+        support = LabelledSet(self.inputs(self.images), self.labels.to(x.device))
         unlabelled = LabelledSet(x, x.new_zeros(len(x)))
         return self.learner.adapt(Episode(support, unlabelled, torch.tensor(0, device=x.device)))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """(n, channels, size, size) uint8 -> what the learner takes.
+
+        Values 0 .. 1, or the features of a frozen backbone, which are kept on disk.
+        """
+        backbone, device = self.learner.backbone, self.experiment.device
+        if isinstance(backbone, FrozenBackbone):
+            return embed_images(backbone, images).to(device)
+        return self._scaled(images)
 
     def _scaled(self, images: Tensor) -> Tensor:
         device = self.experiment.device

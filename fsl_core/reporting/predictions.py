@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from fsl_core.reporting.spreadsheets import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5
+UNKNOWN = "unknown"
+"""What is predicted where no class is probable enough."""
 NEAREST = 3
 """Labelled pictures shown beside a prediction."""
 
@@ -28,24 +31,54 @@ class Predictions:
     """What a predictor says about pictures.
 
     probabilities: (n, n_way), each row summing to 1.
+    unknown_below: a picture whose most probable class is less probable than this is `unknown`.
     """
 
     predictor: AdaptedPredictor
     pictures: Pictures
     probabilities: Tensor
+    unknown_below: float = 0.0
 
     @cached_property
     def predicted(self) -> list[str]:
-        """The most probable class of each picture."""
-        return [self.predictor.classes[i] for i in self.probabilities.argmax(-1).tolist()]
+        """The most probable class of each picture, or `unknown`."""
+        most, which = self.probabilities.max(-1)
+        sure = (most >= self.unknown_below).tolist()
+        classes = [self.predictor.classes[i] for i in which.tolist()]
+        return [name if known else UNKNOWN for name, known in zip(classes, sure, strict=True)]
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right predictions, if the right classes are known."""
-        labels = self.pictures.labels
-        if not labels:
-            return None
-        return sum(map(str.__eq__, labels, self.predicted)) / len(labels)
+        """Share of right predictions, if the right classes are known.
+
+        Pictures that are `unknown` are left out; None if that is so for all.
+        """
+        pairs = [(label, p) for label, p in self._pairs if p != UNKNOWN]
+        return sum(label == p for label, p in pairs) / len(pairs) if pairs else None
+
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Right and predicted class of each picture; none if the right ones are not known."""
+        return [*zip(self.pictures.labels or (), self.predicted, strict=False)]
+
+    @cached_property
+    def confusion(self) -> list[tuple[str, list[int], float]]:
+        """Of each class that occurs: how many pictures were predicted as what, and the share right.
+
+        The counts are in the order of `columns`.
+        """
+        counts = Counter(self._pairs)
+        rows = []
+        for name in self.predictor.classes:
+            row = [counts[name, column] for column in self.columns]
+            if total := sum(row):
+                rows.append((name, row, counts[name, name] / total))
+        return rows
+
+    @property
+    def columns(self) -> list[str]:
+        """What may be predicted."""
+        return [*self.predictor.classes, *([UNKNOWN] if self.unknown_below else [])]
 
     def to_csv(self, raw: bool = False) -> str:
         """A row for each picture: file, predicted class, (right class,) and `p_<class>`s.
@@ -82,6 +115,8 @@ class Predictions:
             "predictions.html",
             predictor=self.predictor,
             accuracy=self.accuracy,
+            confusion=self.confusion,
+            columns=self.columns,
             labelled=self.labelled,
             rows=self.rows,
             skipped=[*(self.pictures.skipped or ())],

@@ -578,7 +578,8 @@ class TestLists:
             ("0.png", "named before in the same class")
         ]
         contents = {"train": found, "test": source.inspect("test")}
-        report = DataReport(contents, {"train": source.task, "test": source.task}, [])
+        wanted = dict.fromkeys(contents, source.task)
+        report = DataReport(contents, wanted, dict.fromkeys(contents, 3), [])
         groups = [[(p.split, p.of_class, p.file.name) for p in g] for g in report.identical]
         assert sorted(groups) == [
             [("train", "a", "0.png"), ("train", "b", "0.png")],

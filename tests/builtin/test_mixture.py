@@ -15,7 +15,8 @@ from fsl_core.builtin.mixture import Mixture
 from fsl_core.builtin.mnist import Mnist
 from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.data.groups import unbatch
-from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.pool import LabelledPool
+from fsl_core.data.pooled import PooledEpisodes
 from fsl_core.testing import EpisodesContract
 
 INDICES = range(60)

@@ -35,7 +35,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             else:
                 assert program == "fsl", line
                 said[line] = fsl(*arguments)
-    assert "train: 4 classes" in said["fsl check --data recipes/arrays/digits-3w1s-maml.yaml"]
+    assert "train: 10 classes" in said["fsl check --data recipes/arrays/digits-5w1s-maml.yaml"]
     assert len(said) == 5
 
 

@@ -208,3 +208,24 @@ def test_an_item_may_be_told_by_its_file(tmp_path):
     Image.new("RGB", (20, 10), (255, 0, 0)).save(file)
     picture = FeatureEpisodes(Pictures(), frozen()).decode(file)
     assert picture.shape == SHAPE
+
+
+def test_the_mean_of_the_training_classes_is_in_the_checkpoint_and_of_no_further_source():
+    backbone = frozen()
+    backbone.want_mean(lambda features: 2 * features)
+    source = Pictures()
+    mapped = FeatureEpisodes(source, backbone)
+    assert not backbone.training_mean.any()
+    mapped.check_splits({"test": mapped.task})
+    pool = source.pool("train")
+    places = np.concatenate([o + np.arange(17 + c) for c, o in enumerate(pool.offsets)])
+    classes = np.repeat(range(5), pool.counts)
+    few = [p for p, c in zip(places, classes, strict=True) if p - pool.offsets[c] < 20]
+    expected = 2 * backbone.embed(pool.inputs(np.array(few))).mean(0)
+    torch.testing.assert_close(backbone.training_mean, expected, rtol=1e-5, atol=1e-6)
+    FeatureEpisodes(Pictures(seed=5), backbone, further=True).check_splits({"test": mapped.task})
+    torch.testing.assert_close(backbone.training_mean, expected, rtol=1e-5, atol=1e-6)
+    other = frozen()
+    other.want_mean(lambda features: features)
+    other.load_state_dict(backbone.state_dict())
+    assert torch.equal(other.training_mean, backbone.training_mean)

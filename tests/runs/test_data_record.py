@@ -14,7 +14,8 @@ from PIL import Image
 from fsl_core.builtin.sinusoid import Sinusoid
 from fsl_core.config.recipe import read_recipe
 from fsl_core.data import sharing
-from fsl_core.data.pool import LabelledPool, PooledEpisodes
+from fsl_core.data.pool import LabelledPool
+from fsl_core.data.pooled import PooledEpisodes
 from fsl_core.data.sharing import split_by_name
 from fsl_core.errors import DataError, RunError
 from fsl_core.hooks.loader import load

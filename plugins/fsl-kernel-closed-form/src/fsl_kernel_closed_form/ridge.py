@@ -35,6 +35,7 @@ class Ridge(fsl.Adapter):
 
     name = "ridge"
     unequal_shots = True
+    training_free = ({"learn_scale": False},)
 
     def __init__(
         self,
