@@ -210,7 +210,7 @@ def label(
     wanted = Wanted(new, out, html, save, None, serve, unknown_below, skip_unreadable, raw_csv)
     outputs = wanted.check("--new", [examples, weights])
     folder, skip = _labelled(examples, "--examples"), skip_unreadable
-    plain = None, False, device, skip, [], None
+    plain: list[str] = None, False, device, skip, [], None
     predictor = without_run(network, weights, folder, *plain, option="--network")
     _give(predictor, wanted, outputs, "--examples", "--new")
 
@@ -260,11 +260,11 @@ def _give(
 
     if wanted.unknown_below and UNKNOWN in predictor.classes:
         raise RunError(f"--unknown-below: there is a class {UNKNOWN!r}. Another name for it")
+    predictions, query = None, wanted.query
+    pictures = predictor.read(query, wanted.skip_unreadable) if query is not None else None
     _note(predictor)
     _note_passed_over(options[0], predictor.passed_over)
-    predictions = None
-    if wanted.query is not None:
-        pictures = predictor.read(wanted.query, wanted.skip_unreadable)
+    if pictures is not None:
         _note_pictures(options[1], pictures)
         _note_photographs(predictor, pictures)
         found = predictor.probabilities(pictures.images)

@@ -94,7 +94,7 @@ def test_table_page_and_saved_predictor(fsl, run, tmp_path: Path):
         )
 
     html = (tmp_path / "p.html").read_text()
-    assert html.count("data:image/png;base64,") == 3 + 6
+    assert html.count("data:image/png;base64,") == 3 + 7
     assert html.count('class="near"') == 3
     assert "&lt;b&gt;green" in html
     assert "<b>green" not in html
