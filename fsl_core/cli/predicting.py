@@ -210,8 +210,9 @@ def label(
     wanted = Wanted(new, out, html, save, None, serve, unknown_below, skip_unreadable, raw_csv)
     outputs = wanted.check("--new", [examples, weights])
     folder, skip = _labelled(examples, "--examples"), skip_unreadable
-    plain: list[str] = None, False, device, skip, [], None
-    predictor = without_run(network, weights, folder, *plain, option="--network")
+    predictor = without_run(
+        network, weights, folder, None, False, device, skip, [], None, option="--network"
+    )
     _give(predictor, wanted, outputs, "--examples", "--new")
 
 
