@@ -325,9 +325,10 @@ def further_columns(result: SweepResult) -> list[tuple[str, str]]:
 def _on_further(item: RowResult, result: SweepResult) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for label, names in zip(result.further, further_columns(result), strict=True):
-        judged = item.runs and all(label in run.further for run in item.runs.values())
-        scores = mean_and_interval(item.scores(label=label).tolist()) if judged else ("", "")
-        found.update(zip(names, (round(x, 6) if judged else x for x in scores), strict=True))
+        found.update(dict.fromkeys(names, ""))
+        if item.runs and all(label in run.further for run in item.runs.values()):
+            mean, interval = mean_and_interval(item.scores(label=label).tolist())
+            found.update(zip(names, (round(mean, 6), round(interval, 6)), strict=True))
     return found
 
 
