@@ -48,6 +48,12 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def captured_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile makes the forward graph, which holds the gradients of torch.func, and runs it."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
+
+
+@pytest.fixture
 def toy_recipe(tmp_path: Path) -> Path:
     """A recipe that trains in a second, with its one-file plugin beside it."""
     for name in ("fslplugin.py", "toy.yaml"):

@@ -49,9 +49,9 @@ def test_workers_and_vmap_are_the_loop(name):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.usefixtures("traced_only")
+@pytest.mark.usefixtures("captured_only")
 def test_what_would_be_compiled_is_the_loop(name):
-    """Over the smallest network, as tracing takes as long as there are operations."""
+    """Whether torch can make one graph of it; the kit holds the code that is made of such graphs."""
     learner, episodes = make_learner(name, Mlp(TASK, hidden=(6,))), tiny_episodes(TASK, 3)
     if obstacle := why_not_vectorized(learner):
         pytest.skip(obstacle)
