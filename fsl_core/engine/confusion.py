@@ -12,6 +12,9 @@ from torch import Tensor
 Counts = dict[tuple[str, str], int]
 """Queries by (right class, predicted class), where there are any."""
 
+NONE_OF_THEM = "none of its classes"
+"""What is predicted by a head with more ways than the episode has classes."""
+
 
 class Confusion:
     """Counts over many episodes, each of few of all classes."""
@@ -30,10 +33,11 @@ class Confusion:
         """
         pairs = []
         for own, is_label, as_label in zip(names, right, predicted, strict=True):
-            numbers = np.array([self._numbers.setdefault(n, len(self._numbers)) for n in own])
+            known = [*own, NONE_OF_THEM]
+            numbers = np.array([self._numbers.setdefault(n, len(self._numbers)) for n in known])
+            beyond = np.minimum(as_label.numpy(force=True), len(own))
             # Two numbers in one, so that all episodes are counted at once.
-            first, second = (numbers[labels.numpy(force=True)] for labels in (is_label, as_label))
-            pairs.append(first << 32 | second)
+            pairs.append(numbers[is_label.numpy(force=True)] << 32 | numbers[beyond])
         values, counts = np.unique(np.concatenate(pairs), return_counts=True)
         self._found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
