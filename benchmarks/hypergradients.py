@@ -38,8 +38,8 @@ ESTIMATES: dict[str, dict[str, Any]] = {
 }
 HEADER = """# Estimates of the meta-gradient
 
-After this page you know how far each estimate of the meta-gradient points from the exact one, what
-it costs, and which score it was trained to.
+After this page you know how far each estimate of the meta-gradient points from the exact one, and
+what else was measured of it.
 
 `benchmarks/hypergradients.py` writes this page. The options of the estimates are their defaults,
 but for those that the first table names. All estimates are of one inner problem, that of
@@ -181,8 +181,8 @@ def _cosines(
 ) -> Iterator[str]:
     yield from ("## Cosine with the exact gradient", "")
     yield (
-        f"Omniglot, Conv4-{channels}, meta-batches of 4 tasks, after {warm_up} first-order outer "
-        "steps. Mean over meta-batches, whose number the head names, ± 1.96 standard errors."
+        f"Omniglot, Conv4-{channels}, meta-batches of 4 tasks, after {warm_up} first-order outer\n"
+        "steps. Mean over meta-batches, whose number the head names, ± 1.96 standard\nerrors."
     )
     head = [f"T = {count} ({len(columns['unrolled'])})" for count, columns in values.items()]
     yield from ("", f"| estimate | {' | '.join(head)} |")

@@ -52,7 +52,9 @@ def preflight_all(experiments: Iterable[Experiment]) -> None:
     for experiment in experiments:
         sections = experiment.recipe.resolved()
         named = [sections[key] for key in ("episodes", "backbone", "adapter", "evaluate")]
-        learner = json.dumps([named, sections["outer"]["steps"] > 0], sort_keys=True)
+        outer = sections["outer"]
+        named += [outer["hypergradient"], outer["steps"] > 0]
+        learner = json.dumps(named, sort_keys=True)
         if learner not in tried:
             preflight(experiment)
             tried.add(learner)

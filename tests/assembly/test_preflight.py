@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fsl_core.assembly.experiment import Experiment, build_experiment
 from fsl_core.assembly.preflight import preflight, preflight_all
 from fsl_core.assembly.trials.made_up import made_up_episodes
 from fsl_core.cli import app
-from fsl_core.config.recipe import read_recipe
+from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.opening import new_run, open_run, prepare_run
@@ -301,6 +302,13 @@ def test_check_says_it_in_one_line_and_run_says_nothing_when_all_is_well(
     assert ran.stdout.startswith("test accuracy ")
 
 
+def _with_estimate(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with another hypergradient, which nothing builds."""
+    sections = recipe.sections.model_copy(deep=True)
+    sections.outer.hypergradient.name = name
+    return replace(recipe, sections=sections)
+
+
 def test_rows_of_a_matrix_share_what_is_alike(
     built, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ):
@@ -312,6 +320,9 @@ def test_rows_of_a_matrix_share_what_is_alike(
     assert whole == rows[:1]
     preflight_all([rows[0], rows[2]])
     assert whole == [rows[0], rows[0], rows[2]]
+    other = replace(rows[0], recipe=_with_estimate(rows[0].recipe, "first-order"))
+    preflight_all([rows[0], other])
+    assert whole[-1] is other
 
 
 def test_a_matrix_is_tried_by_check(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -139,7 +139,7 @@ class TestToyFiles:
             pool = source.pool(split)
             assert pool.classes == tuple(TOY[split])
             assert pool.counts == (6,) * len(TOY[split])
-            for name, images in pool.items():
+            for name, images in pool.by_class():
                 expected = sorted(
                     pixels()[name], key=lambda image: md5(image.tobytes()).hexdigest()
                 )
@@ -309,7 +309,7 @@ class TestRealImages:
         for split, n_classes in zip(SPLITS, (64, 16, 20), strict=True):
             pool = source.pool(split)
             assert pool.counts == (600,) * n_classes
-            for name, images in pool.items():
+            for name, images in pool.by_class():
                 digests = [
                     md5(image.tobytes()).hexdigest()
                     for image in images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -97,7 +97,8 @@ def test_a_resolved_recipe_means_the_same(file: Path):
             "{name: glyphs, alphabet: 1}",
             "{name: glyphs, alphabet: 1, weight: 2}",
             "mixed.yaml:13: evaluate.on.0.weight: episodes 'glyphs' has no such option. "
-            "Its options: alphabet, jitter, label, n_query, n_shot, n_way, name",
+            "Its options: alphabet, episodes_per_draw, items_per_class, jitter, label, n_query, "
+            "n_shot, n_way, name, sampling",
         ),
         (
             "{name: glyphs, alphabet: 1}",

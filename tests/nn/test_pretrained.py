@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fsl_core as fsl
+from fsl_core.data.groups import as_groups
 from fsl_core.assembly.trials.made_up import made_up_episodes
 from fsl_core.builtin.uniform import Uniform
 from fsl_core.engine.execution import Execution
@@ -70,7 +71,7 @@ def test_norms_stay_at_the_averages_of_the_weights(mode):
     torch.testing.assert_close(found(x), expected(x), rtol=0, atol=1e-12)
     move_running_statistics(
         fsl.Learner(found, GradientSteps(TASK, found)),
-        fsl.Episode(fsl.LabelledSet(x[None], x), None, None),
+        as_groups(fsl.Episode(fsl.LabelledSet(x[None], x), None, torch.zeros(1))),
     )
     for name, buffer in found.named_buffers():
         assert torch.equal(buffer, before[name]), name
@@ -83,7 +84,7 @@ def test_running_norms_are_moved_by_the_outer_loop():
     x = torch.rand(4, 3, 8, 8)
     move_running_statistics(
         fsl.Learner(found, GradientSteps(TASK, found)),
-        fsl.Episode(fsl.LabelledSet(x[None], x), None, None),
+        as_groups(fsl.Episode(fsl.LabelledSet(x[None], x), None, torch.zeros(1))),
     )
     now = dict(found.named_buffers())
     assert all(not torch.equal(now[name], buffer) for name, buffer in before.items())

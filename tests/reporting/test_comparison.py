@@ -161,7 +161,7 @@ TABLE = "a/episodes.csv: no table of episodes with a column accuracy. Delete a/r
     ("name", "content", "message"),
     [
         ("result.json", None, "a: no result.json here. A finished run; `fsl resume` finishes one"),
-        ("episodes.csv", None, TABLE),
+        ("episodes.csv", None, TABLE.replace(" with a column accuracy", "")),
         ("episodes.csv", "episode\n1\n", TABLE),
         (
             "episodes.csv",

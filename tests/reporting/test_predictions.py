@@ -22,7 +22,8 @@ def predictions() -> Predictions:
     predictor = SimpleNamespace(
         classes=CLASSES,
         images=images[:3],
-        shots=(1, 1, 1),
+        labels=torch.arange(3),
+        nearest=lambda images, count: torch.tensor([[0, 1, 2]]).expand(len(images), 3),
         learner=learner,
         experiment=SimpleNamespace(norm="group"),
         invert=False,

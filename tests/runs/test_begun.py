@@ -111,7 +111,7 @@ def test_every_command_refuses(finished: Path, monkeypatch, capsys, command: str
 def test_what_changes_no_number_may_be_edited(finished: Path):
     edit(finished / "recipe.yaml", "requires: []", "requires: [torch] # it does")
     edit(finished / "recipe.yaml", "expect: {}", "expect: {accuracy: {value: 1, tolerance: 1}}")
-    edit(finished / "recipe.yaml", "seed: 0\n", "")
+    edit(finished / "recipe.yaml", "seed: 0\nepisodes:", "episodes:")
     with (finished / "recipe.yaml").open("a") as file:
         file.write("seed: 0\n")
     with open_run(finished, CPU, write=False) as run:

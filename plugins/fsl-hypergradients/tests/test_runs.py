@@ -49,6 +49,11 @@ KEEPING = [
 
 
 @pytest.fixture(autouse=True)
+def _float64() -> None:
+    """In place of the fixture with this name: runs are in float32."""
+
+
+@pytest.fixture(autouse=True)
 def _recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "fslplugin.py").write_text(STOP)
