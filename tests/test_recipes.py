@@ -109,7 +109,7 @@ def _synthetic(path: Path, folder: Path) -> list[str]:
 def _without_weights(path: Path) -> list[str]:
     """Overrides for a frozen backbone: start values in place of its file, and nothing is trained.
 
-    Glyphs are drawn anew each time, so that no pool of them can be mapped once.
+    Glyphs are drawn again each time, so no pool of them can be mapped once.
     """
     data = read_document(path).data
     if not data.get("backbone", {}).get("frozen"):

@@ -134,7 +134,7 @@ def test_long_names_are_shortened_and_stay_apart():
     "command",
     [
         *("run NAME", "check NAME", "sweep NAME", "resume NAME", "eval NAME", "report NAME"),
-        *("compare NAME a", "schema --plugins-dir NAME", "predict NAME --query x --support x"),
+        *("compare NAME a", "schema --plugins-dir NAME", "predict NAME --query . --support x"),
     ],
 )
 def test_a_name_too_long_for_a_file(command: str, monkeypatch: pytest.MonkeyPatch, capsys):

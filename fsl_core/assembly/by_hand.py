@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -85,7 +86,7 @@ def by_hand(
     return ByHand(recipe, source, learner, weighting, source.task, device)
 
 
-def _checked(model: type[Any], options: dict[str, Any], faults: list[str]) -> Any:
+def _checked(model: type[Any], options: Mapping[str, Any], faults: list[str]) -> Any:
     try:
         return model(**options)
     except ValidationError as error:

@@ -35,12 +35,16 @@ def without_run(
     skip_unreadable: bool,
     no_plugin: list[str],
     plugins_dir: Path | None,
+    option: str = "--backbone",
 ) -> AdaptedPredictor:
-    """A predictor of a frozen network and labelled pictures; what was found out goes to stderr."""
+    """A predictor of a frozen network and labelled pictures; what was found out goes to stderr.
+
+    option: which named the network.
+    """
     from fsl_core.predicting.untrained import adapt_without_run, network_section
 
     loaded = load_plugins(no_plugin, plugins_dir)
-    section = network_section(network, weights, loaded)
+    section = network_section(network, weights, loaded, option)
     predictor, candidates = adapt_without_run(
         section,
         support,

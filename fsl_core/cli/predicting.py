@@ -104,8 +104,13 @@ class Wanted:
 
         read: paths that must not be written over.
         """
+        from fsl_core.data.folders import require_folder
         from fsl_core.errors import RunError
+        from fsl_core.text import printable
 
+        if self.query is not None and not self.query.is_file():  # before the work begins
+            fit = "A folder of pictures, or one picture"
+            require_folder(self.query, f"{printable(self.query)}:", fit)
         if self.query is None and not self.serve:
             raise RunError(f"{option}: absent. A folder of pictures, one picture, or --serve")
         idle = {"--out": self.out, "--html": self.html, "--export": self.export}
@@ -205,7 +210,9 @@ def label(
     wanted = Wanted(new, out, html, save, None, serve, unknown_below, skip_unreadable, raw_csv)
     outputs = wanted.check("--new", [examples, weights])
     folder, skip = _labelled(examples, "--examples"), skip_unreadable
-    predictor = without_run(network, weights, folder, None, False, device, skip, [], None)
+    predictor = without_run(
+        network, weights, folder, None, False, device, skip, [], None, option="--network"
+    )
     _give(predictor, wanted, outputs, "--examples", "--new")
 
 
@@ -254,11 +261,11 @@ def _give(
 
     if wanted.unknown_below and UNKNOWN in predictor.classes:
         raise RunError(f"--unknown-below: there is a class {UNKNOWN!r}. Another name for it")
+    predictions, query = None, wanted.query
+    pictures = predictor.read(query, wanted.skip_unreadable) if query is not None else None
     _note(predictor)
     _note_passed_over(options[0], predictor.passed_over)
-    predictions = None
-    if wanted.query is not None:
-        pictures = predictor.read(wanted.query, wanted.skip_unreadable)
+    if pictures is not None:
         _note_pictures(options[1], pictures)
         _note_photographs(predictor, pictures)
         found = predictor.probabilities(pictures.images)

@@ -21,7 +21,9 @@ from fsl_core.text import first_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
 """Where training programs put the weights in what they save."""
-UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError)
+DAMAGED = (pickle.UnpicklingError, LookupError, AttributeError, TypeError)
+"""What unpickling raises of bytes that are no pickle, or that ask for more than tensors."""
+UNREADABLE = (SafetensorError, *DAMAGED, RuntimeError, ValueError, EOFError, OSError)
 CLASSIFIER = 2
 """Tensors that may follow those of a network without its classifier: a weight and a bias."""
 
@@ -77,7 +79,7 @@ def _tensors_of(file: Path, content: bytes) -> dict[str, Tensor]:
         loaded: Any = _parsed(file, content)
     except UNREADABLE as error:
         reason = first_line(error, 120)
-        if isinstance(error, pickle.UnpicklingError):  # torch tells at length how to trust it
+        if isinstance(error, DAMAGED):  # torch tells at length how to trust it
             reason = "damaged, or it holds pickled code"
         raise ValueError(
             f"weights: {file}: not read ({reason}). A .safetensors file, or one of torch.save that "

@@ -93,7 +93,9 @@ def _as_pt2(program: torch.export.ExportedProgram) -> tuple[bytes, Predictor]:
     Into memory first: torch.export names no reason when there is no room on a disk.
     """
     content = io.BytesIO()
-    torch.export.save(program, content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that lie in memory in another order
+        torch.export.save(program, content)
     return content.getvalue(), program.module()
 
 

@@ -78,11 +78,10 @@ class AdaptedPredictor:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, n_way) probabilities of classes, on the CPU."""
-        x = self.inputs(images)
+        parts = images.split(len(images) if self.together else TOGETHER)
         with torch.no_grad():
-            predict = self.predictor(x)
-            parts = x.split(len(x) if self.together else TOGETHER)
-            found = torch.cat([predict(part).softmax(-1) for part in parts]).cpu()
+            predict = self.predictor(self.inputs(parts[0]))
+            found = torch.cat([predict(self.inputs(part)).softmax(-1).cpu() for part in parts])
         wrong = (~found.isfinite()).any(-1).sum().item()
         if wrong:
             raise RunError(
@@ -101,8 +100,10 @@ class AdaptedPredictor:
         with torch.no_grad(), support_reference(support), plain_attention():
             self.learner.eval()
             known = _directions(self.learner.backbone(support))
-            parts = self.inputs(images).split(TOGETHER)
-            alike = [_directions(self.learner.backbone(part)) @ known.T for part in parts]
+            parts = images.split(TOGETHER)
+            alike = [
+                _directions(self.learner.backbone(self.inputs(part))) @ known.T for part in parts
+            ]
         found = torch.cat(alike).sort(dim=-1, descending=True, stable=True).indices
         return found[:, :count].cpu()
 

@@ -57,11 +57,14 @@ class Candidate:
         return (self.left_out.accuracy, -self.left_out.log_loss)
 
 
-def network_section(name: str, weights: Path | None, loaded: Loaded) -> dict[str, Any]:
+def network_section(
+    name: str, weights: Path | None, loaded: Loaded, option: str = "--backbone"
+) -> dict[str, Any]:
     """The section of a recipe for the backbone called `name`.
 
     name: a backbone, or a model of torchvision or timm, such as resnet18.
     weights: its file; None: what the backbone has by default.
+    option: which named it.
     RecipeError for a name that nothing knows, with the nearest ones.
     """
     given = {} if weights is None else {"weights": str(weights.expanduser().absolute())}
@@ -75,7 +78,7 @@ def network_section(name: str, weights: Path | None, loaded: Loaded) -> dict[str
     except PluginError as error:
         hint = suggest(name, [*known, *loaded.catalogue.names("backbone")])
         raise RecipeError(
-            f"--backbone {printable(name)}: neither a backbone nor a network of torchvision. "
+            f"{option} {printable(name)}: neither a backbone nor a network of torchvision. "
             f"{hint}; for those of timm: {error}"
         ) from error
     return {"name": "timm", "model": name, **given}
@@ -104,7 +107,8 @@ def adapt_without_run(
     first = _experiment(backbone, tried[0], support, loaded, device)
     labelled = read_labelled(support, first.source, invert, skip_unreadable, unequal=True)
     predictors = [
-        _predictor(_with_adapter(first, section, loaded), labelled, invert) for section in tried
+        _predictor(_with_adapter(first, section, loaded), labelled, invert, loaded)
+        for section in tried
     ]
     inputs = LabelledSet(predictors[0].inputs(labelled.images), predictors[0].labels.to(device))
     candidates = [
@@ -161,8 +165,10 @@ def _with_adapter(first: Experiment, adapter: Mapping[str, Any], loaded: Loaded)
     return replace(first, recipe=recipe, learner=Learner(network, built).to(first.device))
 
 
-def _predictor(experiment: Experiment, labelled: Labelled, invert: bool) -> AdaptedPredictor:
-    origin = {"recipe": to_yaml(experiment.recipe.resolved()), "plugin_files": {}}
+def _predictor(
+    experiment: Experiment, labelled: Labelled, invert: bool, loaded: Loaded
+) -> AdaptedPredictor:
+    origin = {"recipe": to_yaml(experiment.recipe.resolved()), "plugin_files": loaded.files}
     return AdaptedPredictor(
         experiment,
         experiment.learner,

@@ -94,7 +94,7 @@ def test_table_page_and_saved_predictor(fsl, run, tmp_path: Path):
         )
 
     html = (tmp_path / "p.html").read_text()
-    assert html.count("data:image/png;base64,") == 3 + 6
+    assert html.count("data:image/png;base64,") == 3 + 7
     assert html.count('class="near"') == 3
     assert "&lt;b&gt;green" in html
     assert "<b>green" not in html
@@ -132,7 +132,12 @@ def test_a_page_until_ctrl_c(run, tmp_path: Path):
     command = [sys.executable, "-m", "fsl_core", "predict", "out", "--support", "support"]
     environment = {**os.environ, "FSL_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(
-        [*command, "--serve"], stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--serve"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # a shell in the background starts what it runs with Ctrl-C ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as serving:
         told = ""
         while not (found := re.search(r"open (http://\S+)", told)):

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fsl_core as fsl
-from fsl_core.data.groups import as_groups
 from fsl_core.assembly.trials.made_up import made_up_episodes
 from fsl_core.builtin.uniform import Uniform
+from fsl_core.data.groups import as_groups
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.testing import GradientSteps, checks

@@ -256,7 +256,7 @@ def test_crop_is_the_bounding_box(root: Path):
         for i in range(4)
     }
     name = splits_of("fgvc_aircraft")["test"][0]
-    assert {image.numpy().tobytes() for image in dict(cropped.items())[name]} == expected
+    assert {image.numpy().tobytes() for image in dict(cropped.by_class())[name]} == expected
 
 
 def test_quickdraw_keeps_the_first_drawings(root: Path):
