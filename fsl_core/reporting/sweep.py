@@ -14,6 +14,7 @@ import numpy as np
 
 from fsl_core.engine.evaluation import mean_and_interval
 from fsl_core.errors import RunError
+from fsl_core.files.spreadsheets import CsvWriter
 from fsl_core.reporting.scores import (
     THESE_RUNS,
     Judging,
@@ -21,7 +22,6 @@ from fsl_core.reporting.scores import (
     judged_unlike,
     read_scores,
 )
-from fsl_core.reporting.spreadsheets import CsvWriter
 from fsl_core.reporting.statistics import (
     MIN_BLOCKS,
     MeanRanks,
