@@ -16,8 +16,9 @@ from torch import Tensor
 from fsl_core.data.groups import Group, in_order, unbatch
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
+from fsl_core.engine.confusion import Confusion, Counts
 from fsl_core.engine.fitting import Fitting, as_fitting
-from fsl_core.engine.together import judge_together, judged_together
+from fsl_core.engine.together import Judged, judge_together, judged_together
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, TaskShape, Varies
@@ -47,6 +48,8 @@ class Evaluation:
     adaptation_seconds: median time from support set to predictor, one task at a time.
     sizes: if they vary, `n_way`, `n_shot` or `n_support` (items of all classes together), and
         `n_query` of each episode, by name.
+    confusion: number of queries by (right class, predicted class); empty if the source does not
+        name the classes of its episodes.
     """
 
     metric: str
@@ -56,6 +59,7 @@ class Evaluation:
     episode_set: str
     adaptation_seconds: float
     sizes: dict[str, list[int]] = field(default_factory=dict)
+    confusion: Counts = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Plain data: `<metric>`, `interval`, and `<metric>_after_<k>` for each inner step k."""
@@ -109,15 +113,17 @@ def evaluate(
     rows: list[list[float]] = []
     losses: list[float] = []
     times: list[float] = []
+    confusion = Confusion()
 
-    def judge_one(learner: Learner, episode: Episode) -> tuple[list[float], float]:
+    def judge_one(learner: Learner, episode: Episode) -> Judged:
         # An adapter that draws random numbers draws the same ones for this episode every time,
         # whichever episodes were judged before.
         seed_torch("evaluation", seed, split, int(episode.id))
         predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
         predictions = [predict(episode.query.x) for predict in predictors]
         scores = [float(task.score(p, episode.query.y)) for p in predictions]
-        return scores, float(task.loss(predictions[-1], episode.query.y))
+        loss = float(task.loss(predictions[-1], episode.query.y))
+        return Judged(scores, loss, predictions[-1].argmax(-1))
 
     with torch.no_grad():
         for start in range(0, episodes, DRAWN_TOGETHER):
@@ -131,18 +137,22 @@ def evaluate(
                 shared = _shared(fitted, groups[0], workers)
                 together = _together(fitted, groups[0], task)
             shapes, adapted = zip(*unbatch(groups), strict=True)
-            judged: Iterable[tuple[list[float], float]]
+            judged: Iterable[Judged]
             if together:
                 judged = in_order(groups, (_judged_at_once(fitted, g, task) for g in groups))
             else:
                 judged = shared.map(judge_one, adapted, map(fitted, shapes))
-            for shape, episode, (row, value) in zip(shapes, adapted, judged, strict=True):
+            predicted = []
+            for shape, episode, (row, value, labels) in zip(shapes, adapted, judged, strict=True):
                 _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
                 for name, column in sizes.items():
                     column.append(_SIZES[name](shape, episode))
                 rows.append(row)
                 losses.append(value)
+                predicted.append(labels)
                 on_episode()
+            if (names := source.classes_of(split, indices, seed, task)) is not None:
+                confusion.add(names, [episode.query.y for episode in adapted], predicted)
     after_steps = [list(column) for column in zip(*rows, strict=True)]
     return Evaluation(
         task.metric,
@@ -152,6 +162,7 @@ def evaluate(
         episode_set=known or digest.hexdigest(),
         adaptation_seconds=median(times),
         sizes=sizes,
+        confusion=confusion.counts(),
     )
 
 
@@ -184,9 +195,7 @@ def _together(fitted: Fitting, group: Group, task: TaskShape) -> bool:
     return judged_together(learner, task) and not _leave_traces(learner, group.episodes.unbatch())
 
 
-def _judged_at_once(
-    fitted: Fitting, group: Group, task: TaskShape
-) -> list[tuple[list[float], float]]:
+def _judged_at_once(fitted: Fitting, group: Group, task: TaskShape) -> list[Judged]:
     return judge_together(fitted(group.task), group.episodes, group.task or task)
 
 
