@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
@@ -16,9 +17,10 @@ from torch import Tensor
 from fsl_core.data.groups import Group, in_order, unbatch
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
+from fsl_core.engine.confusion import Confusion, Counts
 from fsl_core.engine.fitting import Fitting, as_fitting
 from fsl_core.engine.ranks import ALONE, Ranks
-from fsl_core.engine.together import judge_together, judged_together
+from fsl_core.engine.together import Judged, judge_together, judged_together
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, TaskShape, Varies
@@ -48,6 +50,8 @@ class Evaluation:
     adaptation_seconds: median time from support set to predictor, one task at a time.
     sizes: if they vary, `n_way`, `n_shot` or `n_support` (items of all classes together), and
         `n_query` of each episode, by name.
+    confusion: number of queries by (right class, predicted class); empty if the source does not
+        name the classes of its episodes.
     """
 
     metric: str
@@ -57,6 +61,7 @@ class Evaluation:
     episode_set: str
     adaptation_seconds: float
     sizes: dict[str, list[int]] = field(default_factory=dict)
+    confusion: Counts = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Plain data: `<metric>`, `interval`, and `<metric>_after_<k>` for each inner step k."""
@@ -140,6 +145,7 @@ class _Told(TypedDict):
     sizes: dict[str, list[int]]
     prints: list[str]
     times: list[float]
+    confusion: list[tuple[str, str, int]]
 
 
 def _put_together(told: Sequence[_Told], task: TaskShape, known: str | None) -> Evaluation:
@@ -148,6 +154,9 @@ def _put_together(told: Sequence[_Told], task: TaskShape, known: str | None) -> 
     for each in told:
         for print_ in each["prints"]:
             digest.update(bytes.fromhex(print_))
+    confusion: Counter[tuple[str, str]] = Counter()
+    for each in told:
+        confusion.update({(right, taken): n for right, taken, n in each["confusion"]})
     after_steps = [list(column) for column in zip(*rows, strict=True)]
     return Evaluation(
         task.metric,
@@ -157,6 +166,7 @@ def _put_together(told: Sequence[_Told], task: TaskShape, known: str | None) -> 
         episode_set=known or digest.hexdigest(),
         adaptation_seconds=median(told[0]["times"]),
         sizes={name: [n for e in told for n in e["sizes"][name]] for name in told[0]["sizes"]},
+        confusion=dict(sorted(confusion.items())),
     )
 
 
@@ -175,8 +185,9 @@ class _Judging:
     def judge(self, blocks: Sequence[range], hashed: bool, on_episode: Callable[[], None]) -> _Told:
         """hashed: tell the digests of the episodes, too."""
         sizes = {name: list[int]() for name in _SIZES if _differs(self.task.varies, name)}
-        told = _Told(rows=[], losses=[], sizes=sizes, prints=[], times=[])
+        told = _Told(rows=[], losses=[], sizes=sizes, prints=[], times=[], confusion=[])
         way: tuple[bool, Workers] | None = None
+        confusion = Confusion()
         for block in blocks:
             groups = self._drawn(block)
             if hashed:
@@ -186,7 +197,12 @@ class _Judging:
                     told["times"] = _adaptation_times(self.fitted, unbatch(groups)[:TIMED_EPISODES])
                 shared = _shared(self.fitted, groups[0], self.workers)
                 way = _together(self.fitted, groups[0], self.task), shared
-            self._judge_block(groups, told, *way, on_episode)
+            predicted = self._judge_block(groups, told, *way, on_episode)
+            names = self.source.classes_of(self.split, block, self.seed, self.task)
+            if names is not None:
+                right = in_order(groups, (group.episodes.query.y for group in groups))
+                confusion.add(names, right, predicted)
+        told["confusion"] = [(*pair, n) for pair, n in confusion.counts().items()]
         return told
 
     def _judge_block(
@@ -196,29 +212,34 @@ class _Judging:
         together: bool,
         shared: Workers,
         on_episode: Callable[[], None],
-    ) -> None:
+    ) -> list[Tensor]:
+        """The labels that were predicted in each episode; all else is added to `told`."""
         shapes, adapted = zip(*unbatch(groups), strict=True)
-        judged: Iterable[tuple[list[float], float]]
+        judged: Iterable[Judged]
+        predicted = []
         if together:
             judged = in_order(groups, (_judged_at_once(self.fitted, g, self.task) for g in groups))
         else:
             judged = shared.map(self._judge_one, adapted, map(self.fitted, shapes))
-        for shape, episode, (row, value) in zip(shapes, adapted, judged, strict=True):
+        for shape, episode, (row, value, labels) in zip(shapes, adapted, judged, strict=True):
             _require_finite(f"evaluation, {self.split} episode {int(episode.id)}", value, row)
             for name, column in told["sizes"].items():
                 column.append(_SIZES[name](shape, episode))
             told["rows"].append(row)
             told["losses"].append(value)
+            predicted.append(labels)
             on_episode()
+        return predicted
 
-    def _judge_one(self, learner: Learner, episode: Episode) -> tuple[list[float], float]:
+    def _judge_one(self, learner: Learner, episode: Episode) -> Judged:
         # An adapter that draws random numbers draws the same ones for this episode every time,
         # whichever episodes were judged before.
         seed_torch("evaluation", self.seed, self.split, int(episode.id))
         predictors = learner.trajectory(episode) if self.each_step else [learner.adapt(episode)]
         predictions = [predict(episode.query.x) for predict in predictors]
         scores = [float(self.task.score(p, episode.query.y)) for p in predictions]
-        return scores, float(self.task.loss(predictions[-1], episode.query.y))
+        loss = float(self.task.loss(predictions[-1], episode.query.y))
+        return Judged(scores, loss, predictions[-1].argmax(-1))
 
     def moves_something(self, episodes: int) -> bool:
         """Whether an episode finds what the one before it left, so that one process judges all."""
@@ -261,9 +282,7 @@ def _together(fitted: Fitting, group: Group, task: TaskShape) -> bool:
     return judged_together(learner, task) and not _leave_traces(learner, group.episodes.unbatch())
 
 
-def _judged_at_once(
-    fitted: Fitting, group: Group, task: TaskShape
-) -> list[tuple[list[float], float]]:
+def _judged_at_once(fitted: Fitting, group: Group, task: TaskShape) -> list[Judged]:
     return judge_together(fitted(group.task), group.episodes, group.task or task)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol, TypeVar
+from types import FunctionType
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,8 +250,8 @@ class Compiled(Vmap):
 
     def _make(self, learner: Learner) -> _Batched:
         batched = super()._make(learner)
-        batched.summed = torch.compile(batched.summed, fullgraph=True, dynamic=False)
-        batched.each = torch.compile(batched.each, fullgraph=True, dynamic=False)
+        batched.summed = _compiled(batched.summed)
+        batched.each = _compiled(batched.each)
         return batched
 
     def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
@@ -260,6 +261,21 @@ class Compiled(Vmap):
     def each(self, groups: Groups, seed: Seed) -> tuple[Tasks, Tensor]:
         with plain_attention():
             return super().each(groups, seed)
+
+
+def _compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """Compiled apart from every other learner's function.
+
+    torch keeps what it compiled by code object, looks through all of it at each call, and gives up
+    after eight variants. Every learner's gradient comes from one line of torch.func, so the ninth
+    compiled run of a process, or the ninth shape of episodes, would end there.
+    """
+
+    def apart(*arguments: object) -> T:
+        return function(*arguments)
+
+    own = FunctionType(apart.__code__.replace(), globals(), "apart", None, apart.__closure__)
+    return cast(Callable[..., T], torch.compile(own, fullgraph=True, dynamic=False))
 
 
 class _Objective(nn.Module):

@@ -10,6 +10,8 @@ PACKAGES: dict[str, dict[str, str]] = {
         "ridge": "fsl-kernel-closed-form",
         "meta-rkhs-i": "fsl-kernel-closed-form",
         "meta-rkhs-ii": "fsl-kernel-closed-form",
+        "fiml": "fsl-fiml",
+        "gradient-flow": "fsl-gradient-flow",
         "l2l-maml": "fsl-learn2learn",
         "l2l-anil": "fsl-learn2learn",
         "l2l-metasgd": "fsl-learn2learn",

@@ -448,7 +448,6 @@ class AdapterContract(checks.Contract):
         learner, task = self._deterministic((kind, "transductive"))
         if not learner.adapter.vectorizable:
             pytest.skip("not claimed: vectorizable = False")
-        torch._dynamo.reset()  # what earlier tests compiled counts against a limit of variants
         checks.assert_equals_the_loop(
             learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _COMPILED_REMEDY
         )

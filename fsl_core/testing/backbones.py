@@ -188,7 +188,6 @@ class BackboneContract(checks.Contract):
 
     def test_compiled_equals_the_loop(self, compiled: bool) -> None:
         learner, task = self._deterministic()
-        torch._dynamo.reset()  # what earlier tests compiled counts against a limit of variants
         checks.assert_equals_the_loop(
             learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _REMEDY
         )

@@ -19,6 +19,7 @@ from fsl_core.assembly.experiment import Experiment, check_data, splits_in_use
 from fsl_core.data.groups import Group, ids_of, in_order
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.engine.confusion import per_class
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.engine.modes import Tasks
@@ -190,6 +191,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         **({"steps_changed": run.steps_changed} if run.steps_changed else {}),
         **({"start_from": run.started_from} if run.started_from else {}),
         **({"on": judged_on(run.experiment.further, further)} if further else {}),
+        **({"per_class": per_class(found)} if (found := evaluation.confusion) else {}),
     }
     run.records.write_result(result, evaluation, further)
     run.observers.tell("fsl_evaluated", run=run.view(), split="test", result=result)
