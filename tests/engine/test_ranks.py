@@ -72,12 +72,12 @@ EQUAL = [
     job("conflict", outer__log_conflict=2),
     job("a task moves", adapter={"name": "carries"}),
     job("threads", execution__workers=2),
-    job("auto", execution__mode="auto"),  # the first process of all measures, the others read
     job("untrained", outer__steps=0, outer__validate_every=0),
 ]
 OTHERS = [
     job("vmap", "float64", adapter={"name": "steps"}, execution__mode="vmap"),
     job("vmap of rows", "float64", execution__mode="vmap", outer__weighting={"name": "agrees"}),
+    job("auto", execution__mode="auto"),
     job("one fails", adapter={"name": "fails"}),
     {"name": "by hand", "call": "tests.engine.test_ranks:by_hand"},
     {"name": "resumed", "call": "tests.engine.test_ranks:resumed"},
@@ -252,6 +252,11 @@ def test_what_cannot_be_shared_is_computed_by_all_and_said(found):
     assert found["3"]["a task moves"]["notes"] == notes
     assert found["1"]["a task moves"]["notes"] == []
     assert found["3"]["uniform"]["notes"] == []
+
+
+def test_the_mode_is_chosen_once(found):
+    """The first process of all measures; the others read what is kept."""
+    assert len({found[count]["auto"]["execution"] for count in "123"}) == 1
 
 
 def test_a_step_sends_its_parameters_and_its_losses(found):

@@ -73,6 +73,7 @@ def _done(job: Job) -> Any:
         "score": run.score,
         "losses": [record["loss"] for record in run.metrics if "seconds" in record],
         "episode_set": run.result["episode_set"],
+        "execution": run.result["execution"],
         "notes": run.notes,
         "sent": join().sent - before,
         "parameters": sum(p.numel() * p.element_size() for p in run.learner.parameters()),
