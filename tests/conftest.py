@@ -45,7 +45,12 @@ def float64() -> Iterator[None]:
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile makes its graphs, forward and backward, without the minute of making code."""
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
-    torch._dynamo.reset()
+
+
+@pytest.fixture
+def captured_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile makes the forward graph, which holds the gradients of torch.func, and runs it."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture

@@ -107,7 +107,8 @@ def _synthetic(path: Path, folder: Path) -> list[str]:
 
 
 def _without_weights(path: Path) -> list[str]:
-    """Overrides for a frozen backbone: start values in place of its file, and nothing is trained.
+    """Overrides for a frozen backbone: start values in place of its file, and nothing is trained;
+    small pictures.
 
     Glyphs are drawn again each time, so no pool of them can be mapped once.
     """
@@ -115,4 +116,5 @@ def _without_weights(path: Path) -> list[str]:
     if not data.get("backbone", {}).get("frozen"):
         return []
     centred = ["adapter.centre=support"] if data["adapter"].get("centre") == "train" else []
-    return ["backbone.frozen=false", "backbone.weights=null", "outer.steps=0", *centred]
+    small = ["backbone.frozen=false", "backbone.weights=null", "backbone.size=64"]
+    return [*small, "outer.steps=0", *centred]

@@ -93,6 +93,21 @@ class Mixture(fsl.EpisodeSource):
                 alike.setdefault((group.task, rows), []).append(own)
         return [_one_group(groups) for groups in alike.values()]
 
+    def classes_of(
+        self, split: fsl.Split, indices: Sequence[int], seed: int, task: fsl.TaskShape | None = None
+    ) -> list[tuple[str, ...]] | None:
+        """Those of the sources, as `inspect` calls them; None if a source does not name its own."""
+        numbers, chosen = np.array(list(indices), dtype=np.int64), self.chosen(split, indices, seed)
+        found: dict[int, tuple[str, ...]] = {}
+        for place, (label, source) in enumerate(zip(self._names, self.sources, strict=True)):
+            mine = np.flatnonzero(chosen == place)
+            names = source.classes_of(split, numbers[mine].tolist(), seed, task)
+            if names is None:
+                return None
+            full = [tuple(f"{label}: {name}" for name in own) for own in names]
+            found.update(zip(mine.tolist(), full, strict=True))
+        return [found[i] for i in range(len(numbers))]
+
     def items_needed(self, task: fsl.TaskShape) -> int:
         return max(source.items_needed(task) for source in self.sources)
 

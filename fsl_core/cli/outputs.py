@@ -97,5 +97,6 @@ def _files_of_run(directory: Path) -> Iterator[Path]:
 
     if (directory / files.RECIPE).is_file():
         names = (files.RECIPE, files.ENVIRONMENT, files.EXECUTION, files.METRICS, files.EPISODES)
-        yield from (directory / name for name in (*names, files.RESULT, "report.html"))
+        written = (*names, files.CONFUSION, files.RESULT, "report.html")
+        yield from (directory / name for name in written)
         yield from (directory / "checkpoints").glob("*")

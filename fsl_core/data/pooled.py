@@ -189,13 +189,29 @@ class PooledEpisodes(EpisodeSource):
             found.append(Group(shape, episodes, places))
         return found
 
+    def classes_of(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
+    ) -> list[tuple[str, ...]]:
+        task, names = task or self.task, self.pool(split).classes
+        # Of an episode with fewer ways, these are the first: a longer draw starts the same.
+        drawn = _draw_classes(draw_bits(seed, split, indices, task.n_way), len(names)).tolist()
+        _, ways = self._ways(split, indices, seed, task)
+        return [tuple(names[c] for c in own[:n]) for own, n in zip(drawn, ways, strict=True)]
+
+    def _ways(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape
+    ) -> tuple[np.ndarray, list[int]]:
+        """The random bits for the shape of each episode, and its number of classes."""
+        bits = shape_bits(seed, split, indices, self._per_draw, task.n_way)
+        n_classes = len(self.pool(split).classes)
+        return bits, [ways_of(own, task, n_classes) for own in bits]
+
     def _episode_sizes(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape
     ) -> list[Sizes]:
         """Ways, shots and queries of each episode, a function of (seed, split, index)."""
         counts = np.array(self.pool(split).counts)
-        bits = shape_bits(seed, split, indices, self._per_draw, task.n_way)
-        ways = [ways_of(own, task, len(counts)) for own in bits]
+        bits, ways = self._ways(split, indices, seed, task)
         if not self._by_meta_dataset(task):
             shots = [uniform_shots(own, task, n) for own, n in zip(bits, ways, strict=True)]
             return [Sizes(own, self._queries(task, max(own))) for own in shots]

@@ -93,6 +93,16 @@ class EpisodeSource(ABC):
             for shape, places in by_key(shapes).items()
         ]
 
+    def classes_of(
+        self, split: Split, indices: Sequence[int], seed: int, task: TaskShape | None = None
+    ) -> list[tuple[str, ...]] | None:
+        """The names of the classes of these episodes, each in the order of its labels.
+
+        An evaluation then tells what was taken for what. None, the default: they have no names. A
+        source that draws classes by a rule of its own, and names them, overrides this by that rule.
+        """
+        return None
+
     def _shapes(
         self, split: Split, indices: Sequence[int], seed: int, task: TaskShape
     ) -> list[TaskShape]:

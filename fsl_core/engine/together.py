@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,16 @@ from fsl_core.data.features import FrozenBackbone
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.learner import Learner
 
-Judged = list[tuple[list[float], float]]
-"""Scores after each step and the loss, of each episode."""
+
+class Judged(NamedTuple):
+    """Scores of an episode after each step, and its loss.
+
+    predicted: (n_queries,) labels after the last step. It means nothing in a regression.
+    """
+
+    scores: list[float]
+    loss: float
+    predicted: Tensor
 
 
 def judged_together(learner: Learner, task: TaskShape) -> bool:
@@ -27,15 +37,17 @@ def judged_together(learner: Learner, task: TaskShape) -> bool:
     return own and frozen and learner.adapter.vectorizable and task.kind == "classification"
 
 
-def judge_together(learner: Learner, batch: Episode, task: TaskShape) -> Judged:
+def judge_together(learner: Learner, batch: Episode, task: TaskShape) -> list[Judged]:
     """What each episode of a batch comes to; the numbers of one after the other, up to rounding."""
 
-    def judge(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         support_x, support_y, query_x, query_y, index = tensors
         unlabelled = LabelledSet(query_x, torch.zeros_like(query_y))
         episode = Episode(LabelledSet(support_x, support_y), unlabelled, index)
         prediction = learner.adapt(episode)(query_x)
-        return task.score(prediction, query_y), task.loss(prediction, query_y)
+        loss = task.loss(prediction, query_y)
+        return task.score(prediction, query_y), loss, prediction.argmax(-1)
 
-    scores, losses = torch.func.vmap(judge)(*batch.support, *batch.query, batch.id)
-    return [([s], loss) for s, loss in zip(scores.tolist(), losses.tolist(), strict=True)]
+    scores, losses, labels = torch.func.vmap(judge)(*batch.support, *batch.query, batch.id)
+    rows = zip(scores.tolist(), losses.tolist(), labels.cpu(), strict=True)
+    return [Judged([score], loss, predicted) for score, loss, predicted in rows]

@@ -12,11 +12,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from fsl_core.files.spreadsheets import CsvWriter
 from fsl_core.predicting.pictures import Pictures
 from fsl_core.predicting.predictor import AdaptedPredictor
 from fsl_core.reporting.mosaics import png
 from fsl_core.reporting.pages import write_page
-from fsl_core.reporting.spreadsheets import CsvWriter
 
 THUMBNAIL = 96
 SHOWN_CLASSES = 5

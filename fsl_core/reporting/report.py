@@ -9,6 +9,7 @@ from typing import Any
 
 from fsl_core.hooks.run_view import RunView
 from fsl_core.hooks.specs import hookimpl
+from fsl_core.reporting.confusion import confusion_of
 from fsl_core.reporting.figures import curve, histogram, inner_steps
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.pages import write_page
@@ -55,6 +56,7 @@ def write_report(
         "run.html",
         result=result,
         judging=judging_of(directory, result),
+        confusion=confusion_of(directory),
         plots=_plots(result, records, scores),
         shown=shown,
         why_not_shown=why,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from fsl_core.engine.evaluation import mean_and_interval
 from fsl_core.errors import RunError
+from fsl_core.files.spreadsheets import CsvWriter
 from fsl_core.reporting.scores import (
     THESE_RUNS,
     Judging,
@@ -20,7 +22,6 @@ from fsl_core.reporting.scores import (
     judged_unlike,
     read_scores,
 )
-from fsl_core.reporting.spreadsheets import CsvWriter
 from fsl_core.reporting.statistics import (
     MIN_BLOCKS,
     MeanRanks,
@@ -66,9 +67,9 @@ class RowResult:
     failed: tuple[tuple[str, str], ...]
     rank: float | None = None
 
-    def scores(self, seeds: Sequence[str] | None = None) -> np.ndarray:
-        """(n_episodes,), each episode's mean over seeds."""
-        return np.mean([self.runs[seed].scores for seed in seeds or self.runs], axis=0)
+    def scores(self, seeds: Sequence[str] | None = None, label: str | None = None) -> np.ndarray:
+        """(n_episodes,), each episode's mean over seeds; label: a source of `evaluate.on`."""
+        return np.mean([self.runs[seed].on(label).scores for seed in seeds or self.runs], axis=0)
 
     @property
     def score(self) -> float:
@@ -158,6 +159,12 @@ class SweepResult:
             if len(runs) == settings:
                 scores[title] = fmean(float(run.scores.mean()) for run in runs)
         return scores
+
+    @property
+    def further(self) -> list[str]:
+        """The labels of `evaluate.on` that some row was judged on, too."""
+        runs = (run for item in self.rows for run in item.runs.values())
+        return list(dict.fromkeys(label for run in runs for label in run.further))
 
     def told_once(self) -> list[str]:
         """Lines to read before the table: what holds for all rows, and what keeps some apart."""
@@ -260,16 +267,18 @@ def _row_result(row: Row, jobs: list[Job]) -> RowResult:
 
 
 def _hold_episodes(results: Sequence[RowResult]) -> None:
-    first: dict[int, RunScores] = {}
+    first: dict[tuple[int, str | None], RunScores] = {}
     for result in results:
         for run in result.runs.values():
-            other = first.setdefault(result.row.setting, run)
-            own, known = run.result["episode_set"], other.result["episode_set"]
-            if own != known:
-                raise RunError(
-                    f"{run.directory}: episode set {own}, but {other.directory} has {known}: the "
-                    "data has changed. Delete one of them and run the sweep again"
-                )
+            for judged in (run, *run.further.values()):
+                other = first.setdefault((result.row.setting, judged.label), judged)
+                own, known = judged.result["episode_set"], other.result["episode_set"]
+                if own != known:
+                    of = "episode set" if judged.label is None else f"episode set of {judged.label}"
+                    raise RunError(
+                        f"{run.directory}: {of} {own}, but {other.directory} has {known}: the "
+                        "data has changed. Delete one of them and run the sweep again"
+                    )
 
 
 def _differences(results: Sequence[RowResult], higher_is_better: bool) -> list[Difference]:
@@ -298,9 +307,29 @@ def _labels(row: Row) -> dict[str, str]:
 def table(result: SweepResult) -> list[dict[str, Any]]:
     """One mapping for each row: labels, score, how it was judged, rank, times, failures."""
     return [
-        {**_labels(item.row), **_measured(item, result.metric), **_failures(item)}
+        {
+            **_labels(item.row),
+            **_measured(item, result.metric),
+            **_on_further(item, result),
+            **_failures(item),
+        }
         for item in result.rows
     ]
+
+
+def further_columns(result: SweepResult) -> list[tuple[str, str]]:
+    """(score, interval) of each further source of `evaluate.on`."""
+    return [(f"{result.metric} on {label}", f"interval on {label}") for label in result.further]
+
+
+def _on_further(item: RowResult, result: SweepResult) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for label, names in zip(result.further, further_columns(result), strict=True):
+        found.update(dict.fromkeys(names, ""))
+        if item.runs and all(label in run.further for run in item.runs.values()):
+            mean, interval = mean_and_interval(item.scores(label=label).tolist())
+            found.update(zip(names, (round(mean, 6), round(interval, 6)), strict=True))
+    return found
 
 
 def _measured(item: RowResult, metric: str) -> dict[str, Any]:
@@ -351,7 +380,8 @@ def write_tables(result: SweepResult, directory: Path, raw: bool = False) -> Non
     raw: names as they are, even if a spreadsheet would compute them.
     """
     labels = [column(axis) for axis in result.plan.rows[0].labels]
-    columns = [*labels, result.metric, *MEASURED, *FAILURES]
+    further = chain.from_iterable(further_columns(result))
+    columns = [*labels, result.metric, *MEASURED, *further, *FAILURES]
     write_atomically(directory / "sweep.csv", _csv(columns, table(result), raw))
     columns = [*labels, *DIFFERENCE]
     write_atomically(directory / "differences.csv", _csv(columns, difference_table(result), raw))

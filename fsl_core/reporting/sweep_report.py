@@ -16,6 +16,7 @@ from fsl_core.reporting.sweep import (
     SweepResult,
     column,
     difference_table,
+    further_columns,
     table,
 )
 from fsl_core.sweeping.schedule import Job
@@ -46,6 +47,7 @@ def write_sweep_report(
         axes=[column(axis) for axis in plan.varying],
         told_once=result.told_once(),
         telling=result.telling_columns(),
+        further=further_columns(result),
         sections=[_section(result, setting, links) for setting in settings],
         ranking=_ranking(result),
         failed=[

@@ -17,6 +17,7 @@ from fsl_core.config.yaml_text import to_yaml
 from fsl_core.errors import RunError
 from fsl_core.runs.files import (
     BEGUN,
+    CONFUSION,
     EPISODES,
     RECIPE,
     RESULT,
@@ -173,7 +174,7 @@ def _why_it_differs(
 def _put_aside(directory: Path, steps: int) -> None:
     if (directory / RESULT).is_file():
         # The result is the first to go: without it the run is not finished.
-        for name in (RESULT, EPISODES, "report.html"):
+        for name in (RESULT, EPISODES, CONFUSION, "report.html"):
             path = directory / name
             if path.is_file():
                 with writing(path):

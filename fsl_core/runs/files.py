@@ -19,7 +19,7 @@ from fsl_core.errors import RunError
 from fsl_core.files.writing import write_file
 from fsl_core.text import printable
 
-RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, RESULT = (
+RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, CONFUSION, RESULT = (
     "recipe.yaml",
     "begun.json",
     "environment.json",
@@ -28,6 +28,7 @@ RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, RESULT = 
     "execution.json",
     "metrics.jsonl",
     "episodes.csv",
+    "confusion.csv",
     "result.json",
 )
 UNROLLED = "unrolled"
@@ -88,6 +89,13 @@ class JudgedOn(Record):
     adaptation_seconds: float
 
 
+class OfClass(Record):
+    """How many queries of a class there were, and the share of them that were predicted right."""
+
+    queries: Whole
+    right: float
+
+
 class Start(Record):
     """Which weights of which run a run started from.
 
@@ -131,6 +139,7 @@ class Result(Record):
     steps_changed: list[StepsChange] = Field(default_factory=list)
     on: dict[str, JudgedOn] = Field(default_factory=dict)
     start_from: Start | None = None
+    per_class: dict[str, OfClass] = Field(default_factory=dict)
 
 
 @contextmanager

@@ -14,11 +14,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fsl_core.engine.choice import Choice
+from fsl_core.engine.confusion import Counts
 from fsl_core.engine.evaluation import Evaluation
 from fsl_core.errors import RunError
+from fsl_core.files.spreadsheets import CsvWriter
 from fsl_core.files.writing import append_file
 from fsl_core.runs import checkpoints
 from fsl_core.runs.files import (
+    CONFUSION,
     EPISODES,
     EXECUTION,
     METRICS,
@@ -152,10 +155,39 @@ class InDirectory(Records):
     ) -> None:
         # The result comes last: a directory that has one is a finished run.
         write_atomically(self.directory / EPISODES, _table(evaluation, further))
+        if evaluation.confusion:
+            write_atomically(self.directory / CONFUSION, _taken_for(evaluation.confusion))
         write_atomically(self.directory / RESULT, to_json(result, RESULT, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         return read_result(self.directory) if is_file(self.directory / RESULT) else None
+
+
+class OfFirstRank(InDirectory):
+    """The files of a run that another rank writes: here they are read alone."""
+
+    def save(
+        self,
+        which: str,
+        modules: Mapping[str, nn.Module],
+        optimizer: Optimizer | None,
+        progress: Progress,
+    ) -> None:
+        pass
+
+    def append_metrics(self, lines: list[str]) -> None:
+        pass
+
+    def replace_metrics(self, lines: list[str]) -> None:
+        pass
+
+    def keep_choice(self, choice: Choice) -> None:
+        pass
+
+    def write_result(
+        self, result: dict[str, Any], evaluation: Evaluation, further: Mapping[str, Evaluation]
+    ) -> None:
+        pass
 
 
 class InMemory(Records):
@@ -234,4 +266,13 @@ def _table(evaluation: Evaluation, further: Mapping[str, Evaluation]) -> str:
     columns: list[Sequence[float]] = [*scores, *evaluation.sizes.values()]
     columns += [column for other in further.values() for column in (other.scores, other.losses)]
     writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
+    return table.getvalue()
+
+
+def _taken_for(confusion: Counts) -> str:
+    """confusion.csv: how many queries of a class were predicted as which class, where any were."""
+    table = io.StringIO()
+    writer = CsvWriter(table)
+    writer.writerow(["class", "predicted", "count"])
+    writer.writerows((*pair, count) for pair, count in confusion.items())
     return table.getvalue()

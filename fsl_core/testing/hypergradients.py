@@ -277,7 +277,6 @@ class HypergradientContract(HypergradientTrials):
         case = taken[-1]  # the least to compile
         if not self._setting(case)[0].vectorizable:
             pytest.skip("not claimed: vectorizable = False")
-        torch._dynamo.reset()  # what earlier tests compiled counts against a limit of variants
         self._assert_equal_the_loop(case, [Execution("compiled")], batches=1)
 
     def test_single_precision(self, case: Case) -> None:

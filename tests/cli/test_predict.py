@@ -21,12 +21,13 @@ episodes: {name: image-folder, root: pictures, n_way: 2, n_shot: 1, n_query: 2, 
 backbone: {name: conv4, channels: 8, norm: NORM}
 adapter: {name: nearest-centroid}
 outer: {optimizer: {name: adam, lr: 0.01}, meta_batch_size: 2, steps: 2, validate_every: 0}
+execution: {mode: loop}
 evaluate: {episodes: 2}
 """
 
 
 @pytest.fixture
-def run(fsl, tmp_path: Path):
+def run(in_process, tmp_path: Path):
     """Train on pictures of one colour, with support and query folders of other colours."""
 
     def paint(file: str, colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> None:
@@ -52,8 +53,8 @@ def run(fsl, tmp_path: Path):
 
     def train(norm: str) -> None:
         (tmp_path / "r.yaml").write_text(RECIPE.replace("NORM", norm))
-        trained = fsl("run", "r.yaml", "--out", "out", FSL_CACHE=str(tmp_path / "cache"))
-        assert trained.returncode == 0, trained.stderr
+        trained = in_process("run", "r.yaml", "--out", "out")
+        assert trained.code == 0, trained.err
 
     return train
 
@@ -108,23 +109,23 @@ def test_table_page_and_saved_predictor(fsl, run, tmp_path: Path):
     assert "accuracy 1.0000 (3 pictures)" in again.stderr
 
 
-def test_unlabelled_pictures(fsl, run):
+def test_unlabelled_pictures(in_process, run):
     run("transductive")
-    ended = fsl("predict", "out", "--support", "support", "--query", "loose")
-    rows = list(csv.DictReader(io.StringIO(ended.stdout)))
+    ended = in_process("predict", "out", "--support", "support", "--query", "loose")
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
     assert [row["file"] for row in rows] == ["blue.png", "green.png", "red.png"]
     assert "class" not in rows[0]
-    assert "accuracy" not in ended.stderr
+    assert "accuracy" not in ended.err
     assert (
         "note: norm transductive, adapter nearest-centroid: a prediction depends on which pictures are"
-        in ended.stderr
+        in ended.err
     )
 
 
-def test_one_picture(fsl, run):
+def test_one_picture(in_process, run):
     run("group")
-    ended = fsl("predict", "out", "--support", "support", "--query", "loose/red.png")
-    assert [row["file"] for row in csv.DictReader(io.StringIO(ended.stdout))] == ["red.png"]
+    ended = in_process("predict", "out", "--support", "support", "--query", "loose/red.png")
+    assert [row["file"] for row in csv.DictReader(io.StringIO(ended.out))] == ["red.png"]
 
 
 def test_a_page_until_ctrl_c(run, tmp_path: Path):
@@ -149,19 +150,16 @@ def test_a_page_until_ctrl_c(run, tmp_path: Path):
     assert serving.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_nothing_to_predict_is_one_line(in_process, run):
+    run("group")
+    for options, message in (
         ([], "--query: absent. A folder of pictures, one picture, or --serve"),
         (["--serve", "--out", "p.csv"], "--out: nothing to predict. --query with pictures"),
         (["--query", "none.png"], "none.png: does not exist. A folder of pictures, or one picture"),
-    ],
-)
-def test_nothing_to_predict_is_one_line(fsl, run, options, message):
-    run("group")
-    ended = fsl("predict", "out", "--support", "support", *options)
-    assert ended.returncode == 2
-    assert ended.stderr.strip().endswith(message)
+    ):
+        ended = in_process("predict", "out", "--support", "support", *options)
+        assert ended.code == 2
+        assert ended.err.strip().endswith(message)
 
 
 def test_a_note_says_that_pictures_are_left_out(capsys):

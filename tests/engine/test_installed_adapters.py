@@ -8,6 +8,7 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
+from fsl_core.builtin.mlp import Mlp
 from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.errors import PluginError
@@ -22,8 +23,8 @@ ADAPTERS = PLUGINS.catalogue.names("adapter")
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def make_learner(name: str, **options) -> fsl.Learner:
-    backbone = Conv4(TASK, channels=4, blocks=1)
+def make_learner(name: str, backbone: fsl.Backbone | None = None, **options) -> fsl.Learner:
+    backbone = backbone or Conv4(TASK, channels=4, blocks=1)
     component = PLUGINS.catalogue.get("adapter", name)
     try:
         adapter = component.build(
@@ -40,17 +41,20 @@ def make_learner(name: str, **options) -> fsl.Learner:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_workers_and_vmap_are_the_loop(name):
     learner = make_learner(name)
-    for execution in checks.executions(learner.adapter):
-        if execution.mode == "loop" or why_not_vectorized(learner) is None:
-            checks.assert_equals_the_loop(
-                learner, TASK.loss, tiny_episodes(TASK, 3), execution, name
-            )
+    allowed = [
+        execution
+        for execution in checks.executions(learner.adapter)
+        if execution.mode == "loop" or why_not_vectorized(learner) is None
+    ]
+    episodes = tiny_episodes(TASK, 3)
+    checks.assert_equals_the_loop(learner, TASK.loss, episodes, dict.fromkeys(allowed, name))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.usefixtures("traced_only")
+@pytest.mark.usefixtures("captured_only")
 def test_what_would_be_compiled_is_the_loop(name):
-    learner, episodes = make_learner(name), tiny_episodes(TASK, 3)
+    """Whether torch can make one graph of it; the kit holds the code that is made of such graphs."""
+    learner, episodes = make_learner(name, Mlp(TASK, hidden=(6,))), tiny_episodes(TASK, 3)
     if obstacle := why_not_vectorized(learner):
         pytest.skip(obstacle)
     found = checks.meta_batch(learner, TASK.loss, Execution("compiled"), episodes)

@@ -93,6 +93,14 @@ def test_what_would_be_compiled_is_the_loop(norm, conv, needs):
     assert_same(compiled, compute(learner, Execution(), needs))
 
 
+@pytest.mark.usefixtures("captured_only")
+def test_any_number_of_learners_is_compiled_in_one_process():
+    """torch gives up after eight variants of one code object."""
+    for _ in range(9):
+        learner = make_learner("nearest-centroid", "none", conv=False)
+        assert_same(compute(learner, Execution("compiled")), compute(learner, Execution()))
+
+
 @pytest.mark.parametrize("norm", ["support", "ordinary"])
 def test_checkpointed_gradients_are_the_same(norm):
     learner = make_learner("steps", norm)

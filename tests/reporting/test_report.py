@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fsl_core.config.recipe import read_recipe
+from fsl_core.errors import RunError
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.reporting.figures import running_mean
 from fsl_core.reporting.mosaics import show_episodes
@@ -135,6 +136,55 @@ def test_what_is_no_picture_is_said(fsl, toy_recipe: Path, toy_plugins: Loaded, 
     assert ended.stdout == "report: out/report.html\n"
     assert "without episodes: " in ended.stderr
     assert "fslplugin.py&#39; is missing. --plugins-dir" in (out / "report.html").read_text()
+
+
+def test_classes_and_what_they_were_taken_for(toy_recipe: Path, tmp_path: Path):
+    out = trained(toy_recipe, tmp_path / "out", *GLYPHS)
+    with (out / "confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    total = sum(int(row["count"]) for row in rows)
+    right = sum(int(row["count"]) for row in rows if row["class"] == row["predicted"])
+    result = json.loads((out / "result.json").read_text())
+    assert total == sum(row["queries"] for row in result["per_class"].values()) == 12 * 3 * 10
+    assert right / total == pytest.approx(result["accuracy"])
+    page = (out / "report.html").read_text()
+    lowest = min(result["per_class"].items(), key=lambda item: (item[1]["right"], item[0]))
+    assert f'<td class="name">{lowest[0]}</td>' in page
+    assert "<th>per_class<" not in page
+    (out / "confusion.csv").write_text("class,predicted,count\na,a,many\n")
+    with pytest.raises(RunError, match=r"out/confusion\.csv: no table of classes\. Delete out/"):
+        write_report(Path("out"), why_no_episodes="left out here")
+
+
+def test_a_run_without_training_says_so(toy_recipe: Path, tmp_path: Path):
+    untrained = trained(toy_recipe, tmp_path / "untrained", "outer.steps=0")
+    page = (untrained / "report.html").read_text()
+    assert "test episodes of this run, which is not trained)" in page
+    assert "Not trained: outer.steps is 0, and the learner was judged as it is." in page
+    assert "trained run" not in page
+    assert "<figcaption>Loss of" not in page
+    page = (trained(toy_recipe, tmp_path / "trained") / "report.html").read_text()
+    assert "test episodes of this trained run)" in page
+    assert "ot trained" not in page
+    assert "<figcaption>Loss of" in page
+
+
+def test_names_of_classes_steer_no_page_and_many_are_no_matrix(toy_recipe: Path, tmp_path: Path):
+    out = trained(toy_recipe, tmp_path / "out")
+    assert not (out / "confusion.csv").exists()  # blobs have no names
+    page = (out / "report.html").read_text()
+    assert "<h2>Classes</h2>" not in page
+    for number, whole in ((30, True), (31, False)):
+        names = ["<script>", *(f"c{i:02}" for i in range(number - 1))]
+        lines = [f"{name},{name},{i}" for i, name in enumerate(names, start=1)]
+        table = "\n".join(["class,predicted,count", *lines, "<script>,c00,7", "c03,c05,9", ""])
+        (out / "confusion.csv").write_text(table)
+        page = write_report(out, why_no_episodes="left out here").read_text()
+        assert "<script" not in page
+        assert '<td class="name">&lt;script&gt;</td><td class="number">8</td>' in page
+        pairs = page.partition("Mistaken most often")[2]
+        assert pairs.index(">c05<") < pairs.index(">&lt;script&gt;<")
+        assert ('id="confusion"' in page) == whole
 
 
 def test_running_mean():

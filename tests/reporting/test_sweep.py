@@ -256,6 +256,29 @@ def test_what_keeps_rows_apart_is_a_column_and_a_line():
     assert queries.startswith("not judged alike: data 0, a (5 queries a class); data 0, b (10 ")
 
 
+def test_further_sources_have_columns(tmp_path: Path):
+    """`evaluate.on`: score and interval over the same seeds; a row without one has gaps."""
+    random = np.random.default_rng(0)
+    scores, on_mnist = random.random((1, 2, 2, 30)), random.random((2, 30))
+    result = made_up(scores)
+    runs = result.rows[1].runs
+    for seed, run in list(runs.items()):
+        elsewhere = RunScores(run.directory, run.result, on_mnist[int(seed)], label="mnist")
+        runs[seed] = replace(run, further={"mnist": elsewhere})
+    write_tables(result, tmp_path)
+    without, with_mnist = read(tmp_path / "sweep.csv")
+    assert (without["accuracy on mnist"], without["interval on mnist"]) == ("", "")
+    each = on_mnist.mean(axis=0)
+    assert float(with_mnist["accuracy on mnist"]) == pytest.approx(each.mean(), abs=1e-6)
+    interval = 1.96 * each.std(ddof=1) / len(each) ** 0.5
+    assert float(with_mnist["interval on mnist"]) == pytest.approx(interval, abs=1e-5)
+    assert float(with_mnist["accuracy"]) == pytest.approx(scores[0, 1].mean(), abs=1e-6)
+    (tmp_path / "r.yaml").write_text("matrix: {}")
+    page = write_sweep_report(tmp_path / "page.html", result, [], tmp_path / "r.yaml").read_text()
+    assert '<th class="number">accuracy on mnist</th>' in page
+    assert f"{each.mean():.4f} ± {interval:.4f}" in page
+
+
 def test_the_hypergradient_is_told():
     """Where all rows share one it is a line; where they differ a column, unless an axis shows it."""
     scores = np.random.default_rng(0).random((1, 2, 1, 30))

@@ -103,7 +103,6 @@ def test_with_every_norm_policy(norm):
 
 def test_what_would_be_compiled_is_the_loop(monkeypatch):
     """The graphs alone: that the code made from such steps is right, tests/engine/ holds."""
-    torch._dynamo.reset()  # what earlier tests compiled counts against a limit of variants
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
     learner = make()
     assert_same(compute(learner, Execution("compiled")), compute(learner))

@@ -84,7 +84,7 @@ def fsl_run_finished(run: fsl.RunView, result: dict[str, Any]) -> None:
     file = _file_of(run)
     if run.directory is None or file is None:
         return
-    rows = [f"| {key} | {value} |" for key, value in result.items()]
+    rows = [f"| {key} | {value} |" for key, value in result.items() if key != "per_class"]
     lines = [f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]
     file.text("result", "\n".join(lines), run.step)
     measured = {f"test/{key}": result[key] for key in (result["metric"], "interval")}
