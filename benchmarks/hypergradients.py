@@ -62,8 +62,6 @@ step of BDA, the option `aggregate` of `maml`, under the unrolled derivative.
 Accuracy is the mean over seeds and test episodes, ± 95 % over test episodes. A difference is paired
 over episodes; **bold** is better than unrolled and *italic* is worse, at the level 0.05 with Holm's
 correction. Both are about these trained runs; the column of seeds shows how far trainings differ.
-Training is in seconds of a run by the clock, the mean over seeds, on one thread of a machine that
-had other work all the time; the table above compares cost.
 """
 
 
@@ -194,7 +192,7 @@ def read_scores(sweep: Path) -> dict[str, Any]:
         by_row.setdefault(label, []).append(run["accuracy"])
     judged = {row["estimate"]: row for row in _rows(sweep / "differences.csv")}
     budget = {key: runs[0][key] for key in ("episodes_name", "steps", "episodes", "episode_set")}
-    kept = ("accuracy", "interval", "training_seconds")
+    kept = ("accuracy", "interval")
     rows = {
         row["estimate"]: {
             **{key: float(row[key]) for key in kept},
@@ -279,15 +277,14 @@ def _scores(sweeps: dict[str, dict[str, Any]]) -> Iterator[str]:
             f"`fsl sweep recipes/matrix/hypergradients-{name}.yaml`: {sweep['steps']} outer steps, "
             f"{sweep['episodes']} test episodes."
         )
-        yield from ("", "| estimate | accuracy | of each seed | minus unrolled | training |")
-        yield "|" + "---|" * 5
+        yield from ("", "| estimate | accuracy | of each seed | minus unrolled |")
+        yield "|" + "---|" * 4
         for label, row in sweep["rows"].items():
             cells = [
                 label,
                 f"{row['accuracy']:.3f} ± {row['interval']:.3f}",
                 ", ".join(f"{score:.3f}" for score in row["seeds"]),
                 _told_difference(row["minus_baseline"]),
-                f"{row['training_seconds']:.0f} s",
             ]
             yield "| " + " | ".join(cells) + " |"
         yield ""

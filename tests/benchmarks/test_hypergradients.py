@@ -73,5 +73,5 @@ def test_scores_of_a_sweep_are_stored_and_on_the_page(tmp_path: Path, p: float, 
     main(["page", "--out", str(tmp_path)])
     text = (tmp_path / "hypergradients.md").read_text()
     assert "300 outer steps, 200 test episodes" in text
-    assert "| unrolled | 0.500 ± 0.010 | 0.500, 0.625 |  | 80 s |" in text
-    assert f"| first-order | 0.688 ± 0.020 | 0.625, 0.750 | {told} | 61 s |" in text
+    assert "| unrolled | 0.500 ± 0.010 | 0.500, 0.625 |  |" in text
+    assert f"| first-order | 0.688 ± 0.020 | 0.625, 0.750 | {told} |" in text
