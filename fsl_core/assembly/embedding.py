@@ -89,13 +89,14 @@ class Embedded:
     """Features of the splits of a source, as the episodes `arrays` read them.
 
     x: (n, feature_dim).    y: (n,) number of the class.    split: (n,) 0, 1 or 2 for train,
-    validation and test.    classes: their names, by number.
+    validation and test.    classes: their names, by number.    left_out: why splits are not here.
     """
 
     x: Tensor
     y: Tensor
     split: Tensor
     classes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def write(self, path: Path, backbone: FrozenBackbone) -> None:
         """One safetensors file: x, y, split; names and the backbone are in its metadata."""
@@ -129,4 +130,5 @@ def embed_splits(experiment: Experiment, splits: Sequence[Split] = ()) -> Embedd
         split.append(torch.full((len(pool),), SPLITS.index(name)))
     if not x:
         raise DataError("\n".join(dict.fromkeys(reasons)))
-    return Embedded(torch.cat(x).cpu(), torch.cat(y), torch.cat(split), tuple(numbers))
+    found = torch.cat(x).cpu(), torch.cat(y), torch.cat(split)
+    return Embedded(*found, tuple(numbers), tuple(reasons))

@@ -14,7 +14,7 @@ from fsl_core.builtin._prepared import Centre, Power, Prepared
 NEWTON_STEPS = 8
 """After six, more change nothing from c = 1 to 1000, separable classes or not."""
 SHORTENED = (1.0, 0.5, 0.25, 0.125, 0.03125)
-"""Shares of a Newton step that are tried, and the best of them taken."""
+"""Shares of a Newton step that are tried; the first is taken whose loss is as low as any."""
 
 
 @fsl.validated
@@ -134,11 +134,18 @@ class _System:
         return of_weights + torch.einsum("ab,kl->akbl", (1 - one).diag(), mean)
 
     def nearer(self, theta: Tensor) -> Tensor:
-        """After a Newton step, shortened to the share that lowers the loss most."""
+        """After a Newton step, whole unless a shorter one lowers the loss clearly more.
+
+        Near the optimum the losses differ by rounding alone. The lowest of them would then be any,
+        and a short step would leave an error there, to which the derivative is as far from its own.
+        """
         step = self.solved(theta, self.residual(theta))
         candidates = torch.stack([theta - share * step for share in SHORTENED])
         losses = torch.stack([self.loss(candidate) for candidate in candidates])
-        best = fsl.one_hot(losses.argmin(0, keepdim=True), len(SHORTENED)).to(theta)
+        slack = torch.finfo(theta.dtype).eps ** 0.5 * losses.amin(0)
+        order = torch.arange(len(SHORTENED), device=theta.device)
+        first = torch.where(losses <= losses.amin(0) + slack, order, len(SHORTENED)).argmin(0)
+        best = fsl.one_hot(first[None], len(SHORTENED)).to(theta)
         return (best[0, :, None, None] * candidates).sum(0)
 
 

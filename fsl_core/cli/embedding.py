@@ -15,6 +15,7 @@ from fsl_core.cli.arguments import (
     choose_device,
     load_plugins,
     say,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def embed(
     """
     from fsl_core.assembly.embedding import embed_splits
     from fsl_core.assembly.experiment import build_experiment
+    from fsl_core.text import printable
 
     _require_splits(split)
     loaded = load_plugins(no_plugin, plugins_dir, None if source.is_dir() else source)
@@ -67,6 +69,8 @@ def embed(
     found = embed_splits(experiment, split)  # type: ignore[arg-type]  # looked at above
     frozen: Any = experiment.learner.backbone
     found.write(out, frozen)
+    for reason in found.left_out:
+        warn(f"note: left out: {printable(reason)}")
     for note in frozen.notes:
         say(f"backbone: {note}")
     items, features = found.x.shape

@@ -33,6 +33,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "softmax-loss": "fsl-weighted-outer-loss",
         "focal": "fsl-weighted-outer-loss",
         "worst-case": "fsl-weighted-outer-loss",
+        "log-loss": "fsl-weighted-outer-loss",
         "uncertainty": "fsl-weighted-outer-loss",
         "gradient-norm": "fsl-weighted-outer-loss",
         "conflict-free": "fsl-weighted-outer-loss",

@@ -20,7 +20,7 @@ class TestLinearProbe(AdapterContract):
 
 class TestStrong(AdapterContract):
     def make(self, task):
-        return LinearProbe(task, c=10.0, unit_length=False)
+        return LinearProbe(task, c=30.0, unit_length=False)
 
 
 def features(n: int, d: int, k: int, apart: float, seed: int = 0):

@@ -156,6 +156,19 @@ def test_classes_and_what_they_were_taken_for(toy_recipe: Path, tmp_path: Path):
         write_report(Path("out"), why_no_episodes="left out here")
 
 
+def test_a_run_without_training_says_so(toy_recipe: Path, tmp_path: Path):
+    untrained = trained(toy_recipe, tmp_path / "untrained", "outer.steps=0")
+    page = (untrained / "report.html").read_text()
+    assert "test episodes of this run, which is not trained)" in page
+    assert "Not trained: outer.steps is 0, and the learner was judged as it is." in page
+    assert "trained run" not in page
+    assert "<figcaption>Loss of" not in page
+    page = (trained(toy_recipe, tmp_path / "trained") / "report.html").read_text()
+    assert "test episodes of this trained run)" in page
+    assert "ot trained" not in page
+    assert "<figcaption>Loss of" in page
+
+
 def test_names_of_classes_steer_no_page_and_many_are_no_matrix(toy_recipe: Path, tmp_path: Path):
     out = trained(toy_recipe, tmp_path / "out")
     assert not (out / "confusion.csv").exists()  # blobs have no names

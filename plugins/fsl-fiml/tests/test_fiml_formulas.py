@@ -99,7 +99,7 @@ def test_parallel_means_start_at_nothing(features: Tensor):
 def test_black_pictures_give_finite_predictions_and_gradients():
     task = tiny_task()
     backbone = TinyBackbone("transductive")
-    learner = fsl.Learner(backbone, Fiml(task))
+    learner = fsl.Learner(backbone, Fiml(task, entropy_weight=1000.0))
     episode = tiny_episodes(task, 1).unbatch()[0]
     black = fsl.LabelledSet(torch.zeros_like(episode.support.x), episode.support.y)
     value, prediction = learner.objective(episode._replace(support=black), task.loss)

@@ -44,9 +44,9 @@ def learned(**options) -> set[str]:
 def test_learn_names_what_is_trained():
     twos = ("start", "target", "weight", "slope")
     pairs = {f"{own}_{what}" for what in twos for own in ("own", "other")}
-    assert learned() == pairs | {"entropy_weight", "temperature"}
+    assert learned() == pairs
     assert learned(regularisation=0.1) - learned() == {"regularisation"}
-    assert learned(entropy_weight=None) == pairs
+    assert learned(entropy_weight=10.0) == pairs | {"entropy_weight", "temperature"}
     assert learned(learn=["slopes", "regularisation"]) == {"own_slope", "other_slope"}
     assert learned(learn=[]) == set()
 
@@ -68,7 +68,7 @@ def test_a_regularisation_of_zero_would_have_no_gradient():
 
 
 def test_numbers_are_told_beside_the_score():
-    told = Fiml(tiny_task(), own_target=4.0).describe()
+    told = Fiml(tiny_task(), own_target=4.0, entropy_weight=1000.0).describe()
     assert told["own_target"] == 4.0
     assert told["entropy_weight"] == pytest.approx(1000)
 

@@ -27,16 +27,17 @@ class Fiml(fsl.Adapter):
     step_regulariser is 0. `closed_form` has the start, which sees raw features, and `Objective` has
     F: residuals between scores and a target for the own class and one for others, and with
     `entropy_weight` the entropy of the unlabelled queries. Then predictions depend on the other
-    queries, and results say so; with `entropy_weight: null` they do not.
+    queries, and results say so; with `entropy_weight: null`, the default, they do not.
 
     The outer loop trains the backbone and the numbers named in `learn`, through all steps. There is
     no head to learn: it takes any number of ways from two.
 
     Source: Tripathi, Danelljan, Timofte and Van Gool 2021, arXiv:2010.00511, by the authors' code
-    4rdhendu/FIML. Differs: the start is computed in float64; the weight of the entropy is trained
-    as its logarithm; a regularisation of 0 is not trained, because its derivative is 0 there (as in
-    the code, where it therefore stays); no spatial weights for dense features, whose flag in the
-    code acts the other way round; no dense classification loss.
+    4rdhendu/FIML. Differs: the code always takes the entropy, with weight 1000; the start is
+    computed in float64; the weight of the entropy is trained as its logarithm; a regularisation of
+    0 is not trained, because its derivative is 0 there (as in the code, where it therefore stays);
+    no spatial weights for dense features, whose flag in the code acts the other way round; no dense
+    classification loss.
     """
 
     name = "fiml"
@@ -89,9 +90,9 @@ class Fiml(fsl.Adapter):
             Field(
                 gt=0,
                 description="of the mean entropy of the queries (code: 1000); null: none, and "
-                "queries are predicted one by one",
+                "queries are predicted one by one (this project)",
             ),
-        ] = 1000.0,
+        ] = None,
         temperature: Annotated[
             float, Field(description="factor of the scores in the entropy (code: 1)")
         ] = 1.0,
