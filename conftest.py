@@ -57,5 +57,5 @@ def _start_values(recipe: Path) -> list[str]:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), CodeBlockParser(language="yaml", evaluator=_check_recipe)],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/results/*.md"],
 ).pytest()

@@ -116,6 +116,10 @@ class Adapter(nn.Module):
             return f"adapter {self.name!r} follows another objective than the query loss"
         return ""
 
+    def advice(self) -> str:
+        """What a user should know of these options, or "". `fsl check` prints it."""
+        return ""
+
     def on_progress(self, progress: float) -> None:
         """Called before each outer step with the share of training done, from 0 to below 1.
 

@@ -23,12 +23,15 @@ from fsl_core.config.yaml_text import to_yaml
 from fsl_core.data.source import SPLITS, EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
+from fsl_core.engine.environment import place_among_ranks
 from fsl_core.engine.evaluation import Evaluation
 from fsl_core.engine.fitting import Fitting
+from fsl_core.engine.ranks import ALONE, Ranks, join
 from fsl_core.episode import TaskShape
 from fsl_core.errors import OptionError, PluginError, RecipeError, RunError
 from fsl_core.files.paths import AnyPath
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.trust import granting
 from fsl_core.learner import Learner
 from fsl_core.reporting.comparison import compare_runs
@@ -133,9 +136,10 @@ def run(
     loaded = _load(plugins)
     checked = _recipe(recipe, overrides, loaded)
     directory = None if out is None else Path(out)
-    files = map(Path, loaded.files)
-    with new_run(directory, checked, loaded, choose_device(device), files) as started:
-        return _finished(started, complete(started, _console(progress)))
+    files, ranks = map(Path, loaded.files), join()
+    wanted = choose_device(device, ranks)
+    with new_run(directory, checked, loaded, wanted, files, ranks) as started:
+        return _finished(started, complete(started, _console(progress, ranks)))
 
 
 def resume(
@@ -153,19 +157,21 @@ def resume(
     steps: train for this many outer steps in all, instead of the recipe's.
     plugins, trust_plugins: as for `adapt_to_folder`.
     """
+    ranks = join()
     opening = open_run(
         Path(directory),
-        choose_device(device),
+        choose_device(device, ranks),
         write=True,
         steps=steps,
         plugins=[Path(file) for file in plugins],
         trust_plugins=trust_plugins,
+        ranks=ranks,
     )
     with opening as opened:
-        result = opened.records.result()
+        result = ranks.told(opened.records.result)
         if result is None:
             opened.restore_last()
-            return _finished(opened, complete(opened, _console(progress)))
+            return _finished(opened, complete(opened, _console(progress, ranks)))
         opened.restore_for_evaluation()
         return _finished(opened, result)
 
@@ -210,7 +216,8 @@ def train(
         raise OptionError(f"{found}. One of torch.optim over the learner's parameters")
     if mode == "auto":
         raise RunError("fsl.train: mode 'auto' needs a recipe. loop, vmap or compiled")
-    loaded, wanted = _load(()), choose_device(device)
+    loaded, ranks = _load(()), join()
+    wanted = choose_device(device, ranks)
     chosen = (
         loaded.catalogue.get("weighting", "uniform").factory() if weighting is None else weighting
     )
@@ -245,14 +252,15 @@ def train(
         InMemory(),
         "fsl.train",
         experiment.recipe,
-        loaded.observers,
+        loaded.observers if ranks.first else Observers.nobody(),
         {},
         experiment,
         rule,
         schedule,
         wanted,
+        ranks=ranks,
     )
-    with _shown(begun, _console(progress)):
+    with _shown(begun, _console(progress, ranks)):
         train_run(begun)
     if begun.records.has("best"):
         begun.restore_for_evaluation("best")
@@ -283,8 +291,9 @@ def evaluate(
     if split not in SPLITS:
         raise OptionError(f"fsl.evaluate: split: found {split!r}. {', '.join(SPLITS)}")
     source.check_splits({split: task or source.task})
-    console = _console(progress)
-    with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
+    ranks = join()
+    console, own = _console(progress, ranks), evaluation.share_of_episodes(ranks, episodes)
+    with EvaluationBar(console, own) if console else nullcontext(_nothing) as on_episode:
         return evaluation.evaluate(
             Fitting(learner, task or source.task),
             source,
@@ -294,6 +303,7 @@ def evaluate(
             task,
             on_episode=on_episode,
             workers=workers,
+            ranks=ranks,
         )
 
 
@@ -335,6 +345,8 @@ def sweep(
     """
     if jobs < 1:
         raise RunError(f"fsl.sweep: {jobs} jobs. One at a time or more")
+    if place_among_ranks()[1] > 1:
+        raise RunError("fsl.sweep: this is one of several processes. One, which starts the others")
     loaded = _load(plugins)
     choose_device(device)
     given = _given(recipe)
@@ -380,13 +392,14 @@ def complete(
     console: where progress is shown, if anywhere.    follow: is told of the run before it trains.
     """
     follow(started)
-    if started.directory is not None:
+    if started.directory is not None and started.ranks.first:
         started.observers.add(ReportWriter())
     with _shown(started, console):
         try:
             train_run(started)
             sets = 1 + len(started.experiment.further)
-            episodes = sets * started.recipe.sections.evaluate.episodes
+            wanted = started.recipe.sections.evaluate.episodes
+            episodes = sets * evaluation.share_of_episodes(started.ranks, wanted)
             bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
             with bar as on_episode:
                 result = judge(started, on_episode)
@@ -474,8 +487,8 @@ def _as_texts(overrides: Overrides) -> list[str]:
     return list(overrides)
 
 
-def _console(progress: bool) -> Console | None:
-    return Console(stderr=True) if progress else None
+def _console(progress: bool, ranks: Ranks = ALONE) -> Console | None:
+    return Console(stderr=True) if progress and ranks.first else None
 
 
 def _nothing() -> None:

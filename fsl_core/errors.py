@@ -9,7 +9,12 @@ from collections.abc import Iterable
 
 
 class FslError(Exception):
-    """Base of every error meant for a user: the command line prints it without a traceback."""
+    """Base of every error meant for a user: the command line prints it without a traceback.
+
+    told: all processes of a run know of it, so one of them says it.
+    """
+
+    told: bool = False
 
 
 class PluginError(FslError):
@@ -64,3 +69,25 @@ class RunError(FslError):
 
 class TrainingError(RunError):
     """Training cannot go on: a loss, gradient or weight is not finite."""
+
+
+class LostRankError(RunError):
+    """Another process of the same run has ended, or cannot be reached any more.
+
+    ended: ranks that are known to have ended.    rank: the one that tells it.
+    """
+
+    def __init__(self, ended: list[int], rank: int):
+        self.ended, self.rank = ended, rank
+        who = f"rank {' and '.join(map(str, ended))}" if ended else "another process of this run"
+        super().__init__(
+            f"rank {rank}: {who} has ended, and the run with it. `fsl resume` goes on from the "
+            "last checkpoint, with any number of processes"
+        )
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run has stopped as it was asked to.
+
+    Not an Exception, because it is not a fault of what was running.
+    """

@@ -5,8 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import AbstractContextManager
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+)
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,9 +27,15 @@ from fsl_core.cli import (
     sweeps,
     tuning,
 )
+from fsl_core.cli.ranks import LOST
 from fsl_core.data.work import Advance, report_to
-from fsl_core.engine.environment import prepare_process
-from fsl_core.errors import FslError, TrainingError
+from fsl_core.engine.environment import (
+    STORE,
+    die_with_parent,
+    place_among_ranks,
+    prepare_process,
+)
+from fsl_core.errors import FslError, LostRankError, RunError, TrainingError
 from fsl_core.text import printable
 
 OF_THE_MACHINE = {
@@ -78,8 +90,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     prepare_process()  # before anything imports torch, which reads the environment then
     try:
-        with report_to(_report_work):
+        with report_to(_report_work), _one_of_several():
             app()
+    except LostRankError as error:
+        _end_at_once(error)
     except TrainingError as error:
         sys.exit(_fail(error, 1))
     except FslError as error:
@@ -89,6 +103,43 @@ def main() -> None:
         if not told:
             raise
         sys.exit(_fail(told, 2))
+
+
+SHARED = ("run", "resume", "eval", "reproduce")
+"""Commands that several processes compute together."""
+
+
+@contextmanager
+def _one_of_several() -> Iterator[None]:
+    """Of the processes that compute a run together, all but the first keep silent."""
+    rank, count = place_among_ranks()
+    if count == 1:
+        yield
+        return
+    if os.environ.get(STORE):
+        die_with_parent()
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if command not in SHARED:
+        raise RunError(
+            f"fsl {command}: one process does this, and WORLD_SIZE={count} says that there are "
+            f"several. Without torchrun; {', '.join(SHARED)} can share their work"
+        )
+    if rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _end_at_once(error: LostRankError) -> NoReturn:
+    """End without a farewell to the others, which would wait for one that is no more."""
+    watched = bool(os.environ.get(STORE))  # by the process that started it, which tells the cause
+    living = next(rank for rank in range(error.rank + 1) if rank not in error.ended)
+    if error.rank == living and not watched:
+        _fail(error, LOST)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(LOST)
 
 
 def _refused_by_machine(error: OSError) -> str:
@@ -108,5 +159,8 @@ def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance
 
 
 def _fail(error: FslError | str, code: int) -> int:
+    rank, _ = place_among_ranks()
+    if rank > 0 and isinstance(error, FslError) and error.told:
+        return code  # the first one says it
     sys.stderr.write(f"{printable(str(error), lines=True)}\n")
     return code

@@ -12,6 +12,7 @@ from fsl_core.text import printable
 if TYPE_CHECKING:
     import torch
 
+    from fsl_core.engine.ranks import Ranks
     from fsl_core.hooks.loader import Loaded
 
 
@@ -136,8 +137,12 @@ def check_checkpoint(name: str | None) -> None:
         raise RunError(f"--checkpoint {name}: no such checkpoint. best or last")
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device with that name; torch is imported only now."""
-    from fsl_core.engine import devices
+def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """The torch device with that name; torch is imported only now.
 
-    return devices.choose_device(name)
+    ranks: the processes that share the work, each with a device of its own; None: this one alone.
+    """
+    from fsl_core.engine import devices
+    from fsl_core.engine.ranks import ALONE
+
+    return devices.choose_device(name, ranks or ALONE)

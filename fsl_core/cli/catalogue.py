@@ -117,6 +117,8 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
     )
     if kept := kept_execution(experiment, choose_device("auto")):
         typer.echo(f"execution {kept.in_full}")
+    if told := experiment.learner.adapter.advice():
+        typer.echo(printable(f"note: adapter {adapter}: {told}"))
 
 
 def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:

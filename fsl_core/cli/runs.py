@@ -36,6 +36,7 @@ from fsl_core.cli.arguments import (
 )
 from fsl_core.cli.interrupts import Watched, interruptible
 from fsl_core.cli.outputs import check_outputs, page
+from fsl_core.cli.ranks import Processes
 from fsl_core.text import name_of
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ def run(
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
+    processes: Processes = None,
 ) -> None:
     """Train and evaluate a recipe."""
     with _json_alone(as_json), interruptible() as watched:
-        loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
+        loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
         result, directory = _run(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json)
 
@@ -86,20 +88,24 @@ def resume(
     plugins_dir: PluginsDir = None,
     trust_plugins: TrustPlugins = False,
     as_json: Json = False,
+    processes: Processes = None,
 ) -> None:
     """Continue a run from its last checkpoint, exactly as if it had never stopped.
 
     With --steps, schedules and warm-ups are stretched over the new number from here on, and the
     result says so; the files of a finished run's result are kept as result-<steps>.json and so on.
     """
+    from fsl_core.engine.ranks import join
     from fsl_core.runs.opening import open_run
 
+    ranks = join()
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
+    options = {"write": True, "steps": steps, "ranks": ranks, **plugins}
     with (
         interruptible() as watched,
-        open_run(directory, choose_device(device), write=True, steps=steps, **plugins) as opened,
+        open_run(directory, choose_device(device, ranks), **options) as opened,
     ):
-        result = opened.records.result()
+        result = ranks.told(opened.records.result)
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
@@ -128,9 +134,12 @@ def evaluate(
     plugins_dir: PluginsDir = None,
     trust_plugins: TrustPlugins = False,
     as_json: Json = False,
+    processes: Processes = None,
 ) -> None:
     """Evaluate a trained run again: more episodes, another split, other data. Writes nothing."""
     from fsl_core.data.source import SPLITS
+    from fsl_core.engine.evaluation import share_of_episodes
+    from fsl_core.engine.ranks import join
     from fsl_core.errors import RunError
     from fsl_core.runs.opening import open_run
     from fsl_core.training.outer_loop import evaluate_run, state_of
@@ -138,8 +147,10 @@ def evaluate(
     if split not in SPLITS:
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")
     check_checkpoint(checkpoint)
+    ranks = join()
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
-    with open_run(directory, choose_device(device), write=False, on=on, **plugins) as opened:
+    options = {"write": False, "on": on, "ranks": ranks, **plugins}
+    with open_run(directory, choose_device(device, ranks), **options) as opened:
         which = opened.restore_for_evaluation(checkpoint)
         label, source = next(iter(opened.experiment.further.items())) if on else ("", None)
         if source is None:
@@ -147,7 +158,7 @@ def evaluate(
         else:
             source.check(split)
         count = episodes or opened.recipe.sections.evaluate.episodes
-        with _evaluation_bar(count) as on_episode:
+        with _evaluation_bar(share_of_episodes(ranks, count)) as on_episode:
             summary = evaluate_run(opened, split, count, source, on_episode=on_episode).summary()
         summary |= state_of(opened.experiment.learner.adapter)
     told = {"on": label} if on else {}
@@ -162,17 +173,21 @@ def reproduce(
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
+    processes: Processes = None,
 ) -> None:
     """Run a recipe and compare the result with its `expect:`.
 
     The exit code is 1 if the result is outside the tolerance.
     """
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.engine.ranks import join
     from fsl_core.errors import RecipeError
     from fsl_core.reporting.scores import figure_of
 
-    loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
-    expected = read_recipe(recipe, loaded.catalogue, overrides).sections.expect
+    loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
+    expected = join().in_turn(
+        lambda: read_recipe(recipe, loaded.catalogue, overrides).sections.expect
+    )
     if not expected:
         raise RecipeError(
             f"{recipe}: no `expect:`, so there is nothing to compare a result with. "
@@ -190,7 +205,7 @@ def reproduce(
         verdict = "reproduced" if within else "NOT reproduced"
         expectation = f"expected {wanted.value} ± {wanted.tolerance}"
         typer.echo(f"{verdict}: {key} {found}, {expectation}")
-    if missed:
+    if missed and join().first:  # the others end well, and leave the first one the time to say it
         raise typer.Exit(1)
 
 
@@ -343,13 +358,23 @@ def _run(
     watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
     from fsl_core.config.recipe import read_recipe
+    from fsl_core.engine.ranks import join
     from fsl_core.runs.opening import new_run
 
-    recipe = read_recipe(recipe_file, loaded.catalogue, overrides)
-    directory = out or _free_directory(name_of(recipe_file))
-    files = map(Path, loaded.files)
-    with new_run(directory, recipe, loaded, choose_device(device), files) as started:
+    ranks, files = join(), map(Path, loaded.files)
+    recipe = ranks.in_turn(lambda: read_recipe(recipe_file, loaded.catalogue, overrides))
+    directory = out or Path(ranks.told(lambda: str(_free_directory(name_of(recipe_file)))))
+    wanted = choose_device(device, ranks)
+    with new_run(directory, recipe, loaded, wanted, files, ranks) as started:
         return _complete(started, watched), directory
+
+
+def _load(
+    no_plugin: list[str], plugins_dir: Path | None, recipe: Path, no_local_plugin: bool
+) -> Loaded:
+    from fsl_core.engine.ranks import join
+
+    return join().in_turn(lambda: load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin))
 
 
 def _complete(run: Run, watched: Watched) -> dict[str, Any]:
@@ -357,7 +382,7 @@ def _complete(run: Run, watched: Watched) -> dict[str, Any]:
     from fsl_core.engine.memory import keep_freed_memory
 
     keep_freed_memory()
-    return complete(run, _console(), watched.follow)
+    return complete(run, _console() if run.ranks.first else None, watched.follow)
 
 
 def _note_data(run: Run, split: Split) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,4 +24,20 @@ def seed_torch(*names: object) -> None:
     Modules such as dropout draw from the global state. It is set at the start of every step, so a
     run that is resumed in the middle goes on with the same random numbers.
     """
-    torch.manual_seed(derive_seed(*names))
+    seed = derive_seed(*names)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # torch.manual_seed looks for devices that are not there, which takes 0.2 ms
+        torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def draws_of_tasks(first: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that seeds torch for a task at place `first` + its argument of a batch.
+
+    Its random numbers depend on the state before and on its place, and not on what other tasks
+    drew. So does the state afterwards. `first` is that of the tasks which this process computes.
+    """
+    base = int(torch.randint(2**62, (), device="cpu"))
+    yield lambda place: seed_torch(base, "task", first + place)
+    seed_torch(base, "after the tasks")

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.errors import RunError
 
 
-def choose_device(name: str | torch.device) -> torch.device:
+def choose_device(name: str | torch.device, ranks: Ranks = ALONE) -> torch.device:
     """The device with that name; `auto` takes a GPU if there is one.
 
+    ranks: the processes of a run. On GPUs each of them has one of its own.
     Raises RunError if it is not available here.
     """
+    device = _device(name)
+    if ranks.alone or device.type != "cuda":
+        return device
+    own = int(os.environ.get("LOCAL_RANK", ranks.rank))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
+    found = torch.cuda.device_count()
+    if device.index is not None:
+        raise RunError(
+            f"--device {name}: {here} processes cannot share one GPU. cuda, which gives each its "
+            "own, or cpu"
+        )
+    if here > found:
+        raise RunError(
+            f"--device {name}: {here} processes on this machine, and GPUs: {found}. One process "
+            "for each GPU, or --device cpu"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
+
+
+def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,13 +6,21 @@ Free of torch, except for `use_private_kernels`, which is for those who compile.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
+from fsl_core.errors import RunError
 from fsl_core.files.private import cache_dir, private_folder
 
+STORE = "FSL_RANKS_STORE"
+"""The file by which processes that `fsl run --processes` started find each other."""
+
+_PR_SET_PDEATHSIG = 1
 KERNELS, TRITON_KERNELS = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
@@ -70,3 +78,41 @@ def _chosen_by_torch(folder: Path) -> bool:
     """Whether torch named the folder itself: any user can tell that name beforehand."""
     temporary = folder.parent == Path(tempfile.gettempdir())
     return temporary and folder.name.startswith("torchinductor_")
+
+
+def place_among_ranks() -> tuple[int, int]:
+    """The number of this process among those that compute one run, and how many there are.
+
+    (0, 1) if nobody started it as one of several. RunError for numbers that cannot be.
+    """
+    told = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    met = os.environ.get(STORE) or (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT"))
+    if None in told.values() or not met:
+        return 0, 1
+    try:
+        rank, count = int(told["RANK"] or ""), int(told["WORLD_SIZE"] or "")
+    except ValueError:
+        rank, count = -1, 0
+    if not 0 <= rank < count:
+        raise RunError(
+            f"RANK={told['RANK']} WORLD_SIZE={told['WORLD_SIZE']}: not the place of one process "
+            "among several. As torchrun sets them, or neither of them"
+        )
+    return rank, count
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it has ended, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def threads_of(workers: int) -> int:
+    """Threads for each of this many processes: OMP_NUM_THREADS, or an equal share of the cores."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told):
+        return int(told)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # those that this process may use, as in a container
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // workers)

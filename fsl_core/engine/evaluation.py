@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
 from fsl_core.engine.confusion import Confusion, Counts
 from fsl_core.engine.fitting import Fitting, as_fitting
+from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.engine.together import Judged, judge_together, judged_together
 from fsl_core.engine.traces import NotCopiableError, Traces, find_traces
 from fsl_core.engine.workers import Workers
@@ -91,79 +93,164 @@ def evaluate(
     on_episode: Callable[[], None] = lambda: None,
     each_step: bool = True,
     workers: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Adapt to each of the first `episodes` episodes of a split and score the queries.
 
     learner: or the rule that finds the one for each shape of episodes.
     seed: of the frozen episodes, not of a run.
     task: their shape, if it is not the one of training.
-    on_episode: called after each episode, for progress bars.
+    on_episode: called after each episode of this rank, for progress bars.
     each_step: score the queries after each inner step too, which takes as many passes over them.
     workers: episodes at a time, on a core each. It is one on a GPU, and if a task leaves something
         behind that another one would find, such as moved buffers or random numbers drawn.
+    ranks: the processes that share the episodes, and all of which call this. Each takes a
+        contiguous part of them, as many as are drawn together or a multiple of it.
     Raises RunError at the first episode whose loss or score is not finite: no mean over it means
     anything.
     """
     fitted = as_fitting(learner)
     fitted.learner.eval()
-    task = task or source.task
-    digest = hashlib.blake2b(digest_size=16)
-    sizes: dict[str, list[int]] = {name: [] for name in _SIZES if _differs(task.varies, name)}
-    known = source.known_set(split, episodes, seed, task)
-    rows: list[list[float]] = []
-    losses: list[float] = []
-    times: list[float] = []
-    confusion = Confusion()
-
-    def judge_one(learner: Learner, episode: Episode) -> Judged:
-        # An adapter that draws random numbers draws the same ones for this episode every time,
-        # whichever episodes were judged before.
-        seed_torch("evaluation", seed, split, int(episode.id))
-        predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
-        predictions = [predict(episode.query.x) for predict in predictors]
-        scores = [float(task.score(p, episode.query.y)) for p in predictions]
-        loss = float(task.loss(predictions[-1], episode.query.y))
-        return Judged(scores, loss, predictions[-1].argmax(-1))
-
+    judging = _Judging(fitted, source, split, seed, task or source.task, each_step, workers)
     with torch.no_grad():
-        for start in range(0, episodes, DRAWN_TOGETHER):
-            indices = range(start, min(start + DRAWN_TOGETHER, episodes))
-            groups = source.groups(split, indices, seed, task)
-            if known is None:
-                for group in groups:
-                    digest.update(source.fingerprint(group.episodes))
-            if not times:
-                times = _adaptation_times(fitted, unbatch(groups)[:TIMED_EPISODES])
-                shared = _shared(fitted, groups[0], workers)
-                together = _together(fitted, groups[0], task)
-            shapes, adapted = zip(*unbatch(groups), strict=True)
-            judged: Iterable[Judged]
-            if together:
-                judged = in_order(groups, (_judged_at_once(fitted, g, task) for g in groups))
-            else:
-                judged = shared.map(judge_one, adapted, map(fitted, shapes))
-            predicted = []
-            for shape, episode, (row, value, labels) in zip(shapes, adapted, judged, strict=True):
-                _require_finite(f"evaluation, {split} episode {int(episode.id)}", value, row)
-                for name, column in sizes.items():
-                    column.append(_SIZES[name](shape, episode))
-                rows.append(row)
-                losses.append(value)
-                predicted.append(labels)
-                on_episode()
-            if (names := source.classes_of(split, indices, seed, task)) is not None:
-                confusion.add(names, [episode.query.y for episode in adapted], predicted)
+        if not ranks.alone and ranks.told(lambda: judging.moves_something(episodes)):
+            ranks = ALONE
+        known = ranks.told(lambda: source.known_set(split, episodes, seed, judging.task))
+        blocks = _blocks(episodes)
+        own = ranks.part(len(blocks))
+        told = ranks.gather(
+            lambda: judging.judge(blocks[own.start : own.stop], known is None, on_episode)
+        )
+    return _put_together(told, judging.task, known)
+
+
+def share_of_episodes(ranks: Ranks, episodes: int) -> int:
+    """How many of as many frozen episodes this rank judges."""
+    blocks = _blocks(episodes)
+    own = ranks.part(len(blocks))
+    return sum(map(len, blocks[own.start : own.stop]))
+
+
+def _blocks(episodes: int) -> list[range]:
+    """The episodes that are drawn together; the hash of a set depends on it."""
+    starts = range(0, episodes, DRAWN_TOGETHER)
+    return [range(start, min(start + DRAWN_TOGETHER, episodes)) for start in starts]
+
+
+class _Told(TypedDict):
+    """What a rank tells of the episodes that it has judged."""
+
+    rows: list[list[float]]
+    losses: list[float]
+    sizes: dict[str, list[int]]
+    prints: list[str]
+    times: list[float]
+    confusion: list[tuple[str, str, int]]
+
+
+def _put_together(told: Sequence[_Told], task: TaskShape, known: str | None) -> Evaluation:
+    rows = [row for each in told for row in each["rows"]]
+    digest = hashlib.blake2b(digest_size=16)
+    for each in told:
+        for print_ in each["prints"]:
+            digest.update(bytes.fromhex(print_))
+    confusion: Counter[tuple[str, str]] = Counter()
+    for each in told:
+        confusion.update({(right, taken): n for right, taken, n in each["confusion"]})
     after_steps = [list(column) for column in zip(*rows, strict=True)]
     return Evaluation(
         task.metric,
         scores=after_steps[-1],
-        losses=losses,
+        losses=[loss for each in told for loss in each["losses"]],
         after_steps=after_steps if len(after_steps) > 1 else [],
         episode_set=known or digest.hexdigest(),
-        adaptation_seconds=median(times),
-        sizes=sizes,
-        confusion=confusion.counts(),
+        adaptation_seconds=median(told[0]["times"]),
+        sizes={name: [n for e in told for n in e["sizes"][name]] for name in told[0]["sizes"]},
+        confusion=dict(sorted(confusion.items())),
     )
+
+
+@dataclass
+class _Judging:
+    """How frozen episodes of a split are judged."""
+
+    fitted: Fitting
+    source: EpisodeSource
+    split: Split
+    seed: int
+    task: TaskShape
+    each_step: bool
+    workers: int
+
+    def judge(self, blocks: Sequence[range], hashed: bool, on_episode: Callable[[], None]) -> _Told:
+        """hashed: tell the digests of the episodes, too."""
+        sizes = {name: list[int]() for name in _SIZES if _differs(self.task.varies, name)}
+        told = _Told(rows=[], losses=[], sizes=sizes, prints=[], times=[], confusion=[])
+        way: tuple[bool, Workers] | None = None
+        confusion = Confusion()
+        for block in blocks:
+            groups = self._drawn(block)
+            if hashed:
+                told["prints"] += [self.source.fingerprint(g.episodes).hex() for g in groups]
+            if way is None:
+                if block.start == 0:
+                    told["times"] = _adaptation_times(self.fitted, unbatch(groups)[:TIMED_EPISODES])
+                shared = _shared(self.fitted, groups[0], self.workers)
+                way = _together(self.fitted, groups[0], self.task), shared
+            predicted = self._judge_block(groups, told, *way, on_episode)
+            names = self.source.classes_of(self.split, block, self.seed, self.task)
+            if names is not None:
+                right = in_order(groups, (group.episodes.query.y for group in groups))
+                confusion.add(names, right, predicted)
+        told["confusion"] = [(*pair, n) for pair, n in confusion.counts().items()]
+        return told
+
+    def _judge_block(
+        self,
+        groups: Sequence[Group],
+        told: _Told,
+        together: bool,
+        shared: Workers,
+        on_episode: Callable[[], None],
+    ) -> list[Tensor]:
+        """The labels that were predicted in each episode; all else is added to `told`."""
+        shapes, adapted = zip(*unbatch(groups), strict=True)
+        judged: Iterable[Judged]
+        predicted = []
+        if together:
+            judged = in_order(groups, (_judged_at_once(self.fitted, g, self.task) for g in groups))
+        else:
+            judged = shared.map(self._judge_one, adapted, map(self.fitted, shapes))
+        for shape, episode, (row, value, labels) in zip(shapes, adapted, judged, strict=True):
+            _require_finite(f"evaluation, {self.split} episode {int(episode.id)}", value, row)
+            for name, column in told["sizes"].items():
+                column.append(_SIZES[name](shape, episode))
+            told["rows"].append(row)
+            told["losses"].append(value)
+            predicted.append(labels)
+            on_episode()
+        return predicted
+
+    def _judge_one(self, learner: Learner, episode: Episode) -> Judged:
+        # An adapter that draws random numbers draws the same ones for this episode every time,
+        # whichever episodes were judged before.
+        seed_torch("evaluation", self.seed, self.split, int(episode.id))
+        predictors = learner.trajectory(episode) if self.each_step else [learner.adapt(episode)]
+        predictions = [predict(episode.query.x) for predict in predictors]
+        scores = [float(self.task.score(p, episode.query.y)) for p in predictions]
+        loss = float(self.task.loss(predictions[-1], episode.query.y))
+        return Judged(scores, loss, predictions[-1].argmax(-1))
+
+    def moves_something(self, episodes: int) -> bool:
+        """Whether an episode finds what the one before it left, so that one process judges all."""
+        group = self._drawn(_blocks(episodes)[0])[0]
+        try:
+            return _traces(self.fitted(group.task), group.episodes.unbatch()).moved is not None
+        except NotCopiableError:
+            return True
+
+    def _drawn(self, block: range) -> Sequence[Group]:
+        return self.source.groups(self.split, block, self.seed, self.task)
 
 
 _SIZES: dict[str, Callable[[TaskShape, Episode], int]] = {
@@ -208,14 +295,18 @@ def _shared(fitted: Fitting, group: Group, workers: int) -> Workers:
 
 
 def _leave_traces(learner: Learner, episodes: Sequence[Episode]) -> bool:
+    try:
+        return _traces(learner, episodes) != Traces()
+    except NotCopiableError:
+        return True
+
+
+def _traces(learner: Learner, episodes: Sequence[Episode]) -> Traces:
     def predict(learner: Learner, episode: Episode) -> None:
         for predictor in learner.trajectory(episode):
             predictor(episode.query.x)
 
-    try:
-        return find_traces(learner, [episodes[0], episodes[-1]], predict) != Traces()
-    except NotCopiableError:
-        return True
+    return find_traces(learner, [episodes[0], episodes[-1]], predict)
 
 
 def predict_episodes(

@@ -1,6 +1,6 @@
 """The modes of an execution: how a meta-batch becomes gradients.
 
-Each mode computes the weighted sum of the tasks' gradients, or the gradient of each task.
+Each mode gives the terms of the weighted sum of the tasks' gradients, or the gradient of each task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fsl_core.data.groups import Group, in_order, unbatch
 from fsl_core.engine.environment import use_private_kernels
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.fitting import Fitting
-from fsl_core.engine.workers import Workers, add_up
+from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, Loss
 from fsl_core.learner import Learner
 from fsl_core.nn.attention import plain_attention
@@ -29,6 +29,10 @@ T = TypeVar("T")
 Groups = Sequence[Group]
 Gradients = list[Tensor | None]
 """One for each trained parameter of the learner, in their order; None if no gradient reaches it."""
+Add = Callable[[Sequence[Tensor | None]], None]
+"""Takes a term of the meta-gradient; the sum is taken in the order of the calls."""
+Seed = Callable[[int], None]
+"""Sets the random numbers of the task at a place of the batch."""
 
 
 class Tasks(NamedTuple):
@@ -46,11 +50,11 @@ class Tasks(NamedTuple):
 class Mode(Protocol):
     """One way to compute a meta-batch."""
 
-    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
-        """sum_i weights[i] * gradient of task i."""
+    def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
+        """Calls `add` with the terms of sum_i weights[i] * gradient of task i, in their order."""
         ...
 
-    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups, seed: Seed) -> tuple[Tasks, Tensor]:
         """The tasks' gradients as one (tasks, P) matrix; zero if no gradient reaches."""
         ...
 
@@ -70,8 +74,9 @@ def make_mode(fitted: Fitting, loss: Loss, execution: Execution) -> Mode:
 class Loop:
     """One task after another, or as many at a time as there are workers.
 
-    The sum is taken in the order of the tasks, so that the bits of the result do not depend on
-    which worker is done first.
+    Terms come in the order of the tasks, so that the bits of the result do not depend on which
+    worker is done first. Each task draws random numbers of its own, so they do not depend on which
+    tasks the same process computed before.
     """
 
     def __init__(self, fitted: Fitting, loss: Loss, execution: Execution):
@@ -79,28 +84,27 @@ class Loop:
         self.parameters = trained(fitted.learner)
         self.workers = Workers(fitted.learner, execution.workers)
 
-    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
+    def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
         def work(
-            learner: Learner, task: tuple[Episode, Tensor]
+            learner: Learner, task: tuple[tuple[int, Episode], Tensor]
         ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
-            episode, weight = task
-            value, prediction = self._objective(learner, episode)
+            placed, weight = task
+            value, prediction = self._objective(learner, placed, seed)
             gradients = torch.autograd.grad(weight * value, self.parameters, allow_unused=True)
             return value.detach(), prediction.detach(), gradients
 
-        total: Gradients = [None] * len(self.parameters)
         outcomes = []
         learners, episodes = self._tasks(groups)
         tasks = zip(episodes, weights.detach(), strict=True)
         # Each task's graph is freed before the next one is computed: memory for one, not for all.
         for value, prediction, gradients in self.workers.map(work, tasks, learners):
-            total = add_up(total, gradients)
+            add(gradients)
             outcomes.append((value, prediction))
-        return _stacked(groups, outcomes), total
+        return _stacked(groups, outcomes)
 
-    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
-        def work(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
-            value, prediction = self._objective(learner, episode)
+    def each(self, groups: Groups, seed: Seed) -> tuple[Tasks, Tensor]:
+        def work(learner: Learner, placed: tuple[int, Episode]) -> tuple[Tensor, Tensor, Tensor]:
+            value, prediction = self._objective(learner, placed, seed)
             gradients = torch.autograd.grad(
                 value, self.parameters, allow_unused=True, materialize_grads=True
             )
@@ -114,12 +118,18 @@ class Loop:
             outcomes.append((value, prediction))
         return _stacked(groups, outcomes), torch.stack(rows)
 
-    def _tasks(self, groups: Groups) -> tuple[Iterator[Learner], list[Episode]]:
-        """Each task's learner and episode, in the order of the batch."""
+    def _tasks(self, groups: Groups) -> tuple[Iterator[Learner], list[tuple[int, Episode]]]:
+        """Each task's learner, and its episode with its place, in the order of the batch."""
         tasks = unbatch(groups)
-        return (self.fitted(shape) for shape, _ in tasks), [episode for _, episode in tasks]
+        placed = list(enumerate(episode for _, episode in tasks))
+        return (self.fitted(shape) for shape, _ in tasks), placed
 
-    def _objective(self, learner: Learner, episode: Episode) -> tuple[Tensor, Tensor]:
+    def _objective(
+        self, learner: Learner, placed: tuple[int, Episode], seed: Seed
+    ) -> tuple[Tensor, Tensor]:
+        place, episode = placed
+        if self.execution.workers == 1:  # threads share one generator, and no task of theirs draws
+            seed(place)
         with _autocast(self.execution, episode), checkpointed(self.execution.checkpoint_gradients):
             return learner.objective(episode, self.loss)
 
@@ -174,8 +184,7 @@ class Vmap:
         self.parameters = trained(fitted.learner)
         self._of_learners: dict[int, _Batched] = {}
 
-    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
-        total: Gradients = [None] * len(self.parameters)
+    def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
         outcomes = []
         for group in groups:
             batched, parts = self._batched(group), []
@@ -184,12 +193,12 @@ class Vmap:
                 self._chunks(group.episodes), self._split(own), strict=True
             ):
                 gradients, tasks = batched.summed(self._constants(), chunk, its_weights)
-                total = add_up(total, gradients)
+                add(gradients)
                 parts.append(tasks)
             outcomes.append(_joined(parts))
-        return _placed(groups, outcomes), total
+        return _placed(groups, outcomes)
 
-    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups, seed: Seed) -> tuple[Tasks, Tensor]:
         rows, outcomes = [], []
         for group in groups:
             batched, parts = self._batched(group), []
@@ -245,13 +254,13 @@ class Compiled(Vmap):
         batched.each = _compiled(batched.each)
         return batched
 
-    def summed(self, groups: Groups, weights: Tensor) -> tuple[Tasks, Gradients]:
+    def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
         with plain_attention():  # around the compiler, which cannot trace this context
-            return super().summed(groups, weights)
+            return super().summed(groups, weights, add, seed)
 
-    def each(self, groups: Groups) -> tuple[Tasks, Tensor]:
+    def each(self, groups: Groups, seed: Seed) -> tuple[Tasks, Tensor]:
         with plain_attention():
-            return super().each(groups)
+            return super().each(groups, seed)
 
 
 def _compiled(function: Callable[..., T]) -> Callable[..., T]:

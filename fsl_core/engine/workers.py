@@ -7,7 +7,7 @@ whole tasks. Two cores that share every operation wait for one another at its en
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, repeat
 from threading import local
@@ -121,16 +121,3 @@ def draws_random_numbers(call: Callable[[], object]) -> bool:
     moved = not torch.equal(before, torch.get_rng_state())
     torch.set_rng_state(before)
     return moved
-
-
-def add_up(
-    total: Sequence[torch.Tensor | None], new: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
-    """The sum of two lists of tensors, entry by entry; None stands for zero."""
-    return [_sum(*pair) for pair in zip(total, new, strict=True)]
-
-
-def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -27,6 +27,11 @@ class Observers:
         self._manager = manager
         self._by_title: dict[str | None, Plugin] = {}
 
+    @classmethod
+    def nobody(cls) -> Observers:
+        """Observers of a process that has nothing to tell: another one tells it."""
+        return cls(pluggy.PluginManager("nobody"))
+
     def add(self, observer: object) -> None:
         """Add an observer of the program itself, such as a progress bar.
 
@@ -40,7 +45,8 @@ class Observers:
 
     def tell(self, hook: str, **arguments: Any) -> None:
         """Call this hook of every observer, the one added last first, as pluggy does."""
-        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+        caller = getattr(self._manager.hook, hook, None)  # None: nobody has offered any hook
+        for impl in reversed(caller.get_hookimpls() if caller else []):
             self._tell_one(hook, impl, arguments)
 
     def _tell_one(self, hook: str, impl: pluggy.HookImpl, arguments: dict[str, Any]) -> None:

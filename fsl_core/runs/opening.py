@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,13 +17,16 @@ from fsl_core.assembly.experiment import build_experiment, build_optimizer, chec
 from fsl_core.assembly.parts import build_part
 from fsl_core.config.document import read_document
 from fsl_core.config.further import judge_on
+from fsl_core.config.matrix import recipe_digest
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.execution import Mode
+from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.errors import RunError
 from fsl_core.files.writing import UNFINISHED, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
+from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.plugin import Plugin
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.runs.begun import (
@@ -48,7 +51,7 @@ from fsl_core.runs.files import (
     write_atomically,
     writing,
 )
-from fsl_core.runs.records import InDirectory, InMemory, Records
+from fsl_core.runs.records import InDirectory, InMemory, OfFirstRank, Records
 from fsl_core.runs.run import Run
 from fsl_core.runs.starting import read_start
 from fsl_core.text import name_of
@@ -79,10 +82,12 @@ def new_run(
     loaded: Loaded,
     device: torch.device | str,
     plugins: Iterable[Path],
+    ranks: Ranks = ALONE,
 ) -> Iterator[Run]:
     """Begin a run in an empty or absent directory, and hold its lock.
 
     directory: None for a run in memory.
+    ranks: the processes that compute it, all of which call this. The first one makes the directory.
 
     A faulty recipe and faulty data are refused before anything is written.
     """
@@ -90,13 +95,18 @@ def new_run(
     files = [str(Path(file).resolve()) for file in plugins]
     for path in files:
         refuse_name(Path(path))
-    records = InDirectory(directory) if directory else InMemory()
-    run = _assemble(records, name, recipe, loaded, device)
-    if directory:
-        _refuse_used(directory, recipe)
-    run.take_start()
-    run.try_parts()
-    check_data(run.experiment)
+
+    def build() -> Run:
+        run = _assemble(directory, name, recipe, loaded, device, ranks)
+        if directory and ranks.first:
+            _refuse_used(directory, recipe)
+        run.take_start()
+        run.try_parts()
+        check_data(run.experiment)
+        return run
+
+    run = ranks.in_turn(build)
+    _require_alike(ranks, recipe)
     if directory is None:
         yield run
         return
@@ -107,10 +117,37 @@ def new_run(
         **run.experiment.weights,
         "plugin_files": {path: loaded.files.get(path, "") for path in files},
     }
-    with _only_writer(directory):
-        _refuse_used(directory, recipe)
-        _write_beginning(directory, recipe, environment)
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(_only_writer(directory))
+            _refuse_used(directory, recipe)
+            _write_beginning(directory, recipe, environment)
+
+        ranks.told(begin)
+        ranks.gather(lambda: _require_seen(directory))
         yield run
+
+
+def _require_alike(ranks: Ranks, recipe: Recipe) -> None:
+    """Raise RunError if another rank runs another recipe, or by other versions."""
+    told = ranks.gather(lambda: _identity(recipe))
+    for rank, other in enumerate(told):
+        for what, first, found in zip(("recipe", "fsl-core", "torch"), told[0], other, strict=True):
+            if first != found:
+                raise RunError(
+                    f"rank {rank}: {what} {found}, and rank 0 has {first}. The same command in the "
+                    "same environment for every process"
+                )
+
+
+def _identity(recipe: Recipe) -> list[str]:
+    return [recipe_digest(recipe.resolved()), metadata.version("fsl-core"), torch.__version__]
+
+
+def _require_seen(directory: Path) -> None:
+    if not is_file(directory / RECIPE):
+        raise RunError(f"{directory}: not here. A folder that all machines of the run share")
 
 
 def prepare_run(directory: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
@@ -144,6 +181,7 @@ def open_run(
     tell: Callable[[str], None] = lambda text: None,
     steps: int | None = None,
     on: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Iterator[Run]:
     """An existing run, with its lock held if it is to be written to.
 
@@ -152,51 +190,79 @@ def open_run(
     tell: is told of each such import.
     steps: gives a run that is to be written to another number of outer steps.
     on: the source to judge on, in place of those of its recipe; as for `judge_on`.
+    ranks: the processes that compute it, all of which call this.
 
     One-file plugins that the run names are imported if this user has run them before; else
     PluginError is raised. RunError if its recipe was edited since training began.
     """
+    with ExitStack() as held:
+
+        def opened() -> Run:
+            _require_run(directory)
+            environment = read_json(directory / ENVIRONMENT, Environment)
+            refuse_edited(directory, but_steps=steps is not None)
+            recorded = RecordedPlugins(
+                str(directory / ENVIRONMENT),
+                by_path(environment["plugin_files"]),
+                trust_plugins,
+                tell,
+            )
+            loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
+            recipe = _recipe_of(directory, loaded, steps, on)
+            run = _assemble(directory, environment["recipe"], recipe, loaded, device, ranks)
+            run.choice, run.started_from = read_choice(directory), read_start(directory)
+            if write and ranks.first:
+                held.enter_context(_only_writer(directory))
+                if steps is not None:
+                    run.change_steps()
+            run.steps_changed = changes_of_steps(directory)
+            return run
+
+        run = ranks.in_turn(opened)
+        _require_alike(ranks, run.recipe)
+        yield run
+
+
+def _require_run(directory: Path) -> None:
     if not is_file(directory / RECIPE):
         inside = sorted(path.parent for path in directory.glob(f"*/{RECIPE}"))[:3]
         fitting = " or ".join(map(str, inside)) or "A directory that `fsl run` made"
         raise RunError(f"{directory}: no run here ({RECIPE} is absent). {fitting}")
-    environment = read_json(directory / ENVIRONMENT, Environment)
-    refuse_edited(directory, but_steps=steps is not None)
-    recorded = RecordedPlugins(
-        str(directory / ENVIRONMENT), by_path(environment["plugin_files"]), trust_plugins, tell
-    )
-    loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
+
+
+def _recipe_of(directory: Path, loaded: Loaded, steps: int | None, on: Sequence[str]) -> Recipe:
     overrides = [] if steps is None else [f"outer.steps={steps}"]
     document = read_document(directory / RECIPE, overrides, SECTIONS)
     if on:
         judge_on(document, on)
-    recipe = check_document(document, loaded.catalogue)
-    run = _assemble(InDirectory(directory), environment["recipe"], recipe, loaded, device)
-    run.choice, run.started_from = read_choice(directory), read_start(directory)
-    with _only_writer(directory) if write else nullcontext():
-        if write and steps is not None:
-            run.change_steps()
-        run.steps_changed = changes_of_steps(directory)
-        yield run
+    return check_document(document, loaded.catalogue)
 
 
 def _assemble(
-    records: Records, name: str, recipe: Recipe, loaded: Loaded, device: torch.device | str
+    directory: Path | None,
+    name: str,
+    recipe: Recipe,
+    loaded: Loaded,
+    device: torch.device | str,
+    ranks: Ranks,
 ) -> Run:
-    if records.directory is not None:
-        refuse_name(records.directory)
+    records: Records = InMemory()
+    if directory is not None:
+        refuse_name(directory)
+        records = InDirectory(directory) if ranks.first else OfFirstRank(directory)
     experiment = build_experiment(recipe, device)
     optimizer = build_optimizer(recipe, experiment)
     return Run(
         records,
         name,
         recipe,
-        loaded.observers,
+        loaded.observers if ranks.first else Observers.nobody(),
         loaded.files,
         experiment,
         optimizer,
         build_part(recipe, ("outer", "schedule")),
         torch.device(device),
+        ranks=ranks,
     )
 
 

@@ -163,6 +163,33 @@ class InDirectory(Records):
         return read_result(self.directory) if is_file(self.directory / RESULT) else None
 
 
+class OfFirstRank(InDirectory):
+    """The files of a run that another rank writes: here they are read alone."""
+
+    def save(
+        self,
+        which: str,
+        modules: Mapping[str, nn.Module],
+        optimizer: Optimizer | None,
+        progress: Progress,
+    ) -> None:
+        pass
+
+    def append_metrics(self, lines: list[str]) -> None:
+        pass
+
+    def replace_metrics(self, lines: list[str]) -> None:
+        pass
+
+    def keep_choice(self, choice: Choice) -> None:
+        pass
+
+    def write_result(
+        self, result: dict[str, Any], evaluation: Evaluation, further: Mapping[str, Evaluation]
+    ) -> None:
+        pass
+
+
 class InMemory(Records):
     """Nothing is written: checkpoints are copies of the weights, and end with the run."""
 

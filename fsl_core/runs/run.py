@@ -17,8 +17,10 @@ from fsl_core.assembly.experiment import Experiment
 from fsl_core.assembly.preflight import preflight
 from fsl_core.config.outer import Schedule
 from fsl_core.config.recipe import Recipe
+from fsl_core.data.cache import tensors_digest
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.evaluation import predict_episodes
+from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.episode import Episode
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.observers import Observers
@@ -74,6 +76,7 @@ class Run:
     notes: what a user should know, such as what was passed over in the data.
     steps_changed: when the number of its steps changed, and from what to what.
     started_from: the run whose weights it started with, and which, if it did.
+    ranks: the processes that compute it. The first of them alone writes and tells observers.
     """
 
     records: Records
@@ -94,6 +97,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
     started_from: dict[str, Any] | None = None
+    ranks: Ranks = ALONE
     _pending: list[str] = field(default_factory=list)
     _tried: bool = False
     base_rates: list[float] = field(init=False)
@@ -195,10 +199,32 @@ class Run:
                 f"outer step {self.step}: {name} is not finite. "
                 f"A smaller step size or clipping may help; an earlier {which} checkpoint is kept"
             )
+        self._require_equal_ranks()
         progress: Progress = {"step": self.step, "best": self.best}
         if self.unvalidated:
             progress["unvalidated"] = True
-        self.records.save(which, self.modules, self.optimizer, progress)
+
+        def write() -> None:
+            self.records.save(which, self.modules, self.optimizer, progress)
+
+        self.ranks.gather(write)  # so that no rank looks for it before it is there
+
+    def _require_equal_ranks(self) -> None:
+        """Raise RunError if the ranks hold different weights: no checkpoint of it is right."""
+        if self.ranks.alone:
+            return
+        weights = {
+            f"{label}.{name}": tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            for label, module in self.modules.items()
+            for name, tensor in module.state_dict().items()
+            if isinstance(tensor, Tensor)
+        }
+        digests = self.ranks.gather(lambda: tensors_digest(weights))
+        if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+            raise RunError(
+                f"outer step {self.step}: rank {other[0]} has other weights than rank 0, so "
+                "nothing is saved. Processors of one kind, and random numbers from torch alone"
+            )
 
     def take_start(self) -> None:
         """Take the weights of the run that its recipe starts from, if there is one."""

@@ -6,12 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-
-class Interrupted(KeyboardInterrupt):
-    """A run has stopped as it was asked to.
-
-    Not an Exception, because it is not a fault of what was running.
-    """
+from fsl_core.errors import Interrupted
 
 
 @dataclass

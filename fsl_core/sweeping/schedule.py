@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,17 +103,6 @@ def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
         job.state = "finished" if job.has_result else "waiting"
         jobs.append(job)
     return jobs
-
-
-def threads_of(workers: int) -> int:
-    """Threads for each of this many processes: OMP_NUM_THREADS, or an equal share of the cores."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told):
-        return int(told)
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # those that this process may use, as in a container
-        cores = len(os.sched_getaffinity(0))
-    return max(1, cores // workers)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fsl_core.config.matrix import Cell
+from fsl_core.engine.environment import threads_of
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.opening import describe_environment, prepare_run
 from fsl_core.sweeping.processes import Processes
-from fsl_core.sweeping.schedule import Job, run_jobs, threads_of
+from fsl_core.sweeping.schedule import Job, run_jobs
 from fsl_core.text import name_of
 
 CELLS = "fsl_core.cli.cells"

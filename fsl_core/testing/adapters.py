@@ -399,8 +399,8 @@ class AdapterContract(checks.Contract):
             pytest.skip("not claimed: unequal_shots, or weights for any number of ways or shots")
         groups = as_batch(parts)
         with checks.alike_in_every_execution(learner, task.loss, parts[0][1]):
-            for execution in checks.executions(learner.adapter):
-                checks.assert_equals_the_loop(fitted, task.loss, groups, execution, _VMAP_REMEDY)
+            remedies = dict.fromkeys(checks.executions(learner.adapter), _VMAP_REMEDY)
+            checks.assert_equals_the_loop(fitted, task.loss, groups, remedies)
 
     def _served(
         self, case: Case, learner: fsl.Learner, task: fsl.TaskShape
@@ -440,17 +440,18 @@ class AdapterContract(checks.Contract):
         if not allowed:
             pytest.skip("not claimed: vectorizable = False, threadable = False")
         with checks.alike_in_every_execution(learner, task.loss, episodes):
-            for execution in allowed:
-                remedy = _REMEDY if execution.mode == "loop" else _VMAP_REMEDY
-                checks.assert_equals_the_loop(learner, task.loss, episodes, execution, remedy)
+            remedies = {
+                execution: _REMEDY if execution.mode == "loop" else _VMAP_REMEDY
+                for execution in allowed
+            }
+            checks.assert_equals_the_loop(learner, task.loss, episodes, remedies)
 
     def test_compiled_equals_the_loop(self, kind: Kind, compiled: bool) -> None:
         learner, task = self._deterministic((kind, "transductive"))
         if not learner.adapter.vectorizable:
             pytest.skip("not claimed: vectorizable = False")
-        checks.assert_equals_the_loop(
-            learner, task.loss, tiny_episodes(task, 3), Execution("compiled"), _COMPILED_REMEDY
-        )
+        remedies = {Execution("compiled"): _COMPILED_REMEDY}
+        checks.assert_equals_the_loop(learner, task.loss, tiny_episodes(task, 3), remedies)
 
     def test_single_precision(self, kind: Kind) -> None:
         learner, task, episode = self._setting((kind, "none"))

@@ -383,20 +383,21 @@ def assert_equals_the_loop(
     learner: fsl.Learner | Fitting,
     loss: Any,
     episodes: fsl.Episode | Sequence[fsl.Group],
-    execution: Execution,
-    remedy: str,
+    remedies: Mapping[Execution, str],
 ) -> None:
-    """Losses, predictions and meta-gradients of an execution are those of the loop.
+    """Losses, predictions and meta-gradients of each execution are those of the loop.
 
     learner: or the rule that finds the one for each shape of episodes.
-    remedy: what to do if they are not.
+    remedies: what to do if they are not, by execution.
     """
     nothing: frozenset[str] = frozenset()
     for needs in (nothing, frozenset({"gradients"})):
         expected = meta_batch(learner, loss, Execution(), episodes, needs)
-        try:
-            found = meta_batch(learner, loss, execution, episodes, needs)
-        except Exception as error:
-            raise AssertionError(f"{execution}: refused: {first_line(error)}. {remedy}") from error
-        wrong = differences(found, expected)
-        assert not wrong, f"{execution}: not what the loop computes; {'; '.join(wrong)}. {remedy}"
+        for execution, remedy in remedies.items():
+            try:
+                found = meta_batch(learner, loss, execution, episodes, needs)
+            except Exception as error:
+                told = f"{execution}: refused: {first_line(error)}. {remedy}"
+                raise AssertionError(told) from error
+            wrong = "; ".join(differences(found, expected))
+            assert not wrong, f"{execution}: not what the loop computes; {wrong}. {remedy}"

@@ -25,7 +25,7 @@ from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
 from fsl_core.engine.execution import Execution, Mode
 from fsl_core.engine.kept import ChoiceFile
-from fsl_core.engine.traces import random_state_kept
+from fsl_core.engine.traces import NotCopiableError, random_state_kept
 from fsl_core.episode import TaskShape
 from fsl_core.errors import RecipeError, RunError
 from fsl_core.runs.run import Run
@@ -37,9 +37,37 @@ def choose_execution(run: Run) -> Choice:
     """What the run has used so far, else what its recipe names, else what is kept or measured."""
     if run.step > 0 and run.choice is not None:
         return run.choice
-    choice = _Question(run.experiment, run.device).answer()
-    run.records.keep_choice(choice)
-    return choice
+
+    def choose() -> dict[str, Any]:
+        choice = _Question(run.experiment, run.device).answer()
+        run.records.keep_choice(choice)
+        return choice.as_dict()
+
+    return Choice.from_dict(run.ranks.told(choose))
+
+
+def why_not_shared(run: Run) -> str:
+    """Why ranks cannot share the tasks of a meta-batch, or "" if they can.
+
+    A task that finds what the one before it left, or random numbers drawn for a whole batch, need
+    one process. Then every rank computes all tasks, to the same bits.
+    """
+    assert run.choice is not None  # it was chosen before
+    mode, experiment = run.choice.execution.mode, run.experiment
+    if run.ranks.alone:
+        return ""
+
+    def look() -> str:
+        try:
+            traces = _Question(experiment, run.device).setting.traces
+        except NotCopiableError as error:
+            return f"nothing is tried, because it cannot be copied: {error}"
+        if traces.moved:
+            return f"one of them moves {traces.moved}, which the next one finds"
+        drawn = traces.random and mode != "loop"
+        return "their random numbers are drawn as one batch. execution.mode: loop" if drawn else ""
+
+    return run.ranks.told(look)
 
 
 def workers_of(run: Run) -> int:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fsl_core.adapter import Adapter
@@ -21,17 +22,18 @@ from fsl_core.data.source import EpisodeSource, Split
 from fsl_core.engine.confusion import per_class
 from fsl_core.engine.evaluation import Evaluation, evaluate
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
+from fsl_core.engine.modes import Tasks
+from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.episode import TaskShape
-from fsl_core.errors import PluginError, RunError, TrainingError
+from fsl_core.errors import Interrupted, PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
 from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
 from fsl_core.runs.run import Run
 from fsl_core.runs.starting import keep_start
-from fsl_core.runs.stopping import Interrupted
 from fsl_core.training.conflict import gradient_conflict
 from fsl_core.training.memory import enough_memory
-from fsl_core.training.mode_choice import choose_execution, workers_of
+from fsl_core.training.mode_choice import choose_execution, why_not_shared, workers_of
 
 
 def train(run: Run) -> None:
@@ -42,6 +44,8 @@ def train(run: Run) -> None:
     Raises DataError if the data is not the data that training began with.
     Raises TrainingError on a loss, gradient or weight that is not finite; the last good checkpoint
     stays. Raises Interrupted if `run.stop` asks for it, with the steps done saved.
+
+    Every rank of the run calls this. They end with the same weights.
     """
     source, splits = run.experiment.source, splits_in_use(run.experiment)
     learner = run.experiment.learner
@@ -50,11 +54,11 @@ def train(run: Run) -> None:
     check_data(run.experiment)
     run.try_parts()
     state_of(learner.adapter)  # refused now rather than when training is done
-    run.notes += keep_data_record(
-        run.directory, source, splits, run.step > 0, run.experiment.further
-    )
-    if run.directory is not None and run.started_from:
-        keep_start(run.directory, run.started_from)
+    kept_in = run.directory if run.ranks.first else None
+    run.notes += keep_data_record(kept_in, source, splits, run.step > 0, run.experiment.further)
+    if kept_in is not None and run.started_from:
+        keep_start(kept_in, run.started_from)
+    run.ranks.equal_start(*run.modules.values())
     run.notes += [f"backbone: {note}" for note in getattr(learner.backbone, "notes", ())]
     run.notes += filter(None, [_advice_of_estimate(run)])
     if run.steps == 0:
@@ -69,21 +73,60 @@ def train(run: Run) -> None:
             run.experiment.fitting.on_progress(run.progress(run.step - 1))
             _validate(run)
             run.save("last")
-        while run.step < run.steps:
+        while True:
+            batch = _draw(run, compute.ranks, saved)
+            if batch.stop or batch.late:
+                run.save("last")
+                saved = time.monotonic()
+            if batch.stop:
+                raise Interrupted
+            if run.step >= run.steps:
+                return
             for group, rate in zip(optimizer.param_groups, run.base_rates, strict=True):
                 group["lr"] = rate * run.schedule(run.step, run.steps)
-            metrics = _outer_step(run, compute, optimizer)
+            metrics = _outer_step(run, compute, optimizer, batch)
             run.step += 1
             run.record({"step": run.step, **metrics})
             run.observers.tell("fsl_step_finished", run=run.view(), step=run.step, metrics=metrics)
             if _due(run, run.recipe.sections.outer.validate_every):
                 _validate(run)
-            stopping = run.stop.requested  # read once: what raises below has saved above
-            if stopping or _checkpoint_due(run, time.monotonic() - saved):
+            if _due(run, run.recipe.sections.outer.checkpoint_every):
                 run.save("last")
                 saved = time.monotonic()
-            if stopping:
-                raise Interrupted
+
+
+class _Batch(NamedTuple):
+    """What this rank computes of the next step, and what all ranks have agreed on before it.
+
+    ids:  of all tasks of the step; empty after the last step.
+    stop: somebody wants the run to stop.    late: the last checkpoint is old.
+    """
+
+    groups: Sequence[Group]
+    ids: Tensor
+    stop: bool
+    late: bool
+
+
+def _draw(run: Run, ranks: Ranks, saved: float) -> _Batch:
+    """Draw this rank's part of the next meta-batch. saved: when the last checkpoint was written."""
+    outer, groups = run.recipe.sections.outer, list[Group]()
+    size = outer.meta_batch_size if run.step < run.steps else 0
+    own, first = ranks.part(size), run.step * outer.meta_batch_size
+
+    def draw() -> tuple[list[int], bool, bool]:
+        if own:
+            indices = range(first + own.start, first + own.stop)
+            groups.extend(run.experiment.source.groups("train", indices, run.recipe.sections.seed))
+        seconds = time.monotonic() - saved
+        late = outer.checkpoint_seconds is not None and seconds >= outer.checkpoint_seconds
+        return (ids_of(groups).tolist() if groups else []), run.stop.requested, late
+
+    told = run.ranks.gather(draw)
+    shared = told if ranks.count == len(told) else told[:1]
+    ids = torch.tensor([i for of_rank, *_ in shared for i in of_rank], dtype=torch.int64)
+    stops, lates = [stop for _, stop, _ in told], [late for *_, late in told]
+    return _Batch(groups, ids.to(run.device), any(stops), run.step > 0 and lates[0])
 
 
 def _advice_of_estimate(run: Run) -> str:
@@ -98,13 +141,6 @@ def _advice_of_estimate(run: Run) -> str:
 
 def _due(run: Run, every: int) -> bool:
     return bool(every) and (run.step % every == 0 or run.step == run.steps)
-
-
-def _checkpoint_due(run: Run, seconds: float) -> bool:
-    """By steps, and by the seconds since the last one."""
-    outer = run.recipe.sections.outer
-    late = outer.checkpoint_seconds is not None and seconds >= outer.checkpoint_seconds
-    return late or _due(run, outer.checkpoint_every)
 
 
 def _keep_untrained(run: Run) -> None:
@@ -147,6 +183,7 @@ def judge(run: Run, on_episode: Callable[[], None] = lambda: None) -> dict[str, 
         "training_seconds": sum(r["seconds"] for r in run.records.metrics() if "seconds" in r),
         "device": str(run.device),
         "execution": str(run.choice),
+        **({} if run.ranks.alone else {"processes": run.ranks.count}),
         **run.experiment.weights,
         **state_of(run.experiment.learner.adapter),
         **({"shared_classes": shared} if (shared := shared_classes(run.directory)) else {}),
@@ -223,32 +260,41 @@ def evaluate_run(
     experiment, seed = run.experiment, run.recipe.sections.evaluate.seed
     source, task = (experiment.source, experiment.test_task) if on is None else (on, on.task)
     learner, workers = experiment.fitting_for(task), workers_of(run)
+    options = {"workers": workers, "ranks": run.ranks, **options}
     with enough_memory(run, f"evaluation on {split}", RunError):
-        return evaluate(learner, source, split, episodes, seed, task, workers=workers, **options)
+        return evaluate(learner, source, split, episodes, seed, task, **options)
 
 
 def _prepare(run: Run) -> MetaGradient:
     experiment = run.experiment
     with enough_memory(run, "the first meta-batch", TrainingError):
         run.choice = choose_execution(run)
+        reason = why_not_shared(run)
+    if reason:
+        run.notes.append(f"every process computes all tasks of a step: {reason}")
     return MetaGradient(
         experiment.fitting,
         experiment.weighting,
         experiment.source.task.loss,
         run.choice.execution,
+        ALONE if reason else run.ranks,
     )
 
 
-def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[str, float]:
+def _outer_step(
+    run: Run, compute: MetaGradient, optimizer: Optimizer, batch: _Batch
+) -> dict[str, float]:
     experiment, outer = run.experiment, run.recipe.sections.outer
     learner, task = experiment.learner, experiment.source.task
     started = time.perf_counter()
     learner.train()
     experiment.fitting.on_progress(run.progress(run.step))
-    first = run.step * outer.meta_batch_size
-    groups = experiment.source.groups(
-        "train", range(first, first + outer.meta_batch_size), run.recipe.sections.seed
-    )
+    groups = batch.groups
+
+    def scores(tasks: Tasks) -> list[float]:
+        labels = in_order(groups, (group.episodes.query.y for group in groups))
+        return [float(task.score(p, y)) for p, y in zip(tasks.predictions, labels, strict=True)]
+
     seed_torch(run.recipe.sections.seed, "step", run.step)
     watched = (
         bool(outer.log_conflict)
@@ -256,15 +302,15 @@ def _outer_step(run: Run, compute: MetaGradient, optimizer: Optimizer) -> dict[s
         and outer.meta_batch_size > 1
     )
     with enough_memory(run, f"outer step {run.step + 1}", TrainingError):
-        outcome = compute(groups, keep_gradients=watched)
-    _refuse_non_finite(run, groups, outcome)
+        outcome = compute(groups, watched, batch.ids, scores)
+    _refuse_non_finite(run, batch.ids, outcome)
     norm = _clip(run, optimizer)
     optimizer.step()
-    move_running_statistics(learner, groups)
-    learner.on_step(ids_of(groups))
+    if keeps_statistics(learner):
+        move_running_statistics(learner, _whole_batch(run, compute.ranks, groups))
+    learner.on_step(batch.ids)
     estimate = learner.hypergradient
-    labels = in_order(groups, (group.episodes.query.y for group in groups))
-    score = sum(float(task.score(p, y)) for p, y in zip(outcome.predictions, labels, strict=True))
+    score = sum(number for of_rank in outcome.said for number in of_rank)
     # Gradients are kept only if they are watched.
     conflict = {} if outcome.gradients is None else gradient_conflict(outcome.gradients)
     return {
@@ -295,10 +341,19 @@ def _clip(run: Run, optimizer: Optimizer) -> float:
     return norm
 
 
-def _refuse_non_finite(run: Run, groups: Sequence[Group], outcome: MetaBatchResult) -> None:
+def _whole_batch(run: Run, ranks: Ranks, own: Sequence[Group]) -> Sequence[Group]:
+    """The meta-batch of this step, of which this rank has drawn its own part."""
+    if ranks.alone:
+        return own
+    size, sections = run.recipe.sections.outer.meta_batch_size, run.recipe.sections
+    indices = range(run.step * size, (run.step + 1) * size)
+    return run.experiment.source.groups("train", indices, sections.seed)
+
+
+def _refuse_non_finite(run: Run, ids: Tensor, outcome: MetaBatchResult) -> None:
     bad = (~torch.isfinite(outcome.losses)).nonzero().flatten().tolist()
     if bad:
-        task, loss = int(ids_of(groups)[bad[0]]), float(outcome.losses[bad[0]])
+        task, loss = int(ids[bad[0]]), float(outcome.losses[bad[0]])
         raise TrainingError(
             f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}"
         )
@@ -311,14 +366,24 @@ def _advice(run: Run) -> str:
     return f"A smaller step size or clipping may help. {state}"
 
 
+def keeps_statistics(learner: Learner) -> bool:
+    """Whether it has norm layers whose averages move with each outer step."""
+    return not _policies(learner).isdisjoint(AVERAGED)
+
+
+def _policies(learner: Learner) -> set[str]:
+    norms = [m for m in learner.backbone.modules() if isinstance(m, Norm)]
+    return {m.policy for m in norms if m.policy != "running" or m.momentum}
+
+
 def move_running_statistics(learner: Learner, groups: Sequence[Group]) -> None:
     """One forward pass over the meta-batch, for norm layers that keep averages.
 
     It sees the support sets, and for policy `ordinary` the query sets, too. Without such layers
-    there is none.
+    there is none. Every rank makes it over all tasks: statistics of parts, put together, would
+    be rounded otherwise.
     """
-    norms = [m for m in learner.backbone.modules() if isinstance(m, Norm)]
-    policies = {m.policy for m in norms if m.policy != "running" or m.momentum}
+    policies = _policies(learner)
     if policies.isdisjoint(AVERAGED):
         return
     items = [group.episodes.support.x.flatten(0, 1) for group in groups]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +153,26 @@ def test_options_that_contradict_each_other():
         Sinusoid(tasks=3, grid=Grid(amplitudes=2, phases=2))
     with pytest.raises(ValueError, match=r"order: random of waves that never come again"):
         Sinusoid(order="random")
+
+
+@pytest.mark.parametrize(
+    ("section", "where"),
+    [
+        ("{name: sinusoid, grid: {amplitudes: 5, phase: 5}}", "episodes.grid"),
+        (
+            "{name: mixture, sources: [{name: sinusoid, grid: {amplitudes: 5, phase: 5}}]}",
+            "episodes.sources.0.grid",
+        ),
+    ],
+)
+def test_an_unknown_key_of_the_grid_is_told_the_options_of_the_grid(
+    tmp_path: Path, section: str, where: str
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"episodes: {section}\nbackbone: {{name: mlp}}\nadapter: {{name: nearest-centroid}}\n"
+        "outer: {steps: 2}\n"
+    )
+    told = f"{where}.phase: section '{where}' has no such option. Did you mean 'phases'?"
+    with pytest.raises(fsl.RecipeError, match=re.escape(told)):
+        fsl.load_recipe(recipe)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+
 
 def test_help_lists_every_command(fsl):
     shown = fsl("--help")
@@ -158,6 +160,14 @@ def test_a_truncated_checkpoint_is_named(call, toy_recipe: Path, tmp_path: Path)
 
 def test_check_says_what_the_recipe_is(call, toy_recipe: Path):
     assert call("check", toy_recipe).out.startswith(f"{toy_recipe}: ok. nearest-centroid on mlp, ")
+
+
+def test_check_says_what_an_adapter_advises(
+    call, toy_recipe: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert "note:" not in call("check", toy_recipe).out
+    monkeypatch.setattr(NearestCentroid, "advice", lambda self: "it is near")
+    assert "note: adapter nearest-centroid: it is near" in call("check", toy_recipe).out
 
 
 def test_listing_and_showing(call, toy_recipe: Path):

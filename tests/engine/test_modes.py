@@ -93,7 +93,7 @@ def test_what_would_be_compiled_is_the_loop(norm, conv, needs):
     assert_same(compiled, compute(learner, Execution(), needs))
 
 
-@pytest.mark.usefixtures("traced_only")
+@pytest.mark.usefixtures("captured_only")
 def test_any_number_of_learners_is_compiled_in_one_process():
     """torch gives up after eight variants of one code object."""
     for _ in range(9):

@@ -10,11 +10,12 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
+from fsl_core.errors import Interrupted
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.checkpoints import progress_of
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.run import Run
-from fsl_core.runs.stopping import Interrupted, Stop
+from fsl_core.runs.stopping import Stop
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")

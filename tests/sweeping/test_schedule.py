@@ -12,11 +12,12 @@ import pytest
 from filelock import FileLock
 
 from fsl_core.config.matrix import read_matrix
+from fsl_core.engine.environment import threads_of
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.opening import IN_USE
 from fsl_core.sweeping import schedule
 from fsl_core.sweeping.processes import Processes
-from fsl_core.sweeping.schedule import Job, last_step, make_jobs, run_jobs, threads_of
+from fsl_core.sweeping.schedule import Job, last_step, make_jobs, run_jobs
 
 PROGRAM = f"""
 import shutil, sys

@@ -10,6 +10,7 @@ from fsl_weighted_outer_loss import (
     Focal,
     GradientNorm,
     GradientSimilarity,
+    LogLoss,
     Random,
     SoftmaxLoss,
     Uncertainty,
@@ -256,3 +257,20 @@ def test_random_weights_have_their_distribution():
     np.testing.assert_allclose(drawn["normal"], normal, rtol=1e-5)
     np.testing.assert_allclose(drawn["simplex"].mean(0), 0.25, atol=0.015)
     np.testing.assert_allclose(drawn["simplex"].var(0), 3 / 80, rtol=0.1)  # of 4 components
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_log_loss_is_the_gradient_of_the_mean_logarithm(steps):
+    """Autograd of mean (1 / steps) log loss against the gradients of tasks, weighed."""
+    theta = torch.tensor([0.3, -1.2], dtype=torch.float64, requires_grad=True)
+    inputs = torch.from_numpy(GRADIENTS[:, :2])
+    losses = (inputs @ theta - torch.from_numpy(LOSSES)).square()
+    (expected,) = torch.autograd.grad((losses.log() / steps).mean(), theta, retain_graph=True)
+    weights = LogLoss(steps).weigh(fsl.Outcomes(losses.detach()))
+    (found,) = torch.autograd.grad((weights * losses).sum(), theta)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_a_solved_task_weighs_as_the_floor_says():
+    weights = LogLoss(floor=0.5).weigh(fsl.Outcomes(torch.tensor([0.0, -1.0, 0.5, 2.0])))
+    assert weights.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.125])

@@ -28,6 +28,9 @@ from fsl_maml.steps import Steps
 Weights = dict[str, Tensor]
 """By name, such as `backbone.blocks.0.weight`, `head.bias` and `inner_lr.rate`."""
 
+LONG_WAY = 1.0
+"""Steps times rate above which a recipe is told of `inner_lr_rule`."""
+
 SMALLEST_SHARE = 0.03
 """Of 1 / n: what the multi-step loss leaves to the steps before the last one (MAML++ code)."""
 
@@ -61,6 +64,9 @@ class Maml(fsl.Adapter):
     query loss L. It uses the labels of the queries, which only training has: evaluation takes plain
     steps, so training and evaluation differ. Source: BDA, Liu et al. 2020, arXiv:2006.04045, by
     the code dut-media-lab/BOML.
+
+    `inner_lr_rule: per-step`: a rate in inverse proportion to the number of steps, after the
+    abstract of Ji, Yang and Liang 2022, arXiv:2002.07836; what it is proportional to is `inner_lr`.
 
     `proximal`: the penalty of iMAML, Rajeswaran et al. 2019, arXiv:1909.04630. `proximal_steps:
     last`, after that paper's code aravindr93/imaml_dev: the steps follow the support loss alone and
@@ -197,11 +203,32 @@ class Maml(fsl.Adapter):
             bool, Field(description="whether the outer loop trains alpha, by its logit")
         ] = False,
         head_init: HeadInit = "default",
+        inner_lr_rule: Annotated[
+            Literal["none", "per-step"],
+            Field(
+                description="per-step: inner_lr is divided by inner_steps, those of training, in "
+                "evaluation too"
+            ),
+        ] = "none",
+        query: Annotated[
+            Literal["query", "support"],
+            Field(
+                description="the set whose loss the outer loop follows; support: that of the inner "
+                "steps, for comparison"
+            ),
+        ] = "query",
     ):
         super().__init__()
+        if inner_lr_rule == "per-step":
+            inner_lr = inner_lr / max(inner_steps, 1)
         test_steps = inner_steps if test_steps is None else test_steps
         options = inner_optimizer_options or {}
         _check_aggregate(aggregate, learn_aggregate, proximal, multi_step_loss)
+        if query == "support" and multi_step_loss:
+            raise ValueError(
+                f"query: support with multi_step_loss: {multi_step_loss}, which is of the query "
+                "loss. One of the two"
+            )
         if norms_per_step and adapt_norms:
             raise ValueError(
                 "norms_per_step: true with adapt_norms: true, which would move what belongs to one "
@@ -211,6 +238,7 @@ class Maml(fsl.Adapter):
 
         self.task, self.order = task, order
         self.inner_steps, self.test_steps = inner_steps, test_steps
+        self.inner_lr_rule, self.query = inner_lr_rule, query
         self.clip_inner_grad, self.multi_step_loss = clip_inner_grad, multi_step_loss
         self.inner_loss, self.weight_decay = inner_loss, weight_decay
         self.proximal, self.proximal_steps = proximal, proximal_steps
@@ -300,8 +328,14 @@ class Maml(fsl.Adapter):
     ) -> tuple[Tensor, Tensor]:
         """The query loss after the last step, or a mean over all steps.
 
-        The mean: with `multi_step_loss`, for as long as it lasts.
+        The mean: with `multi_step_loss`, for as long as it lasts. With `query: support`, in
+        training the support loss instead.
         """
+        if self.query == "support" and self.training:
+            predict = fsl.call_declared(self.adapt, backbone, episode, episode.query)
+            value = loss(predict(episode.support.x), episode.support.y)
+            with torch.no_grad():
+                return value, predict(episode.query.x)
         shares = self._loss_shares()
         if shares is None:
             return super().objective(backbone, episode, loss)
@@ -314,7 +348,18 @@ class Maml(fsl.Adapter):
     def unrolled_only(self) -> str:
         if self.multi_step_loss is not None:
             return "multi_step_loss follows the query loss after every step"
+        if self.query == "support":
+            return "query: support follows the support loss"
         return ""
+
+    def advice(self) -> str:
+        rate, steps = self.inner_lr.initial, self.inner_steps
+        if self.inner_lr_rule == "per-step" or steps < 2 or rate * steps <= LONG_WAY:
+            return ""
+        return (
+            f"{steps} inner steps of rate {rate:g}. A meta-gradient may grow with "
+            f"(1 + rate * curvature)^(2 steps); inner_lr_rule: per-step divides the rate by {steps}"
+        )
 
     def on_progress(self, progress: float) -> None:
         self._progress = progress

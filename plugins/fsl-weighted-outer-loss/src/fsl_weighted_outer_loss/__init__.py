@@ -4,7 +4,7 @@ import fsl_core as fsl
 from fsl_weighted_outer_loss.conflicts import ConflictFree
 from fsl_weighted_outer_loss.drawn import Random
 from fsl_weighted_outer_loss.gradients import GradientNorm, GradientSimilarity
-from fsl_weighted_outer_loss.losses import Focal, SoftmaxLoss, WorstCase
+from fsl_weighted_outer_loss.losses import Focal, LogLoss, SoftmaxLoss, WorstCase
 from fsl_weighted_outer_loss.memory import Memory
 from fsl_weighted_outer_loss.uncertainty import Uncertainty
 
@@ -13,6 +13,7 @@ WEIGHTINGS = (
     SoftmaxLoss,
     Focal,
     WorstCase,
+    LogLoss,
     Uncertainty,
     GradientNorm,
     ConflictFree,
@@ -26,6 +27,7 @@ __all__ = [
     "Focal",
     "GradientNorm",
     "GradientSimilarity",
+    "LogLoss",
     "Memory",
     "Random",
     "SoftmaxLoss",

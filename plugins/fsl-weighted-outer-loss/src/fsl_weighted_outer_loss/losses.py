@@ -1,4 +1,4 @@
-"""Weights that depend on the losses alone: `softmax-loss`, `focal`, `worst-case`."""
+"""Weights that depend on losses alone: `softmax-loss`, `focal`, `worst-case`, `log-loss`."""
 
 from __future__ import annotations
 
@@ -102,3 +102,36 @@ class WorstCase(fsl.TaskWeighting):
         edge = losses.sort(descending=True).values[rank]
         above, at = (losses > edge).to(losses), (losses == edge).to(losses)
         return (above + at * (k - above.sum()) / at.sum()) / k
+
+
+@fsl.validated
+class LogLoss(fsl.TaskWeighting):
+    """weights = 1 / (B steps max(loss, floor)): the gradient of the mean of (1 / steps) log loss.
+
+    B tasks. The mean logarithm is that of the geometric mean of the losses: a task weighs in
+    inverse proportion to its loss, the opposite of `worst-case`. The weights are of any sum; the
+    loss that is reported stays the loss. Meant for regression: of a cross-entropy near 0 a solved
+    task would weigh without bound, but for the floor.
+    Source: Wang, Yuan, Wu and Ge 2021, arXiv:2006.16495, of a quadratic whose step size is learned:
+    the plain meta-gradient vanishes or explodes with the steps, that of the logarithm over them
+    does not. Interpretation: over tasks.
+    """
+
+    name = "log-loss"
+    total = "any"
+
+    def __init__(
+        self,
+        steps: Annotated[
+            int, Field(gt=0, description="inner steps t of (1 / t) log loss; a factor of the rate")
+        ] = 1,
+        floor: Annotated[
+            float, Field(gt=0, description="losses below it weigh as if they were of this size")
+        ] = 1e-8,
+    ):
+        super().__init__()
+        self.steps, self.floor = steps, floor
+
+    def weigh(self, outcomes: fsl.Outcomes) -> Tensor:
+        share = 1 / (len(outcomes.losses) * self.steps)
+        return share / outcomes.losses.clamp_min(self.floor)
