@@ -197,9 +197,12 @@ def _decode(
     files = list(files)
     images, faults = decode_images(files, source.decode, source.item_task.input_shape)
     kept = [i for i in range(len(files)) if i not in faults]
-    images = images[kept]
+    for place, i in enumerate(kept):  # in place: a second copy may not fit
+        if place != i:
+            images[place] = images[i]
+    images = images[: len(kept)]
     damaged = [folders.as_unreadable(files[i], error) for i, error in faults.items()]
-    return [files[i] for i in kept], 255 - images if invert else images, damaged
+    return [files[i] for i in kept], images.bitwise_not_() if invert else images, damaged
 
 
 def _refuse(unreadable: Sequence[PassedOver], of: int) -> None:

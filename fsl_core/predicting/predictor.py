@@ -146,11 +146,11 @@ class AdaptedPredictor:
 
         It maps (n, channels, size, size), values 0 .. 1, to (n, n_way).
 
-        images: uint8, to compare on.
+        images: uint8, to compare on; 256 of them are enough.
         Returns the largest difference of the file's probabilities from those here.
         Raises RunError if the predictor cannot be exported or the difference exceeds 1e-4.
         """
-        file = Path(path)
+        file, images = Path(path), images[:TOGETHER]
         check_exportable(file, self.learner)
         x = self._scaled(images.repeat(2, 1, 1, 1))
         with torch.no_grad():

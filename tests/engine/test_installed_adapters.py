@@ -9,8 +9,11 @@ import torch
 import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
 from fsl_core.builtin.mlp import Mlp
+from fsl_core.builtin.torchvision_models import Torchvision
+from fsl_core.builtin.uniform import Uniform
 from fsl_core.engine.choice import why_not_vectorized
 from fsl_core.engine.execution import Execution
+from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
 from fsl_core.testing import checks, tiny_episodes, tiny_task
@@ -23,12 +26,14 @@ ADAPTERS = PLUGINS.catalogue.names("adapter")
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def make_learner(name: str, backbone: fsl.Backbone | None = None, **options) -> fsl.Learner:
+def make_learner(
+    name: str, backbone: fsl.Backbone | None = None, task: fsl.TaskShape = TASK, **options
+) -> fsl.Learner:
     backbone = backbone or Conv4(TASK, channels=4, blocks=1)
     component = PLUGINS.catalogue.get("adapter", name)
     try:
         adapter = component.build(
-            component.options(name=name, **options), task=TASK, backbone=backbone
+            component.options(name=name, **options), task=task, backbone=backbone
         )
     except PluginError as error:  # of a library that the plugin needs and that could not be built
         pytest.skip(str(error))
@@ -48,6 +53,40 @@ def test_workers_and_vmap_are_the_loop(name):
     ]
     episodes = tiny_episodes(TASK, 3)
     checks.assert_equals_the_loop(learner, TASK.loss, episodes, dict.fromkeys(allowed, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("maml", {"inner_steps": 2}),
+        ("maml", {"inner_steps": 1, "order": 1}),
+        ("hypermaml", {}),
+        ("ridge", {}),
+        ("kernel-closed-form", {}),
+        ("linear-probe", {}),
+        ("nearest-centroid", {}),
+    ],
+)
+def test_a_pretrained_network_may_be_frozen_in_part(name, options):
+    """Only what `train` names gets a gradient, the same by every execution."""
+    if name not in ADAPTERS:
+        pytest.skip(f"{name} is not installed")
+    task = tiny_task("classification", input_shape=(3, 8, 8))
+    torch.manual_seed(0)
+    backbone = Torchvision(
+        task, False, "shufflenet_v2_x0_5", weights=None, layer="stage2", train=["stage2.3.*"]
+    ).double()
+    backbone.preprocess = fsl.Preprocessing(16, [0.5] * 3, [0.25] * 3).double()
+    learner = make_learner(name, backbone, task, **options).double()
+    episodes = tiny_episodes(task, 3)
+    for execution in checks.executions(learner.adapter):
+        checks.assert_equals_the_loop(learner, task.loss, episodes, execution, name)
+    learner.zero_grad()
+    MetaGradient(learner, Uniform(), task.loss, Execution("loop"))(episodes)
+    trained = {key for key, p in backbone.net.named_parameters() if key.startswith("stage2.3.")}
+    moved = {key for key, p in backbone.net.named_parameters() if p.grad is not None}
+    assert trained == moved
+    assert all(p.grad.any() for key, p in backbone.net.named_parameters() if key in trained)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
 from fsl_core.predicting import exporting
+from fsl_core.predicting import pictures as reading
 from fsl_core.reporting.predictions import Predictions
 from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import judge, train
@@ -386,3 +388,18 @@ def test_probabilities_that_are_not_finite_are_refused(make, pictures: Path):
     message = r"^predict: probabilities of 8 of 8 pictures are not finite\. Other labelled pictures"
     with pytest.raises(fsl.RunError, match=message):
         predictor.probabilities(images)
+
+
+def test_pictures_are_held_once(monkeypatch: pytest.MonkeyPatch):
+    """Those that can be read move up in the tensor that they were decoded into."""
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2).clone()
+    faults = {1: fsl.DataError("1.png: damaged"), 3: fsl.DataError("3.png: damaged")}
+    monkeypatch.setattr(reading, "decode_images", lambda *_: (images, faults))
+    task = fsl.TaskShape("classification", 2, 1, 1, (3, 2, 2), 2)
+    source = SimpleNamespace(decode=None, item_task=task)
+    files = [Path(f"{i}.png") for i in range(5)]
+    kept, found, damaged = reading._decode(files, source, invert=True)
+    assert [file.name for file in kept] == ["0.png", "2.png", "4.png"]
+    assert [item.path.name for item in damaged] == ["1.png", "3.png"]
+    assert found[:, 0, 0, 0].tolist() == [255, 253, 251]
+    assert found.data_ptr() == images.data_ptr()
