@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,36 +16,30 @@ from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.testing import checks
 from fsl_core.testing.inner_problems import SHAPES, RidgeSteps
-from fsl_core.testing.tiny import (
-    GradientSteps,
-    TinyBackbone,
-    double_precision,
-    tiny_episodes,
-    tiny_task,
+from fsl_core.testing.tiny import double_precision, tiny_episodes, tiny_task
+from fsl_core.testing.trials import (
+    CASES,
+    TASKS,
+    Case,
+    HypergradientTrials,
+    distance,
+    gradients_of,
+    inner_product,
+    random_states,
+    state,
 )
 from fsl_core.text import first_line
-
-Case = tuple[Literal["gradient-steps", "ridge-steps"], fsl.NormPolicy]
-"""Inner problem, and normalisation of the backbone."""
-
-CASES: tuple[Case, ...] = (
-    ("gradient-steps", "none"),
-    ("gradient-steps", "transductive"),
-    ("ridge-steps", "none"),
-)
-TASKS = 8
-"""Training tasks that there are."""
-
-META_BATCH = 3
-"""Tasks of each outer step."""
 
 CONVERGED = 150
 """Inner steps after which `RidgeSteps` stands at its minimum, to 1e-14."""
 
-Gradients = dict[str, Tensor]
+_REMEDY = (
+    "No value read (.item(), if tensor), nothing kept that another thread or task overwrites; or "
+    "vectorizable = False, threadable = False"
+)
 
 
-class HypergradientContract(checks.Contract):
+class HypergradientContract(HypergradientTrials):
     """Inherit as `class TestMine(HypergradientContract)` and write `make`.
 
     State the claims that differ from the defaults:
@@ -81,16 +74,6 @@ class HypergradientContract(checks.Contract):
     tolerance: ClassVar[float] = 1e-6
     own_value: ClassVar[bool] = False
     reaches_outer: ClassVar[bool] = True
-    inner_steps: ClassVar[int] = 2
-
-    def make(self, *offered: Any) -> fsl.Hypergradient:
-        """A fresh hypergradient.
-
-        Declare `task`, `tasks` or `meta_batch_size`, and receive them by name.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__}.make: not written. A method make(self) -> Hypergradient"
-        )
 
     def values_of(self, parameter: str) -> Sequence[Any]:
         return {"case": CASES, "shape": list(SHAPES)}[parameter]
@@ -135,11 +118,11 @@ class HypergradientContract(checks.Contract):
 
     def test_objective_changes_nothing(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
-        before = _state(learner)
+        before = state(learner)
         self._gradients(learner, task, episode)
         learner.on_step(episode.id[None])
         remedy = "It works on copies: the learner belongs to the outer loop"
-        checks.assert_unchanged(before, _state(learner), "objective", remedy)
+        checks.assert_unchanged(before, state(learner), "objective", remedy)
 
     def test_evaluation_is_the_adapters(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
@@ -185,7 +168,7 @@ class HypergradientContract(checks.Contract):
 
     def test_gradient_is_as_exact_as_claimed(self, case: Case) -> None:
         totals = [self._total(case, exact) for exact in (False, True)]
-        error, product = _error(*totals), _product(*totals)
+        error, product = distance(*totals), inner_product(*totals)
         assert product > 0, (
             f"meta-gradient: over {TASKS} tasks its product with the exact one is {product:.2g}. "
             "Above zero: a direction in which the query loss grows"
@@ -200,7 +183,7 @@ class HypergradientContract(checks.Contract):
         found = self._gradients(learner, task, episode)
         assert isinstance(learner.adapter, RidgeSteps)
         value = learner.adapter.at_the_minimum(learner.backbone, episode)
-        error = _error(found, _of(value, learner))
+        error = distance(found, gradients_of(value, learner))
         assert error <= self.tolerance or self.exact == "no", (
             f"meta-gradient, {CONVERGED} steps to the minimum of a ridge regression: {error:.2g} "
             "of the exact one's norm away from that of the closed form. At most "
@@ -220,11 +203,11 @@ class HypergradientContract(checks.Contract):
             f"{shape}: the value is {value.item():.9g}, and the adapter's own objective is "
             f"{expected.item():.9g}. The same, or a reason in `unfit`, which asks super() first"
         )
-        found = _of(value, learner)
+        found = gradients_of(value, learner)
         assert all(gradient.isfinite().all() for gradient in found.values()), (
             f"{shape}: a meta-gradient that is not finite. A finite one, or a reason in `unfit`"
         )
-        apart = _error(found, _of(expected, learner))
+        apart = distance(found, gradients_of(expected, learner))
         assert apart <= self.tolerance or self.exact != "always", (
             f"{shape}: the meta-gradient is {apart:.2g} of the exact one's norm away from it. "
             f"At most {self.tolerance:.2g}, or a reason in `unfit`"
@@ -235,7 +218,7 @@ class HypergradientContract(checks.Contract):
         expected = self._gradients(learner, task, episode)
         again, _, _ = self._setting(case)
         self._gradients(again, task, tiny_episodes(task, 2).unbatch()[1])
-        error = _error(self._gradients(again, task, episode), expected)
+        error = distance(self._gradients(again, task, episode), expected)
         assert error <= checks.TOLERANCE, (
             f"meta-gradient: it is {error:.2g} of its norm away once another task was computed "
             "before it. What is kept between tasks is kept by `Episode.id`, or changes in `on_step`"
@@ -248,11 +231,11 @@ class HypergradientContract(checks.Contract):
             torch.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
-            before = _random_states()
-            found.append(_of(learner.objective(episode, task.loss)[0], learner))
+            before = random_states()
+            found.append(gradients_of(learner.objective(episode, task.loss)[0], learner))
             learner.on_step(episode.id[None])
-            moved |= before != _random_states()
-        error = _error(*found)
+            moved |= before != random_states()
+        error = distance(*found)
         assert error <= checks.TOLERANCE, (
             f"random numbers: the gradient moves by {error:.2g} of its norm with a global random "
             "state. Numbers from `Episode.id` and a seed among the options"
@@ -274,7 +257,7 @@ class HypergradientContract(checks.Contract):
         for learner in (first, second):
             learner.on_progress(0.5)
         expected = self._gradients(first, task, episode)
-        error = _error(self._gradients(second, task, episode), expected)
+        error = distance(self._gradients(second, task, episode), expected)
         assert error <= checks.TOLERANCE, (
             f"checkpoint: a fresh hypergradient that loads it gives a meta-gradient {error:.2g} of "
             "its norm away. Every tensor that matters in a buffer (register_buffer), or the same "
@@ -286,16 +269,15 @@ class HypergradientContract(checks.Contract):
         allowed = checks.executions(learner)
         if not allowed:
             pytest.skip("not claimed: vectorizable = False, threadable = False")
-        for execution in allowed:
-            self._assert_equals_the_loop(case, execution)
-        self._assert_equals_the_loop(case, allowed[-1], frozenset({"gradients"}))
+        self._assert_equal_the_loop(case, allowed)
+        self._assert_equal_the_loop(case, allowed[-1:], frozenset({"gradients"}))
 
     def test_compiled_equals_the_loop(self, compiled: bool) -> None:
         taken = [case for case in CASES if not self._refusal(case)]
         case = taken[-1]  # the least to compile
         if not self._setting(case)[0].vectorizable:
             pytest.skip("not claimed: vectorizable = False")
-        self._assert_equals_the_loop(case, Execution("compiled"), batches=1)
+        self._assert_equal_the_loop(case, [Execution("compiled")], batches=1)
 
     def test_single_precision(self, case: Case) -> None:
         learner, task, episode = self._setting(case)
@@ -311,7 +293,7 @@ class HypergradientContract(checks.Contract):
                     f"float32: {first_line(error)}. The dtype of the fast weights for new tensors"
                 ) from error
             _check_outcome("float32", value, prediction, task, episode)
-            gradients = _of(value, single)
+            gradients = gradients_of(value, single)
         assert all(gradient.isfinite().all() for gradient in gradients.values()), (
             "float32: a meta-gradient that is not finite. A larger epsilon: float32 rounds at 1e-7"
         )
@@ -330,7 +312,7 @@ class HypergradientContract(checks.Contract):
             learner.to(device)
             learner.hypergradient.to(device)
             value, _ = learner.objective(there, task.loss)
-            gradients = _of(value, learner)
+            gradients = gradients_of(value, learner)
         places = {value.device.type} | {gradient.device.type for gradient in gradients.values()}
         assert places == {device}, (
             f"device {device}: value and gradients on {', '.join(sorted(places))}. The device of "
@@ -341,125 +323,26 @@ class HypergradientContract(checks.Contract):
             "The same computation"
         )
 
-    def _made(self, task: fsl.TaskShape) -> fsl.Hypergradient:
-        injected = {"task": task, "tasks": TASKS, "meta_batch_size": META_BATCH}
-        declared = inspect.signature(self.make).parameters
-        given = {name: value for name, value in injected.items() if name in declared}
-        return checks.made(lambda: self.make(**given), fsl.Hypergradient)
-
-    def _adapted(
-        self, case: tuple[str, fsl.NormPolicy], inner_steps: int | None = None, seed: int = 0
-    ) -> tuple[fsl.Hypergradient, torch.nn.Module, fsl.Adapter]:
-        """A hypergradient, and the backbone and adapter that it is tried with."""
-        name, norm = case
-        torch.manual_seed(seed)
-        backbone, makers = TinyBackbone(norm), SHAPES | _PROBLEMS
-        steps = self.inner_steps if inner_steps is None else inner_steps
-        adapter = makers[name](_task(case), backbone, inner_steps=steps)
-        return self._made(_task(case)), backbone, adapter
-
-    def _setting(
-        self, case: tuple[str, fsl.NormPolicy], inner_steps: int | None = None, seed: int = 0
-    ) -> tuple[fsl.Learner, fsl.TaskShape, fsl.Episode]:
-        """A learner with the hypergradient, its task and an episode; skips a pair it refuses."""
-        if refused := self._refusal(case, inner_steps):
-            pytest.skip(f"not claimed: {refused}")
-        made, backbone, adapter = self._adapted(case, inner_steps, seed)
-        learner, task = fsl.Learner(backbone, adapter, made), _task(case)
-        checks.leave_zeros(learner)
-        return learner.train(), task, tiny_episodes(task, 1).unbatch()[0]
-
-    def _refusal(self, case: tuple[str, fsl.NormPolicy], inner_steps: int | None = None) -> str:
-        """Why it does not take an adapter: `unfit`, or an FslError of `objective`."""
-        made, backbone, adapter = self._adapted(case, inner_steps)
-        said = made.unfit(adapter)
-        assert isinstance(said, str), (
-            f"unfit: a {type(said).__name__}. The reason as text, or '' if there is none"
-        )
-        if not said:
-            task = _task(case)
-            (episode,) = tiny_episodes(task, 1).unbatch()
-            try:
-                fsl.Learner(backbone, adapter, made).train().objective(episode, task.loss)
-            except fsl.FslError as error:
-                said = str(error)
-            except Exception as error:
-                raise AssertionError(
-                    f"{adapter.name}: raised {type(error).__name__}: {first_line(error)}. A reason "
-                    "in `unfit`, or an objective that can do it"
-                ) from error
-        assert said == " ".join(said.split()), f"refusal: {said!r}. One line"
-        return said
-
-    def _gradients(
-        self, learner: fsl.Learner, task: fsl.TaskShape, episode: fsl.Episode
-    ) -> Gradients:
-        return _of(checks.seeded(learner.objective, episode, task.loss)[0], learner)
-
-    def _total(self, case: Case, exact: bool) -> Gradients:
-        """The gradient summed over all tasks; exact: of the adapter's own objective."""
-        learner, task, _ = self._setting(case)
-        if exact:
-            learner = fsl.Learner(learner.backbone, learner.adapter)
-        found = [self._gradients(learner, task, e) for e in tiny_episodes(task, TASKS).unbatch()]
-        return {name: sum(g[name] for g in found) for name in found[0]}  # type: ignore[misc]
-
-    def _train(self, learner: fsl.Learner, task: fsl.TaskShape) -> None:
-        """Two outer steps, but for the step itself."""
-        for progress, batch in zip((0.0, 0.5), _meta_batches(task), strict=True):
-            learner.on_progress(progress)
-            for episode in batch.unbatch():
-                self._gradients(learner, task, episode)
-            learner.on_step(batch.id)
-
-    def _assert_equals_the_loop(
+    def _assert_equal_the_loop(
         self,
         case: Case,
-        execution: Execution,
+        executions: Sequence[Execution],
         needs: frozenset[str] = frozenset(),
         batches: int = 2,
     ) -> None:
         expected = self._computed(case, Execution(), needs, batches)
-        try:
-            found = self._computed(case, execution, needs, batches)
-        except Exception as error:
-            raise AssertionError(f"{execution}: refused: {first_line(error)}. {_REMEDY}") from error
-        for step, (one, other) in enumerate(zip(found, expected, strict=True)):
-            wrong = checks.differences(one, other)
-            assert not wrong, (
-                f"{execution}, outer step {step}: not what the loop computes; "
-                f"{'; '.join(wrong)}. {_REMEDY}"
-            )
-
-    def _computed(
-        self, case: Case, execution: Execution, needs: frozenset[str], batches: int
-    ) -> list[dict[str, Tensor]]:
-        """What an execution makes of one or two meta-batches, one after the other."""
-        learner, task, _ = self._setting(case)
-        found: list[dict[str, Tensor]] = []
-        for batch in list(_meta_batches(task))[:batches]:
-            learner.on_progress(len(found) / 2)
-            found.append(checks.meta_batch(learner, task.loss, execution, batch, needs))
-            learner.on_step(batch.id)
-        return found
-
-
-_PROBLEMS = {"gradient-steps": GradientSteps, "ridge-steps": RidgeSteps}
-_REMEDY = (
-    "No value read (.item(), if tensor), nothing kept that another thread or task overwrites; or "
-    "vectorizable = False, threadable = False"
-)
-
-
-def _task(case: tuple[str, str]) -> fsl.TaskShape:
-    return tiny_task("regression" if case[0] == "ridge-steps" else "classification")
-
-
-def _meta_batches(task: fsl.TaskShape) -> Iterator[fsl.Episode]:
-    """Two meta-batches that share one of their tasks."""
-    episodes = tiny_episodes(task, 2 * META_BATCH - 1).unbatch()
-    for some in (episodes[:META_BATCH], episodes[-META_BATCH:]):
-        yield torch.utils.data.default_collate(list(some))
+        for execution in executions:
+            try:
+                found = self._computed(case, execution, needs, batches)
+            except Exception as error:
+                told = f"{execution}: refused: {first_line(error)}. {_REMEDY}"
+                raise AssertionError(told) from error
+            for step, (one, other) in enumerate(zip(found, expected, strict=True)):
+                wrong = checks.differences(one, other)
+                assert not wrong, (
+                    f"{execution}, outer step {step}: not what the loop computes; "
+                    f"{'; '.join(wrong)}. {_REMEDY}"
+                )
 
 
 def _check_outcome(
@@ -473,31 +356,3 @@ def _check_outcome(
     shape, dtype = (len(episode.query.x), task.output_dim), episode.query.x.dtype
     wrong = soundness.wrong_output("prediction", prediction, shape, dtype)
     assert not wrong, f"{where}: {wrong}"
-
-
-def _of(value: Tensor, learner: fsl.Learner) -> Gradients:
-    """The gradient of a value by each trained parameter; zeros where it does not depend on it."""
-    trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    found = checks.gradients_by_name(value, trained)
-    return {n: torch.zeros_like(trained[n]) if g is None else g for n, g in found.items()}
-
-
-def _error(found: Gradients, expected: Gradients) -> float:
-    """The distance between two gradients, in units of the norm of the second."""
-    apart = {name: found[name] - gradient for name, gradient in expected.items()}
-    return (_product(apart, apart) / _product(expected, expected)) ** 0.5
-
-
-def _product(one: Gradients, other: Gradients) -> float:
-    return float(sum((gradient * other[name]).sum() for name, gradient in one.items()))
-
-
-def _state(learner: fsl.Learner) -> dict[str, Any]:
-    """All of the learner that an estimate must leave alone."""
-    plain = soundness.hidden(learner).items()
-    return soundness.snapshot(learner, "the learner") | soundness.copied(dict(plain))
-
-
-def _random_states() -> tuple[bytes, bytes, object]:
-    numpy_state = np.random.get_state(legacy=False)["state"]["key"]
-    return torch.get_rng_state().numpy().tobytes(), numpy_state.tobytes(), random.getstate()

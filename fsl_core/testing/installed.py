@@ -29,8 +29,9 @@ from fsl_core.hooks.loader import load
 from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
-from fsl_core.testing.hypergradients import META_BATCH, TASKS, HypergradientContract
+from fsl_core.testing.hypergradients import HypergradientContract
 from fsl_core.testing.tiny import TinyBackbone, double_precision, tiny_task
+from fsl_core.testing.trials import META_BATCH, TASKS
 from fsl_core.testing.weightings import PARAMETER_COUNT, WeightingContract
 from fsl_core.text import suggest
 

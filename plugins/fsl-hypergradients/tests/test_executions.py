@@ -32,13 +32,21 @@ MAKE = {
     "sgld by covariance": partial(Sgld, TASK, "covariance", steps=3, burn_in=1, chains=2),
     "sgld, the whole chain": partial(Sgld, TASK, "pathwise", steps=2, burn_in=1),
 }
+COMPILED = {
+    "implicit": partial(Implicit, iterations=1, tolerance=0.01),
+    "reptile": partial(Reptile, inner_batch=4, adam_lr=0.01),
+}
+"""Few, because compiling takes seconds: products with second derivatives and a solver; draws.
+
+The other estimates are made of the same parts, and `--fsl-compiled` compiles each of them.
+"""
 
 
-def computed(name, execution=Execution(), needs=frozenset()):
+def computed(make, execution=Execution(), needs=frozenset(), inner_steps=2):
     torch.manual_seed(0)
     backbone = TinyBackbone("transductive")
-    adapter = Maml(TASK, backbone, inner_steps=2, proximal=0.5)
-    learner = fsl.Learner(backbone, adapter, MAKE[name]())
+    adapter = Maml(TASK, backbone, inner_steps=inner_steps, proximal=0.5)
+    learner = fsl.Learner(backbone, adapter, make())
     learner.hypergradient.on_step(torch.arange(3))
     assert rules_out(execution, learner) is None
     result = meta_gradient(learner, Uneven(needs), tiny_episodes(TASK, 3), TASK.loss, execution)
@@ -47,22 +55,22 @@ def computed(name, execution=Execution(), needs=frozenset()):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_every_execution_is_the_loop(name):
-    expected, losses = computed(name)
+    expected, losses = computed(MAKE[name])
     assert expected.norm() > 1e-3
     for execution in (Execution("vmap"), Execution("vmap", chunk=2), Execution(workers=2)):
-        found, its_losses = computed(name, execution)
+        found, its_losses = computed(MAKE[name], execution)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(its_losses, losses)
-    found, _ = computed(name, Execution("vmap"), frozenset({"gradients"}))
+    found, _ = computed(MAKE[name], Execution("vmap"), frozenset({"gradients"}))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", COMPILED)
 def test_what_would_be_compiled_is_the_loop(name, monkeypatch):
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
-    expected, _ = computed(name)
-    found, _ = computed(name, Execution("compiled"))
+    expected, _ = computed(COMPILED[name], inner_steps=1)
+    found, _ = computed(COMPILED[name], Execution("compiled"), inner_steps=1)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
