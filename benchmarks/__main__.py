@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import adaptation, data, gradients, growth, memory, weightings
+from benchmarks import adaptation, data, features, gradients, growth, memory, weightings
 from benchmarks.race import Disagreement, LeftOut
 from benchmarks.report import write_report
 from benchmarks.settings import Settings, machine
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[Settings], dict]] = {
     "omniglot": gradients.omniglot,
     "omniglot-5": gradients.omniglot_5,
     "centroid": gradients.centroid,
+    "features": features.features,
     "gpu": gradients.gpu,
     "sampling": data.sampling,
     "training": data.training,

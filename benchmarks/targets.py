@@ -66,6 +66,13 @@ TARGETS = [
         "fastest of learn2learn, easyfsl",
         2,
     ),
+    Target(
+        "features",
+        "`nearest-centroid` on cached features: judging 500 episodes",
+        "easyfsl's evaluate",
+        20,
+        rival="easyfsl",
+    ),
 ]
 
 
@@ -74,6 +81,7 @@ RACES = {
     "omniglot": "Omniglot-shaped MAML, 1 step",
     "omniglot-5": "Omniglot-shaped MAML, 5 steps",
     "centroid": "Nearest centroid",
+    "features": "Judging episodes of cached features",
     "gpu": "Omniglot-shaped MAML on a GPU",
     "sampling": "Drawing episodes",
     "training": "Training on Omniglot",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.problems import Problem
 from benchmarks.race import LeftOut
+from fsl_core.data.vision import torchvision
 
 NAMES = {
     "learn2learn": "learn2learn",
@@ -42,6 +43,7 @@ BASELINES = ("torch_func", "torch_func_vmap")
 
 def peer(name: str) -> ModuleType:
     """The module of a peer. LeftOut, with the reason, if its library cannot be imported."""
+    torchvision()  # some import it, which fails beside another build of torch than its own
     try:
         return import_module(f"benchmarks.peers.{name}")
     except ImportError as error:
