@@ -38,7 +38,7 @@ def memory(settings: Settings) -> dict:
     cases: dict[str, dict[str, float]] = {}
     for label, steps in list(CASES.items())[: 1 if settings.quick else None]:
         cases[label] = {}
-        for name in list(entered)[: 2 if settings.quick else None]:
+        for name in list(entered)[: 1 if settings.quick else None]:
             found = _in_own_process(name, tasks, steps, channels)
             if isinstance(found, int):
                 cases[label][name] = found

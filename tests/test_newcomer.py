@@ -37,6 +37,7 @@ OTHER_PROGRAMS = (
     "python -m pytest ",
     "python -m build",
     "twine upload ",
+    "torchrun ",
 )
 LEFT_OUT = ("fsl run fsl-spread/recipes/glyphs.yaml",)  # needs the package to be installed
 
@@ -46,7 +47,8 @@ def commands(page: Path) -> list[str]:
     fences = re.findall(
         r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    return [line for fence in fences for line in fence.splitlines() if line]
+    joined = (fence.replace("\\\n", " ") for fence in fences)
+    return [line for fence in joined for line in fence.splitlines() if line]
 
 
 def scripts(page: Path) -> list[str]:

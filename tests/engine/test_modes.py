@@ -93,12 +93,24 @@ def test_what_would_be_compiled_is_the_loop(norm, conv, needs):
     assert_same(compiled, compute(learner, Execution(), needs))
 
 
+def test_kernels_are_private_before_anything_is_compiled(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "fsl_core.engine.modes.use_private_kernels", lambda: calls.append("kernels")
+    )
+    monkeypatch.setattr("torch.compile", lambda function, **_: calls.append("compile") or function)
+    compute(make_learner("nearest-centroid", "none", conv=False), Execution("compiled"))
+    assert calls[0] == "kernels"
+    assert "compile" in calls
+
+
 @pytest.mark.usefixtures("captured_only")
 def test_any_number_of_learners_is_compiled_in_one_process():
-    """torch gives up after eight variants of one code object."""
-    for _ in range(9):
-        learner = make_learner("nearest-centroid", "none", conv=False)
-        assert_same(compute(learner, Execution("compiled")), compute(learner, Execution()))
+    """torch gives up after eight variants of one code object; here after two."""
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(4):
+            learner = make_learner("nearest-centroid", "none", conv=False)
+            assert_same(compute(learner, Execution("compiled")), compute(learner, Execution()))
 
 
 @pytest.mark.parametrize("norm", ["support", "ordinary"])

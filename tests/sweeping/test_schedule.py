@@ -15,7 +15,6 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.engine.environment import threads_of
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.opening import IN_USE
-from fsl_core.sweeping import schedule
 from fsl_core.sweeping.processes import Processes
 from fsl_core.sweeping.schedule import Job, last_step, make_jobs, run_jobs
 
@@ -173,7 +172,7 @@ def test_a_run_that_another_process_writes_is_waited_for(queue, processes):
 
 def test_threads_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(schedule.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert [threads_of(workers) for workers in (1, 3, 20)] == [8, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert threads_of(2) == 5
