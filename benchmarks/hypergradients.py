@@ -188,7 +188,8 @@ def read_scores(sweep: Path) -> dict[str, Any]:
     runs = [_result(file) for file in sorted((sweep / "runs").glob("*/result.json"))]
     by_row: dict[str, list[float]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        label = run["recipe"].split(": ", 1)[1].rpartition(", seed")[0]
+        words = run["recipe"].split(": ", 1)[1].split(", ")
+        label = ", ".join(word for word in words if not word.startswith("seed "))
         by_row.setdefault(label, []).append(run["accuracy"])
     judged = {row["estimate"]: row for row in _rows(sweep / "differences.csv")}
     budget = {key: runs[0][key] for key in ("episodes_name", "steps", "episodes", "episode_set")}

@@ -42,7 +42,7 @@ def sweep(folder: Path, p: float) -> Path:
             run = folder / "runs" / f"{seed}-{label}"
             run.mkdir(parents=True)
             result = {
-                "recipe": f"hypergradients-omniglot: {label}, seed {seed}",
+                "recipe": f"hypergradients-omniglot: seed {seed}, {label}",
                 "episodes_name": "omniglot",
                 "accuracy": accuracy + 0.125 * seed,
                 "seed": seed,
