@@ -55,7 +55,7 @@ def interruptible() -> Iterator[Watched]:
             os.write(2, b"\nstopping after this step; once more to end at once\n")
 
     try:
-        with _handlers(handle):
+        with handled(handle):
             yield watched
     except KeyboardInterrupt:
         typer.echo(_message(watched.run), err=True)
@@ -63,7 +63,7 @@ def interruptible() -> Iterator[Watched]:
 
 
 @contextmanager
-def _handlers(handle: Callable[[int, object], None]) -> Iterator[None]:
+def handled(handle: Callable[[int, object], None]) -> Iterator[None]:
     """Within this context, these signals have a handler.
 
     Python lets the main thread alone set one; in another thread nothing is done. A signal that

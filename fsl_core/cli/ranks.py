@@ -11,16 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fsl_core.cli.interrupts import SIGNALS
+from fsl_core.cli.interrupts import handled
 from fsl_core.engine.environment import STORE, place_among_ranks, threads_of
 from fsl_core.errors import RunError
 from fsl_core.text import printable
@@ -158,21 +157,11 @@ def _failed(ranks: Sequence[_Rank]) -> _Rank | None:
     return next((rank for rank in ranks if rank.ended() and rank.code not in (0, LOST)), None)
 
 
-@contextmanager
-def _forwarded(ranks: Sequence[_Rank]) -> Iterator[None]:
+def _forwarded(ranks: Sequence[_Rank]) -> AbstractContextManager[None]:
     """Within this context all ranks get the signals that this process gets."""
 
     def handle(number: int, _: object) -> None:
         for rank in ranks:
             rank.signal(number)
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in SIGNALS if main}
-    changed = [number for number, old in before.items() if old not in (signal.SIG_IGN, None)]
-    for number in changed:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, before[number])
+    return handled(handle)
