@@ -19,7 +19,7 @@ from fsl_core.reporting.sweep import (
     further_columns,
     table,
 )
-from fsl_core.sweeping.schedule import Job
+from fsl_core.sweeping.jobs import Job
 from fsl_core.text import name_of
 
 
