@@ -16,6 +16,9 @@ from fsl_core.files.writing import write_file
 OUTPUT = "output.txt"
 """What the process of a run printed, in the directory of the run."""
 
+TAKE_OVER = 60.0
+"""Seconds of silence after which a run of another process is taken over."""
+
 LAUNCHED = "launched.json"
 """Which job of a launcher is to compute a run, in the directory of the run."""
 

@@ -62,7 +62,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"blame", "errors", "hooks.loader", "text"},
+    | {"blame", "errors", "hooks.loader", "runs.opening", "text"},
 }
 
 

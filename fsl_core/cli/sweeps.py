@@ -26,8 +26,7 @@ from fsl_core.cli.arguments import (
     say,
     warn,
 )
-from fsl_core.files.locks import TAKE_OVER
-from fsl_core.hooks.trust import granting
+from fsl_core.launcher import TAKE_OVER
 from fsl_core.text import name_of, printable
 
 if TYPE_CHECKING:
@@ -132,6 +131,7 @@ def sweep(
 
     After an interruption, the same command goes on with what is not finished.
     """
+    from fsl_core.hooks.trust import granting
     from fsl_core.sweeping.start import Settings
 
     _refuse_mixed(recipe, worker, status, bool(overrides or launcher or out or prepare))

@@ -20,8 +20,8 @@ from filelock import (
 
 from fsl_core.errors import RunError
 
-TAKE_OVER = 60.0
-"""Seconds of silence after which what another process has claimed is taken over."""
+SILENCE = 60.0
+"""Seconds after which a lock without flock is taken over from a process that does not renew it."""
 
 
 class Holder(NamedTuple):
@@ -42,7 +42,7 @@ class Claim:
     lost: another process has taken it over from this one, which must not go on.
     """
 
-    def __init__(self, path: Path, seconds: float = TAKE_OVER):
+    def __init__(self, path: Path, seconds: float):
         self.path, self.seconds = path, seconds
         self.lost = False
         self._lease: SoftFileLease | None = None  # it remembers when it saw the file change
@@ -113,9 +113,9 @@ def only_one(path: Path, timeout: float = 0) -> Iterator[None]:
 
 
 def _claimed(path: Path, timeout: float) -> SoftFileLease:
-    lease, first = SoftFileLease(path, lease_duration=TAKE_OVER), _renewed(path)
+    lease, first = SoftFileLease(path, lease_duration=SILENCE), _renewed(path)
     lease.acquire(
-        timeout or 2 * TAKE_OVER,
+        timeout or 2 * SILENCE,
         poll_interval=0.2,
         cancel_check=lambda: timeout == 0 and _renewed(path) not in (first, None),
     )

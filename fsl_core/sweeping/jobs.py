@@ -12,7 +12,8 @@ from typing import Literal
 
 from fsl_core.config.matrix import Cell
 from fsl_core.errors import RunError
-from fsl_core.files.locks import TAKE_OVER, Claim, Holder, is_locked
+from fsl_core.files.locks import Claim, Holder, is_locked
+from fsl_core.launcher import TAKE_OVER
 from fsl_core.runs.files import LOCK, METRICS, RECIPE, RESULT, parse_record, write_atomically
 
 CLAIM = ".claim"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fsl_core.files.locks import TAKE_OVER
-from fsl_core.launcher import Launcher, Work
+from fsl_core.launcher import TAKE_OVER, Launcher, Work
 from fsl_core.sweeping.jobs import Prepared
 from fsl_core.sweeping.schedule import run_jobs
 
