@@ -59,39 +59,39 @@ class LauncherContract:
             "at_once: None. A number: what ends with the sweep has no queue of its own"
         )
 
-    def test_a_run_is_started_and_polled_to_its_end(self, tmp_path: Path) -> None:
-        launcher, run = self.make(), prepared(tmp_path / "run", RECIPE["outer"])
+    def test_runs_are_started_polled_and_stopped(self, tmp_path: Path) -> None:
+        """One by one: a run that ends well, one that fails, and one that is stopped."""
+        launcher = self.make()
         try:
-            launcher.start([work(run)])
-            ended = self._ended(launcher, run)
+            self._ends_well(launcher, prepared(tmp_path / "short", RECIPE["outer"]))
+            self._fails(launcher, tmp_path / "empty")
+            self._is_stopped(launcher, prepared(tmp_path / "long", FOREVER))
         finally:
             launcher.close()
+
+    def _ends_well(self, launcher: fsl.Launcher, run: Path) -> None:
+        launcher.start([work(run)])
+        ended = self._ended(launcher, run)
         assert (run / "result.json").is_file(), f"start: ended as {ended} without a result.json"
         assert ended.code == 0, f"poll: {ended} of a run that has its result. Ended(0)"
         assert "test accuracy" in work(run).output.read_text(), (
             f"start: {work(run).output.name} lacks what the process printed. Its output"
         )
 
-    def test_a_failure_is_told(self, tmp_path: Path) -> None:
-        launcher, run = self.make(), tmp_path / "empty"
+    def _fails(self, launcher: fsl.Launcher, run: Path) -> None:
         run.mkdir()
-        try:
-            launcher.start([work(run)])
-            ended = self._ended(launcher, run)
-        finally:
-            launcher.close()
+        launcher.start([work(run)])
+        ended = self._ended(launcher, run)
         assert ended.code != 0, f"poll: {ended} of a process that failed. Its exit code"
 
-    def test_a_run_is_stopped(self, tmp_path: Path) -> None:
-        launcher, run = self.make(), prepared(tmp_path / "run", FOREVER)
-        try:
-            launcher.start([work(run)])
-            self._wait(lambda: (run / "execution.json").is_file() or launcher.poll(run), "start: to begin")
-            assert launcher.poll(run) is None, f"poll: {launcher.poll(run)} of a run at work. None"
-            launcher.stop([run])
-            ended = self._ended(launcher, run)
-        finally:
-            launcher.close()
+    def _is_stopped(self, launcher: fsl.Launcher, run: Path) -> None:
+        launcher.start([work(run)])
+        self._wait(
+            lambda: (run / "execution.json").is_file() or launcher.poll(run), "start: to begin"
+        )
+        assert launcher.poll(run) is None, f"poll: {launcher.poll(run)} of a run at work. None"
+        launcher.stop([run])
+        ended = self._ended(launcher, run)
         assert ended.code != 0, f"stop: {ended}. A code other than 0, since it was stopped"
         assert not (run / "result.json").exists(), "stop: the run has a result. It is stopped"
 
