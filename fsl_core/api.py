@@ -45,8 +45,8 @@ from fsl_core.runs.files import RECIPE, write_atomically
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.records import InMemory
 from fsl_core.runs.run import Run
-from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.jobs import make_jobs
+from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.prepare import prepare
 from fsl_core.sweeping.schedule import only_writer
 from fsl_core.sweeping.start import Settings, start

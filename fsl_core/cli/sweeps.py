@@ -217,7 +217,7 @@ def _work(folder: Path, at_once: int, settings: Settings) -> None:
 
 @contextmanager
 def _watched(queue: Sequence[Prepared], outlives: bool) -> Iterator[Callable[[], None]]:
-    """Within this context runs are shown, and Ctrl-C ends the command with a word on what is left."""
+    """Within this context runs are shown, and Ctrl-C ends the command."""
     try:
         with _interruptible(), _live(queue) as show:
             yield show

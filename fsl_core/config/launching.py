@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from fsl_core.config.document import Document, set_key
 from fsl_core.config.faults import in_file_order, validation_faults
@@ -48,16 +48,16 @@ def take_launcher(document: Document, catalogue: Catalogue) -> LauncherChoice:
     if isinstance(section, str):
         section = {"name": section}
     if not isinstance(section, dict):
-        raise RecipeError(f"{where}: found {json.dumps(section)}. A mapping such as {{name: local}}")
+        raise RecipeError(
+            f"{where}: found {json.dumps(section)}. A mapping such as {{name: local}}"
+        )
     section = {"name": BY_DEFAULT, **section}
     try:
         component = catalogue.get("launcher", section["name"])
     except PluginError as error:
         raise RecipeError(f"{document.where((LAUNCHER, 'name'))}: {error}") from error
-    options: Any = component.options
-    model = create_model(
-        "recipe", __config__=ConfigDict(extra="forbid"), **{LAUNCHER: (options, ...)}
-    )
+    fields: dict[str, Any] = {LAUNCHER: (component.options, ...)}
+    model = create_model("recipe", **fields)
     try:
         checked: Any = model.model_validate_json(json.dumps({LAUNCHER: section}), strict=True)
     except ValidationError as error:
@@ -75,7 +75,11 @@ def choose_launcher(document: Document, name: str | None, jobs: int | None) -> N
     if isinstance(section, str):
         section = {"name": section}
     if section is None or (name and isinstance(section, dict) and section.get("name") != name):
-        changed = {p[1] for p, at in document.places.items() if p[:1] == (LAUNCHER,) != p and at[:2] == "-s"}
+        changed = {
+            p[1]
+            for p, at in document.places.items()
+            if p[:1] == (LAUNCHER,) != p and at[:2] == "-s"
+        }
         section = {key: value for key, value in (section or {}).items() if key in changed}
     document.data[LAUNCHER] = section
     for key, value, said in (("name", name, "--launcher"), ("jobs", jobs, "--jobs")):

@@ -161,7 +161,10 @@ class MatrixSection(_Section):
 def _launcher_schema(catalogue: Catalogue) -> dict[str, Any]:
     launchers = catalogue.components("launcher")
     options = [launcher.options.model_json_schema() for launcher in launchers]
-    return {"description": "what starts the runs of a sweep", "anyOf": [{"type": "string"}, *options]}
+    return {
+        "description": "what starts the runs of a sweep",
+        "anyOf": [{"type": "string"}, *options],
+    }
 
 
 _AXIS = {

@@ -191,7 +191,7 @@ def find_jobs(folder: Path, take_over: float = TAKE_OVER) -> list[Prepared]:
         runs = sorted(path.parent for path in folder.glob(f"runs/*/{RECIPE}"))
     if not runs:
         raise RunError(
-            f"{folder}: no runs here. The folder of a sweep, which `fsl sweep RECIPE --prepare` makes"
+            f"{folder}: no runs here. The folder of a sweep, as `fsl sweep RECIPE --prepare` makes it"
         )
     jobs = [Prepared(directory=run.absolute(), take_over=take_over) for run in runs]
     for job in jobs:

@@ -91,7 +91,7 @@ def _begin(
                     begun.append(job)
     if not begun:
         return
-    with _failing(begun, OSError):
+    with _failing(begun, (OSError,)):  # a launcher that cannot start at all ends the sweep
         launcher.start([work(job) for job in begun])
         for job in begun:
             job.begin()
@@ -128,13 +128,12 @@ def work_output(job: Prepared) -> Path:
 
 @contextmanager
 def _failing(
-    jobs: Sequence[Prepared],
-    *kinds: type[Exception],
+    jobs: Sequence[Prepared], kinds: tuple[type[Exception], ...] = (FslError, OSError)
 ) -> Iterator[None]:
     """An error in here is that of these runs, and the sweep goes on."""
     try:
         yield
-    except kinds or (FslError, OSError) as error:
+    except kinds as error:
         for job in jobs:
             job.fail(" ".join(str(error).split()))
             job.claim.release()

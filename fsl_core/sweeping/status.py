@@ -34,7 +34,8 @@ def standings(folder: Path, take_over: float) -> Iterator[Standing]:
 
 
 def _standing(job: Prepared) -> Standing:
-    state, where = job.state, ""
+    state: str = job.state
+    where = ""
     if state == "waiting":
         if holder := job.holder:
             state = "silent" if holder.silent > job.take_over else "running"

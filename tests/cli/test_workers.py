@@ -36,7 +36,10 @@ def test_a_sweep_is_prepared_computed_and_collected(call, recipe: Path, tmp_path
     assert worked.out == "1 failed, 1 finished\n"
     assert "[1/2] explodes-seed-0: failed: outer step 3, episode 4: the loss is nan" in worked.err
     found = standings(call)
-    assert (found["nearest-centroid-seed-0"]["state"], found["nearest-centroid-seed-0"]["step"]) == (
+    assert (
+        found["nearest-centroid-seed-0"]["state"],
+        found["nearest-centroid-seed-0"]["step"],
+    ) == (
         "finished",
         4,
     )

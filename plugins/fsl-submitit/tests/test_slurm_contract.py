@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 
-from fsl_core.testing import LauncherContract  # noqa: E402
-from fsl_submitit import Slurm  # noqa: E402
+from fsl_core.testing import LauncherContract
+from fsl_submitit import Slurm
 
 
 class TestLocal(LauncherContract):

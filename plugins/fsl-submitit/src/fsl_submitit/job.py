@@ -31,7 +31,7 @@ class Compute:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  # a job has one thread
             )
             try:
                 return self._process.wait()

@@ -106,7 +106,7 @@ class Slurm(fsl.Launcher):
         except (RuntimeError, ValueError, NameError, submitit.core.utils.FailedJobError) as error:
             told = " ".join(str(error).split())[:500]
             raise fsl.FslError(
-                f"launcher slurm: {told}. Options that this cluster takes: `fsl show launcher slurm`"
+                f"launcher slurm: {told}. Options that this cluster takes"
             ) from error
         for one, job in zip(work, jobs, strict=True):
             self._jobs[one.run] = job
@@ -137,7 +137,7 @@ class Slurm(fsl.Launcher):
         if self._cluster == "slurm":
             if shutil.which("sacct") is None:
                 return False
-            job = submitit.SlurmJob(_folder(run), number)
+            job: Any = submitit.SlurmJob(_folder(run), number)
             alive = job.watcher.get_state(number, mode="force").split()[0].upper() in ALIVE
         else:
             # submitit knows a local job by the object of its process alone
