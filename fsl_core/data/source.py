@@ -175,7 +175,7 @@ class EpisodeSource(ABC):
     def hash_of_set(
         self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
     ) -> str:
-        """The hash of the first frozen episodes of a split: of their tensors, if it is not known."""
+        """The hash of the first frozen episodes of a split: of their tensors, unless known."""
         known = self.known_set(split, episodes, seed, task)
         if known is not None:
             return known
