@@ -191,7 +191,7 @@ def find_jobs(folder: Path, take_over: float = TAKE_OVER) -> list[Prepared]:
         runs = sorted(path.parent for path in folder.glob(f"runs/*/{RECIPE}"))
     if not runs:
         raise RunError(
-            f"{folder}: no runs here. The folder of a sweep, as `fsl sweep RECIPE --prepare` makes it"
+            f"{folder}: no runs here. The folder of a sweep; `fsl sweep RECIPE --prepare` makes one"
         )
     jobs = [Prepared(directory=run.absolute(), take_over=take_over) for run in runs]
     for job in jobs:
