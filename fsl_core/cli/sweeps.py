@@ -208,7 +208,7 @@ def _work(folder: Path, at_once: int, settings: Settings) -> None:
 
     queue = find_jobs(folder, settings.take_over)
     before = {id(job) for job in queue if job.state == "failed"}
-    with _watched(queue, outlives=False) as show:
+    with _watched(queue, outlives=False, waits=False) as show:
         start(queue, Local(settings.no_plugin, at_once), settings, show, worker=True)
     counts = Counter(job.state for job in queue)
     say(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
@@ -216,10 +216,15 @@ def _work(folder: Path, at_once: int, settings: Settings) -> None:
 
 
 @contextmanager
-def _watched(queue: Sequence[Prepared], outlives: bool) -> Iterator[Callable[[], None]]:
-    """Within this context runs are shown, and Ctrl-C ends the command."""
+def _watched(
+    queue: Sequence[Prepared], outlives: bool, waits: bool = True
+) -> Iterator[Callable[[], None]]:
+    """Within this context runs are shown, and Ctrl-C ends the command.
+
+    outlives: what was started goes on.    waits: what others work on is waited for.
+    """
     try:
-        with _interruptible(), _live(queue) as show:
+        with _interruptible(), _live(queue, waits) as show:
             yield show
     except KeyboardInterrupt:
         left = "The same command goes on with what is not finished"
@@ -303,13 +308,13 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _live(queue: Sequence[Prepared]) -> Iterator[Callable[[], None]]:
+def _live(queue: Sequence[Prepared], waits: bool) -> Iterator[Callable[[], None]]:
     """A table that changes in place in a terminal; elsewhere a line for each run that ends."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(stderr=True)
-    lines = _Lines(queue)
+    lines = _Lines(queue, waits)
 
     def tell() -> None:
         for line in lines.new():
@@ -330,14 +335,14 @@ def _live(queue: Sequence[Prepared]) -> Iterator[Callable[[], None]]:
 class _Lines:
     """What there is to say of the runs, each thing once."""
 
-    def __init__(self, queue: Sequence[Prepared]):
-        self._queue = queue
+    def __init__(self, queue: Sequence[Prepared], waits: bool):
+        self._queue, self._waits = queue, waits
         self._ended = {id(job) for job in queue if job.state in ("finished", "failed")}
         self._elsewhere: set[int] = set()
 
     def new(self) -> Iterator[str]:
         for job in self._queue:
-            if job.state == "elsewhere" and id(job) not in self._elsewhere:
+            if self._waits and job.state == "elsewhere" and id(job) not in self._elsewhere:
                 self._elsewhere.add(id(job))
                 yield f"{job.title}: another process works on it, and is waited for"
             if job.state in ("finished", "failed") and id(job) not in self._ended:
