@@ -20,6 +20,7 @@ from fsl_core import __version__
 from fsl_core.cli import (
     catalogue,
     embedding,
+    keeping,
     predicting,
     recipes,
     runs,
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+keeping.add_commands(app)
 recipes.add_commands(app)
 tuning.add_commands(app)
 sweeps.add_commands(app)

@@ -25,6 +25,7 @@ from fsl_core.cli.arguments import (
     Overrides,
     PluginsDir,
     RecipeFile,
+    RecipeOrKept,
     RunDirectory,
     TrustPlugins,
     check_checkpoint,
@@ -42,6 +43,7 @@ from fsl_core.text import name_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fsl_core.config.sections import Expected
     from fsl_core.data.source import Split
     from fsl_core.hooks.loader import Loaded
     from fsl_core.reporting.scores import RunScores
@@ -166,7 +168,7 @@ def evaluate(
 
 
 def reproduce(
-    recipe: RecipeFile,
+    recipe: RecipeOrKept,
     overrides: Overrides = [],
     out: Out = None,
     device: Device = "auto",
@@ -177,6 +179,7 @@ def reproduce(
 ) -> None:
     """Run a recipe and compare the result with its `expect:`.
 
+    What `fsl keep` wrote is trained again, and is held to its own score if it expects nothing.
     The exit code is 1 if the result is outside the tolerance.
     """
     from fsl_core.config.recipe import read_recipe
@@ -186,7 +189,9 @@ def reproduce(
 
     loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
     expected = join().in_turn(
-        lambda: read_recipe(recipe, loaded.catalogue, overrides).sections.expect
+        lambda: (
+            read_recipe(recipe, loaded.catalogue, overrides).sections.expect or _as_kept(recipe)
+        )
     )
     if not expected:
         raise RecipeError(
@@ -207,6 +212,18 @@ def reproduce(
         typer.echo(f"{verdict}: {key} {found}, {expectation}")
     if missed and join().first:  # the others end well, and leave the first one the time to say it
         raise typer.Exit(1)
+
+
+def _as_kept(recipe: Path) -> dict[str, Expected]:
+    """The score of the finished run that a recipe lies in, within its interval."""
+    from fsl_core.config.sections import Expected
+    from fsl_core.runs.files import RECIPE, RESULT, is_file, read_result
+
+    if recipe.name != RECIPE or not is_file(recipe.with_name(RESULT)):
+        return {}
+    result = read_result(recipe.parent)
+    metric = result["metric"]
+    return {metric: Expected(value=round(result[metric], 4), tolerance=round(result["interval"], 4))}
 
 
 def report(
@@ -363,7 +380,7 @@ def _run(
 
     ranks, files = join(), map(Path, loaded.files)
     recipe = ranks.in_turn(lambda: read_recipe(recipe_file, loaded.catalogue, overrides))
-    directory = out or Path(ranks.told(lambda: str(_free_directory(name_of(recipe_file)))))
+    directory = out or Path(ranks.told(lambda: str(_free_directory(_run_name(recipe_file)))))
     wanted = choose_device(device, ranks)
     with new_run(directory, recipe, loaded, wanted, files, ranks) as started:
         return _complete(started, watched), directory
@@ -392,6 +409,13 @@ def _note_data(run: Run, split: Split) -> None:
     if changes := data_changes(run.folder, run.experiment.source, split):
         comparison = "These episodes are not those of before"
         typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
+
+
+def _run_name(recipe_file: Path) -> str:
+    """Of the run that the recipe lies in, or else of the recipe."""
+    from fsl_core.runs.files import RECIPE
+
+    return recipe_file.absolute().parent.name if recipe_file.name == RECIPE else name_of(recipe_file)
 
 
 def _free_directory(name: str) -> Path:
