@@ -189,9 +189,7 @@ def reproduce(
 
     loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
     expected = join().in_turn(
-        lambda: (
-            read_recipe(recipe, loaded.catalogue, overrides).sections.expect or _as_kept(recipe)
-        )
+        lambda: read_recipe(recipe, loaded.catalogue, overrides).sections.expect or _as_kept(recipe)
     )
     if not expected:
         raise RecipeError(
@@ -223,7 +221,9 @@ def _as_kept(recipe: Path) -> dict[str, Expected]:
         return {}
     result = read_result(recipe.parent)
     metric = result["metric"]
-    return {metric: Expected(value=round(result[metric], 4), tolerance=round(result["interval"], 4))}
+    return {
+        metric: Expected(value=round(result[metric], 4), tolerance=round(result["interval"], 4))
+    }
 
 
 def report(
@@ -415,7 +415,9 @@ def _run_name(recipe_file: Path) -> str:
     """Of the run that the recipe lies in, or else of the recipe."""
     from fsl_core.runs.files import RECIPE
 
-    return recipe_file.absolute().parent.name if recipe_file.name == RECIPE else name_of(recipe_file)
+    return (
+        recipe_file.absolute().parent.name if recipe_file.name == RECIPE else name_of(recipe_file)
+    )
 
 
 def _free_directory(name: str) -> Path:

@@ -38,7 +38,7 @@ def keep_run(directory: Path, out: Path) -> Path:
 
     What is kept is a run directory that has no weights: it can be compared, reported and
     reproduced. Metrics are means over about a hundredth of the steps each; all validations stay. Of
-    a path on this machine its last name alone is kept, and of classes nothing.
+    a path on this machine its last name alone is kept, of the system its name, of classes nothing.
 
     out: an empty or absent folder.
     Raises RunError if the run is unfinished, damaged or edited, or if `out` holds anything.
@@ -50,19 +50,17 @@ def keep_run(directory: Path, out: Path) -> Path:
         raise RunError(f"{out}: not empty. A new folder for --out, or remove what was kept there")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    result = read_result(directory)
-    result.pop("per_class", None)
-    if "start_from" in result:
-        result["start_from"] = _without_places(result["start_from"])
-    environment = _without_places(read_json(directory / ENVIRONMENT, Environment))
+    result = {k: v for k, v in read_result(directory).items() if k != "per_class"}
+    environment = read_json(directory / ENVIRONMENT, Environment)
+    environment["platform"] = str(environment.get("platform", "")).partition("-")[0]
     recipe = _without_places(read_document(directory / RECIPE).data)
     metrics = (directory / METRICS).read_text(encoding="utf-8").splitlines()
     thinned = thin([record for line in metrics if (record := parse_record(line))])
     write_atomically(out / RECIPE, to_yaml(recipe))
-    write_atomically(out / ENVIRONMENT, to_json(environment, ENVIRONMENT, indent=2) + "\n")
+    write_atomically(out / ENVIRONMENT, _to_json(environment, ENVIRONMENT))
     write_atomically(out / METRICS, "".join(f"{json.dumps(record)}\n" for record in thinned))
     write_atomically(out / EPISODES, (directory / EPISODES).read_text(encoding="utf-8"))
-    write_atomically(out / RESULT, to_json(result, RESULT, indent=2) + "\n")
+    write_atomically(out / RESULT, _to_json(result, RESULT))
     return out
 
 
@@ -90,6 +88,10 @@ def _joined(part: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     shared = [key for key in part[-1] if all(key in record for record in part)]
     means = {key: float(f"{fmean(record[key] for record in part):.6g}") for key in shared}
     yield {**means, "step": part[-1]["step"]}
+
+
+def _to_json(data: dict[str, Any], where: str) -> str:
+    return to_json(_without_places(data), where, indent=2) + "\n"
 
 
 def _without_places(value: Any) -> Any:

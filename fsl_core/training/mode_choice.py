@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import platform
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
