@@ -19,6 +19,7 @@ import typer
 from fsl_core import __version__
 from fsl_core.cli import (
     catalogue,
+    comparing,
     embedding,
     keeping,
     predicting,
@@ -58,6 +59,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+comparing.add_commands(app)
 keeping.add_commands(app)
 recipes.add_commands(app)
 tuning.add_commands(app)

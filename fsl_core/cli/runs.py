@@ -1,4 +1,4 @@
-"""Commands that train and evaluate: run, resume, eval, reproduce, report, compare."""
+"""Commands that train and evaluate: run, resume, eval, reproduce, report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ from fsl_core.cli.arguments import (
     warn,
 )
 from fsl_core.cli.interrupts import Watched, interruptible
-from fsl_core.cli.outputs import check_outputs, page
 from fsl_core.cli.ranks import Processes
 from fsl_core.text import name_of
 
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from fsl_core.config.sections import Expected
     from fsl_core.data.source import Split
     from fsl_core.hooks.loader import Loaded
-    from fsl_core.reporting.scores import RunScores
-    from fsl_core.reporting.statistics import PairedDifference
     from fsl_core.runs.run import Run
 
 Out = Annotated[
@@ -57,7 +54,7 @@ Out = Annotated[
 
 
 def add_commands(app: typer.Typer) -> None:
-    for command in (run, resume, evaluate, reproduce, report, compare):
+    for command in (run, resume, evaluate, reproduce, report):
         app.command(name={"evaluate": "eval"}.get(command.__name__, command.__name__))(command)
 
 
@@ -265,105 +262,6 @@ def report(
         except RunError as error:
             raise error if out else RunError(f"{error}: --out FILE") from error
     typer.echo(f"report: {path}")
-
-
-def compare(
-    first: RunDirectory,
-    second: RunDirectory,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="write a page with a scatter of episodes"),
-    ] = None,
-    on: Annotated[
-        str | None,
-        typer.Option(metavar="LABEL", help="compare on this source of `evaluate.on` alone"),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare the second run with the first on the same frozen episodes.
-
-    Shows the paired difference with its interval, wins and losses; then that on each source of
-    `evaluate.on` that both were judged on.
-    """
-    from fsl_core.reporting.comparison import (
-        compare_further,
-        compare_runs,
-        further_left_out,
-        judging_told,
-        method_told,
-        write_comparison,
-    )
-    from fsl_core.reporting.scores import read_scores
-
-    outputs = [page("--html", html)] if html is not None else []
-    check_outputs(outputs, [first, second])
-    runs = read_scores(first).on(on), read_scores(second).on(on)
-    paired = compare_runs(*runs)
-    for output in outputs:
-        output.make_folder()
-        write_comparison(output.path, *runs)
-    if as_json:
-        _print_comparison_as_json(runs, paired, html)
-        return
-    metric = runs[0].metric
-    for run in runs:
-        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        say(f"{run.directory}: {score}")
-    for line in (*method_told(*runs), *judging_told(*runs)):
-        say(line)
-    _say_paired("", paired)
-    for label, further in compare_further(*runs).items():
-        _say_paired(f"on {label}: ", further)
-    for line in further_left_out(*runs):
-        say(line)
-    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
-    if html is not None:
-        typer.echo(f"page: {html}")
-
-
-def _say_paired(where: str, paired: PairedDifference) -> None:
-    say(
-        f"{where}second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
-        f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
-    )
-    say(
-        f"{where}the second is better on {paired.wins} episodes, equal on {paired.ties}, "
-        f"worse on {paired.losses}"
-    )
-
-
-def _print_comparison_as_json(
-    runs: tuple[RunScores, RunScores], paired: PairedDifference, page: Path | None
-) -> None:
-    from dataclasses import asdict
-
-    from fsl_core.reporting.comparison import (
-        compare_further,
-        further_left_out,
-        judging_told,
-        method_told,
-    )
-    from fsl_core.runs.files import to_json
-
-    first, second = runs
-    metric = first.metric
-    found = {
-        "metric": metric,
-        "first": first.result[metric],
-        "second": second.result[metric],
-        **asdict(paired),
-        "episode_set": first.result["episode_set"],
-        "hypergradient": {"first": first.hypergradient, "second": second.hypergradient},
-        "judging": {"first": asdict(first.judging), "second": asdict(second.judging)},
-        "notes": [
-            *method_told(first, second),
-            *judging_told(first, second),
-            *further_left_out(first, second),
-        ],
-        "on": {k: asdict(further) for k, further in compare_further(first, second).items()},
-        "page": str(page) if page else None,
-    }
-    typer.echo(to_json(found, "compare", indent=2))
 
 
 def _run(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fsl_core.cli import sweep_tables
 from fsl_core.cli.arguments import (
     Device,
     Json,
@@ -60,6 +61,8 @@ def sweep(
     no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
     raw_csv: RawCsv = False,
+    latex: sweep_tables.LatexFile = None,
+    csv: sweep_tables.CsvFile = None,
 ) -> None:
     """Run every combination of a recipe's `matrix:` and compare them.
 
@@ -72,6 +75,7 @@ def sweep(
     from fsl_core.sweeping.plan import plan_sweep
     from fsl_core.sweeping.schedule import make_jobs, only_writer
 
+    files = sweep_tables.paper_files(latex, csv, [recipe])
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     context.with_resource(granting(loaded.files))
     choose_device(device)
@@ -83,6 +87,7 @@ def sweep(
     with only_writer(directory / "runs"):
         write_tables(result, directory, raw_csv)
         page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
+    sweep_tables.write_paper(result, files, raw_csv)
     if as_json:
         _print_json(result, directory)
     else:
@@ -123,6 +128,7 @@ def _print_result(result: SweepResult, directory: Path, page: Path) -> None:
     for line in result.told_once():
         typer.echo(printable(line))
     _print_table(result)
+    sweep_tables.print_differences(result)
     typer.echo(printable(result.ranks_told()))
     tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
     typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
