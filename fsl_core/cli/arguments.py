@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fsl_core.hooks.loader import Loaded
 
 
-def _recipe_file(given: Path) -> Path:
+def find_recipe_file(given: Path) -> Path:
     """The file of a path, or of a shipped recipe's name; stderr says which."""
     from fsl_core.config.shipped import find_recipe, shipped_recipes
 
@@ -33,7 +33,7 @@ RecipeFile = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="recipe file (YAML), or a name that `fsl recipes` lists",
-        callback=_recipe_file,
+        callback=find_recipe_file,
         show_default=False,
         readable=False,
     ),
@@ -43,7 +43,7 @@ RecipeFile = Annotated[
 def _recipe_or_kept(given: Path) -> Path:
     """The recipe of a run directory, kept or not; else as for any recipe."""
     inside = given / "recipe.yaml"
-    return inside if inside.is_file() else _recipe_file(given)
+    return inside if inside.is_file() else find_recipe_file(given)
 
 
 RecipeOrKept = Annotated[

@@ -34,6 +34,7 @@ KINDS = {
     "weightings": "weighting",
     "optimizers": "optimizer",
     "schedules": "schedule",
+    "benchmarks": "benchmark",
 }
 
 
@@ -241,7 +242,8 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            help="adapter, backbone, episodes, hypergradient, weighting, optimizer or schedule",
+            help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule or "
+            "benchmark",
             show_default=False,
         ),
     ],

@@ -72,7 +72,7 @@ def run(
     """Train and evaluate a recipe."""
     with _json_alone(as_json), interruptible() as watched:
         loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
-        result, directory = _run(recipe, loaded, overrides, out, device, watched)
+        result, directory = run_recipe(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json)
 
 
@@ -194,7 +194,7 @@ def reproduce(
             "{accuracy: {value: …, tolerance: …}}"
         )
     with interruptible() as watched:
-        result, directory = _run(recipe, loaded, overrides, out, device, watched)
+        result, directory = run_recipe(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -264,7 +264,7 @@ def report(
     typer.echo(f"report: {path}")
 
 
-def _run(
+def run_recipe(
     recipe_file: Path,
     loaded: Loaded,
     overrides: list[str],
@@ -272,6 +272,7 @@ def _run(
     device: str,
     watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
+    """Train and judge a recipe; its result, and where it is."""
     from fsl_core.config.recipe import read_recipe
     from fsl_core.engine.ranks import join
     from fsl_core.runs.opening import new_run

@@ -12,7 +12,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 Kind = Literal[
-    "episodes", "backbone", "adapter", "hypergradient", "weighting", "optimizer", "schedule"
+    "episodes",
+    "backbone",
+    "adapter",
+    "hypergradient",
+    "weighting",
+    "optimizer",
+    "schedule",
+    "benchmark",
 ]
 
 INJECTED: dict[Kind, frozenset[str]] = {
@@ -23,6 +30,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "weighting": frozenset({"columns", "tasks"}),
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),
+    "benchmark": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
 

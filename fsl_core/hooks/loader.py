@@ -38,6 +38,7 @@ REGISTRATION_HOOKS: dict[str, Kind] = {
     "fsl_register_adapters": "adapter",
     "fsl_register_hypergradients": "hypergradient",
     "fsl_register_weightings": "weighting",
+    "fsl_register_benchmarks": "benchmark",
 }
 TABLES: dict[Kind, Mapping[str, Callable[..., Any]]] = {
     "optimizer": OPTIMIZERS,

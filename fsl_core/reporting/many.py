@@ -135,7 +135,7 @@ def compare_many(runs: Sequence[RunScores]) -> Compared:
         compare_runs(runs[0], run)  # which refuses other episodes, and says what differs
     methods = methods_of(runs)
     better = runs[0].higher_is_better
-    pairs = [_pair(methods[0], other, better) for other in methods[1:]]
+    pairs = [pair(methods[0], other, better) for other in methods[1:]]
     adjusted = iter(holm([paired.p for paired, _ in pairs]))
     of_seeds = iter(holm([both.p for _, both in pairs if both]))
     against = [
@@ -149,32 +149,41 @@ def compare_many(runs: Sequence[RunScores]) -> Compared:
     return Compared(*told, tuple(best), tuple(notes))
 
 
-def _pair(first: Method, second: Method, better: bool) -> tuple[PairedDifference, TwoLevel | None]:
+def pair(first: Method, second: Method, better: bool) -> tuple[PairedDifference, TwoLevel | None]:
     shared = [seed for seed in first.runs if seed in second.runs]
     means = (one.mean(shared or list(one.runs)) for one in (first, second))
     return paired_difference(*means, better), over_seeds(first.scores, second.scores)
 
 
 def methods_of(runs: Sequence[RunScores]) -> list[Method]:
-    """The runs by their recipes, in the order in which these come first."""
+    """The runs by their recipes; each by itself if they have one recipe alone."""
+    read = [(read_document(run.directory / RECIPE).data, run.directory.name, run) for run in runs]
+    found = grouped(read)
+    if len(found) > 1:
+        return found
+    return [Method(name, {str(recipe.get("seed", 0)): run}) for recipe, name, run in read]
+
+
+def grouped(runs: Sequence[tuple[Mapping[str, Any], str, RunScores]]) -> list[Method]:
+    """Runs with their recipes and names as methods, in the order in which these come first.
+
+    RunError if a run is there twice.
+    """
     groups: dict[str, dict[str, RunScores]] = {}
-    for run in runs:
-        recipe = read_document(run.directory / RECIPE).data
+    names: dict[str, str] = {}
+    for recipe, name, run in runs:
         same = {key: value for key, value in recipe.items() if key not in SAME_METHOD}
-        group = groups.setdefault(json.dumps(same, sort_keys=True), {})
-        seed = str(recipe.get("seed", 0))
+        key, seed = json.dumps(same, sort_keys=True), str(recipe.get("seed", 0))
+        group = groups.setdefault(key, {})
         if seed in group:
             told = f"{run.directory}: seed {seed} of the same recipe as {group[seed].directory}"
             raise RunError(f"{told}. Each run once")
         group[seed] = run
-    if len(groups) == 1:
-        (group,) = groups.values()
-        groups = {seed: {seed: run} for seed, run in group.items()}
-    names = [next(iter(group.values())).directory for group in groups.values()]
-    unlike = len({path.name for path in names}) == len(names)
+        names.setdefault(key, name)
+    unlike = len(set(names.values())) == len(names)
     return [
-        Method(path.name if unlike else str(path), group)
-        for path, group in zip(names, groups.values(), strict=True)
+        Method(names[key] if unlike else str(next(iter(group.values())).directory), group)
+        for key, group in groups.items()
     ]
 
 

@@ -53,7 +53,7 @@ def keep_run(directory: Path, out: Path) -> Path:
     result = {k: v for k, v in read_result(directory).items() if k != "per_class"}
     environment = read_json(directory / ENVIRONMENT, Environment)
     environment["platform"] = str(environment.get("platform", "")).partition("-")[0]
-    recipe = _without_places(read_document(directory / RECIPE).data)
+    recipe = without_places(read_document(directory / RECIPE).data)
     metrics = (directory / METRICS).read_text(encoding="utf-8").splitlines()
     thinned = thin([record for line in metrics if (record := parse_record(line))])
     write_atomically(out / RECIPE, to_yaml(recipe))
@@ -91,14 +91,14 @@ def _joined(part: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _to_json(data: dict[str, Any], where: str) -> str:
-    return to_json(_without_places(data), where, indent=2) + "\n"
+    return to_json(without_places(data), where, indent=2) + "\n"
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
     """Plain data in which a path from the root is its last name: the rest tells of one machine."""
     if isinstance(value, dict):
-        return {_without_places(key): _without_places(item) for key, item in value.items()}
+        return {without_places(key): without_places(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [without_places(item) for item in value]
     absolute = isinstance(value, str) and PurePath(value).is_absolute()
     return PurePath(value).name if absolute else value
