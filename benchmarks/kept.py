@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fsl_core.config.matrix import SEED, has_matrix
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.config.sections import Catalogue
+from fsl_core.reporting.many import method_key
 from fsl_core.reporting.scores import RunScores, figure_of, read_scores
 from fsl_core.reporting.statistics import two_level
 from fsl_core.runs.files import ENVIRONMENT, RECIPE, Environment, read_json
-from fsl_core.sweeping.plan import LOCATIONS
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "results" / "runs"
 
 ELSEWHERE = (SEED, "requires", "expect", "execution")
 """Sections of a recipe that make no other row: modes differ by rounding alone."""
-
-PLACES = (*LOCATIONS, "weights")
-"""Options that say where something lies on a machine."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +123,7 @@ def _row(
 
 
 def _identity(recipe: Recipe) -> str:
-    """What decides the figures of a recipe, but for the seed."""
-    data = {key: value for key, value in recipe.resolved().items() if key not in ELSEWHERE}
-    return json.dumps(_without_places(data), sort_keys=True)
-
-
-def _without_places(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_places(item) for k, item in value.items() if k not in PLACES}
-    return [_without_places(item) for item in value] if isinstance(value, list) else value
+    return method_key(recipe.resolved(), ELSEWHERE)
 
 
 def of_one_set(rows: Sequence[Row]) -> list[list[Row]]:

@@ -121,7 +121,7 @@ class Asked:
             for i, pattern in enumerate(patterns)
             if any(fnmatchcase(name, pattern) for name in row.names)
         ]
-        self.rows = [row for _, row in sorted(chosen, key=_best_first)]
+        self.rows = _by_sets([row for _, row in sorted(chosen, key=_best_first)])
         self.base = [row for row in self.rows if options.get("minus") in row.names]
         if not chosen or ("minus" in options and not self.base):
             raise SystemExit(f"results: {' '.join(words)}: no such kept run. Names in {RUNS.name}/")
@@ -167,6 +167,11 @@ class Asked:
             rows.append([method_of(row), difference, f"{p:.2g}", counted, told])
         headings = ["method", f"minus {method_of(base)}", "p (Holm)", "better, equal, worse"]
         return PaperTable([*headings, "over seeds and episodes (seeds)"], rows)
+
+
+def _by_sets(rows: Sequence[Row]) -> list[Row]:
+    """Rows that were judged on the same episodes stand together."""
+    return [row for group in of_one_set(rows) for row in group]
 
 
 def _best_first(item: tuple[int, Row]) -> tuple[int, float]:
@@ -233,6 +238,8 @@ def recipe_link(row: Row, page: Path) -> str:
 
 def published_of(row: Row, published: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Published figures of the same method, data and shape, each with its standing."""
+    if row.first.label is not None:  # on other data
+        return
     sections = row.recipe.sections
     facts = {
         "episodes": sections.episodes.name,

@@ -75,7 +75,9 @@ def bench(
     benchmark = find_benchmark(task, load_plugins(no_plugin, plugins_dir).catalogue)
     trained = is_file(run / RECIPE)
     changes = _changes(overrides, of_run=trained)
-    file = Output("--out", out or Path("results") / f"{task}-{run.stem}.json", (".json",), "JSON")
+    name = run.resolve().name if trained else run.stem
+    path = out or Path("results") / f"{benchmark.name}-{name}.json"
+    file = Output("--out", path, (".json",), "A result in JSON")
     check_outputs([file], [run])
     if not trained:
         run = _train(run, overrides, device, no_plugin, plugins_dir)

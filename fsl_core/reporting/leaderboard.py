@@ -17,7 +17,7 @@ from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.papers import PaperTable
 from fsl_core.reporting.scores import RunScores, judged_unlike
 from fsl_core.reporting.statistics import holm, tied_with_best
-from fsl_core.runs.files import Figure, Record, Whole, read_json
+from fsl_core.runs.files import Figure, Record, Whole, check_record, load_json
 
 LEVEL = 0.05
 """Of the paired tests, after Holm's correction over all pairs of a task."""
@@ -138,7 +138,11 @@ def read_submissions(places: Sequence[Path]) -> list[RunScores]:
 
 
 def _read(file: Path) -> RunScores:
-    found = read_json(file, Submission)
+    try:
+        found = check_record(load_json(file.read_bytes()), Submission)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{file}: {reason}. A file that `fsl bench` wrote") from error
     scores = np.array(found["scores"], dtype=float)
     mean = found.get(found["metric"])
     whole = len(scores) == found["episodes"] and isinstance(mean, float)

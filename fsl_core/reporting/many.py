@@ -27,9 +27,13 @@ from fsl_core.reporting.statistics import (
     two_level,
 )
 from fsl_core.runs.files import RECIPE
+from fsl_core.sweeping.plan import LOCATIONS
 
 SAME_METHOD = ("seed", "requires", "expect")
 """Keys of a recipe in which runs of one method may differ."""
+
+PLACES = (*LOCATIONS, "weights")
+"""Options that say where something lies on a machine."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,21 @@ def compare_many(runs: Sequence[RunScores]) -> Compared:
     return Compared(*told, tuple(best), tuple(notes))
 
 
+def method_key(recipe: Mapping[str, Any], leave_out: Sequence[str] = SAME_METHOD) -> str:
+    """What decides the figures of a recipe besides its seed: the same text for the same method.
+
+    leave_out: sections that do not count. Where data and weights lie never counts.
+    """
+    kept = {key: value for key, value in recipe.items() if key not in leave_out}
+    return json.dumps(_without_places(kept), sort_keys=True)
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_places(item) for k, item in value.items() if k not in PLACES}
+    return [_without_places(item) for item in value] if isinstance(value, list) else value
+
+
 def pair(first: Method, second: Method, better: bool) -> tuple[PairedDifference, TwoLevel | None]:
     shared = [seed for seed in first.runs if seed in second.runs]
     means = (one.mean(shared or list(one.runs)) for one in (first, second))
@@ -172,8 +191,7 @@ def grouped(runs: Sequence[tuple[Mapping[str, Any], str, RunScores]]) -> list[Me
     groups: dict[str, dict[str, RunScores]] = {}
     names: dict[str, str] = {}
     for recipe, name, run in runs:
-        same = {key: value for key, value in recipe.items() if key not in SAME_METHOD}
-        key, seed = json.dumps(same, sort_keys=True), str(recipe.get("seed", 0))
+        key, seed = method_key(recipe), str(recipe.get("seed", 0))
         group = groups.setdefault(key, {})
         if seed in group:
             told = f"{run.directory}: seed {seed} of the same recipe as {group[seed].directory}"

@@ -19,7 +19,7 @@ benchmark: blobs
 version: 3
 episodes: {name: blobs, n_way: 3, n_shot: 1, n_query: 5, spread: 1.5}
 evaluate: {episodes: 20}
-episode_set: HASH
+episode_set: "HASH"
 """
 PLUGIN = """
 
