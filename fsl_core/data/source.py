@@ -175,7 +175,10 @@ class EpisodeSource(ABC):
     def hash_of_set(
         self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
     ) -> str:
-        """The hash of the first frozen episodes of a split: of the tensors of all of them."""
+        """The hash of the first frozen episodes of a split: of their tensors, unless known."""
+        known = self.known_set(split, episodes, seed, task)
+        if known is not None:
+            return known
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, episodes, DRAWN_TOGETHER):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))
