@@ -92,8 +92,10 @@ def curves(series: Mapping[str, tuple[Sequence[int], Sequence[float]]], key: str
     for i, (name, (steps, values)) in enumerate(series.items()):
         style = ("-", "--", ":", "-.")[i // 10 % 4]  # matplotlib has ten colours
         drawn.plot(steps, values, style, marker="." if len(steps) < 30 else "", label=label(name))
-    side = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    drawn.legend(frameon=False, labelcolor=GREY, fontsize=8, **side)
+    beside = (1.0, 0.5)
+    drawn.legend(
+        loc="center left", bbox_to_anchor=beside, frameon=False, labelcolor=GREY, fontsize=8
+    )
     return svg(figure)
 
 

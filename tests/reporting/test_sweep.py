@@ -398,7 +398,7 @@ def test_the_page_in_a_browser(
         width,
         dark,
     )
-    assert (seen.svgs, seen.figures, seen.unseen) == (1, 1, 0)
+    assert (seen.svgs, seen.figures, seen.unseen) == (2, 2, 0)
     assert seen.rows == (1 + ROWS) + (1 + ROWS - 1)
     assert not seen.fetched
     assert seen.overflow <= 0
