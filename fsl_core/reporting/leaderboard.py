@@ -145,8 +145,9 @@ def _read(file: Path) -> RunScores:
         raise RunError(f"{file}: {reason}. A file that `fsl bench` wrote") from error
     scores = np.array(found["scores"], dtype=float)
     mean = found.get(found["metric"])
-    whole = len(scores) == found["episodes"] and isinstance(mean, float)
-    if not whole or not np.isclose(scores.mean(), mean, rtol=1e-9, atol=1e-12):
+    whole = len(scores) == found["episodes"]
+    same = isinstance(mean, float) and np.isclose(scores.mean(), mean, rtol=1e-9, atol=1e-12)
+    if not whole or not same:
         told = f"{file}: {len(scores)} scores, whose mean is not its {found['metric']}"
         raise RunError(f"{told}. The file as `fsl bench` wrote it")
     return RunScores(file, {key: v for key, v in found.items() if key != "scores"}, scores)

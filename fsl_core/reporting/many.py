@@ -159,19 +159,19 @@ def method_key(recipe: Mapping[str, Any], leave_out: Sequence[str] = SAME_METHOD
     leave_out: sections that do not count. Where data and weights lie never counts.
     """
     kept = {key: value for key, value in recipe.items() if key not in leave_out}
-    return json.dumps(_without_places(kept), sort_keys=True)
+    return json.dumps(_without_locations(kept), sort_keys=True)
 
 
-def _without_places(value: Any) -> Any:
+def _without_locations(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_places(item) for k, item in value.items() if k not in PLACES}
-    return [_without_places(item) for item in value] if isinstance(value, list) else value
+        return {k: _without_locations(item) for k, item in value.items() if k not in PLACES}
+    return [_without_locations(item) for item in value] if isinstance(value, list) else value
 
 
 def pair(first: Method, second: Method, better: bool) -> tuple[PairedDifference, TwoLevel | None]:
     shared = [seed for seed in first.runs if seed in second.runs]
-    means = (one.mean(shared or list(one.runs)) for one in (first, second))
-    return paired_difference(*means, better), over_seeds(first.scores, second.scores)
+    before, after = (one.mean(shared or list(one.runs)) for one in (first, second))
+    return paired_difference(before, after, better), over_seeds(first.scores, second.scores)
 
 
 def methods_of(runs: Sequence[RunScores]) -> list[Method]:
