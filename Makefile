@@ -1,4 +1,4 @@
-# make run · test · test-next · lint · bench · docs · dist · clean
+# make run · test · test-next · lint · bench · results · docs · dist · clean
 # recipe=FILE, plugin=NAME and only=SECTION narrow them
 PYTHON ?= python3
 NEXT_PYTHON ?= python3.13
@@ -25,7 +25,7 @@ TESTS := $(if $(plugin),plugins/$(plugin),$(WITH_PLUGINS))
 # two test processes, one thread each: more threads than cores only wait for one another
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: run test test-core test-next lint format bench docs dist clean
+.PHONY: run test test-core test-next lint format bench results docs dist clean
 
 run: .venv/ready
 	$(BIN)/fsl run $(recipe)
@@ -53,6 +53,10 @@ format: .venv/ready
 # races against the peers, in an environment of its own; make bench only=omniglot options=--quick
 bench: .venvs/bench/ready
 	$(BENCH_BIN)/python -m benchmarks $(if $(only),--only $(only)) $(options)
+
+# the tables of README.md and docs/results/ from the runs that `fsl keep` wrote
+results: .venv/ready
+	$(BIN)/python -m benchmarks.results
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -18,8 +18,11 @@ import typer
 
 from fsl_core import __version__
 from fsl_core.cli import (
+    benching,
     catalogue,
+    comparing,
     embedding,
+    keeping,
     predicting,
     recipes,
     runs,
@@ -57,6 +60,9 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+comparing.add_commands(app)
+keeping.add_commands(app)
+benching.add_commands(app)
 recipes.add_commands(app)
 tuning.add_commands(app)
 sweeps.add_commands(app)

@@ -38,6 +38,24 @@ RecipeFile = Annotated[
         readable=False,
     ),
 ]
+
+
+def _recipe_or_kept(given: Path) -> Path:
+    """The recipe of a run directory, kept or not; else as for any recipe."""
+    inside = given / "recipe.yaml"
+    return inside if inside.is_file() else find_recipe_file(given)
+
+
+RecipeOrKept = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE|KEPT",
+        help="recipe file, its name, or a folder that `fsl keep` wrote",
+        callback=_recipe_or_kept,
+        show_default=False,
+        readable=False,
+    ),
+]
 RunDirectory = Annotated[  # whether it can be read is for what reads it to say, in one line
     Path,
     typer.Argument(metavar="RUN", help="directory of a run", show_default=False, readable=False),

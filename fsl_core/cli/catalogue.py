@@ -35,6 +35,7 @@ KINDS = {
     "optimizers": "optimizer",
     "schedules": "schedule",
     "launchers": "launcher",
+    "benchmarks": "benchmark",
 }
 
 
@@ -242,8 +243,8 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule or "
-            "launcher",
+            help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule, "
+            "launcher or benchmark",
             show_default=False,
         ),
     ],

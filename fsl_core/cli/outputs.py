@@ -35,6 +35,10 @@ def table(option: str, path: Path) -> Output:
     return Output(option, path, (".csv", ".txt", ""), "A table in CSV")
 
 
+def latex(option: str, path: Path) -> Output:
+    return Output(option, path, (".tex", ".txt", ""), "A table in LaTeX")
+
+
 def page(option: str, path: Path) -> Output:
     return Output(option, path, (".html", ".htm", ""), "A page in HTML")
 

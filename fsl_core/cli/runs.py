@@ -1,4 +1,4 @@
-"""Commands that train and evaluate: run, resume, eval, reproduce, report, compare."""
+"""Commands that train and evaluate: run, resume, eval, reproduce, report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from fsl_core.cli.arguments import (
     Overrides,
     PluginsDir,
     RecipeFile,
+    RecipeOrKept,
     RunDirectory,
     TrustPlugins,
     check_checkpoint,
@@ -35,17 +36,15 @@ from fsl_core.cli.arguments import (
     warn,
 )
 from fsl_core.cli.interrupts import Watched, interruptible
-from fsl_core.cli.outputs import check_outputs, page
 from fsl_core.cli.ranks import Processes
 from fsl_core.text import name_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fsl_core.config.sections import Expected
     from fsl_core.data.source import Split
     from fsl_core.hooks.loader import Loaded
-    from fsl_core.reporting.scores import RunScores
-    from fsl_core.reporting.statistics import PairedDifference
     from fsl_core.runs.run import Run
 
 Out = Annotated[
@@ -55,7 +54,7 @@ Out = Annotated[
 
 
 def add_commands(app: typer.Typer) -> None:
-    for command in (run, resume, evaluate, reproduce, report, compare):
+    for command in (run, resume, evaluate, reproduce, report):
         app.command(name={"evaluate": "eval"}.get(command.__name__, command.__name__))(command)
 
 
@@ -73,7 +72,7 @@ def run(
     """Train and evaluate a recipe."""
     with _json_alone(as_json), interruptible() as watched:
         loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
-        result, directory = _run(recipe, loaded, overrides, out, device, watched)
+        result, directory = run_recipe(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json)
 
 
@@ -166,7 +165,7 @@ def evaluate(
 
 
 def reproduce(
-    recipe: RecipeFile,
+    recipe: RecipeOrKept,
     overrides: Overrides = [],
     out: Out = None,
     device: Device = "auto",
@@ -177,6 +176,7 @@ def reproduce(
 ) -> None:
     """Run a recipe and compare the result with its `expect:`.
 
+    What `fsl keep` wrote is trained again, and is held to its own score if it expects nothing.
     The exit code is 1 if the result is outside the tolerance.
     """
     from fsl_core.config.recipe import read_recipe
@@ -186,7 +186,7 @@ def reproduce(
 
     loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
     expected = join().in_turn(
-        lambda: read_recipe(recipe, loaded.catalogue, overrides).sections.expect
+        lambda: read_recipe(recipe, loaded.catalogue, overrides).sections.expect or _as_kept(recipe)
     )
     if not expected:
         raise RecipeError(
@@ -194,7 +194,7 @@ def reproduce(
             "{accuracy: {value: …, tolerance: …}}"
         )
     with interruptible() as watched:
-        result, directory = _run(recipe, loaded, overrides, out, device, watched)
+        result, directory = run_recipe(recipe, loaded, overrides, out, device, watched)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -207,6 +207,20 @@ def reproduce(
         typer.echo(f"{verdict}: {key} {found}, {expectation}")
     if missed and join().first:  # the others end well, and leave the first one the time to say it
         raise typer.Exit(1)
+
+
+def _as_kept(recipe: Path) -> dict[str, Expected]:
+    """The score of the finished run that a recipe lies in, within its interval."""
+    from fsl_core.config.sections import Expected
+    from fsl_core.runs.files import RECIPE, RESULT, is_file, read_result
+
+    if recipe.name != RECIPE or not is_file(recipe.with_name(RESULT)):
+        return {}
+    result = read_result(recipe.parent)
+    metric = result["metric"]
+    return {
+        metric: Expected(value=round(result[metric], 4), tolerance=round(result["interval"], 4))
+    }
 
 
 def report(
@@ -250,106 +264,7 @@ def report(
     typer.echo(f"report: {path}")
 
 
-def compare(
-    first: RunDirectory,
-    second: RunDirectory,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="write a page with a scatter of episodes"),
-    ] = None,
-    on: Annotated[
-        str | None,
-        typer.Option(metavar="LABEL", help="compare on this source of `evaluate.on` alone"),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare the second run with the first on the same frozen episodes.
-
-    Shows the paired difference with its interval, wins and losses; then that on each source of
-    `evaluate.on` that both were judged on.
-    """
-    from fsl_core.reporting.comparison import (
-        compare_further,
-        compare_runs,
-        further_left_out,
-        judging_told,
-        method_told,
-        write_comparison,
-    )
-    from fsl_core.reporting.scores import read_scores
-
-    outputs = [page("--html", html)] if html is not None else []
-    check_outputs(outputs, [first, second])
-    runs = read_scores(first).on(on), read_scores(second).on(on)
-    paired = compare_runs(*runs)
-    for output in outputs:
-        output.make_folder()
-        write_comparison(output.path, *runs)
-    if as_json:
-        _print_comparison_as_json(runs, paired, html)
-        return
-    metric = runs[0].metric
-    for run in runs:
-        score = f"{metric} {run.result[metric]:.4f} ± {run.result['interval']:.4f}"
-        say(f"{run.directory}: {score}")
-    for line in (*method_told(*runs), *judging_told(*runs)):
-        say(line)
-    _say_paired("", paired)
-    for label, further in compare_further(*runs).items():
-        _say_paired(f"on {label}: ", further)
-    for line in further_left_out(*runs):
-        say(line)
-    typer.echo("this tells of these trained runs on new episodes, not of new trainings")
-    if html is not None:
-        typer.echo(f"page: {html}")
-
-
-def _say_paired(where: str, paired: PairedDifference) -> None:
-    say(
-        f"{where}second minus first: {paired.difference:+.4f} ± {paired.interval:.4f} "
-        f"(95 % interval, paired t over {paired.episodes} episodes, p = {paired.p:.3g})"
-    )
-    say(
-        f"{where}the second is better on {paired.wins} episodes, equal on {paired.ties}, "
-        f"worse on {paired.losses}"
-    )
-
-
-def _print_comparison_as_json(
-    runs: tuple[RunScores, RunScores], paired: PairedDifference, page: Path | None
-) -> None:
-    from dataclasses import asdict
-
-    from fsl_core.reporting.comparison import (
-        compare_further,
-        further_left_out,
-        judging_told,
-        method_told,
-    )
-    from fsl_core.runs.files import to_json
-
-    first, second = runs
-    metric = first.metric
-    found = {
-        "metric": metric,
-        "first": first.result[metric],
-        "second": second.result[metric],
-        **asdict(paired),
-        "episode_set": first.result["episode_set"],
-        "hypergradient": {"first": first.hypergradient, "second": second.hypergradient},
-        "judging": {"first": asdict(first.judging), "second": asdict(second.judging)},
-        "notes": [
-            *method_told(first, second),
-            *judging_told(first, second),
-            *further_left_out(first, second),
-        ],
-        "on": {k: asdict(further) for k, further in compare_further(first, second).items()},
-        "page": str(page) if page else None,
-    }
-    typer.echo(to_json(found, "compare", indent=2))
-
-
-def _run(
+def run_recipe(
     recipe_file: Path,
     loaded: Loaded,
     overrides: list[str],
@@ -357,13 +272,14 @@ def _run(
     device: str,
     watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
+    """Train and judge a recipe; its result, and where it is."""
     from fsl_core.config.recipe import read_recipe
     from fsl_core.engine.ranks import join
     from fsl_core.runs.opening import new_run
 
     ranks, files = join(), map(Path, loaded.files)
     recipe = ranks.in_turn(lambda: read_recipe(recipe_file, loaded.catalogue, overrides))
-    directory = out or Path(ranks.told(lambda: str(_free_directory(name_of(recipe_file)))))
+    directory = out or Path(ranks.told(lambda: str(_free_directory(_run_name(recipe_file)))))
     wanted = choose_device(device, ranks)
     with new_run(directory, recipe, loaded, wanted, files, ranks) as started:
         return _complete(started, watched), directory
@@ -392,6 +308,15 @@ def _note_data(run: Run, split: Split) -> None:
     if changes := data_changes(run.folder, run.experiment.source, split):
         comparison = "These episodes are not those of before"
         typer.echo(f"note: data changed since training began: {changes}. {comparison}", err=True)
+
+
+def _run_name(recipe_file: Path) -> str:
+    """Of the run that the recipe lies in, or else of the recipe."""
+    from fsl_core.runs.files import RECIPE
+
+    return (
+        recipe_file.absolute().parent.name if recipe_file.name == RECIPE else name_of(recipe_file)
+    )
 
 
 def _free_directory(name: str) -> Path:

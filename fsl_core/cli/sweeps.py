@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.cli import sweep_status
+from fsl_core.cli import sweep_status, sweep_tables
 from fsl_core.cli.arguments import (
     Device,
     Json,
@@ -32,6 +32,7 @@ from fsl_core.text import name_of, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fsl_core.cli.outputs import Output
     from fsl_core.hooks.loader import Loaded
     from fsl_core.reporting.sweep import RowResult, SweepResult
     from fsl_core.sweeping.jobs import Job, Prepared
@@ -126,6 +127,8 @@ def sweep(
     no_local_plugin: NoLocalPlugin = False,
     as_json: Json = False,
     raw_csv: RawCsv = False,
+    latex: sweep_tables.LatexFile = None,
+    csv: sweep_tables.CsvFile = None,
 ) -> None:
     """Run every combination of a recipe's `matrix:` and compare them.
 
@@ -134,7 +137,8 @@ def sweep(
     from fsl_core.hooks.trust import granting
     from fsl_core.sweeping.start import Settings
 
-    _refuse_mixed(recipe, worker, status, bool(overrides or launcher or out or prepare))
+    of_recipe = (overrides, launcher, out, prepare, latex, csv)
+    _refuse_mixed(recipe, worker, status, any(of_recipe))
     settings = Settings(device, no_plugin, take_over)
     if status:
         sweep_status.show(status, take_over, as_json)
@@ -142,13 +146,14 @@ def sweep(
         _work(worker, jobs or 1, settings)
     elif recipe:
         file = find_recipe_file(recipe)
+        files = sweep_tables.paper_files(latex, csv, [file])
         loaded = load_plugins(no_plugin, plugins_dir, file, no_local_plugin)
         context.with_resource(granting(loaded.files))
         plan = _plan(file, loaded, overrides, launcher, jobs)
         directory = out or Path("runs") / f"{name_of(file)}-sweep"
         queue = _run_all(plan, directory, loaded, settings, prepare)
         if not prepare:
-            _collect(plan, queue, directory, (file, overrides), as_json, raw_csv)
+            _collect(plan, queue, directory, (file, overrides), files, as_json, raw_csv)
 
 
 def _refuse_mixed(
@@ -159,8 +164,8 @@ def _refuse_mixed(
         raise typer.BadParameter("one of RECIPE, --worker FOLDER and --status FOLDER")
     if of_recipe and recipe is None:
         raise typer.BadParameter(
-            "--set, --launcher, --out and --prepare are for a RECIPE. The runs of a folder are "
-            "prepared"
+            "--set, --launcher, --out, --prepare, --latex and --csv are for a RECIPE. The runs of "
+            "a folder are prepared"
         )
 
 
@@ -238,6 +243,7 @@ def _collect(
     queue: Sequence[Job],
     directory: Path,
     asked: tuple[Path, Sequence[str]],
+    files: Sequence[Output],
     as_json: bool,
     raw_csv: bool,
 ) -> None:
@@ -250,6 +256,7 @@ def _collect(
     with only_writer(directory):
         write_tables(result, directory, raw_csv)
         page = write_sweep_report(directory / "report.html", result, queue, *asked)
+    sweep_tables.write_paper(result, files, raw_csv)
     if as_json:
         _print_json(result, directory)
     else:
@@ -270,6 +277,7 @@ def _print_result(result: SweepResult, directory: Path, page: Path) -> None:
     for line in result.told_once():
         typer.echo(printable(line))
     _print_table(result)
+    sweep_tables.print_differences(result)
     typer.echo(printable(result.ranks_told()))
     tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
     typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))

@@ -20,6 +20,7 @@ Kind = Literal[
     "optimizer",
     "schedule",
     "launcher",
+    "benchmark",
 ]
 
 INJECTED: dict[Kind, frozenset[str]] = {
@@ -31,6 +32,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),
     "launcher": frozenset({"no_plugin"}),
+    "benchmark": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -47,3 +49,13 @@ def _device(name: str | torch.device) -> torch.device:
             f"--device {name}: not available here. auto, cpu, or cuda where a GPU is present"
         ) from error
     return device
+
+
+def processor() -> str:
+    """The model of the processor, if the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.machine()} {platform.processor()}"

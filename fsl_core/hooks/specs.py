@@ -135,6 +135,16 @@ def fsl_register_launchers(register: Register) -> None:
 
 
 @hookspec(since=1)
+def fsl_register_benchmarks(register: Register) -> None:
+    """Called once while plugins load. Offer benchmark tasks by calling register(factory, "name").
+
+    :param register: takes a callable without arguments that gives the path of a task's file.
+    The file is read when the task is asked for. Duplicates as above. Since hook API 1.
+    Example: fsl_core/builtin/benchmarks.py.
+    """
+
+
+@hookspec(since=1)
 def fsl_run_started(run: RunView) -> None:
     """Called when training starts or resumes, before the first outer step.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,20 @@ def curve(
             at, means, halves, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation"
         )
         drawn.legend(frameon=False, labelcolor=GREY)
+    return svg(figure)
+
+
+@_as_named
+def curves(series: Mapping[str, tuple[Sequence[int], Sequence[float]]], key: str) -> str:
+    """Lines of (steps, values) by name, one over the other."""
+    figure, drawn = axes("outer step", key, size=(7.2, 3.6))
+    for i, (name, (steps, values)) in enumerate(series.items()):
+        style = ("-", "--", ":", "-.")[i // 10 % 4]  # matplotlib has ten colours
+        drawn.plot(steps, values, style, marker="." if len(steps) < 30 else "", label=label(name))
+    beside = (1.0, 0.5)
+    drawn.legend(
+        loc="center left", bbox_to_anchor=beside, frameon=False, labelcolor=GREY, fontsize=8
+    )
     return svg(figure)
 
 

@@ -1,11 +1,12 @@
 """Statistics of runs judged on the same frozen episodes.
 
-Paired differences, Holm's correction, mean ranks.
+Paired differences over episodes, and over trainings too; Holm's correction, mean ranks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,82 @@ def paired_difference(
     better = differences if higher_is_better else -differences
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
     return PairedDifference(mean, interval, p, wins, n - wins - losses, losses, n)
+
+
+DRAWS = 4000
+"""Of the bootstrap: a p-value is then no finer than 0.0005."""
+
+
+@dataclass(frozen=True)
+class TwoLevel:
+    """A mean over trainings and test episodes together.
+
+    interval: half the width of its 95 % interval, in the metric's unit.
+    p: two-sided, of a mean of zero.
+    seeds: how many trainings there were.
+    """
+
+    mean: float
+    interval: float
+    p: float
+    seeds: int
+
+
+def two_level(scores: np.ndarray, draws: int = DRAWS) -> TwoLevel:
+    """Bootstrap of scores (seeds, episodes) that draws both, so that both vary.
+
+    Every training has the same frozen episodes, so seeds and episodes are drawn independently: of n
+    there are, n - 1 with replacement, which makes the variance of a mean unbiased. The interval
+    lies between the 2.5th and the 97.5th percentile. With two or three seeds it is a rough figure.
+    Random numbers have a seed of their own: the same scores give the same interval.
+
+    ValueError for fewer than two seeds or episodes.
+    """
+    seeds, episodes = scores.shape
+    if min(seeds, episodes) < 2:
+        raise ValueError(f"{seeds} seeds and {episodes} episodes. At least two of each")
+    random = np.random.Generator(np.random.Philox(0))
+    of_seeds, of_episodes = (
+        random.multinomial(n - 1, np.full(n, 1 / n), size=draws) / (n - 1) for n in scores.shape
+    )
+    means = ((of_seeds @ scores) * of_episodes).sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    p = min(1.0, 2 * (1 + float(beyond)) / (1 + draws))
+    return TwoLevel(float(scores.mean()), float(high - low) / 2, p, seeds)
+
+
+def over_seeds(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+) -> TwoLevel | None:
+    """Second minus first over the seeds that both have; None if these are fewer than two.
+
+    first, second: scores (n_episodes,) of each training by its seed, on the same episodes.
+    """
+    shared = [seed for seed in first if seed in second]
+    if len(shared) < 2:
+        return None
+    return two_level(np.stack([np.subtract(second[seed], first[seed]) for seed in shared]))
+
+
+def tied_with_best(
+    methods: Sequence[Mapping[str, np.ndarray]], higher_is_better: bool = True
+) -> list[bool]:
+    """Which of the methods are best, or not worse than the best beyond the paired 95 % interval.
+
+    methods: of each its scores (n_episodes,) by seed, on the same episodes. The interval is over
+    seeds and episodes if a pair shares two seeds, else over episodes.
+    """
+    means = [np.mean(list(scores.values()), axis=0) for scores in methods]
+    order = [float(mean.mean()) if higher_is_better else -float(mean.mean()) for mean in means]
+    best = max(range(len(order)), key=order.__getitem__)
+    found = []
+    for scores, mean in zip(methods, means, strict=True):
+        both = over_seeds(methods[best], scores)
+        paired = both or paired_difference(means[best], mean)
+        gap = abs(both.mean if both else float((mean - means[best]).mean()))
+        found.append(gap <= paired.interval)
+    return found
 
 
 def holm(p: list[float]) -> list[float]:

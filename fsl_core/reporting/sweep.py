@@ -26,10 +26,14 @@ from fsl_core.reporting.statistics import (
     MIN_BLOCKS,
     MeanRanks,
     PairedDifference,
+    TwoLevel,
     holm,
     mean_ranks,
+    over_seeds,
     paired_difference,
     ranks,
+    tied_with_best,
+    two_level,
 )
 from fsl_core.runs.files import UNROLLED, write_atomically
 from fsl_core.sweeping.jobs import Job
@@ -42,8 +46,10 @@ ESTIMATE = "outer.hypergradient"
 MEASURED = (
     "interval",
     "seed_sd",
+    "interval_seeds",
     "seeds",
     "rank",
+    "best",
     "hypergradient",
     *JUDGING,
     *TIMES,
@@ -51,7 +57,11 @@ MEASURED = (
 )
 FAILURES = ("failed", "error")
 OUTCOMES = ("wins", "ties", "losses")
-DIFFERENCE = ("minus", "difference", "interval", "p", "p_holm", *OUTCOMES, "episodes", "seeds")
+OVER_SEEDS = ("interval_seeds", "p_seeds_holm")
+DIFFERENCE = (
+    *("minus", "difference", "interval", "p", "p_holm", *OUTCOMES, "episodes", "seeds"),
+    *OVER_SEEDS,
+)
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,24 @@ class RowResult:
 
     failed: (run, reason) of those that are not.
     rank: of the mean score within its setting, 1 for the best; None if no run has finished.
+    best: whether it is the best of its setting, or not worse beyond the paired interval.
     """
 
     row: Row
     runs: Mapping[str, RunScores]
     failed: tuple[tuple[str, str], ...]
     rank: float | None = None
+    best: bool = False
+
+    @property
+    def by_seed(self) -> dict[str, np.ndarray]:
+        """(n_episodes,) scores of each run."""
+        return {seed: run.scores for seed, run in self.runs.items()}
+
+    @property
+    def over_seeds(self) -> TwoLevel | None:
+        """Its mean with an interval over seeds and episodes; None with fewer than two seeds."""
+        return two_level(np.stack(list(self.by_seed.values()))) if len(self.runs) > 1 else None
 
     def scores(self, seeds: Sequence[str] | None = None, label: str | None = None) -> np.ndarray:
         """(n_episodes,), each episode's mean over seeds; label: a source of `evaluate.on`."""
@@ -90,7 +112,10 @@ class RowResult:
 class Difference:
     """A row compared with its baseline.
 
+    paired: over episodes, each averaged over the seeds.
     p_holm: adjusted for all differences of the sweep.
+    both: over seeds and episodes together; None with fewer than two seeds.
+    p_seeds_holm: the p-value of `both`, adjusted likewise.
     """
 
     row: Row
@@ -98,6 +123,8 @@ class Difference:
     seeds: tuple[str, ...]
     paired: PairedDifference
     p_holm: float
+    both: TwoLevel | None = None
+    p_seeds_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -246,8 +273,10 @@ def _ranked(results: Sequence[RowResult], higher_is_better: bool) -> list[RowRes
     for members in settings.values():
         # Means of equal scores may differ in their last bits, and equal rows share a rank.
         scores = np.array([round(results[i].score, 12) for i in members])
-        for i, rank in zip(members, ranks(scores, higher_is_better), strict=True):
-            ranked[i] = replace(results[i], rank=float(rank))
+        tied = tied_with_best([results[i].by_seed for i in members], higher_is_better)
+        order = ranks(scores, higher_is_better)
+        for i, rank, best in zip(members, order, tied, strict=True):
+            ranked[i] = replace(results[i], rank=float(rank), best=best)
     return ranked
 
 
@@ -289,9 +318,14 @@ def _differences(results: Sequence[RowResult], higher_is_better: bool) -> list[D
         if result is not other and seeds:
             scores = other.scores(seeds), result.scores(seeds)
             paired = paired_difference(*scores, higher_is_better)
-            found.append(Difference(result.row, other.row, seeds, paired, paired.p))
-    adjusted = holm([difference.paired.p for difference in found])
-    return [replace(one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]
+            both = over_seeds(other.by_seed, result.by_seed)
+            found.append(Difference(result.row, other.row, seeds, paired, paired.p, both))
+    adjusted = iter(holm([difference.paired.p for difference in found]))
+    of_seeds = iter(holm([difference.both.p for difference in found if difference.both]))
+    return [
+        replace(one, p_holm=next(adjusted), p_seeds_holm=next(of_seeds) if one.both else None)
+        for one in found
+    ]
 
 
 def column(axis: str) -> str:
@@ -337,12 +371,15 @@ def _measured(item: RowResult, metric: str) -> dict[str, Any]:
         return dict.fromkeys([metric, *MEASURED], "")
     mean, interval = mean_and_interval(item.scores().tolist())
     each = [float(run.scores.mean()) for run in item.runs.values()]
+    both = item.over_seeds
     return {
         metric: round(mean, 6),
         "interval": round(interval, 6),
         "seed_sd": round(float(np.std(each, ddof=1)), 6) if len(each) > 1 else "",
+        "interval_seeds": round(both.interval, 6) if both else "",
         "seeds": " ".join(item.runs),
         "rank": item.rank,
+        "best": item.best,
         "hypergradient": item.hypergradient,
         **{key: _plain(getattr(item.judging, key)) for key in JUDGING},
         **{key: round(fmean(run.result[key] for run in item.runs.values()), 6) for key in TIMES},
@@ -369,9 +406,17 @@ def difference_table(result: SweepResult) -> list[dict[str, Any]]:
             "losses": difference.paired.losses,
             "episodes": difference.paired.episodes,
             "seeds": " ".join(difference.seeds),
+            **_told_over_seeds(difference),
         }
         for difference in result.differences
     ]
+
+
+def _told_over_seeds(difference: Difference) -> dict[str, Any]:
+    if difference.both is None:
+        return dict.fromkeys(OVER_SEEDS, "")
+    found = (round(difference.both.interval, 6), float(f"{difference.p_seeds_holm:.6g}"))
+    return dict(zip(OVER_SEEDS, found, strict=True))
 
 
 def write_tables(result: SweepResult, directory: Path, raw: bool = False) -> None:

@@ -19,6 +19,7 @@ from fsl_core.reporting.sweep import (
     further_columns,
     table,
 )
+from fsl_core.reporting.sweep_paper import learning_curves
 from fsl_core.sweeping.jobs import Job
 from fsl_core.text import name_of
 
@@ -49,6 +50,7 @@ def write_sweep_report(
         telling=result.telling_columns(),
         further=further_columns(result),
         sections=[_section(result, setting, links) for setting in settings],
+        many_seeds=any(len(item.runs) > 1 for item in result.rows),
         ranking=_ranking(result),
         failed=[
             (job.cell.title, job.error or job.state) for job in jobs if job.state != "finished"
@@ -68,8 +70,13 @@ def _section(result: SweepResult, setting: int, links: dict[str, str]) -> dict[s
         "rows": [_shown(rows[i], result.rows[i], links) for i in own],
         "differences": [told for told, of in pairs if of.row.setting == setting],
         "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
-        "maps": _heat_maps(result, setting),
+        "maps": [*_heat_maps(result, setting), *_curves(result, setting)],
     }
+
+
+def _curves(result: SweepResult, setting: int) -> list[tuple[str, str]]:
+    found = learning_curves(result, setting)
+    return [found] if found else []
 
 
 def _shown(row: dict[str, Any], item: RowResult, links: dict[str, str]) -> dict[str, Any]:

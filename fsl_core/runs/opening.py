@@ -21,6 +21,7 @@ from fsl_core.config.matrix import recipe_digest
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
 from fsl_core.engine.choice import Choice
+from fsl_core.engine.devices import processor
 from fsl_core.engine.execution import Mode
 from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.errors import RunError
@@ -319,6 +320,7 @@ def describe_environment(plugins: Iterable[Plugin]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "plugins": {

@@ -23,6 +23,7 @@ from fsl_core.config.options import Component
 from fsl_core.data.cache import content_key
 from fsl_core.data.seeding import seed_torch
 from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
+from fsl_core.engine.devices import processor
 from fsl_core.engine.execution import Execution, Mode
 from fsl_core.engine.kept import ChoiceFile
 from fsl_core.engine.traces import NotCopiableError, random_state_kept
@@ -257,19 +258,9 @@ def _code_of(component: Component) -> list[str]:
 def _machine(device: torch.device) -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-
-
-def _processor() -> str:
-    """The model, if the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else f"{platform.machine()} {platform.processor()}"

@@ -16,6 +16,7 @@ from scipy import stats
 
 from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import Loaded
+from fsl_core.reporting.statistics import two_level
 from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import judge, train
 from tests.parts.command_line import Call
@@ -178,3 +179,39 @@ def test_runs_that_cannot_be_compared(
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.fixture
+def many(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
+    """Two methods with two seeds each."""
+    for name, seed, steps in (("a0", 0, 3), ("a1", 1, 3), ("b0", 0, 2), ("b1", 1, 2)):
+        changes = [f"seed={seed}", f"outer.steps={steps}", "episodes.spread=1.5"]
+        recipe = read_recipe(toy_recipe, toy_plugins.catalogue, changes)
+        with new_run(tmp_path / name, recipe, toy_plugins, torch.device("cpu"), []) as run:
+            train(run)
+            judge(run)
+    return tmp_path
+
+
+def test_many_runs_are_methods_over_seeds(compare, many: Path):
+    names = ("a0", "a1", "b1", "b0")
+    found = json.loads(compare(*names, "--json", "--html", "page.html").out)
+    first, second = found["methods"]
+    assert (first["name"], first["seeds"]) == ("a0", ["0", "1"])
+    assert second["seeds"] == ["1", "0"]
+    of_a, of_b = (np.stack([scores(many / f"{name}{s}") for s in (0, 1)]) for name in "ab")
+    against = second["minus_first"]
+    reference = stats.ttest_rel(of_b.mean(axis=0), of_a.mean(axis=0))
+    assert against["paired"]["difference"] == pytest.approx((of_b - of_a).mean())
+    assert against["paired"]["p"] == pytest.approx(float(np.nan_to_num(reference.pvalue, nan=1.0)))
+    assert against["both"]["interval"] == pytest.approx(two_level(of_b - of_a).interval)
+    assert "2 methods minus a0" in (many / "page.html").read_text()
+    told = compare(*names).out
+    assert "minus a0" in told
+    assert f"{against['paired']['difference']:+.4f} ± " in told
+
+
+def test_runs_that_are_no_comparison(compare, many: Path):
+    assert compare("a0", "a0", "b0").code == 2
+    assert "seed 0 of the same recipe as a0. Each run once" in compare("a0", "a0", "b0").err
+    assert "one run. Two or more" in compare("a0").err

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from fsl_core.reporting.statistics import holm, mean_ranks, paired_difference, ranks
+from fsl_core.reporting.statistics import (
+    TwoLevel,
+    holm,
+    mean_ranks,
+    over_seeds,
+    paired_difference,
+    ranks,
+    tied_with_best,
+    two_level,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -133,3 +142,47 @@ def test_groups_are_the_largest_sets_within_the_critical_difference():
 def test_where_ranks_are_not_valid(scores: np.ndarray, reason: str):
     with pytest.raises(ValueError, match=reason):
         mean_ranks(scores)
+
+
+def test_two_level_is_the_variance_of_crossed_effects():
+    seeds, episodes = 40, 300
+    scores = (
+        0.6
+        + 0.03 * RANDOM.standard_normal((seeds, 1))
+        + 0.1 * RANDOM.standard_normal((1, episodes))
+        + 0.05 * RANDOM.standard_normal((seeds, episodes))
+    )
+    of_seeds, of_episodes = scores.mean(axis=1), scores.mean(axis=0)
+    variance = of_seeds.var(ddof=1) / seeds + of_episodes.var(ddof=1) / episodes
+    found = two_level(scores)
+    assert found.mean == scores.mean()
+    assert found.interval == pytest.approx(1.96 * variance**0.5, rel=0.06)
+    assert found.interval > 1.96 * stats.sem(of_episodes)
+    assert two_level(scores) == found  # whatever was drawn in between
+
+
+def test_two_level_p_values():
+    noise = 0.1 * RANDOM.standard_normal((5, 200))
+    assert two_level(noise - noise.mean() + 0.1).p == pytest.approx(2 / 4001)
+    assert two_level(noise - noise.mean()).p > 0.5
+    assert two_level(np.zeros((3, 10))) == TwoLevel(0.0, 0.0, 1.0, 3)
+    with pytest.raises(ValueError, match="1 seeds and 10 episodes"):
+        two_level(np.zeros((1, 10)))
+
+
+def test_only_seeds_of_both_are_compared():
+    first = {str(seed): RANDOM.random(50) for seed in range(3)}
+    second = {seed: scores + 0.1 for seed, scores in first.items() if seed != "0"}
+    found = over_seeds(first, second)
+    assert (found.seeds, found.mean) == (2, pytest.approx(0.1))
+    assert over_seeds(first, {"0": second["1"]}) is None
+
+
+def test_ties_with_the_best():
+    base = RANDOM.random(400)
+    near = base - 0.001 + 0.1 * RANDOM.standard_normal(400)
+    methods = [{"0": base}, {"0": near}, {"0": base - 0.2}]
+    assert tied_with_best(methods) == [True, True, False]
+    assert tied_with_best(methods, higher_is_better=False) == [False, False, True]
+    apart = [{s: base + d for s, d in (("0", 0.3), ("1", -0.3))}, {"0": base, "1": base - 0.01}]
+    assert tied_with_best(apart) == [True, True]  # one training is far ahead, the other behind

@@ -18,15 +18,18 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.errors import RunError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.scores import RunScores
+from fsl_core.reporting.statistics import holm, two_level
 from fsl_core.reporting.sweep import (
     Row,
     RowResult,
     SweepResult,
+    _ranked,
     collect,
     column,
     table,
     write_tables,
 )
+from fsl_core.reporting.sweep_paper import paper_table
 from fsl_core.reporting.sweep_report import write_sweep_report
 from fsl_core.runs.opening import new_run
 from fsl_core.sweeping.jobs import make_jobs
@@ -126,6 +129,40 @@ def test_the_tables_are_those_of_the_runs(recipe: Path, toy_plugins: Loaded, tmp
         result.ranking()  # 40 test episodes are not 40 blocks
 
 
+def test_seeds_and_episodes_are_tested_together(recipe: Path, toy_plugins: Loaded, tmp_path: Path):
+    result, jobs = swept(recipe, toy_plugins)
+    write_tables(result, tmp_path)
+    each = scores(jobs)
+    for row, of_row in zip(read(tmp_path / "sweep.csv"), each, strict=True):
+        assert float(row["interval_seeds"]) == pytest.approx(two_level(of_row).interval, abs=1e-6)
+    found = [two_level(of_row - each[5]) for of_row in each[:5]]
+    differences = read(tmp_path / "differences.csv")
+    assert [float(row["interval_seeds"]) for row in differences] == pytest.approx(
+        [both.interval for both in found], abs=1e-6
+    )
+    assert [float(row["p_seeds_holm"]) for row in differences] == pytest.approx(
+        holm([both.p for both in found]), rel=1e-5
+    )
+
+
+def test_a_table_for_a_paper():
+    """Bold: the best of each setting and what ties with it; intervals over seeds and episodes."""
+    random = np.random.default_rng(1)
+    scores = random.random((2, 1, 1, 60)) + 0.02 * random.standard_normal((2, 3, 2, 60))
+    scores[0] += np.array([0, 0, 0.5])[:, None, None]  # the last one is ahead on the first alone
+    result = made_up(scores)
+    ranked = _ranked(result.rows, True)
+    table = paper_table(replace(result, rows=tuple(ranked)))
+    assert table.headings == ["adapter", "data 0", "data 1"]
+    assert [row[0] for row in table.rows] == ["a", "b", "c"]
+    assert {cell for cell in table.bold if cell[1] == 1} == {(2, 1)}
+    assert {cell for cell in table.bold if cell[1] == 2} >= {(0, 2), (1, 2), (2, 2)}
+    both = two_level(scores[0, 2])
+    assert table.rows[2][1] == f"{both.mean:.3f} ± {both.interval:.3f}"
+    assert rf"\textbf{{{both.mean:.3f} $\pm$ {both.interval:.3f}}}" in table.latex()
+    assert table.csv().splitlines()[0] == "adapter,data 0,data 1,best"
+
+
 def test_a_failed_run_is_in_the_table_and_leaves_the_rest(
     recipe: Path, toy_plugins: Loaded, tmp_path: Path
 ):
@@ -174,7 +211,8 @@ def test_the_page_holds_its_tables_and_pictures(recipe: Path, toy_plugins: Loade
         tmp_path / "page.html", result, jobs, recipe, ["outer.steps=3"]
     ).read_text()
     assert "# -s outer.steps=3\n" in page.replace("</pre>", "\n")
-    assert page.count("<svg") == 1  # a heat map; the mean ranks are left out
+    assert page.count("<svg") == 2  # a heat map and the curves; the mean ranks are left out
+    assert "accuracy of training episodes over training, mean over seeds" in page
     left_out = (
         "Mean ranks left out: 2 blocks (2 seeds on 1 data set), and Friedman&#39;s test needs 11"
     )
@@ -360,7 +398,7 @@ def test_the_page_in_a_browser(
         width,
         dark,
     )
-    assert (seen.svgs, seen.figures, seen.unseen) == (1, 1, 0)
+    assert (seen.svgs, seen.figures, seen.unseen) == (2, 2, 0)
     assert seen.rows == (1 + ROWS) + (1 + ROWS - 1)
     assert not seen.fetched
     assert seen.overflow <= 0

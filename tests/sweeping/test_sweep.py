@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,8 +56,15 @@ def in_use(directory: Path) -> bool:
 def test_a_run_is_the_same_to_the_bit_in_a_process_of_its_own(fsl, recipe: Path, tmp_path: Path):
     """Two runs are forked one after the other; the second is done again by `fsl resume`."""
     matrix = "matrix={adapter: [nearest-centroid, {name: explodes, at_progress: 2}], seed: [0]}"
-    swept = fsl("sweep", recipe, "-s", "outer.steps=6", "-s", matrix, "--out", "out")
+    paper = ("--latex", "tables/paper.tex", "--csv", "paper.csv")
+    swept = fsl("sweep", recipe, "-s", "outer.steps=6", "-s", matrix, "--out", "out", *paper)
     assert swept.returncode == 0, swept.stderr
+    assert re.search(
+        r"explodes +nearest-centroid +[+-]0\.\d+ ± 0\.\d+ +\S+ +\d+, \d+, \d+", swept.stdout
+    )
+    tex = (tmp_path / "tables" / "paper.tex").read_text()
+    assert tex.startswith("\\begin{tabular}{ll}\n\\toprule\nadapter & accuracy")
+    assert (tmp_path / "paper.csv").read_text().startswith("adapter,accuracy,best\n")
     forked = next((tmp_path / "out" / "runs").glob("explodes-*"))
     alone = tmp_path / "alone"
     alone.mkdir()
