@@ -31,6 +31,7 @@ LAYERS = [
     "training",
     "predicting",
     "sweeping",
+    "diagnosing",
     "reporting",
     "api",
     "cli",

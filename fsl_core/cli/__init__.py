@@ -19,6 +19,7 @@ import typer
 from fsl_core import __version__
 from fsl_core.cli import (
     catalogue,
+    diagnosing,
     embedding,
     predicting,
     recipes,
@@ -62,6 +63,7 @@ tuning.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 embedding.add_commands(app)
+diagnosing.add_commands(app)
 scaffolding.add_commands(app)
 
 

@@ -66,14 +66,16 @@ def distances(before: Tensor, after: Tensor) -> dict[str, Distance]:
             return dict.fromkeys(MEASURES, Distance(None, reason))
     if before.shape == after.shape and torch.equal(before, after):
         return dict.fromkeys(MEASURES, Distance(0.0))
-    grams = x @ x.T, y @ y.T
     of_x, of_y = _directions(x, tolerance), _directions(y, tolerance)
+    inner = (of_x.s[:, None] * of_x.u.T) @ (of_y.u * of_y.s)
+    lengths = of_x.s.square().norm() * of_y.s.square().norm()
+    scale = of_x.s.norm() * of_y.s.norm()
     return {
-        "cka": Distance(1 - _cka(*grams)),
-        "cka-debiased": _debiased(*grams),
+        "cka": Distance(float(1 - inner.square().sum() / lengths)),
+        "cka-debiased": _debiased(x, y, of_x.s, of_y.s, inner),
         "svcca": _svcca(of_x.first(_kept(of_x.s)), of_y.first(_kept(of_y.s))),
         "pwcca": _pwcca(of_x, of_y),
-        "procrustes": Distance(_procrustes(of_x, of_y)),
+        "procrustes": Distance(float(1 - torch.linalg.svdvals(inner).sum() / scale)),
     }
 
 
@@ -97,26 +99,27 @@ def _kept(s: Tensor) -> int:
     return int((s.cumsum(0) < HELD * s.sum()).sum()) + 1
 
 
-def _cka(kx: Tensor, ky: Tensor) -> float:
-    return float((kx * ky).sum() / (kx.norm() * ky.norm()))
-
-
-def _debiased(kx: Tensor, ky: Tensor) -> Distance:
-    n = len(kx)
+def _debiased(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, inner: Tensor) -> Distance:
+    """of_x, of_y: singular values. inner: (r, q), of the singular values of x' y."""
+    n = len(x)
     if n < 4:
         return Distance(None, f"{n} items, and its estimates need 4")
-    own = _hsic(kx, kx), _hsic(ky, ky)
+    dx, dy = x.square().sum(1), y.square().sum(1)
+    own = _hsic(of_x.square(), dx, dx), _hsic(of_y.square(), dy, dy)
     if min(own) <= 0:
         return Distance(None, f"the estimate of a layer's own HSIC is {min(own):.3g}, not above 0")
-    return Distance(1 - _hsic(kx, ky) / (own[0] ** 0.5 * own[1] ** 0.5))
+    return Distance(1 - _hsic(inner, dx, dy) / (own[0] ** 0.5 * own[1] ** 0.5))
 
 
-def _hsic(k: Tensor, m: Tensor) -> float:
-    """The unbiased estimate, up to 1 / (n (n - 3))."""
-    n = len(k)
-    k, m = k - k.diag().diag(), m - m.diag().diag()
-    sums = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ m.sum(0))
-    return float((k * m).sum() + sums)
+def _hsic(inner: Tensor, dx: Tensor, dy: Tensor) -> float:
+    """The unbiased estimate, up to 1 / (n (n - 3)), from x' y and the diagonals of x x' and y y'.
+
+    The rows of both Gram matrices sum to zero, since x and y are centred: without their diagonals,
+    they sum to minus the diagonals.
+    """
+    n = len(dx)
+    sums = dx.sum() * dy.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (dx @ dy)
+    return float(inner.square().sum() - dx @ dy + sums)
 
 
 def _svcca(x: _Directions, y: _Directions) -> Distance:
@@ -145,8 +148,3 @@ def _if_valid(x: _Directions, y: _Directions, distance: Callable[[], float]) -> 
         return Distance(None, reason)
     few = n < FEW * max(kept)
     return Distance(distance(), note=f"{n} items for {max(kept)} directions" if few else "")
-
-
-def _procrustes(x: _Directions, y: _Directions) -> float:
-    inner = (x.s[:, None] * x.u.T) @ (y.u * y.s)
-    return float(1 - torch.linalg.svdvals(inner).sum() / (x.s.norm() * y.s.norm()))

@@ -77,7 +77,7 @@ def test_pwcca_by_an_eigenproblem(related):
 
 def test_svcca_by_scikit_learn_of_the_leading_directions():
     def truncated(x):
-        u, s, v = np.linalg.svd(x - x.mean(0), full_matrices=False)
+        u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
         kept = np.searchsorted(np.cumsum(s) / s.sum(), 0.99) + 1
         assert kept < len(s)
         return u[:, :kept] * s[:kept]
