@@ -52,10 +52,10 @@ class Maml(fsl.Adapter):
     Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted:
     head`), Raghu et al. 2020, arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021,
     arXiv:2008.08882. Steps that adapt different layers, and fewer of them in evaluation: after the
-    abstract of Khabarlak 2022, arXiv:2206.05930, whose text was not available. Learned rates: see `InnerRates`. MAML++,
-    Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are not adapted
-    (`adapt_norms: false`) or have a scale and shift for each step (`norms_per_step`, see
-    `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
+    abstract of Khabarlak 2022, arXiv:2206.05930, whose text was not available. Learned rates: see
+    `InnerRates`. MAML++, Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are
+    not adapted (`adapt_norms: false`) or have a scale and shift for each step (`norms_per_step`,
+    see `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
     annealing of the derivative's order; the test ensembles no checkpoints. MAML's own code adapts
     no norm either, and its support loss is n_way times the mean that is taken here: a rate there
     acts as n_way times that rate here; `inner_loss: sum-per-shot` takes theirs.

@@ -14,7 +14,8 @@ Adapted = str | list[str] | list[list[str]]
 def pattern_schedule(adapted: Adapted, steps: int, option: str = "adapted") -> list[list[str]]:
     """The patterns of each listed step; one entry if all steps are alike.
 
-    steps: how many are made at most. option: of the recipe, for messages. Raises ValueError if more are listed.
+    steps: how many are made at most. option: of the recipe, for messages. Raises ValueError if more
+    are listed.
     """
     schedule = _as_schedule(adapted)
     if len(schedule) > max(steps, 1):
