@@ -16,8 +16,8 @@ from fsl_core.assembly.experiment import Experiment
 from fsl_core.assembly.parts import build_part
 from fsl_core.config.recipe import read_recipe
 from fsl_core.config.sections import Catalogue
-from fsl_core.data.cache import cached_tensors, content_key
-from fsl_core.data.features import FeatureEpisodes, FrozenBackbone, embed_pool
+from fsl_core.data.cache import cached_tensors, content_key, forget
+from fsl_core.data.features import FeatureEpisodes, FrozenBackbone, embed_pool, part_keys
 from fsl_core.data.pool import LabelledPool
 from fsl_core.data.source import SPLITS, Split
 from fsl_core.data.vision import decode_image, decode_images, refuse_faults
@@ -81,7 +81,9 @@ def embed_files(backbone: FrozenBackbone, files: Sequence[Path]) -> Tensor:
         pool = LabelledPool(images, ("all",), (len(images),))
         return {"features": embed_pool(pool, backbone, "features of pictures", key)}
 
-    return cached_tensors(key, build)[0]["features"].float()
+    features = cached_tensors(key, build)[0]["features"].float()
+    forget(part_keys(key, len(files)))
+    return features
 
 
 @dataclass(frozen=True)

@@ -68,70 +68,81 @@ def logistic_regression(z: Tensor, targets: Tensor, c: float) -> tuple[Tensor, T
 
     z: (n, feature_dim).    targets: (n, n_way), one-hot.    c: as for `LinearProbe`.
 
-    The unknowns are in the smaller of two spaces: weights themselves, or combinations of the n
-    items, in which the optimum lies. The derivative is that of the implicit function: one Newton
-    step from the optimum, of which only the residual is differentiated. It is exact to first order.
+    The optimum is a combination of the n items, W = z^T M, and M is what is looked for. The
+    derivative is that of the implicit function: one Newton step from the optimum, of which only the
+    residual is differentiated. It is exact to first order. Memory: n_way * n^2 numbers.
     """
-    system = _System(z, targets, c)
-    constant = _System(z.detach(), targets, c)
-    theta = z.new_zeros(system.design.shape[1], targets.shape[1])
+    system = _System(z @ z.mT, targets, c)
+    constant = _System(system.gram.detach(), targets, c)
+    theta = z.new_zeros(len(z) + 1, targets.shape[1])
     with torch.no_grad():
         for _ in range(NEWTON_STEPS):
             theta = constant.nearer(theta)
     theta = theta - constant.solved(theta, system.residual(theta))
-    return system.weights(theta), theta[-1]
+    return z.mT @ theta[:-1], theta[-1]
 
 
 class _System:
     """theta = (coefficients M; biases b), and residual(theta) = 0 where the loss is least.
 
-    scores = design @ theta;    residual = R theta + c * test^T (softmax(scores) - targets)
+    scores = gram M + b;    residual = (M + c (softmax(scores) - targets);
+                                        mean(b) + c sum_i (softmax(scores) - targets)_i)
 
-    In the space of weights, design = test = (z, 1), W = M. In that of items, design = (z z^T, 1),
-    test = (I, 1) and W = z^T M. R is 1 for M, and for b the mean over classes, on which the
-    scores' softmax does not depend.
+    gram = z z^T. mean(b) is over classes: the softmax does not depend on it.
     """
 
-    def __init__(self, z: Tensor, targets: Tensor, c: float):
-        self.z, self.targets, self.c = z, targets, c
-        n, d = z.shape
-        self.dual = n < d
-        self.gram = z @ z.mT if self.dual else torch.eye(d, dtype=z.dtype, device=z.device)
-        items = torch.eye(n, dtype=z.dtype, device=z.device) if self.dual else z
-        one = z.new_ones(n, 1)
-        self.design = torch.cat([self.gram if self.dual else z, one], 1)
-        self.test = torch.cat([items, one], 1)
+    def __init__(self, gram: Tensor, targets: Tensor, c: float):
+        self.gram, self.targets, self.c = gram, targets, c
 
-    def weights(self, theta: Tensor) -> Tensor:
-        return self.z.mT @ theta[:-1] if self.dual else theta[:-1]
+    def scores(self, theta: Tensor) -> Tensor:
+        return self.gram @ theta[:-1] + theta[-1:]
 
     def residual(self, theta: Tensor) -> Tensor:
-        wrong = (self.design @ theta).softmax(1) - self.targets
+        wrong = self.c * (self.scores(theta).softmax(1) - self.targets)
         shared = theta[-1:].mean(1, keepdim=True).expand(1, theta.shape[1])
-        return torch.cat([theta[:-1], shared]) + self.c * self.test.mT @ wrong
+        return torch.cat([theta[:-1] + wrong, shared + wrong.sum(0, keepdim=True)])
 
     def loss(self, theta: Tensor) -> Tensor:
-        fit = -(self.targets * (self.design @ theta).log_softmax(1)).sum()
+        fit = -(self.targets * self.scores(theta).log_softmax(1)).sum()
         norm = (theta[:-1] * (self.gram @ theta[:-1])).sum()
         return self.c * fit + norm / 2 + theta[-1].mean().square() * theta.shape[1] / 2
 
     def solved(self, theta: Tensor, residual: Tensor) -> Tensor:
-        """J^-1 residual, where J is the derivative of `residual` at theta."""
-        m, k = theta.shape
-        p = (self.design @ theta).softmax(1)
-        slopes = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]  # (n, k, k)
-        jacobian = torch.einsum("na,nkl,nb->akbl", self.test, slopes, self.design) * self.c
-        jacobian = jacobian + self._ridge(m, k)
-        found = torch.linalg.solve(jacobian.reshape(m * k, m * k), residual.reshape(m * k, 1))
-        return found.reshape(m, k)
+        """J^-1 residual, where J is the derivative of `residual` at theta.
 
-    def _ridge(self, m: int, k: int) -> Tensor:
-        """R, of the same shape as the rest of the derivative."""
-        one = self.z.new_ones(m)
-        one[-1] = 0
-        of_weights = torch.einsum("ab,kl->akbl", one.diag(), self.z.new_ones(k).diag())
-        mean = self.z.new_full((k, k), 1 / k)
-        return of_weights + torch.einsum("ab,kl->akbl", (1 - one).diag(), mean)
+        The step (m; b) changes c * softmax by g = r - m, for which J (m; b) = (r; q) says, with
+        u_k = gram r_k + b_k and column k for class k:
+            g_k = E_k (u_k - s),    E_k = (gram + diag(c p_k)^-1)^-1,    sum_k g_k = 0,
+            sum_i g_ik + mean(b) = q_k.
+        The second gives s, and the third b. So there are matrices of n x n for each class, and none
+        of all classes and items together.
+
+        Source: Rasmussen and Williams 2006, algorithm 3.3; the biases are added here.
+        """
+        r, q = residual[:-1], residual[-1]
+        roots = self._roots(self.scores(theta).softmax(1))
+
+        def times(columns: Tensor) -> Tensor:
+            """E_k times column k of (n, n_way)."""
+            return (roots.mT @ (roots @ columns.mT[:, :, None]))[:, :, 0].mT
+
+        stacked = roots.flatten(0, 1)
+        sums = times(torch.ones_like(r))
+        u = self.gram @ r
+        known = torch.cat([times(u).sum(1, keepdim=True), sums], 1)
+        shares = torch.linalg.solve(stacked.mT @ stacked, known)
+        s, per_bias = shares[:, :1], shares[:, 1:]  # without biases, and for each of them
+        of_biases = sums.sum(0).diag() - sums.mT @ per_bias + 1 / len(q)
+        b = torch.linalg.solve(of_biases, q - (sums * (u - s)).sum(0))
+        return torch.cat([r - times(u + b - s - (per_bias @ b)[:, None]), b[None]])
+
+    def _roots(self, p: Tensor) -> Tensor:
+        """(n_way, n, n) X_k with E_k = X_k^T X_k, without a division by probabilities p."""
+        root = (self.c * p).sqrt().mT.contiguous()  # (n_way, n)
+        scaled = root[:, :, None] * self.gram * root[:, None, :]
+        one = torch.eye(len(p), dtype=p.dtype, device=p.device)
+        lower = torch.linalg.cholesky_ex(one + scaled).L  # of numbers that are not finite, no error
+        return torch.linalg.solve_triangular(lower, root.diag_embed(), upper=False)
 
     def nearer(self, theta: Tensor) -> Tensor:
         """After a Newton step, whole unless a shorter one lowers the loss clearly more.

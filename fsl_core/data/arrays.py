@@ -130,6 +130,15 @@ class ArraySource(PooledEpisodes):
         how = (*self._how_shared, self.standardise, self.items)
         return pool.known_by(content_key(self._data.digest, split, *how))
 
+    def known_set(
+        self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
+    ) -> str | None:
+        """Of the files and of how they are drawn from: to hash what is drawn takes longer than to
+        judge it. None for arrays in memory."""
+        if self._data.digest is None:
+            return None
+        return self.set_key(split, episodes, seed, task or self.task)
+
     def _stored(self, split: Split) -> LabelledPool:
         """The items of a split before they are decoded."""
         data = self._data

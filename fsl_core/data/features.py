@@ -234,9 +234,8 @@ class FeatureEpisodes(PooledEpisodes):
 
         It is kept beside the features: to draw and hash the items takes longer than to judge them.
         """
-        task, digest = task or self.task, self.items.pool(split).digest
-        shape = f"{task.n_way} {task.n_shot} {task.n_query} {task.varies} {self.items.sizes_key}"
-        key = content_key("episode set", digest, split, episodes, seed, shape)
+        task = task or self.task
+        key = self.items.set_key(split, episodes, seed, task)
 
         def build() -> dict[str, Tensor]:
             found = bytes.fromhex(self.items.hash_of_set(split, episodes, seed, task))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import warnings
 import weakref
 from math import prod
@@ -14,8 +15,31 @@ import torch
 from torch import Tensor
 
 from fsl_core.errors import DataError
+from fsl_core.files.private import cache_dir
 from fsl_core.files.reading import open_regular
 from fsl_core.text import printable
+
+LARGE = 1 << 28
+"""Bytes from which on numbers that are made only once are kept in a file."""
+
+
+def scratch(shape: tuple[int, ...]) -> Tensor:
+    """An empty uint8 tensor. A large one lies in a file without a name, not in memory.
+
+    The system then writes out what does not fit, and reads it again. The file goes with the tensor.
+    A disk without room for it changes nothing: the tensor is in memory.
+    """
+    if prod(shape) >= LARGE and hasattr(os, "posix_fallocate"):
+        try:
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache_dir()) as file:
+                # Room for all of it now: to write to a map without room ends the process.
+                os.posix_fallocate(file.fileno(), 0, prod(shape))
+                mapped = mmap.mmap(file.fileno(), prod(shape))
+            return torch.frombuffer(mapped, dtype=torch.uint8).view(shape)
+        except OSError:
+            pass
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 class MappedArray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fsl_core.data.augment import AUGMENTATIONS, Augmentation, Change
+from fsl_core.data.cache import content_key
 from fsl_core.data.draws import draw_bits, to_distinct
 from fsl_core.data.groups import Group, by_key
 from fsl_core.data.pool import LabelledPool
@@ -82,10 +83,12 @@ class PooledEpisodes(EpisodeSource):
         self._items, self._sampling = other._items, other._sampling
         self._per_draw = other._per_draw
 
-    @property
-    def sizes_key(self) -> str:
-        """What decides the numbers of an episode beside its task."""
-        return f"{self._items} {self._sampling} {self._per_draw}"
+    def set_key(self, split: Split, episodes: int, seed: int, task: TaskShape) -> str:
+        """A digest of the pool and the numbers that decide the first frozen episodes of a split."""
+        sizes = f"{self._items} {self._sampling} {self._per_draw}"
+        shape = f"{task.n_way} {task.n_shot} {task.n_query} {task.varies} {sizes}"
+        digest = self.pool(split).digest
+        return content_key("episode set", digest, split, episodes, seed, shape)
 
     @abstractmethod
     def load(self, split: Split) -> LabelledPool:

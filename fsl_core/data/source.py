@@ -17,7 +17,7 @@ from fsl_core.data.draws import draw_bits, to_between
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.groups import Group, by_key
 from fsl_core.data.vision import decode_image
-from fsl_core.episode import Episode, TaskShape
+from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -62,6 +62,7 @@ class EpisodeSource(ABC):
     task: TaskShape
     tasks: int | None = None
     vocabulary: int | None = None
+    _device: torch.device | None = None
 
     @abstractmethod
     def batch(
@@ -85,11 +86,15 @@ class EpisodeSource(ABC):
         """
         task = task or self.task
         if not task.varies:
-            batch = self.batch(split, indices, seed, task)
+            batch = self._moved(self.batch(split, indices, seed, task))
             return [Group(task, batch, tuple(range(len(indices))))]
         shapes = self._shapes(split, indices, seed, task)
         return [
-            Group(shape, self.batch(split, [indices[i] for i in places], seed, shape), places)
+            Group(
+                shape,
+                self._moved(self.batch(split, [indices[i] for i in places], seed, shape)),
+                places,
+            )
             for shape, places in by_key(shapes).items()
         ]
 
@@ -115,8 +120,21 @@ class EpisodeSource(ABC):
         ]
 
     def to(self, device: torch.device | str) -> EpisodeSource:
-        """Keep what is drawn from on this device; returns self."""
+        """Give episodes on this device from now on; returns self.
+
+        Default: `groups` moves them. A source that keeps on the device what it draws from overrides
+        this method.
+        """
+        self._device = torch.device(device)
         return self
+
+    def _moved(self, episodes: Episode) -> Episode:
+        if self._device is None:
+            return episodes
+        (support_x, support_y), (query_x, query_y), ids = episodes
+        support = LabelledSet(support_x.to(self._device), support_y.to(self._device))
+        query = LabelledSet(query_x.to(self._device), query_y.to(self._device))
+        return Episode(support, query, ids.to(self._device))
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         """Raise DataError if the split cannot give such episodes.
@@ -175,7 +193,10 @@ class EpisodeSource(ABC):
     def hash_of_set(
         self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
     ) -> str:
-        """The hash of the first frozen episodes of a split: of the tensors of all of them."""
+        """The hash of the first frozen episodes of a split: of their tensors, unless known."""
+        known = self.known_set(split, episodes, seed, task)
+        if known is not None:
+            return known
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, episodes, DRAWN_TOGETHER):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))

@@ -27,6 +27,7 @@ from fsl_core.data.levels import (
     narrowed,
     refuse_narrowed,
 )
+from fsl_core.data.mapped import scratch
 from fsl_core.data.work import for_each
 from fsl_core.errors import DataError
 
@@ -125,11 +126,12 @@ def decode_images(
     """(n, *shape) uint8, row i decoded from file i, and the errors of files that cannot be decoded.
 
     The errors are in order, by their place in `files`; their rows are not filled. As many threads
-    as torch uses do the work; their number and order change nothing.
+    as torch uses do the work; their number and order change nothing. Thousands of large pictures
+    lie in a file, of which the system holds in memory what fits.
 
     decode: Path -> (*shape) uint8, such as the `decode` of an episode source.
     """
-    images = torch.empty(len(files), *shape, dtype=torch.uint8)
+    images = scratch((len(files), *shape))
     rows = images.numpy()  # filled in place: a list of tensors would hold every picture twice
     faults: dict[int, DataError] = {}
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fsl_core.adapter import Adapter
-from fsl_core.data.features import FrozenBackbone
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.learner import Learner
 
@@ -25,16 +24,17 @@ class Judged(NamedTuple):
 
 
 def judged_together(learner: Learner, task: TaskShape) -> bool:
-    """Whether episodes are judged in batches: closed forms on features of a frozen backbone.
+    """Whether episodes are judged in batches: closed forms on features that are there already.
 
-    There the time of an episode is that of calling small operations one by one. Elsewhere it is
-    that of the backbone, which does not get quicker by this. An adapter that takes inner steps, or
-    overrides `trajectory`, is judged one episode at a time.
+    They are those of a frozen backbone, or the items themselves. There the time of an episode is
+    that of calling small operations one by one. Elsewhere it is that of the backbone, which does
+    not get quicker by this. An adapter that takes inner steps, or overrides `trajectory`, is judged
+    one episode at a time.
     """
     adapter = type(learner.adapter)
     own = (adapter.inner_problem, adapter.trajectory) == (Adapter.inner_problem, Adapter.trajectory)
-    frozen = isinstance(learner.backbone, FrozenBackbone)
-    return own and frozen and learner.adapter.vectorizable and task.kind == "classification"
+    features = next(learner.backbone.parameters(), None) is None
+    return own and features and learner.adapter.vectorizable and task.kind == "classification"
 
 
 def judge_together(learner: Learner, batch: Episode, task: TaskShape) -> list[Judged]:

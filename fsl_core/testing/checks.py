@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -20,6 +20,8 @@ from fsl_core.engine.execution import Execution
 from fsl_core.engine.fitting import Fitting, as_fitting
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.workers import draws_random_numbers
+from fsl_core.testing.pretended import NAME as PRETENDED
+from fsl_core.testing.pretended import can_be_pretended, pretended_gpu
 from fsl_core.testing.randomness import fixed_randomness
 from fsl_core.testing.tiny import Uneven, double_precision
 from fsl_core.text import first_line
@@ -39,6 +41,7 @@ SLOPE_STEPS = (1e-5, 1e-6, 1e-4)
 DRAWS = "not claimed: it draws random numbers, which each execution draws in an order of its own"
 NOT_COMPILED = "not run: --fsl-compiled was not given, because it takes a minute"
 NO_CUDA = "not run: no CUDA"
+OLD_TORCH = "not run: this torch takes no backend written in Python"
 
 
 class Contract:
@@ -132,7 +135,10 @@ def parametrize(metafunc: pytest.Metafunc, values: dict[str, Any]) -> None:
             metafunc.parametrize(name, choices, ids=told)
     if "device" in metafunc.fixturenames:
         absent = pytest.mark.skip(reason=NO_CUDA) if not torch.cuda.is_available() else ()
-        metafunc.parametrize("device", [pytest.param("cuda", marks=absent), "meta"])
+        old = pytest.mark.skip(reason=OLD_TORCH) if not can_be_pretended() else ()
+        metafunc.parametrize(
+            "device", [pytest.param("cuda", marks=absent), pytest.param(PRETENDED, marks=old)]
+        )
     if "compiled" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--fsl-compiled", default=False)
         left_out = () if wanted else pytest.mark.skip(reason=NOT_COMPILED)
@@ -283,20 +289,15 @@ def cast(episode: fsl.Episode, to: torch.dtype | str) -> fsl.Episode:
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """Turn what torch says of tensors on two devices into an assertion.
-
-    What cannot be computed without values is skipped on the meta device.
-    """
+    """Turn what torch says of tensors on two devices into an assertion."""
     try:
-        yield
+        with pretended_gpu() if device == PRETENDED else nullcontext():
+            yield
     except NotImplementedError as error:
         pytest.skip(f"not run: {first_line(error)}")
     except RuntimeError as error:
-        found = first_line(error)
-        if device == "meta" and "device" not in found.lower():
-            pytest.skip(f"not run on the meta device: {found}")
         raise AssertionError(
-            f"device {device}: {found}. New tensors on the device of the data: "
+            f"device {device}: {first_line(error)}. New tensors on the device of the data: "
             "torch.zeros(n, device=x.device), x.new_zeros(n), and constants of the constructor in "
             "register_buffer"
         ) from error

@@ -70,7 +70,7 @@ def test_float32_is_near_float64():
 
 @pytest.mark.parametrize("d", [3, 12])
 def test_the_derivative_is_that_of_the_whole_iteration(d):
-    """In both spaces, against gradcheck's finite differences."""
+    """With more features than items and fewer, against gradcheck's finite differences."""
     z, y = features(8, d, 3, 1.0)
     targets = fsl.one_hot(y, 3).double()
 
@@ -78,6 +78,34 @@ def test_the_derivative_is_that_of_the_whole_iteration(d):
         return logistic_regression(z, targets, 2.0)
 
     assert torch.autograd.gradcheck(optimum, (z.requires_grad_(),), atol=1e-6)
+
+
+def test_twenty_ways_of_five_shots_need_no_matrix_of_all_unknowns():
+    """2,020 unknowns. The matrix of all of them would be 16 MB in float32, and that of a way 40 KB."""
+    z, y = features(100, 128, 20, 1.0)
+    sizes = []
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            sizes.extend(
+                t.numel() for t in torch.utils._pytree.tree_leaves(found) if torch.is_tensor(t)
+            )
+            return found
+
+    with Largest():
+        weights, _ = logistic_regression(z, fsl.one_hot(y, 20).double(), 1.0)
+    assert weights.isfinite().all()
+    assert max(sizes) <= 20 * 100 * 100
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_stay_so(bad):
+    """An evaluation then says which episode it was; there is no error of a solver."""
+    z, y = features(6, 4, 3, 1.0)
+    z[3, 2] = bad
+    weights, _ = logistic_regression(z, fsl.one_hot(y, 3).double(), 1.0)
+    assert not weights.isfinite().any()
 
 
 @pytest.mark.usefixtures("float64")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def test_a_folder(embed: Call, pictures: Path, tmp_path: Path):
     found = core.embed_files(files, BACKBONE, plugins=plugins)
     torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
     assert found.dtype == torch.float32
+    assert not list(Path(os.environ["FSL_CACHE"]).rglob("*part*"))
 
 
 def test_one_split_and_options_of_the_backbone(embed: Call, tmp_path: Path):

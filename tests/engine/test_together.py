@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fsl_core as fsl
+from fsl_core.builtin.arrays import Arrays
 from fsl_core.builtin.linear_probe import LinearProbe
 from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.data.arrays import ArrayEpisodes
 from fsl_core.data.features import FeatureEpisodes, FrozenBackbone
 from fsl_core.engine import evaluation
 from fsl_core.engine.together import judged_together
@@ -88,6 +91,33 @@ def test_the_hash_of_the_episodes_is_that_of_the_items(source, monkeypatch):
     assert evaluation.evaluate(learner, source, "test", 30, seed=2).episode_set == found
 
 
+def test_arrays_in_a_file_are_known_by_it(tmp_path, monkeypatch):
+    """The set's hash is not made of every number that is drawn."""
+    x = torch.randn(60, 7, generator=torch.Generator().manual_seed(0)).numpy()
+    y = np.arange(60) % 6
+    np.savez(tmp_path / "a.npz", x=x, y=y, split=np.full(60, "test"))
+    np.savez(tmp_path / "b.npz", x=x + 1, y=y, split=np.full(60, "test"))
+    shape = {"n_way": 4, "n_shot": 3, "n_query": 5}
+
+    def found(file, seed=0, episodes=30):
+        source = Arrays(tmp_path / file, **shape)
+        learner = fsl.Learner(nn.Identity(), NearestCentroid(source.task))
+        return evaluation.evaluate(learner, source, "test", episodes, seed=seed)
+
+    monkeypatch.setattr(fsl.EpisodeSource, "fingerprint", None)
+    sets = [found("a.npz"), found("b.npz"), found("a.npz", seed=1), found("a.npz", episodes=31)]
+    assert len({one.episode_set for one in sets}) == 4
+    assert found("a.npz").episode_set == sets[0].episode_set
+
+
+def test_arrays_in_memory_are_known_by_their_numbers():
+    x, y = torch.randn(180, 7, generator=torch.Generator().manual_seed(0)), np.arange(180) % 6
+    same = {"split_by": "items", "n_way": 4, "n_shot": 1, "n_query": 2}
+    first, other = (ArrayEpisodes(items, y, **same) for items in (x, x + 1))
+    assert first.known_set("test", 5, 0) is None
+    assert first.hash_of_set("test", 5, 0) != other.hash_of_set("test", 5, 0)
+
+
 class Noisy(NearestCentroid):
     def adapt(self, backbone, support):
         predict = super().adapt(backbone, support)
@@ -97,7 +127,8 @@ class Noisy(NearestCentroid):
 
 def test_adapters_that_step_draw_or_see_pictures_are_judged_one_by_one(source, monkeypatch):
     task = source.task
-    assert not judged_together(fsl.Learner(nn.Identity(), NearestCentroid(task)), task)
+    assert judged_together(fsl.Learner(nn.Identity(), NearestCentroid(task)), task)
+    assert not judged_together(fsl.Learner(nn.Linear(7, 9), NearestCentroid(task)), task)
     assert not judged_together(
         fsl.Learner(source.backbone, GradientSteps(task, source.backbone)), task
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from torch import nn
@@ -60,6 +61,16 @@ def test_class_means_are_taken_without_the_picture():
     assert 0 < found.accuracy < 1  # so that a picture that is not left out would show
 
 
+@pytest.mark.parametrize("adapter", [LinearProbe(TASK), Centroid(TASK, power=0.5)])
+def test_any_number_at_a_time_gives_the_same(adapter: fsl.Adapter, monkeypatch):
+    support = clouds(4, 6, 3)
+    together = leave_one_out(learner(adapter), support)
+    for numbers in (1, 4 * 13 * 5):  # one by one; four, four, four and one
+        monkeypatch.setattr(left_out, "TOGETHER", numbers)
+        found = leave_one_out(learner(adapter), support)
+        torch.testing.assert_close(found.probabilities, together.probabilities, rtol=0, atol=1e-12)
+
+
 def test_the_only_picture_of_a_class_is_not_left_out():
     support = clouds(1, 3, 2)
     found = leave_one_out(learner(Centroid(TASK)), support)
@@ -97,6 +108,12 @@ def test_the_interval_is_that_of_wilson():
     """Newcombe 1998, Statistics in Medicine 17: 81 of 263 gives 0.2553 to 0.3662."""
     assert said(81, 182).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert said(0, 20).interval == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(25, 0), (0, 7), (1, 1), (290, 10)])
+def test_the_interval_is_that_of_scipy(right: int, wrong: int):
+    found = stats.binomtest(right, right + wrong).proportion_ci(method="wilson")
+    assert said(right, wrong).interval == pytest.approx(tuple(found), abs=1e-12)
 
 
 @pytest.mark.parametrize(("right", "near"), [(12, True), (14, True), (19, False)])

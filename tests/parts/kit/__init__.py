@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fsl_core.testing import EpisodesContract, double_precision
+from fsl_core.testing.pretended import NAME as PRETENDED
 
 # Takes seconds. It catches the faulty twins of sound parts, so not all of the sound ones need it.
 COMPILED = "compiled_equals_the_loop"
@@ -19,7 +20,7 @@ VALUES = {
     "kind": lambda contract: contract.kinds,
     "size": lambda contract: contract.sizes,
     "split": lambda contract: contract.splits,
-    "device": lambda contract: ["meta"],  # CUDA is left to pytest
+    "device": lambda contract: [PRETENDED],  # CUDA is left to pytest
     "compiled": lambda contract: [True],
 }
 
