@@ -13,7 +13,7 @@ from benchmarks import opposite_signs, patterns, reuse
 
 
 def test_the_page_of_reuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    small = {"SPREADS": (0.0, 1.0), "TEST_STEPS": (1, 2), "TASKS": (3, 200), "EPISODES": 2}
+    small = {"SPREADS": (1.0,), "TEST_STEPS": (1,), "TASKS": (3, 200), "EPISODES": 2}
     for name, value in small.items():
         monkeypatch.setattr(reuse, name, value)
     reuse.main(["--seeds", "2", "--steps", "1", "--out", str(tmp_path)])
