@@ -176,10 +176,10 @@ between tasks. Values of each task are standardised, which the code does not do:
 squared errors are in the thousands here, and five clipped steps move nothing. The learner is that
 of the official code of [arXiv:2112.13137](https://arxiv.org/abs/2112.13137): 1-60-60-60-1,
 first-order MAML, 5 steps of rate 0.1 clipped to norm 0.25, 32 tasks a step. It is trained
-for {steps} steps here, with Adam 0.001; the code trains until a criterion that its text does not give.
-Distances are means over three layers and {EPISODES} test tasks of {QUERIES} queries, then over {seeds} seeds,
-with the standard deviation over seeds. 0 is no change. Errors are medians over tasks.
-`python -m benchmarks.reuse` writes this page; `fsl reuse RUN` measures the same of any run.
+for {steps} steps here, with Adam 0.001; the code trains until a criterion that its text does not
+give. Distances are means over three layers and {EPISODES} test tasks of {QUERIES} queries, then
+over {seeds} seeds, with the standard deviation over seeds. 0 is no change. Errors are medians over
+tasks. `python -m benchmarks.reuse` writes this page; `fsl reuse RUN` measures the same of any run.
 
 ## By the spread of the tasks
 
