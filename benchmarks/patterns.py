@@ -24,7 +24,7 @@ EPISODES, SHAPES = (
         "84x84, 1 shot": ((3, 84, 84), 1),
     },
 )
-PATTERNS = {
+PATTERNS: dict[str, str | list[str]] = {
     "all": "all",
     "blocks 3 and 4, head": ["backbone.blocks.2.*", "backbone.blocks.3.*", "head.*"],
     "blocks 3 and 4": ["backbone.blocks.2.*", "backbone.blocks.3.*"],

@@ -53,9 +53,11 @@ def trained(setting: Setting, steps: int = STEPS) -> fsl.Learner:
     """The official learner: 1-60-60-60-1, first order, 5 steps of 0.1, clipped to norm 0.25."""
     source = setting.source()
     torch.manual_seed(setting.seed)
-    backbone = Mlp(source.task, hidden=[60, 60, 60])
-    options = {"inner_lr": 0.1, "inner_steps": 5, "order": 1, "clip_inner_grad": 0.25}
-    learner = fsl.Learner(backbone, Maml(source.task, backbone, **options))
+    backbone = Mlp(source.task, hidden=(60, 60, 60))
+    adapter = Maml(
+        source.task, backbone, inner_lr=0.1, inner_steps=5, order=1, clip_inner_grad=0.25
+    )
+    learner = fsl.Learner(backbone, adapter)
     fsl.train(
         learner,
         source,
