@@ -62,7 +62,7 @@ class EpisodeSource(ABC):
     task: TaskShape
     tasks: int | None = None
     vocabulary: int | None = None
-    _device: torch.device | None = None
+    _moved_to: torch.device | None = None
 
     @abstractmethod
     def batch(
@@ -125,16 +125,16 @@ class EpisodeSource(ABC):
         Default: `groups` moves them. A source that keeps on the device what it draws from overrides
         this method.
         """
-        self._device = torch.device(device)
+        self._moved_to = torch.device(device)
         return self
 
     def _moved(self, episodes: Episode) -> Episode:
-        if self._device is None:
+        if self._moved_to is None:
             return episodes
         (support_x, support_y), (query_x, query_y), ids = episodes
-        support = LabelledSet(support_x.to(self._device), support_y.to(self._device))
-        query = LabelledSet(query_x.to(self._device), query_y.to(self._device))
-        return Episode(support, query, ids.to(self._device))
+        support = LabelledSet(support_x.to(self._moved_to), support_y.to(self._moved_to))
+        query = LabelledSet(query_x.to(self._moved_to), query_y.to(self._moved_to))
+        return Episode(support, query, ids.to(self._moved_to))
 
     def check(self, split: Split, task: TaskShape | None = None) -> None:
         """Raise DataError if the split cannot give such episodes.

@@ -196,7 +196,7 @@ class _Judging:
                 if block.start == 0:
                     told["times"] = _adaptation_times(self.fitted, unbatch(groups)[:TIMED_EPISODES])
                 shared = _shared(self.fitted, groups[0], self.workers)
-                way = _together(self.fitted, groups[0], self.task), shared
+                way = self._together(groups[0]), shared
             predicted = self._judge_block(groups, told, *way, on_episode)
             names = self.source.classes_of(self.split, block, self.seed, self.task)
             if names is not None:
@@ -218,7 +218,7 @@ class _Judging:
         judged: Iterable[Judged]
         predicted = []
         if together:
-            judged = in_order(groups, (_judged_at_once(self.fitted, g, self.task) for g in groups))
+            judged = in_order(groups, (self._judged_at_once(group) for group in groups))
         else:
             judged = shared.map(self._judge_one, adapted, map(self.fitted, shapes))
         for shape, episode, (row, value, labels) in zip(shapes, adapted, judged, strict=True):
@@ -230,6 +230,20 @@ class _Judging:
             predicted.append(labels)
             on_episode()
         return predicted
+
+    def _together(self, group: Group) -> bool:
+        learner = self.fitted(group.task)
+        if not judged_together(learner) or _leave_traces(learner, group.episodes.unbatch()):
+            return False
+        try:
+            self._judged_at_once(group)
+        except RuntimeError:  # of vmap, for an adapter that is written for one task at a time
+            return False
+        return True
+
+    def _judged_at_once(self, group: Group) -> list[Judged]:
+        learner, task = self.fitted(group.task), group.task or self.task
+        return judge_together(learner, group.episodes, task, self.each_step)
 
     def _judge_one(self, learner: Learner, episode: Episode) -> Judged:
         # An adapter that draws random numbers draws the same ones for this episode every time,
@@ -275,15 +289,6 @@ def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
             f"{where}: the {bad} is {found[bad]}. Finite items and weights; smaller steps of the "
             "outer or the inner loop may help"
         )
-
-
-def _together(fitted: Fitting, group: Group, task: TaskShape) -> bool:
-    learner = fitted(group.task)
-    return judged_together(learner, task) and not _leave_traces(learner, group.episodes.unbatch())
-
-
-def _judged_at_once(fitted: Fitting, group: Group, task: TaskShape) -> list[Judged]:
-    return judge_together(fitted(group.task), group.episodes, group.task or task)
 
 
 def _shared(fitted: Fitting, group: Group, workers: int) -> Workers:

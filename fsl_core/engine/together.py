@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fsl_core.adapter import Adapter
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.learner import Learner
 
@@ -23,31 +22,35 @@ class Judged(NamedTuple):
     predicted: Tensor
 
 
-def judged_together(learner: Learner, task: TaskShape) -> bool:
-    """Whether episodes are judged in batches: closed forms on features that are there already.
+def judged_together(learner: Learner) -> bool:
+    """Whether episodes are judged in batches: if the backbone is linear layers alone, or none.
 
-    They are those of a frozen backbone, or the items themselves. There the time of an episode is
-    that of calling small operations one by one. Elsewhere it is that of the backbone, which does
-    not get quicker by this. An adapter that takes inner steps, or overrides `trajectory`, is judged
-    one episode at a time.
+    None is one of features that are there already. There the time of an episode is that of calling
+    small operations one by one. Elsewhere it is that of convolutions, which do not get quicker by
+    weights of each episode's own.
     """
-    adapter = type(learner.adapter)
-    own = (adapter.inner_problem, adapter.trajectory) == (Adapter.inner_problem, Adapter.trajectory)
-    features = next(learner.backbone.parameters(), None) is None
-    return own and features and learner.adapter.vectorizable and task.kind == "classification"
+    backbone = learner.backbone
+    dense = {p for m in backbone.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    return learner.adapter.vectorizable and dense.issuperset(backbone.parameters())
 
 
-def judge_together(learner: Learner, batch: Episode, task: TaskShape) -> list[Judged]:
-    """What each episode of a batch comes to; the numbers of one after the other, up to rounding."""
+def judge_together(
+    learner: Learner, batch: Episode, task: TaskShape, each_step: bool = True
+) -> list[Judged]:
+    """What each episode of a batch comes to; the numbers of one after the other, up to rounding.
+
+    each_step: score the queries after each inner step too.
+    """
 
     def judge(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         support_x, support_y, query_x, query_y, index = tensors
         unlabelled = LabelledSet(query_x, torch.zeros_like(query_y))
         episode = Episode(LabelledSet(support_x, support_y), unlabelled, index)
-        prediction = learner.adapt(episode)(query_x)
-        loss = task.loss(prediction, query_y)
-        return task.score(prediction, query_y), loss, prediction.argmax(-1)
+        predictors = learner.trajectory(episode) if each_step else [learner.adapt(episode)]
+        predictions = [predict(query_x) for predict in predictors]
+        scores = torch.stack([task.score(each, query_y) for each in predictions])
+        return scores, task.loss(predictions[-1], query_y), predictions[-1].argmax(-1)
 
     scores, losses, labels = torch.func.vmap(judge)(*batch.support, *batch.query, batch.id)
     rows = zip(scores.tolist(), losses.tolist(), labels.cpu(), strict=True)
-    return [Judged([score], loss, predicted) for score, loss, predicted in rows]
+    return [Judged(*row) for row in rows]

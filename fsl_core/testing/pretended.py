@@ -93,7 +93,9 @@ class Pretended(Tensor):
 
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
-            raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Tensor.cpu() first")
+            raise TypeError(
+                f"can't convert {NAME}:0 device type tensor to numpy. Tensor.cpu() first"
+            )
         return self.held.detach().numpy()
 
     @classmethod

@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_one_after_the_other(make, options, source, mon
     learner = fsl.Learner(
         source.backbone, make(source.task, backbone=source.backbone, **options)
     ).double()
-    assert judged_together(learner, source.task)
+    assert judged_together(learner)
     doubles = Doubles(source)
     together = evaluation.evaluate(learner, doubles, "test", 50)
     monkeypatch.setattr(evaluation, "judged_together", lambda *_: False)
@@ -118,6 +118,22 @@ def test_arrays_in_memory_are_known_by_their_numbers():
     assert first.hash_of_set("test", 5, 0) != other.hash_of_set("test", 5, 0)
 
 
+class Masked(NearestCentroid):
+    """Vectorizable as far as it says, but written for one task at a time."""
+
+    def adapt(self, backbone, support):
+        features = backbone(support.x)
+        means = torch.stack([features[support.y == c].mean(0) for c in range(self.n_way)])
+        return lambda x: -(backbone(x)[:, None] - means).square().sum(-1)
+
+
+def test_an_adapter_for_one_task_at_a_time_is_judged_so(source):
+    masked = fsl.Learner(source.backbone, Masked(source.task))
+    usual = fsl.Learner(source.backbone, NearestCentroid(source.task))
+    found, expected = (evaluation.evaluate(each, source, "test", 25) for each in (masked, usual))
+    assert found.scores == expected.scores
+
+
 class Noisy(NearestCentroid):
     def adapt(self, backbone, support):
         predict = super().adapt(backbone, support)
@@ -125,13 +141,31 @@ class Noisy(NearestCentroid):
         return lambda x: predict(x) * noise.abs()
 
 
-def test_adapters_that_step_draw_or_see_pictures_are_judged_one_by_one(source, monkeypatch):
-    task = source.task
-    assert judged_together(fsl.Learner(nn.Identity(), NearestCentroid(task)), task)
-    assert not judged_together(fsl.Learner(nn.Linear(7, 9), NearestCentroid(task)), task)
-    assert not judged_together(
-        fsl.Learner(source.backbone, GradientSteps(task, source.backbone)), task
+@pytest.mark.parametrize("each_step", [True, False])
+def test_inner_steps_of_linear_layers(each_step, source, monkeypatch, float64):
+    """Scores after each of them are those of one episode after another."""
+    net = nn.Sequential(nn.Linear(9, 6), nn.Tanh())
+    net.feature_dim = 6
+    learner = fsl.Learner(net, GradientSteps(source.task, net)).double()
+    doubles, options = Doubles(source), {"each_step": each_step}
+    together = evaluation.evaluate(learner, doubles, "test", 25, **options)
+    monkeypatch.setattr(evaluation, "judged_together", lambda *_: False)
+    alone = evaluation.evaluate(learner, doubles, "test", 25, **options)
+    assert (together.scores, together.after_steps) == (alone.scores, alone.after_steps)
+    assert bool(alone.after_steps) == each_step
+    torch.testing.assert_close(
+        torch.tensor(together.losses), torch.tensor(alone.losses), rtol=0, atol=1e-9
     )
+
+
+def test_adapters_that_draw_and_backbones_that_convolve_are_judged_one_by_one(source, monkeypatch):
+    task = source.task
+    dense, convolution = nn.Sequential(nn.Linear(7, 9), nn.Tanh()), nn.Conv2d(1, 9, 3)
+    for backbone, together in ((nn.Identity(), True), (dense, True), (convolution, False)):
+        assert judged_together(fsl.Learner(backbone, NearestCentroid(task))) == together
+    alone = NearestCentroid(task)
+    alone.vectorizable = False
+    assert not judged_together(fsl.Learner(nn.Identity(), alone))
     monkeypatch.setattr(evaluation, "judge_together", None)
     noisy = fsl.Learner(source.backbone, Noisy(task))
     first, second = (evaluation.evaluate(noisy, source, "test", 25).losses for _ in range(2))
