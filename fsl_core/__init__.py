@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         compare,
         embed_files,
         evaluate,
+        feature_reuse,
         load_recipe,
         resume,
         run,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fsl_core.data.pool import LabelledPool
     from fsl_core.data.pooled import PooledEpisodes
     from fsl_core.data.source import EpisodeSource, Split, SplitContents
+    from fsl_core.diagnosing.reuse import FeatureReuse
     from fsl_core.engine.evaluation import Evaluation
     from fsl_core.episode import (
         Episode,
@@ -70,7 +72,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adapter": "Adapter call_declared",
-    "api": "RunResult SweepTable compare embed_files evaluate load_recipe resume run sweep train",
+    "api": "RunResult SweepTable compare embed_files evaluate feature_reuse load_recipe resume run "
+    "sweep train",
     "config.recipe": "Recipe",
     "config.validation": "validated",
     "data.draws": "draw_bits to_distinct to_uniform",
@@ -78,6 +81,7 @@ _NAMES = {
     "data.pool": "LabelledPool",
     "data.pooled": "PooledEpisodes",
     "data.source": "EpisodeSource Split SplitContents",
+    "diagnosing.reuse": "FeatureReuse",
     "engine.evaluation": "Evaluation",
     "episode": "Episode LabelledSet Loss Predictor TaskShape Varies one_hot",
     "errors": "DataError FslError PluginError PluginWarning RecipeError RunError ShapeError",
@@ -111,6 +115,7 @@ __all__ = [
     "Episode",
     "EpisodeSource",
     "Evaluation",
+    "FeatureReuse",
     "FslError",
     "Functional",
     "Group",
@@ -155,6 +160,7 @@ __all__ = [
     "draw_bits",
     "embed_files",
     "evaluate",
+    "feature_reuse",
     "gradient_columns",
     "hookimpl",
     "inner_problem_of",

@@ -21,6 +21,8 @@ from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.config.shipped import find_recipe
 from fsl_core.config.yaml_text import to_yaml
 from fsl_core.data.source import SPLITS, EpisodeSource, Split
+from fsl_core.diagnosing.layers import Maps
+from fsl_core.diagnosing.reuse import FeatureReuse, measure_reuse
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
 from fsl_core.engine.environment import place_among_ranks, threads_of
@@ -287,11 +289,7 @@ def evaluate(
     Raises DataError if the split cannot give such episodes.
     """
     _require_parts("fsl.evaluate", learner, source)
-    if not isinstance(episodes, int) or episodes < 2:
-        found = f"fsl.evaluate: episodes: found {episodes!r}"
-        raise OptionError(f"{found}. At least 2, for an interval")
-    if split not in SPLITS:
-        raise OptionError(f"fsl.evaluate: split: found {split!r}. {', '.join(SPLITS)}")
+    _require_frozen("fsl.evaluate", episodes, split)
     source.check_splits({split: task or source.task})
     ranks = join()
     console, own = _console(progress, ranks), evaluation.share_of_episodes(ranks, episodes)
@@ -307,6 +305,50 @@ def evaluate(
             workers=workers,
             ranks=ranks,
         )
+
+
+def feature_reuse(
+    learner: Learner,
+    source: EpisodeSource,
+    *,
+    episodes: int = 100,
+    split: Split = "test",
+    seed: int = 0,
+    task: TaskShape | None = None,
+    layers: Sequence[str] = (),
+    maps: Maps = "whole",
+    progress: bool = True,
+) -> FeatureReuse:
+    """How far adaptation moves the features of each layer, and the score beside it.
+
+    episodes, split, seed, task: as for `evaluate`. More queries let more measures be valid.
+    layers: shell patterns over the modules of the backbone; none: its blocks.
+    maps:   `whole`: a map of features is one item. `positions`: an item at each position.
+    Raises OptionError for an adapter that has no predictor before adaptation.
+    """
+    _require_parts("fsl.feature_reuse", learner, source)
+    _require_frozen("fsl.feature_reuse", episodes, split)
+    source.check_splits({split: task or source.task})
+    console, fitting = _console(progress), Fitting(learner, task or source.task)
+    with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
+        return measure_reuse(
+            fitting,
+            source,
+            split,
+            episodes,
+            seed,
+            task,
+            layers=layers,
+            maps=maps,
+            on_episode=on_episode,
+        )
+
+
+def _require_frozen(where: str, episodes: object, split: object) -> None:
+    if not isinstance(episodes, int) or episodes < 2:
+        raise OptionError(f"{where}: episodes: found {episodes!r}. At least 2, for an interval")
+    if split not in SPLITS:
+        raise OptionError(f"{where}: split: found {split!r}. {', '.join(SPLITS)}")
 
 
 def embed_files(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -102,13 +102,25 @@ class InnerProblem:
         """The names that step k moves."""
         return self.schedule[min(k, len(self.schedule) - 1)] if self.schedule else list(self.start)
 
+    def moving(self, names: Sequence[Collection[str]]) -> InnerProblem:
+        """The same problem with as many steps as `names` has entries, each moving these alone.
+
+        Of the names of each entry, those that the step would move anyway.
+        """
+        schedule = [
+            [name for name in self.moved(k) if name in wanted] for k, wanted in enumerate(names)
+        ]
+        return replace(self, schedule=schedule, steps=len(schedule))
+
     def gradient(self, point: Point, k: int, create_graph: bool) -> Weights:
         """d loss / d phi at this point, of the names that step k moves.
 
         create_graph: it can be differentiated. Else it is a constant, and so is all it is made of.
         """
-        phi, outer = point if create_graph else Point(*map(cut, point))
         names = self.moved(k)
+        if not names:
+            return {}
+        phi, outer = point if create_graph else Point(*map(cut, point))
         # A second derivative needs the activations of the first pass, whatever the recipe says.
         # (Within torch.func nothing is computed again, and the compiler cannot enter this context.)
         with checkpointed(False) if create_graph and not transformed() else nullcontext():

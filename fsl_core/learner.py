@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fsl_core.adapter import Adapter, call_declared, require_predictor
 from fsl_core.episode import Episode, LabelledSet, Loss, Predictor
+from fsl_core.errors import OptionError
 from fsl_core.hypergradient import Hypergradient
+from fsl_core.inner import InnerProblem
 from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.norms import support_reference
 
@@ -85,6 +87,26 @@ class Learner(nn.Module):
         """The predictors before adaptation and after each inner step; `adapt` returns the last."""
         with support_reference(episode.support.x, episode.query.x), plain_attention():
             predictors: list[Predictor] = self._call(self.adapter.trajectory, episode, list)
+        return [_within(episode.support.x, predictor) for predictor in predictors]
+
+    def trajectory_of(
+        self, episode: Episode, change: Callable[[InnerProblem], InnerProblem]
+    ) -> list[Predictor]:
+        """The predictors of another inner problem, which `change` makes of the adapter's own.
+
+        Raises OptionError if it has none.
+        """
+
+        def then(problem: InnerProblem | None) -> list[Predictor]:
+            if problem is None:
+                raise OptionError(
+                    f"adapter {self.adapter.name!r}: no inner problem to change. An adapter that "
+                    "takes inner steps"
+                )
+            return list(self.adapter.predictors(change(problem)))
+
+        with support_reference(episode.support.x, episode.query.x), plain_attention():
+            predictors = self._call(self.adapter.inner_problem, episode, then)
         return [_within(episode.support.x, predictor) for predictor in predictors]
 
     def _call(

@@ -32,6 +32,7 @@ LAYERS = [
     "training",
     "predicting",
     "sweeping",
+    "diagnosing",
     "reporting",
     "api",
     "cli",

@@ -23,7 +23,7 @@ from tests.parts import own_data
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-SYNTHETIC = {"glyphs", "sinusoid", "threshold-comparison", "wavelet-transform"}
+SYNTHETIC = {"glyphs", "random-networks", "sinusoid", "threshold-comparison", "wavelet-transform"}
 SHORT = [
     "outer.steps=2",
     "outer.meta_batch_size=2",

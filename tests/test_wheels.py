@@ -27,7 +27,7 @@ outer: {meta_batch_size: 2, steps: 2, validate_every: 0}
 execution: {mode: loop}
 evaluate: {episodes: 4}
 """
-DRAWN = {"glyphs", "sinusoid", "threshold-comparison", "wavelet-transform"}
+DRAWN = {"glyphs", "random-networks", "sinusoid", "threshold-comparison", "wavelet-transform"}
 """Episodes that need no download."""
 LIBRARY_APART = {
     "fsl-learn2learn": r".*learn2learn cannot be imported \(.*\)\. To install it: python -m fsl_learn2learn\.install",

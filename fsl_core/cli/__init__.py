@@ -21,6 +21,7 @@ from fsl_core.cli import (
     benching,
     catalogue,
     comparing,
+    diagnosing,
     embedding,
     keeping,
     predicting,
@@ -68,6 +69,7 @@ tuning.add_commands(app)
 sweeps.add_commands(app)
 predicting.add_commands(app)
 embedding.add_commands(app)
+diagnosing.add_commands(app)
 scaffolding.add_commands(app)
 
 

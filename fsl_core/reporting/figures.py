@@ -19,7 +19,7 @@ LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"
 GAP = "\u00a0\u00a0"  # a browser leaves out plain spaces at the end of a text
 LABEL = 32  # characters of a name in a figure; the tables on its page have it in full
 
-_as_named = rc_context({"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none"})
+as_named = rc_context({"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none"})
 """Names are drawn as they are: no dollar begins a formula, and the page's reader finds a font.
 
 It holds while a figure is made and while it is drawn: labels of ticks are made late.
@@ -30,13 +30,18 @@ def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.1)) -> tu
     """A figure with one pair of axes; size in inches."""
     figure = Figure(figsize=size, layout="constrained")
     drawn = figure.add_subplot()
+    style(drawn, xlabel, ylabel)
+    return figure, drawn
+
+
+def style(drawn: Axes, xlabel: str, ylabel: str) -> None:
+    """Labels and lines of axes in grey, without a ground."""
     drawn.set_xlabel(xlabel, color=GREY)
     drawn.set_ylabel(ylabel, color=GREY)
     drawn.tick_params(colors=GREY)
     drawn.patch.set_alpha(0)
     for spine in drawn.spines.values():
         spine.set_color(GREY)
-    return figure, drawn
 
 
 def svg(figure: Figure) -> str:
@@ -60,7 +65,7 @@ def label(name: str) -> str:
     return name if len(name) <= LABEL else f"{name[: LABEL - 12]}…{name[-11:]}"
 
 
-@_as_named
+@as_named
 def curve(
     training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
 ) -> str:
@@ -111,14 +116,14 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-@_as_named
+@as_named
 def histogram(scores: Sequence[float], metric: str) -> str:
     figure, drawn = axes(metric, "episodes")
     drawn.hist(scores, bins=min(30, max(5, len(set(scores)))), color=LIGHT_BLUE)
     return svg(figure)
 
 
-@_as_named
+@as_named
 def inner_steps(scores: Sequence[float], metric: str) -> str:
     figure, drawn = axes("inner steps", metric)
     drawn.plot(range(len(scores)), scores, "o-", color=BLUE)
@@ -126,7 +131,7 @@ def inner_steps(scores: Sequence[float], metric: str) -> str:
     return svg(figure)
 
 
-@_as_named
+@as_named
 def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> str:
     """A point per episode, larger if several have the same pair of scores.
 
@@ -143,7 +148,7 @@ def scatter(first: np.ndarray, second: np.ndarray, labels: tuple[str, str]) -> s
     return svg(figure)
 
 
-@_as_named
+@as_named
 def heat_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], higher_is_better: bool
 ) -> str:
@@ -165,7 +170,7 @@ def heat_map(
     return svg(figure)
 
 
-@_as_named
+@as_named
 def critical_difference(
     labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float
 ) -> str:

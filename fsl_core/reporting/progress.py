@@ -120,7 +120,7 @@ class EvaluationBar:
     what: the work that the bar names.
     """
 
-    def __init__(self, console: Console, episodes: int, what: str = "evaluating"):
+    def __init__(self, console: Console, episodes: int | None, what: str = "evaluating"):
         self._bar, self._episodes, self._what = _progress(console), episodes, what
 
     def __enter__(self) -> Callable[[], None]:

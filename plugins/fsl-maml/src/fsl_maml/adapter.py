@@ -21,7 +21,7 @@ from fsl_maml.optimizers import (
     check_optimizer,
     uses_functional,
 )
-from fsl_maml.patterns import Adapted, pattern_schedule
+from fsl_maml.patterns import Adapted, pattern_schedule, refuse_untrained
 from fsl_maml.rates import InnerRates, RateKind
 from fsl_maml.steps import Steps
 
@@ -51,11 +51,11 @@ class Maml(fsl.Adapter):
 
     Sources: MAML and its first-order form, Finn et al. 2017, arXiv:1703.03400. ANIL (`adapted:
     head`), Raghu et al. 2020, arXiv:1909.09157. BOIL (`adapted: body`), Oh et al. 2021,
-    arXiv:2008.08882. Steps that adapt different layers: after the abstract of Khabarlak 2022,
-    arXiv:2206.05930, whose text was not available. Learned rates: see `InnerRates`. MAML++,
-    Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are not adapted
-    (`adapt_norms: false`) or have a scale and shift for each step (`norms_per_step`, see
-    `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
+    arXiv:2008.08882. Steps that adapt different layers, and fewer of them in evaluation: after the
+    abstract of Khabarlak 2022, arXiv:2206.05930, whose text was not available. Learned rates: see
+    `InnerRates`. MAML++, Antoniou et al. 2019, arXiv:1810.09502: multi-step loss, norms that are
+    not adapted (`adapt_norms: false`) or have a scale and shift for each step (`norms_per_step`,
+    see `StepNorms`). Differs from it: the loss is annealed at every outer step, not every epoch; no
     annealing of the derivative's order; the test ensembles no checkpoints. MAML's own code adapts
     no norm either, and its support loss is n_way times the mean that is taken here: a rate there
     acts as n_way times that rate here; `inner_loss: sum-per-shot` takes theirs.
@@ -217,6 +217,13 @@ class Maml(fsl.Adapter):
                 "steps, for comparison"
             ),
         ] = "query",
+        test_adapted: Annotated[
+            Adapted | None,
+            Field(
+                description="what the inner loop adapts in evaluation, in the form of `adapted`, "
+                "of which it is a part; as in training if null. `fsl patterns` finds one"
+            ),
+        ] = None,
     ):
         super().__init__()
         if inner_lr_rule == "per-step":
@@ -255,6 +262,13 @@ class Maml(fsl.Adapter):
         self.fast_names = [
             name for name in weights if any(name in names for names in self.schedule)
         ]
+        self.test_schedule = self.schedule
+        if test_adapted is not None:
+            self.test_schedule = [
+                net.adapted(patterns, frozen=adapt_frozen, without=left_out, option="test_adapted")
+                for patterns in pattern_schedule(test_adapted, test_steps, "test_adapted")
+            ]
+            refuse_untrained(self.test_schedule, self.fast_names)
         self.inner_lr = InnerRates(
             learn_inner_lr, inner_lr, [weights[name] for name in self.fast_names], inner_steps
         )
@@ -306,7 +320,7 @@ class Maml(fsl.Adapter):
             loss=InnerLoss(self.task, net, episode, self.inner_loss, self.weight_decay, proximal),
             step=self._steps(steps, proximal),
             predict=lambda phi, outer, x: net(outer | phi, x),
-            schedule=self.schedule,
+            schedule=self.schedule if self.training else self.test_schedule,
             at=at,
             share=Features(net, {name: items.x for name, items in episode.items()}),
             by_autograd=not self.vectorizable,

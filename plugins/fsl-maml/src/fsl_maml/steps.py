@@ -31,7 +31,7 @@ class Steps:
     def __call__(self, phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
         if k == 0:
             self.started = self.optimizer.start(tracked=torch.is_grad_enabled())
-        if self.clip is not None:
+        if self.clip is not None and gradient:
             gradient = clipped(gradient, self.clip)
         updated = self.started.update(
             [phi[name] for name in self.names],

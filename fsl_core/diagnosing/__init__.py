@@ -1,0 +1,1 @@
+"""What adaptation does to a trained network: how features move, and which layers need to."""
