@@ -90,7 +90,7 @@ def curve(
     return svg(figure)
 
 
-@_as_named
+@as_named
 def curves(series: Mapping[str, tuple[Sequence[int], Sequence[float]]], key: str) -> str:
     """Lines of (steps, values) by name, one over the other."""
     figure, drawn = axes("outer step", key, size=(7.2, 3.6))
