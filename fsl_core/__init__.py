@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fsl_core.hooks.specs import HOOK_API, hookimpl
     from fsl_core.hypergradient import Hypergradient, inner_problem_of, with_gradient
     from fsl_core.inner import InnerProblem, Point, descend
+    from fsl_core.launcher import Ended, Launcher, Work
     from fsl_core.learner import Learner, gradient_columns
     from fsl_core.nn.blocks import ConvBlock
     from fsl_core.nn.forward import call_with
@@ -84,6 +85,7 @@ _NAMES = {
     "hooks.specs": "HOOK_API hookimpl",
     "hypergradient": "Hypergradient inner_problem_of with_gradient",
     "inner": "InnerProblem Point descend",
+    "launcher": "Ended Launcher Work",
     "learner": "Learner gradient_columns",
     "nn.blocks": "ConvBlock",
     "nn.forward": "call_with",
@@ -105,6 +107,7 @@ __all__ = [
     "Adapter",
     "ConvBlock",
     "DataError",
+    "Ended",
     "Episode",
     "EpisodeSource",
     "Evaluation",
@@ -115,6 +118,7 @@ __all__ = [
     "InnerProblem",
     "LabelledPool",
     "LabelledSet",
+    "Launcher",
     "Learner",
     "LoadedWeights",
     "Loss",
@@ -141,6 +145,7 @@ __all__ = [
     "TaskShape",
     "TaskWeighting",
     "Varies",
+    "Work",
     "adapt_to_folder",
     "call_declared",
     "call_with",

@@ -23,7 +23,7 @@ from fsl_core.config.yaml_text import to_yaml
 from fsl_core.data.source import SPLITS, EpisodeSource, Split
 from fsl_core.engine import evaluation
 from fsl_core.engine.devices import choose_device
-from fsl_core.engine.environment import place_among_ranks
+from fsl_core.engine.environment import place_among_ranks, threads_of
 from fsl_core.engine.evaluation import Evaluation
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.ranks import ALONE, Ranks, join
@@ -45,9 +45,11 @@ from fsl_core.runs.files import RECIPE, write_atomically
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.records import InMemory
 from fsl_core.runs.run import Run
+from fsl_core.sweeping.jobs import make_jobs
 from fsl_core.sweeping.plan import plan_sweep
-from fsl_core.sweeping.schedule import make_jobs, only_writer
-from fsl_core.sweeping.start import start
+from fsl_core.sweeping.prepare import prepare
+from fsl_core.sweeping.schedule import only_writer
+from fsl_core.sweeping.start import Settings, start
 from fsl_core.training.outer_loop import judge
 from fsl_core.training.outer_loop import train as train_run
 from fsl_core.weighting import TaskWeighting
@@ -332,7 +334,8 @@ def sweep(
     overrides: Overrides = (),
     *,
     out: AnyPath,
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: str | None = None,
     device: str = "auto",
     plugins: Sequence[AnyPath] = (),
     progress: bool = True,
@@ -340,17 +343,20 @@ def sweep(
     """Run every combination of a recipe's `matrix:`, as `fsl sweep` does.
 
     The same call goes on where it was stopped.
-    out:  directory of the sweep, with one run in each folder of `runs`.
-    jobs: runs at a time; cores are shared among them.
+    out:      directory of the sweep, with one run in each folder of `runs`.
+    jobs:     runs at a time, for a launcher that has this option; cores are shared among them.
+    launcher: the name of what starts the runs, in place of that of the recipe, or of `local`. Its
+              options are overrides such as `{"launcher.partition": "gpu"}`.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise RunError(f"fsl.sweep: {jobs} jobs. One at a time or more")
     if place_among_ranks()[1] > 1:
         raise RunError("fsl.sweep: this is one of several processes. One, which starts the others")
     loaded = _load(plugins)
     choose_device(device)
     given = _given(recipe)
-    plan = plan_sweep(read_matrix(given, loaded.catalogue, overrides))
+    plan = plan_sweep(read_matrix(given, loaded.catalogue, overrides, launcher, jobs))
+    starter = plan.matrix.launcher.build()
     directory = Path(out)
     queue = make_jobs(plan.cells, directory / "runs")
     console = _console(progress)
@@ -364,9 +370,10 @@ def sweep(
                     told.add(id(job))
                     advance()
 
-        start(queue, loaded, str(device), jobs, (), show)
+        prepare(queue, loaded, str(device), threads_of(starter.at_once or 1))
+        start(queue, starter, Settings(str(device)), show)
     result = collect(plan, queue)
-    with only_writer(directory / "runs"):
+    with only_writer(directory):
         write_tables(result, directory)
         file = _file_of(given, directory)
         page = directory / "report.html"

@@ -15,6 +15,7 @@ LAYERS = [
     "text",
     "blame",
     "files",
+    "launcher",
     "nn",
     "inner",
     "episode",
@@ -47,7 +48,8 @@ TOOLS = {
         "data.sharing",
         "data.source",
     }
-    | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work", "text"},
+    | {"data.downloads", "data.formats", "data.levels", "data.omniglot", "data.work", "text"}
+    | {"sweeping.local"},
     "testing": {
         "assembly.parts",
         "config.document",
@@ -60,7 +62,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"blame", "errors", "hooks.loader", "text"},
+    | {"blame", "errors", "hooks.loader", "runs.opening", "text"},
 }
 
 

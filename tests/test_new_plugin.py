@@ -28,6 +28,7 @@ MADE = {
     Kind.weighting: "fsl-easy-first",
     Kind.backbone: "fsl-small-net",
     Kind.episodes: "fsl-clouds",
+    Kind.launcher: "fsl-gently",
 }
 RUNS = """
 import sys
@@ -91,7 +92,7 @@ def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path)
     installed = [
         f"--fsl-{kind}={name.removeprefix('fsl-')}"
         for kind, name in MADE.items()
-        if kind is not Kind.backbone
+        if kind not in (Kind.backbone, Kind.launcher)
     ]
     installed += ["--fsl-claims={exact: 'no'}"]
     settings = [
@@ -111,6 +112,10 @@ def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path)
     assert "fsl-clouds 0.1.0" in tested  # what is installed, not what lies in the folder
     recipes = [recipe for package in packages for recipe in package.glob("recipes/*.yaml")]
     assert len(recipes) == len(MADE)
+    of_sweep = recipes.pop([*MADE].index(Kind.launcher))
+    quick = ("-souter.steps=1", "-sevaluate.episodes=2", "-sexecution.mode=loop")
+    python("-m", "fsl_core", "sweep", of_sweep, *quick)
+    assert len([*tmp_path.glob("runs/glyphs-sweep/runs/*/result.json")]) == 2
     needed = [
         re.findall(r"fsl-[a-z-]+", recipe.read_text().split("requires:")[1]) for recipe in recipes
     ]

@@ -35,6 +35,7 @@ KINDS = {
     "optimizers": "optimizer",
     "schedules": "schedule",
     "benchmarks": "benchmark",
+    "launchers": "launcher",
 }
 
 
@@ -244,6 +245,7 @@ def show(
         typer.Argument(
             help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule or "
             "benchmark",
+            "launcher",
             show_default=False,
         ),
     ],

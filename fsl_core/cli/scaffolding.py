@@ -22,6 +22,7 @@ class Kind(StrEnum):
     weighting = "weighting"
     backbone = "backbone"
     episodes = "episodes"
+    launcher = "launcher"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -51,8 +52,9 @@ def new_plugin(
     _fill_template(target, _answers(name, kind, author))
     component = name.removeprefix("fsl-")
     recipe = f"{target}/recipes/{component if kind is Kind.episodes else 'glyphs'}.yaml"
+    command = "sweep" if kind is Kind.launcher else "run"
     typer.echo(f"{target}: {kind.value} {component}. Next:")
-    typer.echo(f"  pip install -e '{target}[testing]'\n  pytest {target}\n  fsl run {recipe}")
+    typer.echo(f"  pip install -e '{target}[testing]'\n  pytest {target}\n  fsl {command} {recipe}")
 
 
 def _answers(name: str, kind: Kind, author: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`fsl sweep`: every combination of a recipe's `matrix:`, with a live table."""
+"""`fsl sweep`: every combination of a recipe's `matrix:`, by whoever computes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsl_core.cli import sweep_tables
+from fsl_core.cli import sweep_status, sweep_tables
 from fsl_core.cli.arguments import (
     Device,
     Json,
@@ -20,27 +20,88 @@ from fsl_core.cli.arguments import (
     Overrides,
     PluginsDir,
     RawCsv,
-    RecipeFile,
     choose_device,
+    find_recipe_file,
     load_plugins,
+    say,
+    warn,
 )
+from fsl_core.launcher import TAKE_OVER
 from fsl_core.text import name_of, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fsl_core.cli.outputs import Output
     from fsl_core.hooks.loader import Loaded
     from fsl_core.reporting.sweep import RowResult, SweepResult
-    from fsl_core.sweeping.schedule import Job
+    from fsl_core.sweeping.jobs import Job, Prepared
+    from fsl_core.sweeping.plan import Plan
+    from fsl_core.sweeping.start import Settings
 
+SweptRecipe = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="RECIPE",
+        help="recipe file (YAML) with a `matrix:`, or a name that `fsl recipes` lists",
+        show_default=False,
+        readable=False,
+    ),
+]
 SweepDirectory = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="directory (default: runs/<recipe>-sweep)"),
 ]
 Jobs = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--jobs", "-j", min=1, metavar="N", help="runs at a time; cores are shared among them"
+        "--jobs",
+        "-j",
+        min=1,
+        metavar="N",
+        help="runs at a time; cores are shared among them (default: 1, or as the recipe has it)",
+        show_default=False,
+    ),
+]
+LauncherName = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        metavar="NAME",
+        help="what starts the runs, as in `fsl list launchers` (default: local, or as the recipe "
+        "has it); its options: -s launcher.KEY=VALUE",
+        show_default=False,
+    ),
+]
+Prepare = Annotated[
+    bool, typer.Option("--prepare", help="make the run directories, and start nothing")
+]
+Worker = Annotated[
+    Path | None,
+    typer.Option(
+        "--worker",
+        metavar="FOLDER",
+        help="in place of RECIPE: compute runs of this sweep that are free, until none is",
+        show_default=False,
+    ),
+]
+Status = Annotated[
+    Path | None,
+    typer.Option(
+        "--status",
+        metavar="FOLDER",
+        help="in place of RECIPE: how the runs of this sweep stand; nothing is locked",
+        show_default=False,
+    ),
+]
+TakeOver = Annotated[
+    float,
+    typer.Option(
+        "--take-over",
+        metavar="SECONDS",
+        min=1,
+        help="silence after which the run of a dead process is taken over; the same for all that "
+        "share a sweep",
     ),
 ]
 
@@ -51,10 +112,15 @@ def add_commands(app: typer.Typer) -> None:
 
 def sweep(
     context: typer.Context,
-    recipe: RecipeFile,
+    recipe: SweptRecipe = None,
     overrides: Overrides = [],
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
+    launcher: LauncherName = None,
     out: SweepDirectory = None,
+    prepare: Prepare = False,
+    worker: Worker = None,
+    status: Status = None,
+    take_over: TakeOver = TAKE_OVER,
     device: Device = "auto",
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
@@ -68,51 +134,133 @@ def sweep(
 
     After an interruption, the same command goes on with what is not finished.
     """
-    from fsl_core.config.matrix import read_matrix
     from fsl_core.hooks.trust import granting
+    from fsl_core.sweeping.start import Settings
+
+    _refuse_mixed(recipe, worker, status, bool(overrides or launcher or out or prepare))
+    settings = Settings(device, no_plugin, take_over)
+    if status:
+        sweep_status.show(status, take_over, as_json)
+    elif worker:
+        _work(worker, jobs or 1, settings)
+    elif recipe:
+        file = find_recipe_file(recipe)
+        papers = sweep_tables.paper_files(latex, csv, [file])
+        loaded = load_plugins(no_plugin, plugins_dir, file, no_local_plugin)
+        context.with_resource(granting(loaded.files))
+        plan = _plan(file, loaded, overrides, launcher, jobs)
+        directory = out or Path("runs") / f"{name_of(file)}-sweep"
+        queue = _run_all(plan, directory, loaded, settings, prepare)
+        if not prepare:
+            _collect(plan, queue, directory, (file, overrides), papers, as_json, raw_csv)
+
+
+def _refuse_mixed(
+    recipe: Path | None, worker: Path | None, status: Path | None, of_recipe: bool
+) -> None:
+    given = [what for what in (recipe, worker, status) if what is not None]
+    if len(given) != 1:
+        raise typer.BadParameter("one of RECIPE, --worker FOLDER and --status FOLDER")
+    if of_recipe and recipe is None:
+        raise typer.BadParameter(
+            "--set, --launcher, --out and --prepare are for a RECIPE. The runs of a folder are "
+            "prepared"
+        )
+
+
+def _plan(
+    recipe: Path, loaded: Loaded, overrides: list[str], launcher: str | None, jobs: int | None
+) -> Plan:
+    from fsl_core.config.matrix import read_matrix
+    from fsl_core.sweeping.plan import plan_sweep
+
+    return plan_sweep(read_matrix(recipe, loaded.catalogue, overrides, launcher, jobs))
+
+
+def _run_all(
+    plan: Plan, directory: Path, loaded: Loaded, settings: Settings, only_prepare: bool
+) -> list[Job]:
+    """Prepare every run, and run what is not finished, with a live table."""
+    from fsl_core.engine.environment import threads_of
+    from fsl_core.sweeping.jobs import make_jobs
+    from fsl_core.sweeping.prepare import prepare
+    from fsl_core.sweeping.start import start
+
+    launcher = plan.matrix.launcher.build(settings.no_plugin)
+    if not launcher.outlives:  # else it is another machine that has the device, or has not
+        choose_device(settings.device)
+    queue = make_jobs(plan.cells, directory / "runs", settings.take_over)
+    kept = sum(job.state == "finished" for job in queue)
+    if kept:
+        typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
+    prepare(queue, loaded, settings.device, threads_of(launcher.at_once or 1))
+    if only_prepare:
+        say(f"{directory}: {len(queue) - kept} runs to compute. `fsl sweep --worker {directory}`")
+        return queue
+    with _watched(queue, launcher.outlives) as show:
+        start(queue, launcher, settings, show)
+    if launcher.note() and any(job.seconds for job in queue):
+        warn(f"note: {launcher.note()}")
+    return queue
+
+
+def _work(folder: Path, at_once: int, settings: Settings) -> None:
+    """Compute runs of a sweep that are free. The exit code is 1 if one of them failed here."""
+    from fsl_core.sweeping.jobs import find_jobs
+    from fsl_core.sweeping.local import Local
+    from fsl_core.sweeping.start import start
+
+    queue = find_jobs(folder, settings.take_over)
+    before = {id(job) for job in queue if job.state == "failed"}
+    with _watched(queue, outlives=False, waits=False) as show:
+        start(queue, Local(settings.no_plugin, at_once), settings, show, worker=True)
+    counts = Counter(job.state for job in queue)
+    say(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+    _fail_if_any_failed([job for job in queue if id(job) not in before and job.seconds])
+
+
+@contextmanager
+def _watched(
+    queue: Sequence[Prepared], outlives: bool, waits: bool = True
+) -> Iterator[Callable[[], None]]:
+    """Within this context runs are shown, and Ctrl-C ends the command.
+
+    outlives: what was started goes on.    waits: what others work on is waited for.
+    """
+    try:
+        with _interruptible(), _live(queue, waits) as show:
+            yield show
+    except KeyboardInterrupt:
+        left = "The same command goes on with what is not finished"
+        told = f"what was started goes on. {left}" if outlives else left
+        typer.echo(f"interrupted. {told}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _collect(
+    plan: Plan,
+    queue: Sequence[Job],
+    directory: Path,
+    asked: tuple[Path, Sequence[str]],
+    papers: Sequence[Output],
+    as_json: bool,
+    raw_csv: bool,
+) -> None:
+    """Write and print the tables of a sweep. asked: its recipe and overrides."""
     from fsl_core.reporting.sweep import collect, write_tables
     from fsl_core.reporting.sweep_report import write_sweep_report
-    from fsl_core.sweeping.plan import plan_sweep
-    from fsl_core.sweeping.schedule import make_jobs, only_writer
+    from fsl_core.sweeping.schedule import only_writer
 
-    files = sweep_tables.paper_files(latex, csv, [recipe])
-    loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
-    context.with_resource(granting(loaded.files))
-    choose_device(device)
-    plan = plan_sweep(read_matrix(recipe, loaded.catalogue, overrides))
-    directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
-    queue = make_jobs(plan.cells, directory / "runs")
-    _run_all(queue, loaded, device, jobs, no_plugin)
     result = collect(plan, queue)
-    with only_writer(directory / "runs"):
+    with only_writer(directory):
         write_tables(result, directory, raw_csv)
-        page = write_sweep_report(directory / "report.html", result, queue, recipe, overrides)
-    sweep_tables.write_paper(result, files, raw_csv)
+        page = write_sweep_report(directory / "report.html", result, queue, *asked)
+    sweep_tables.write_paper(result, papers, raw_csv)
     if as_json:
         _print_json(result, directory)
     else:
         _print_result(result, directory, page)
     _fail_if_any_failed(queue)
-
-
-def _run_all(
-    queue: Sequence[Job], loaded: Loaded, device: str, at_once: int, no_plugin: Sequence[str]
-) -> None:
-    """Run what is not finished, with a live table."""
-    from fsl_core.sweeping.start import start
-
-    kept = sum(job.state == "finished" for job in queue)
-    if kept:
-        typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
-    try:
-        with _interruptible(), _live(queue) as show:
-            why_not_forked = start(queue, loaded, device, at_once, no_plugin, show)
-    except KeyboardInterrupt:
-        typer.echo("interrupted. The same command goes on with what is not finished", err=True)
-        raise typer.Exit(130) from None
-    if why_not_forked and any(job.seconds for job in queue):
-        told = f"note: no run was forked, so each imported everything again: {why_not_forked}"
-        typer.echo(told, err=True)
 
 
 def _print_json(result: SweepResult, directory: Path) -> None:
@@ -134,13 +282,13 @@ def _print_result(result: SweepResult, directory: Path, page: Path) -> None:
     typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
 
 
-def _fail_if_any_failed(queue: Sequence[Job]) -> None:
-    from fsl_core.sweeping.schedule import OUTPUT
+def _fail_if_any_failed(queue: Sequence[Prepared]) -> None:
+    from fsl_core.launcher import OUTPUT
 
     failed = [job for job in queue if job.state == "failed"]
     for job in failed:
         where = job.directory / OUTPUT
-        typer.echo(printable(f"{job.cell.title}: {job.error} ({where})"), err=True)
+        typer.echo(printable(f"{job.title}: {job.error} ({where})"), err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -167,13 +315,13 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _live(queue: Sequence[Job]) -> Iterator[Callable[[], None]]:
+def _live(queue: Sequence[Prepared], waits: bool) -> Iterator[Callable[[], None]]:
     """A table that changes in place in a terminal; elsewhere a line for each run that ends."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(stderr=True)
-    lines = _Lines(queue)
+    lines = _Lines(queue, waits)
 
     def tell() -> None:
         for line in lines.new():
@@ -194,24 +342,24 @@ def _live(queue: Sequence[Job]) -> Iterator[Callable[[], None]]:
 class _Lines:
     """What there is to say of the runs, each thing once."""
 
-    def __init__(self, queue: Sequence[Job]):
-        self._queue = queue
-        self._ended = {id(job) for job in queue if job.state == "finished"}
+    def __init__(self, queue: Sequence[Prepared], waits: bool):
+        self._queue, self._waits = queue, waits
+        self._ended = {id(job) for job in queue if job.state in ("finished", "failed")}
         self._elsewhere: set[int] = set()
 
     def new(self) -> Iterator[str]:
         for job in self._queue:
-            if job.state == "elsewhere" and id(job) not in self._elsewhere:
+            if self._waits and job.state == "elsewhere" and id(job) not in self._elsewhere:
                 self._elsewhere.add(id(job))
-                yield f"{job.cell.title}: another process works on it, and is waited for"
+                yield f"{job.title}: another process works on it, and is waited for"
             if job.state in ("finished", "failed") and id(job) not in self._ended:
                 self._ended.add(id(job))
                 done = sum(other.state in ("finished", "failed") for other in self._queue)
                 reason = f": {job.error}" if job.error else ""
-                yield f"[{done}/{len(self._queue)}] {job.cell.title}: {job.state}{reason}"
+                yield f"[{done}/{len(self._queue)}] {job.title}: {job.state}{reason}"
 
 
-def _status_table(queue: Sequence[Job], height: int) -> Table:
+def _status_table(queue: Sequence[Prepared], height: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -222,10 +370,10 @@ def _status_table(queue: Sequence[Job], height: int) -> Table:
         table.add_column(heading)
     order = {"running": 0, "elsewhere": 1, "failed": 2, "waiting": 3, "finished": 4}
     for job in sorted(queue, key=lambda job: order[job.state])[: max(3, height - 5)]:
-        steps = f"{job.step} / {job.cell.recipe.sections.outer.steps}"
+        steps = f"{job.step} / {job.steps}" if job.steps else str(job.step)
         step = steps if job.state == "running" else ""
         seconds = f"{job.seconds:.0f}" if job.seconds else ""
-        table.add_row(Text(printable(job.cell.title)), job.state, step, seconds)
+        table.add_row(Text(printable(job.title)), job.state, step, seconds)
     return table
 
 

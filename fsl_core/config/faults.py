@@ -144,7 +144,8 @@ def _owner(path: KeyPath, model: type[BaseModel]) -> tuple[str, type[BaseModel]]
         if section := as_model(kind):
             found, owner = section, f"section {dotted(path[: depth + 1])!r}"
     part_of, _, name = found.__name__.partition(".")  # `adapter.maml`, as options.py names a model
-    return (f"{part_of} {name!r}" if part_of in SECTIONS.values() else owner), found
+    kinds = (*SECTIONS.values(), "launcher")
+    return (f"{part_of} {name!r}" if part_of in kinds else owner), found
 
 
 def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:

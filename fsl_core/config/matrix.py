@@ -26,6 +26,7 @@ from fsl_core.config.document import (
     set_key,
 )
 from fsl_core.config.faults import in_file_order
+from fsl_core.config.launching import LAUNCHER, LauncherChoice, choose_launcher, take_launcher
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS, Catalogue
 from fsl_core.errors import RecipeError
@@ -132,12 +133,14 @@ class Matrix:
     """A recipe of many runs: its axes, and a cell for each combination that is not excluded.
 
     baseline: a label or labels for some axes; empty: the first row.
+    launcher: what starts the runs.
     """
 
     document: Document
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
     baseline: Mapping[str, Any]
+    launcher: LauncherChoice
 
     def selects(self, selection: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
         """Whether a selection, such as `baseline`, means the combination with these labels."""
@@ -150,13 +153,19 @@ def has_matrix(path: Path, overrides: Iterable[str] = ()) -> bool:
 
 
 def read_matrix(
-    recipe: Path | Mapping[str, Any], catalogue: Catalogue, overrides: Overrides = ()
+    recipe: Path | Mapping[str, Any],
+    catalogue: Catalogue,
+    overrides: Overrides = (),
+    launcher: str | None = None,
+    jobs: int | None = None,
 ) -> Matrix:
     """Read a recipe with a `matrix:` and check every combination.
 
+    launcher, jobs: what is said of the section `launcher`, beside recipe and overrides.
+
     RecipeError lists every fault of every combination once.
     """
-    document = read_document(recipe, overrides, SECTIONS)
+    document = read_document(recipe, overrides, {*SECTIONS, (LAUNCHER,)})
     section = document.data.pop("matrix", None)
     where = document.where(("matrix",))
     if section is None:
@@ -174,6 +183,8 @@ def read_matrix(
             f"{document.where(('expect',))}: figures of one run, and a matrix is of many. "
             "One of the two"
         )
+    choose_launcher(document, launcher, jobs)
+    chosen = take_launcher(document, catalogue)
     faults: list[str] = []
     written = {name: value for name, value in section.items() if name not in RESERVED}
     axes = tuple(_axis(document, name, value, faults) for name, value in written.items())
@@ -199,7 +210,8 @@ def read_matrix(
         raise RecipeError(
             f"{document.where(('matrix', 'exclude'))}: leaves no combination. At least one"
         )
-    return Matrix(document, axes, tuple(_checked(document, axes, kept, catalogue)), baseline)
+    cells = tuple(_checked(document, axes, kept, catalogue))
+    return Matrix(document, axes, cells, baseline, chosen)
 
 
 def _means(selector: Any, value: Any) -> bool:

@@ -20,6 +20,7 @@ Kind = Literal[
     "optimizer",
     "schedule",
     "benchmark",
+    "launcher",
 ]
 
 INJECTED: dict[Kind, frozenset[str]] = {
@@ -31,6 +32,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),
     "benchmark": frozenset(),
+    "launcher": frozenset({"no_plugin"}),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
 

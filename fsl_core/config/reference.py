@@ -44,6 +44,7 @@ MEANINGS: dict[Kind, str] = {
     "weighting": "what each task of a meta-batch counts",
     "optimizer": "what follows the meta-gradient",
     "schedule": "how the optimizer's step size changes",
+    "launcher": "what starts the runs of a sweep",
 }
 
 
@@ -66,11 +67,16 @@ def recipe_reference(catalogue: Catalogue) -> str:
         parts += [f"## {heading}\n", f"{model.__doc__}\n", _table(model)]
     for path, kind in SECTIONS.items():
         parts.append(f"## {_plural(kind)}\n\nUnder `{dotted(path)}`.\n")
-        for component in catalogue.components(kind):
-            parts.append(f"### {component.name}\n\nFrom {component.origin}.\n")
-            parts.append(f"```text\n{component.doc}\n```\n")
-            parts.append(_table(component.options))
+        parts += [part for c in catalogue.components(kind) for part in _described(c)]
+    parts.append("## launchers\n\nUnder `launcher` of a recipe with a `matrix`.\n")
+    parts += [part for c in catalogue.components("launcher") for part in _described(c)]
     return "\n".join(parts)
+
+
+def _described(component: Component) -> Iterator[str]:
+    yield f"### {component.name}\n\nFrom {component.origin}.\n"
+    yield f"```text\n{component.doc}\n```\n"
+    yield _table(component.options)
 
 
 def option_rows(component: Component) -> list[tuple[str, str, str, str]]:

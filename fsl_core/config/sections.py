@@ -158,6 +158,15 @@ class MatrixSection(_Section):
     ] = {}
 
 
+def _launcher_schema(catalogue: Catalogue) -> dict[str, Any]:
+    launchers = catalogue.components("launcher")
+    options = [launcher.options.model_json_schema() for launcher in launchers]
+    return {
+        "description": "what starts the runs of a sweep",
+        "anyOf": [{"type": "string"}, *options],
+    }
+
+
 _AXIS = {
     "description": "values of this key path, or named mappings of key paths to values",
     "oneOf": [
@@ -306,6 +315,7 @@ def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
         "additionalProperties": _AXIS,
         "description": MatrixSection.__doc__,
     }
+    schema["properties"]["launcher"] = _launcher_schema(catalogue)
     schema["properties"]["start_from"]["anyOf"].append({"type": "string"})
     conditional = {"if": {"required": ["matrix"]}, "else": complete}
     return {

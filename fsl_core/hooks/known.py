@@ -61,4 +61,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "resnet12": "fsl-learn2learn",
         "wrn28": "fsl-learn2learn",
     },
+    "launcher": {
+        "slurm": "fsl-submitit",
+    },
 }

@@ -39,6 +39,7 @@ REGISTRATION_HOOKS: dict[str, Kind] = {
     "fsl_register_hypergradients": "hypergradient",
     "fsl_register_weightings": "weighting",
     "fsl_register_benchmarks": "benchmark",
+    "fsl_register_launchers": "launcher",
 }
 TABLES: dict[Kind, Mapping[str, Callable[..., Any]]] = {
     "optimizer": OPTIMIZERS,

@@ -134,6 +134,17 @@ def fsl_register_benchmarks(register: Register) -> None:
 
 
 @hookspec(since=1)
+def fsl_register_launchers(register: Register) -> None:
+    """Called once while plugins load. Offer launchers by calling register(LauncherSubclass).
+
+    :param register: takes a factory of `fsl_core.Launcher`. An argument called `no_plugin` receives
+        the names of plugins that the sweep leaves out; every other argument is a key of the
+        `launcher` section of a sweep. Nothing is started and no cluster is asked here.
+    Duplicates as above. Since hook API 1. Example: fsl_core/builtin/local.py.
+    """
+
+
+@hookspec(since=1)
 def fsl_run_started(run: RunView) -> None:
     """Called when training starts or resumes, before the first outer step.
 

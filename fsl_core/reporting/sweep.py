@@ -36,8 +36,8 @@ from fsl_core.reporting.statistics import (
     two_level,
 )
 from fsl_core.runs.files import UNROLLED, write_atomically
+from fsl_core.sweeping.jobs import Job
 from fsl_core.sweeping.plan import Plan, Row
-from fsl_core.sweeping.schedule import Job
 from fsl_core.text import in_words
 
 TIMES = ("adaptation_seconds", "training_seconds")

@@ -20,7 +20,7 @@ from fsl_core.reporting.sweep import (
     table,
 )
 from fsl_core.reporting.sweep_paper import learning_curves
-from fsl_core.sweeping.schedule import Job
+from fsl_core.sweeping.jobs import Job
 from fsl_core.text import name_of
 
 

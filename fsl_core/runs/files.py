@@ -31,6 +31,11 @@ RECIPE, BEGUN, ENVIRONMENT, START, DATA, EXECUTION, METRICS, EPISODES, CONFUSION
     "confusion.csv",
     "result.json",
 )
+LOCK = ".lock"
+"""Held by the process that writes to a run."""
+
+IN_USE = "another process is writing to this run"
+
 UNROLLED = "unrolled"
 """The hypergradient of every run before there was a choice."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import Field
 
 from fsl_core.assembly.experiment import build_experiment, build_optimizer, check_data
@@ -25,6 +25,7 @@ from fsl_core.engine.devices import processor
 from fsl_core.engine.execution import Mode
 from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.errors import RunError
+from fsl_core.files.locks import only_one
 from fsl_core.files.writing import UNFINISHED, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
@@ -40,6 +41,8 @@ from fsl_core.runs.files import (
     BEGUN,
     ENVIRONMENT,
     EXECUTION,
+    IN_USE,
+    LOCK,
     RECIPE,
     RESULT,
     Environment,
@@ -56,9 +59,6 @@ from fsl_core.runs.records import InDirectory, InMemory, OfFirstRank, Records
 from fsl_core.runs.run import Run
 from fsl_core.runs.starting import read_start
 from fsl_core.text import name_of
-
-IN_USE = "another process is writing to this run"
-
 
 Some = Annotated[int, Field(gt=0, le=1024)]
 
@@ -275,13 +275,14 @@ def read_choice(directory: Path) -> Choice | None:
 
 @contextmanager
 def _only_writer(directory: Path) -> Iterator[None]:
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(directory / ".lock", timeout=0).acquire()
-        except Timeout as error:
-            raise RunError(f"{directory}: {IN_USE}. Wait for it, or give another --out") from error
-    with lock:
+    with ExitStack() as held:
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(only_one(directory / LOCK))
+            except Timeout as error:
+                told = f"{directory}: {IN_USE}. Wait for it, or give another --out"
+                raise RunError(told) from error
         for folder in (directory, directory / "checkpoints"):
             remove_unfinished(folder)
         yield
@@ -290,7 +291,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
 def _refuse_used(directory: Path, recipe: Recipe) -> None:
     wanted = recipe.resolved()
     found = directory.iterdir() if directory.is_dir() else ()
-    beginning = (".lock", ENVIRONMENT, BEGUN, UNFINISHED)  # of a process that died at once
+    beginning = (LOCK, ENVIRONMENT, BEGUN, UNFINISHED)  # of a process that died at once
     used = [path for path in found if not path.name.startswith(beginning)]
     if not used:
         return

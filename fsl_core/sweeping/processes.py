@@ -22,6 +22,9 @@ class Process(Protocol):
     def poll(self) -> int | None:
         """None while it runs, then its exit code: minus the number of the signal that ended it."""
 
+    def send(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+
 
 class Processes:
     """Starts processes of one program, and ends them when it is closed.
@@ -90,6 +93,9 @@ class _Alone:
             self.end()
         return code
 
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def end(self) -> None:
         self._input.close()
 
@@ -133,6 +139,9 @@ class _Server:
         self._order(start=forked.key, arguments=[*arguments], output=str(output))
         return forked
 
+    def send(self, key: str, number: int) -> None:
+        self._order(signal=key, number=number)
+
     def code(self, key: str) -> int | None:
         self._listen()
         if key in self._codes:
@@ -172,6 +181,9 @@ class _Forked:
 
     def poll(self) -> int | None:
         return self._server.code(self.key)
+
+    def send(self, number: int) -> None:
+        self._server.send(self.key, number)
 
 
 def _opened(end: IO[bytes] | None) -> IO[bytes]:

@@ -1,224 +1,183 @@
-"""Runs the cells of a sweep in processes of their own; finished ones are kept, begun ones go on."""
+"""Has a launcher run what is not finished; finished runs are kept, begun ones go on."""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
-from filelock import FileLock, Timeout
-
-from fsl_core.config.matrix import Cell
-from fsl_core.errors import FslError
+from fsl_core.errors import FslError, RunError
+from fsl_core.files.locks import only_one
 from fsl_core.files.writing import open_to_fill
-from fsl_core.runs.files import METRICS, RESULT, parse_record, writing
-from fsl_core.runs.opening import IN_USE
-from fsl_core.sweeping.processes import Process, Processes
+from fsl_core.launcher import Ended, Launcher, Work
+from fsl_core.runs.files import IN_USE, RESULT, writing
+from fsl_core.sweeping.jobs import Prepared
 
-OUTPUT = "output.txt"
-CLAIMS = ".claims"
-POLLED_EVERY = 0.05
-
-
-@dataclass
-class Job:
-    """One cell and its run directory.
-
-    state: `elsewhere` means that another process works on this run, and is waited for.
-    error: why a run failed, in the last line that it wrote.
-    seconds: how long this process has worked on it.
-    """
-
-    cell: Cell
-    directory: Path
-    state: Literal["waiting", "running", "elsewhere", "finished", "failed"] = "waiting"
-    error: str = ""
-    seconds: float = 0.0
-    _process: Process | None = None
-    _claim: FileLock | None = None
-    _started: float = field(default=0.0, repr=False)
-
-    @property
-    def step(self) -> int:
-        """Outer steps done, as far as they have been written."""
-        return last_step(self.directory / METRICS)
-
-    @property
-    def has_result(self) -> bool:
-        """A result counts, whoever wrote it."""
-        return (self.directory / RESULT).is_file()
-
-    def claim(self) -> bool:
-        """Whether this sweep alone may work on the run: no other one does, nor does `fsl resume`.
-
-        The lock of the run itself is taken by the process that trains. Sweeps look at this one
-        instead, because to try that one for a moment could keep such a process out.
-        """
-        lock = FileLock(self.directory.parent / CLAIMS / self.cell.digest, timeout=0)
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            return False
-        self._claim = lock
-        if _locked(self.directory):
-            self.release()
-            return False
-        return True
-
-    def release(self) -> None:
-        if self._claim is not None:
-            with suppress(OSError):  # its folder may be gone
-                self._claim.release()
-            self._claim = None
-
-
-def last_step(metrics: Path) -> int:
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - 4096))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):  # the last one may be half written
-        record = parse_record(line)
-        if "step" in record:
-            return record["step"]
-    return 0
-
-
-def make_jobs(cells: Iterable[Cell], runs: Path) -> list[Job]:
-    """A job for each cell.
-
-    Its directory is found by the digest of the recipe, whatever the cell's title was when it began.
-    """
-    jobs = []
-    for cell in cells:
-        existing = sorted(runs.glob(f"*-{cell.digest}"))
-        job = Job(cell, existing[0] if existing else runs / cell.directory_name)
-        job.state = "finished" if job.has_result else "waiting"
-        jobs.append(job)
-    return jobs
+POLLED_EVERY, QUEUE_POLLED_EVERY = 0.05, 1.0
+"""Seconds between two looks at processes of this machine, and at jobs that a queue holds."""
 
 
 @contextmanager
-def only_writer(runs: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Two sweeps that have waited for one last run write their tables one after the other."""
-    with writing(runs):
-        (runs / CLAIMS).mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / CLAIMS / "tables"):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder / ".tables", timeout=-1):
         yield
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    workers: int,
-    prepare: Callable[[Job], None],
-    processes: Processes,
-    options: Sequence[str] = (),
+    jobs: Sequence[Prepared],
+    launcher: Launcher,
+    work: Callable[[Prepared], Work],
     on_change: Callable[[], None] = lambda: None,
+    worker: bool = False,
 ) -> None:
-    """Run what is not finished, `workers` at a time, and keep going past a failed one.
+    """Have the launcher run what is not finished, and keep going past a failed run.
 
-    What another sweep works on is waited for. Interrupted, it stops the processes it has started.
+    Interrupted, or at its end, it closes the launcher, which stops what cannot outlive it.
 
-    prepare: makes the run directory of a cell that has none, so that `fsl resume` begins it.
-    processes: starts the processes. It is closed at the end.
-    options: further arguments of `fsl resume`.
-    on_change: called several times a second.
+    work: what to start for a run.
+    on_change: called after every look at the runs.
+    worker: leave what has failed elsewhere, and end when nothing is free and every other process
+        at work has been seen alive: what a dead one has claimed is taken over. Else what others
+        work on is waited for, and begun here if it ends without a result.
     """
     try:
-        while unfinished := [job for job in jobs if job.state not in ("finished", "failed")]:
+        for job in _unfinished(jobs):
+            if launcher.find(job.run):
+                job.begin()
+        while unfinished := _unfinished(jobs):
             for job in unfinished:
                 if job.state == "running":
-                    _look_after(job)
-                elif job.has_result:
+                    _look_after(job, launcher)
+                elif job.due and job.has_result:
                     job.state = "finished"
-                elif sum(other.state == "running" for other in jobs) < workers:
-                    _begin(job, prepare, processes, options)
+            _begin(jobs, launcher, work, worker)
             on_change()
-            time.sleep(POLLED_EVERY)
+            if worker and all(job.alive for job in _unfinished(jobs)):
+                break
+            time.sleep(QUEUE_POLLED_EVERY if launcher.outlives else POLLED_EVERY)
     finally:
-        processes.close()  # before the claims go: another sweep must not take up what still runs
+        launcher.close()  # before the claims go: another sweep must not take up what still runs
         for job in jobs:
-            job.release()
+            job.claim.release()
             if job.state == "running":
                 job.state = "waiting"
         on_change()
 
 
+def _unfinished(jobs: Sequence[Prepared]) -> list[Prepared]:
+    return [job for job in jobs if job.state not in ("finished", "failed")]
+
+
 def _begin(
-    job: Job, prepare: Callable[[Job], None], processes: Processes, options: Sequence[str]
+    jobs: Sequence[Prepared],
+    launcher: Launcher,
+    work: Callable[[Prepared], Work],
+    worker: bool,
 ) -> None:
-    with _failing(job):
-        if not job.claim():
-            job.state = "elsewhere"
-            return
-        if job.has_result:  # written between the look and the claim
-            job.state = "finished"
-        else:
-            prepare(job)
-            open_to_fill(job.directory / OUTPUT).close()  # refuses a link that came with it
-            arguments = ["resume", str(job.directory), *options]
-            job._process = processes.start(arguments, job.directory / OUTPUT)
-            job.state, job._started = "running", time.monotonic()
-    if job.state != "running":
-        job.release()
+    """Start as many as the launcher takes, all of them at once."""
+    running = sum(job.state == "running" for job in jobs)
+    room = len(jobs) if launcher.at_once is None else launcher.at_once - running
+    begun: list[Prepared] = []
+    for job in _unfinished(jobs):
+        if len(begun) >= room:
+            break
+        if job.state != "running" and job.due:
+            with _failing([job]):
+                if _may_begin(job, launcher, worker):
+                    begun.append(job)
+    if not begun:
+        return
+    with _failing(begun, (OSError,)):  # a launcher that cannot start at all ends the sweep
+        launcher.start([work(job) for job in begun])
+        for job in begun:
+            job.begin()
+    for job in begun:
+        if job.state != "running":
+            job.claim.release()
+
+
+def _may_begin(job: Prepared, launcher: Launcher, worker: bool) -> bool:
+    if not job.directory.is_dir():  # to claim it would make it again, with nothing in it
+        raise RunError(_gone(job))
+    if launcher.outlives:  # the process that trains claims its run, which has not begun
+        if not job.is_free():
+            job.leave()
+            return False
+    elif not job.take():
+        return False
+    if job.has_result:  # written between the look and the claim
+        job.state = "finished"
+    elif worker and (failure := job.failure):
+        job.state, job.error = "failed", failure
+    if job.state in ("finished", "failed"):
+        job.claim.release()
+        return False
+    job.forget_failure()
+    open_to_fill(work_output(job)).close()  # refuses a link that came with it
+    return True
+
+
+def work_output(job: Prepared) -> Path:
+    """The file that takes what the process of a run prints."""
+    return Work(job.directory, ()).output
 
 
 @contextmanager
-def _failing(job: Job) -> Iterator[None]:
-    """An error in here is the job's, and the sweep goes on."""
+def _failing(
+    jobs: Sequence[Prepared], kinds: tuple[type[Exception], ...] = (FslError, OSError)
+) -> Iterator[None]:
+    """An error in here is that of these runs, and the sweep goes on."""
     try:
         yield
-    except (FslError, OSError) as error:
-        job.state, job.error = "failed", " ".join(str(error).split())
+    except kinds as error:
+        for job in jobs:
+            job.fail(" ".join(str(error).split()))
+            job.claim.release()
 
 
-def _look_after(job: Job) -> None:
-    job.seconds = time.monotonic() - job._started
-    assert job._process is not None  # a running job has one
-    code = job._process.poll()
-    if code is None:
+def _look_after(job: Prepared, launcher: Launcher) -> None:
+    job.count()
+    if launcher.outlives and (job.has_result or job.failure):
+        ended = Ended(0)  # its queue may tell it much later
+    elif job.claim.lost:  # another one works on it now, or its directory was deleted
+        launcher.stop([job.run])
+        ended = Ended(1, _gone(job) if not job.directory.is_dir() else IN_USE)
+    elif (found := launcher.poll(job.run)) is None:
         return
-    said = "" if code == 0 else _last_words(job, code)
+    else:
+        ended = found
+    _end(job, ended, launcher)
+    job.claim.release()
+
+
+def _end(job: Prepared, ended: Ended, launcher: Launcher) -> None:
+    said = "" if ended.code == 0 else ended.reason or _last_words(job, ended.code)
     if job.has_result:
         job.state, job.error = "finished", said
     elif IN_USE in said:  # `fsl resume`, called by somebody, was quicker
-        job.state = "elsewhere"
+        job.leave()
+    elif launcher.outlives and job.failure:
+        job.fail(job.failure)
+    elif launcher.outlives and not said and job.holder:
+        job.leave()
     else:
-        job.state, job.error = "failed", said or f"no {RESULT}. {_gone(job)}"
-    job.release()
+        job.fail(said or f"no {RESULT}. {_gone(job)}")
 
 
-def _last_words(job: Job, code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"ended by {name}. More memory or fewer --jobs, if nobody stopped it"
+def _last_words(job: Prepared, code: int) -> str:
     try:
-        text = (job.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        text = work_output(job).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return _gone(job)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit status {code}"
 
 
-def _gone(job: Job) -> str:
+def _gone(job: Prepared) -> str:
     if job.directory.is_dir():
         return f"{job.directory}: files of the run were deleted. The same command runs it again"
     return f"{job.directory}: deleted while it ran. The same command runs it again"
-
-
-def _locked(directory: Path) -> bool:
-    """Whether a process holds the lock of a run."""
-    if not (directory / ".lock").is_file():
-        return False
-    try:
-        with FileLock(directory / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -8,6 +8,7 @@ PROGRAM is a module with two functions. `preload(options)` imports what runs nee
 this process may not be forked, or nothing. `run(arguments)` is what a forked process does.
 
 Orders are lines of JSON on standard input:   {"start": key, "arguments": [...], "output": file}
+                                              {"signal": key, "number": of the signal}
 Answers are lines of JSON on standard output: {"ready": true} or {"refused": reason}, then
                                               {"ended": key, "code": as subprocess tells it}
 
@@ -123,7 +124,9 @@ class _Server:
                 *lines, received = (received + read).split(b"\n")
                 for line in lines:
                     order = json.loads(line)
-                    if self._fork(order):
+                    if "signal" in order:
+                        self._send(order["signal"], order["number"])
+                    elif self._fork(order):
                         return order["arguments"]
 
     def _fork(self, order: dict[str, Any]) -> bool:
@@ -145,6 +148,11 @@ class _Server:
         _point(1, order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(1, 2)
         return True
+
+    def _send(self, key: str, number: int) -> None:
+        for child, own in self._children.items():
+            if own == key:
+                os.kill(child, number)
 
     def _reap(self) -> None:
         """Tell of every child that has ended: signals of several may have arrived as one."""

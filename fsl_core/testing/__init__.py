@@ -1,6 +1,6 @@
 """The conformance kit: pytest classes that tell whether a component is right.
 
-There is one for adapters, hypergradients, weightings, backbones and episodes.
+There is one for adapters, hypergradients, weightings, backbones, episodes and launchers.
 
     from fsl_centroid import NearestCentroid
     from fsl_core.testing import AdapterContract
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fsl_core.testing.episodes import EpisodesContract
     from fsl_core.testing.hypergradients import HypergradientContract
     from fsl_core.testing.inner_problems import RidgeSteps
+    from fsl_core.testing.launchers import LauncherContract
     from fsl_core.testing.tiny import (
         GradientSteps,
         TinyBackbone,
@@ -40,6 +41,7 @@ _HOME = {
     "BackboneContract": "backbones",
     "EpisodesContract": "episodes",
     "HypergradientContract": "hypergradients",
+    "LauncherContract": "launchers",
     "RidgeSteps": "inner_problems",
     "WeightingContract": "weightings",
     **dict.fromkeys(
@@ -61,6 +63,7 @@ __all__ = [
     "EpisodesContract",
     "GradientSteps",
     "HypergradientContract",
+    "LauncherContract",
     "RidgeSteps",
     "TinyBackbone",
     "Uneven",

@@ -20,7 +20,7 @@ from fsl_core.predicting.adapting import load_predictor
 from fsl_core.reporting.scores import read_scores
 from fsl_core.runs.files import check_files
 from fsl_core.runs.opening import new_run, open_run
-from fsl_core.sweeping.schedule import last_step
+from fsl_core.sweeping.jobs import last_step
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")

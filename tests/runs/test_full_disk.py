@@ -26,7 +26,7 @@ from fsl_core.runs import checkpoints
 from fsl_core.runs.files import writing
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.run import Run
-from fsl_core.sweeping.schedule import make_jobs
+from fsl_core.sweeping.jobs import make_jobs
 from fsl_core.training.outer_loop import judge, train
 
 CPU = torch.device("cpu")

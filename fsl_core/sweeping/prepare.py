@@ -1,0 +1,39 @@
+"""Makes the run directories of a sweep. All that a run needs is in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsl_core.config.matrix import Cell
+from fsl_core.errors import FslError
+from fsl_core.hooks.loader import Loaded
+from fsl_core.runs.files import RECIPE
+from fsl_core.runs.opening import describe_environment, prepare_run
+from fsl_core.sweeping.jobs import Job
+from fsl_core.text import name_of
+
+
+def prepare(jobs: Sequence[Job], loaded: Loaded, device: str, threads: int) -> None:
+    """Make the directory of every run that has none, so that `fsl resume` begins it.
+
+    A run whose directory cannot be made has failed, and the others are made.
+    """
+    environment = {
+        **describe_environment(loaded.plugins),
+        "threads": threads,
+        "device": device,
+        "plugin_files": loaded.files,
+    }
+    for job in jobs:
+        try:
+            if not (job.directory / RECIPE).is_file():
+                named = {"recipe": _run_name(job.cell), **environment}
+                prepare_run(job.directory, job.cell.recipe, named)
+        except (FslError, OSError) as error:
+            if not (job.directory / RECIPE).is_file():  # else another sweep was quicker
+                job.state, job.error = "failed", " ".join(str(error).split())
+
+
+def _run_name(cell: Cell) -> str:
+    return f"{name_of(Path(cell.recipe.document.source))}: {cell.title}"
