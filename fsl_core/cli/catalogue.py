@@ -243,9 +243,8 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule or "
-            "benchmark",
-            "launcher",
+            help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule, "
+            "benchmark or launcher",
             show_default=False,
         ),
     ],
