@@ -51,7 +51,9 @@ class RandomNetworks(fsl.EpisodeSource):
             tuple[Annotated[int, Field(ge=1)], ...],
             Field(min_length=1, description="units of each hidden layer of the networks"),
         ] = (15, 15, 15),
-        activation: Literal["relu", "sigmoid"] = "relu",
+        activation: Annotated[
+            Literal["relu", "sigmoid"], Field(description="between the layers of the networks")
+        ] = "relu",
         n_shot: Annotated[int, Field(ge=1, description="labelled points of a function")] = 5,
         n_query: Annotated[int, Field(ge=1, description="points of a function to predict")] = 100,
         tasks: Annotated[
