@@ -164,8 +164,8 @@ def _refuse_mixed(
         raise typer.BadParameter("one of RECIPE, --worker FOLDER and --status FOLDER")
     if of_recipe and recipe is None:
         raise typer.BadParameter(
-            "--set, --launcher, --out, --prepare, --latex and --csv are for a RECIPE. The runs of "
-            "a folder are prepared"
+            "for a RECIPE alone: --set, --launcher, --out, --prepare, --latex and --csv. The runs "
+            "of a folder are prepared"
         )
 
 

@@ -57,7 +57,14 @@ def pretended_gpu() -> Iterator[torch.device]:
 @cache
 def _register() -> None:
     """Once in a process: the name cannot be changed back."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+
+    class Module(backend_registration._DummyBackendModule):
+        """What torch asks a backend for, also where all is on the CPU, as checkpointing does."""
+
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.bfloat16, torch.float16]
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
 
 
 class Pretended(Tensor):

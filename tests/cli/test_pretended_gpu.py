@@ -107,6 +107,15 @@ def test_tensors_of_two_devices_do_not_mix(gpu):
     assert y.tolist() == [1, 1, 1]
 
 
+def test_checkpointing_elsewhere_goes_on():
+    """torch asks every backend of a process for its types, whichever computes."""
+    with pretended_gpu():
+        pass
+    x = torch.ones(2, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], torch.cos(x))
+
+
 def test_derivatives_are_there(gpu):
     x = torch.arange(3.0, device=NAME, requires_grad=True)
     (first,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)

@@ -58,7 +58,7 @@ def test_what_is_asked_is_one_thing(call, recipe: Path):
         assert "one of RECIPE, --worker FOLDER and --status FOLDER" in ended.err
     ended = call("sweep", "--worker", "out", "-s", "seed=1")
     assert ended.code == 2
-    assert "are for a RECIPE" in ended.err
+    assert "for a RECIPE alone" in ended.err
     ended = call("sweep", "--status", "out")
     assert (ended.code, ended.err.split(". ")[0]) == (2, "out: no runs here")
 
