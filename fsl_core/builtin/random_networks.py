@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.special import expit, ndtri  # type: ignore[import-untyped]  # it ships no types
 
 import fsl_core as fsl
 
@@ -125,6 +124,8 @@ class RandomNetworks(fsl.EpisodeSource):
 
     def _values(self, networks: Weights, x: np.ndarray) -> np.ndarray:
         """(tasks, n): each network at its inputs x, (tasks, n), or at all of (1, n)."""
+        from scipy.special import expit  # type: ignore[import-untyped]  # it ships no types
+
         h = x[..., None]
         for number, (matrix, shift) in enumerate(networks):
             h = h @ matrix + shift
@@ -145,6 +146,8 @@ class RandomNetworks(fsl.EpisodeSource):
 
 def _normal(seed: int, name: str, indices: Sequence[int], n: int) -> np.ndarray:
     """(len(indices), n) standard normal numbers."""
+    from scipy.special import ndtri  # type: ignore[import-untyped]  # here: every command loads us
+
     u = fsl.to_uniform(fsl.draw_bits(seed, name, indices, n))
     return ndtri(np.clip(u, 2.0**-33, 1 - 2.0**-33))
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
 from fsl_core.hooks.run_view import RunView
-from fsl_core.reporting import figures
 
 SHOWN = 6
 QUERIES_A_CLASS = 8
@@ -127,6 +126,8 @@ def _inlined(kind: str, content: io.BytesIO) -> str:
 
 
 def _curve(episode: Episode, prediction: Tensor) -> str:
+    from fsl_core.reporting import figures  # here: matplotlib is slow to import, pictures are not
+
     figure, drawn = figures.axes("x", "y")
     x, true, predicted = map(_values, (*episode.query, prediction))
     order = np.argsort(x)

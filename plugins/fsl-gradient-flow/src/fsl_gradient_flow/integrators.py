@@ -7,7 +7,6 @@ from math import ceil
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint  # type: ignore[import-untyped]  # it has no annotations
 
 import fsl_core as fsl
 from fsl_gradient_flow.flow import Flow, State, Velocity
@@ -45,6 +44,9 @@ def dormand_prince(velocity: Velocity, state: State, horizon: Tensor) -> State:
 
     Raises FslError beyond MOST steps.
     """
+    # Here, because it imports scipy.integrate, and every command loads this package.
+    from torchdiffeq import odeint  # type: ignore[import-untyped]  # it has no annotations
+
     ends = torch.tensor([0.0, 1.0], dtype=state[0].dtype, device=state[0].device)
 
     def in_units_of_horizon(_: Tensor, now: State) -> State:
