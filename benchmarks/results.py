@@ -72,7 +72,7 @@ def filled(
     published: Sequence[dict[str, Any]],
     others: Mapping[str, Mapping[str, Expected]],
 ) -> str:
-    """The text of a page with its tables made anew.
+    """The text of a page after each of its tables was written again from the kept runs.
 
     others: what recipes without a kept run expect, by their name.
     """

@@ -133,8 +133,10 @@ class ArraySource(PooledEpisodes):
     def known_set(
         self, split: Split, episodes: int, seed: int, task: TaskShape | None = None
     ) -> str | None:
-        """Of the files and of how they are drawn from: to hash what is drawn takes longer than to
-        judge it. None for arrays in memory."""
+        """Of the files and of how they are drawn from; None for arrays in memory.
+
+        To hash what is drawn takes longer than to judge it.
+        """
         if self._data.digest is None:
             return None
         return self.set_key(split, episodes, seed, task or self.task)

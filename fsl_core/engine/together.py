@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.learner import Learner
 
+SMALL = 1 << 18
+"""Weights of a backbone up to which episodes are judged in batches: each of them, and each inner
+step, may have a copy of its own."""
+
 
 class Judged(NamedTuple):
     """Scores of an episode after each step, and its loss.
@@ -23,7 +27,7 @@ class Judged(NamedTuple):
 
 
 def judged_together(learner: Learner) -> bool:
-    """Whether episodes are judged in batches: if the backbone is linear layers alone, or none.
+    """Whether episodes are judged in batches: if the backbone is small linear layers, or none.
 
     None is one of features that are there already. There the time of an episode is that of calling
     small operations one by one. Elsewhere it is that of convolutions, which do not get quicker by
@@ -31,7 +35,8 @@ def judged_together(learner: Learner) -> bool:
     """
     backbone = learner.backbone
     dense = {p for m in backbone.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
-    return learner.adapter.vectorizable and dense.issuperset(backbone.parameters())
+    small = sum(p.numel() for p in dense) <= SMALL
+    return learner.adapter.vectorizable and small and dense.issuperset(backbone.parameters())
 
 
 def judge_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -99,16 +100,25 @@ def leave_one_out(learner: Learner, support: LabelledSet) -> LeftOut | None:
         episode = Episode(rest, unlabelled, torch.zeros_like(place))
         return learner.adapt(episode)(x).softmax(-1)[0]
 
-    together = max(1, TOGETHER // support.x.numel()) if learner.adapter.vectorizable else 1
-    rows = []
+    left = places.to(support.y.device)
+    others = torch.arange(len(support.y) - 1, device=left.device).expand(len(left), -1)
+    others = others + (others >= left[:, None])  # all but one
     with torch.no_grad():
-        for part in places.to(support.y.device).split(together):
-            others = torch.arange(len(support.y) - 1, device=part.device).expand(len(part), -1)
-            others = others + (others >= part[:, None])  # all but one
-            if together > 1:
-                rows.append(torch.func.vmap(predict, randomness="different")(part, others).cpu())
-            else:
-                rows.append(
-                    torch.stack([predict(*each).cpu() for each in zip(part, others, strict=True)])
-                )
-    return LeftOut(torch.cat(rows), support.y.cpu()[places])
+        found = _together(predict, left, others, support) if learner.adapter.vectorizable else None
+        if found is None:
+            found = torch.stack([predict(*each) for each in zip(left, others, strict=True)])
+    return LeftOut(found.cpu(), support.y.cpu()[places])
+
+
+def _together(
+    predict: Callable[[Tensor, Tensor], Tensor], left: Tensor, others: Tensor, support: LabelledSet
+) -> Tensor | None:
+    """What `predict` gives for each row, many at a time; None if vmap refuses the adapter."""
+    rows = max(1, TOGETHER // support.x.numel())
+    batched = torch.func.vmap(predict, randomness="different")
+    try:
+        return torch.cat(
+            [batched(*part) for part in zip(left.split(rows), others.split(rows), strict=True)]
+        )
+    except RuntimeError:  # it is written for one task at a time
+        return None

@@ -183,7 +183,7 @@ def make_jobs(cells: Iterable[Cell], runs: Path, take_over: float = TAKE_OVER) -
 def find_jobs(folder: Path, take_over: float = TAKE_OVER) -> list[Prepared]:
     """The prepared runs in a sweep's folder, or the one run that the folder is.
 
-    Those that have ended or failed are so already. RunError if there is no run.
+    Each has the state in which it was left. RunError if there is no run.
     """
     if (folder / RECIPE).is_file():
         runs = [folder]

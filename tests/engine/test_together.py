@@ -163,6 +163,8 @@ def test_adapters_that_draw_and_backbones_that_convolve_are_judged_one_by_one(so
     dense, convolution = nn.Sequential(nn.Linear(7, 9), nn.Tanh()), nn.Conv2d(1, 9, 3)
     for backbone, together in ((nn.Identity(), True), (dense, True), (convolution, False)):
         assert judged_together(fsl.Learner(backbone, NearestCentroid(task))) == together
+    large = fsl.Learner(nn.Linear(2**9, 2**9 + 1), NearestCentroid(task))
+    assert not judged_together(large)  # 20 episodes with copies of it would not fit
     alone = NearestCentroid(task)
     alone.vectorizable = False
     assert not judged_together(fsl.Learner(nn.Identity(), alone))

@@ -71,6 +71,20 @@ def test_any_number_at_a_time_gives_the_same(adapter: fsl.Adapter, monkeypatch):
         torch.testing.assert_close(found.probabilities, together.probabilities, rtol=0, atol=1e-12)
 
 
+class Masked(Centroid):
+    """Vectorizable as far as it says, but written for one task at a time."""
+
+    def adapt(self, backbone, support):
+        means = torch.stack([support.x[support.y == c].mean(0) for c in range(self.n_way)])
+        return lambda x: -(x[:, None] - means).square().sum(-1)
+
+
+def test_an_adapter_for_one_task_at_a_time_predicts_so():
+    support = clouds(4, 6, 3)
+    found, expected = (leave_one_out(learner(kind(TASK)), support) for kind in (Masked, Centroid))
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-12)
+
+
 def test_the_only_picture_of_a_class_is_not_left_out():
     support = clouds(1, 3, 2)
     found = leave_one_out(learner(Centroid(TASK)), support)
