@@ -73,7 +73,7 @@ def read_labelled(
         each are used, as many as the smallest class has.
     Raises DataError if the folders do not fit or a picture cannot be read.
     """
-    classes, passed_over = _find_labelled(support, skip_unreadable)
+    classes, passed_over = find_labelled(support, skip_unreadable)
     if skip_unreadable:  # only then every picture is decoded, to know how many of a class can be
         classes, damaged = _readable(classes, source)
         passed_over += damaged
@@ -137,7 +137,7 @@ def _class_of(files: Sequence[Path], folder: Path, classes: Sequence[str]) -> di
     return found
 
 
-def _find_labelled(
+def find_labelled(
     support: Path, skip_unreadable: bool
 ) -> tuple[dict[str, list[Path]], list[PassedOver]]:
     """The pictures of each class folder, and what lies beside them."""

@@ -25,7 +25,7 @@ from fsl_core.hooks.loader import Loaded
 from fsl_core.learner import Learner
 from fsl_core.nn.pretrained import PretrainedBackbone
 from fsl_core.predicting.left_out import LeftOut, leave_one_out
-from fsl_core.predicting.pictures import Labelled, read_labelled
+from fsl_core.predicting.pictures import Labelled, find_labelled, read_labelled
 from fsl_core.predicting.predictor import AdaptedPredictor
 from fsl_core.text import printable, suggest
 
@@ -103,6 +103,7 @@ def adapt_without_run(
     adapter:  the section of a recipe; None: every installed one that needs no training is tried.
     Raises DataError for pictures and RecipeError for options that do not fit.
     """
+    find_labelled(support, skip_unreadable)  # before the network is fetched
     tried = [adapter] if adapter is not None else training_free(loaded)
     first = _experiment(backbone, tried[0], support, loaded, device)
     labelled = read_labelled(support, first.source, invert, skip_unreadable, unequal=True)

@@ -275,6 +275,9 @@ def test_no_weights_and_no_network_is_one_line(tiny: Call, tmp_path: Path, monke
     ended = tiny("label", "--examples", "examples", "--new", "new")
     refused(ended, "weights: resnet18: download.pytorch.org: no answer. Fetch https://download.")
     assert "resnet18-f37072fd.pth and put it at " in ended.err
+    (tmp_path / "empty").mkdir()  # the examples are looked at first
+    ended = tiny("label", "--examples", "empty", "--new", "new")
+    refused(ended, "empty: 0 class folders. At least two folders of pictures")
 
 
 def test_damaged_examples_are_told_at_once_or_left_out(tiny: Call, tmp_path: Path):
