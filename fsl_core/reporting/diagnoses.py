@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -31,6 +32,8 @@ from fsl_core.runs.files import to_json, write_atomically
 
 COLOURS = dict(zip(MEASURES, (LIGHT_BLUE, BLUE, ORANGE, "#c7902f", GREY), strict=True))
 OPTION = "test_adapted"
+TITLE = 48
+"""Letters that fit above a panel."""
 """The option of an adapter that a pattern is written as."""
 
 
@@ -87,7 +90,8 @@ def draw_reuse(found: Mapping[str, FeatureReuse]) -> str:
                 options = {"fmt": "o-", "markersize": 3, "capsize": 2, "color": colour}
                 panel.errorbar(at, means, halves, label=measure, **options)
         panel.set_xticks(range(len(layers)), [*map(label, layers)], rotation=25, ha="right")
-        panel.set_title(f"{label(name)}\n{_scores_in_short(reuse)}", fontsize=9, color=GREY)
+        told = [label(name), *wrap(_scores_in_short(reuse), TITLE)]
+        panel.set_title("\n".join(told), fontsize=9, color=GREY)
     panels[0].legend(frameon=False, labelcolor=GREY, fontsize=8)
     return svg(figure)
 

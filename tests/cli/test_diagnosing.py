@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,12 @@ def test_reuse_writes_a_table_a_figure_and_json(in_process: Call, run: Path):
     assert of_run["scores"]["nearest class mean"]["reason"] == "a regression has no classes"
     rows = list(csv.DictReader((run / "reuse.csv").read_text().splitlines()))
     assert {row["measure"] for row in rows} >= {"cka", "pwcca", "mse"}
-    assert (run / "reuse.svg").read_text().startswith("<svg")
+    drawn = (run / "reuse.svg").read_text()
+    assert drawn.startswith("<svg")
+    lines = re.findall(r">([^<]*)</(?:text|tspan)>", drawn)
+    told = [line for line in lines if re.search(r"\d\.\d{3}", line)]
+    assert "as adapted" in " ".join(told)
+    assert max(map(len, told)) <= 48  # a longer line is cut at both ends
 
 
 def test_reuse_of_two_runs_needs_a_folder(in_process: Call, run: Path, tmp_path: Path):
