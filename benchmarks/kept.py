@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +65,9 @@ class Row:
 
     @property
     def processors(self) -> list[str]:
+        """What trained them: the GPU, or else the processor."""
         found = (
-            read_json(run.directory / ENVIRONMENT, Environment).get("processor", "not recorded")
+            _trained_by(read_json(run.directory / ENVIRONMENT, Environment))
             for run in self.runs.values()
         )
         return list(dict.fromkeys(found))
@@ -90,6 +92,12 @@ class Row:
                     yield f"{self.file}: {told}, and {name} has {found}. One of them is wrong"
 
 
+def _trained_by(environment: Mapping[str, Any]) -> str:
+    if str(environment.get("device")).startswith("cuda"):
+        return environment.get("gpu") or "a GPU"
+    return environment.get("processor", "not recorded")
+
+
 def read_rows(folder: Path, catalogue: Catalogue, recipes: Mapping[Path, Recipe]) -> list[Row]:
     """The kept runs below a folder, in the order of their names.
 
@@ -99,9 +107,9 @@ def read_rows(folder: Path, catalogue: Catalogue, recipes: Mapping[Path, Recipe]
     shipped = {_identity(recipe): (file, recipe) for file, recipe in recipes.items()}
     found: dict[str, dict[str, tuple[str, Recipe, RunScores]]] = {}
     for directory in sorted(path.parent for path in folder.glob(f"*/{RECIPE}")):
-        recipe = read_recipe(directory / RECIPE, catalogue)
-        of_recipe = found.setdefault(_identity(recipe), {})
-        of_recipe[str(recipe.sections.seed)] = (directory.name, recipe, read_scores(directory))
+        recipe, scores = read_recipe(directory / RECIPE, catalogue), read_scores(directory)
+        of_recipe = found.setdefault(_identity(recipe, scores.result.get("steps_changed")), {})
+        of_recipe[str(recipe.sections.seed)] = (directory.name, recipe, scores)
     return [_row(runs, *shipped.get(identity, (None, None))) for identity, runs in found.items()]
 
 
@@ -122,8 +130,12 @@ def _row(
     return Row(names, recipe or recipes[0], file, dict(zip(ordered, scores, strict=True)))
 
 
-def _identity(recipe: Recipe) -> str:
-    return method_key(recipe.resolved(), ELSEWHERE)
+def _identity(recipe: Recipe, steps_changed: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """What a recipe is known by; a run that was ended early is one of the recipe it began with."""
+    resolved = recipe.resolved()
+    if steps_changed:
+        resolved = {**resolved, "outer": {**resolved["outer"], "steps": steps_changed[0]["from"]}}
+    return method_key(resolved, ELSEWHERE)
 
 
 def of_one_set(rows: Sequence[Row]) -> list[list[Row]]:

@@ -210,7 +210,9 @@ def cells_of(row: Row, page: Path, published: Sequence[dict[str, Any]]) -> dict[
     """All columns of a row."""
     result, outer, judging = row.first.result, row.recipe.sections.outer, row.first.judging
     seconds = row.mean("training_seconds")
-    trained = f"{outer.steps} of {outer.meta_batch_size} tasks" if outer.steps else "not trained"
+    trained = "not trained"
+    if outer.steps:
+        trained = f"{result['steps']} of {outer.meta_batch_size} tasks"
     return {
         **short_cells(row, page),
         "episodes": f"{result['episodes']} of `{result['episode_set'][:8]}`",
@@ -253,6 +255,8 @@ def published_of(row: Row, published: Sequence[dict[str, Any]]) -> Iterator[str]
         if all(facts[key] == value for key, value in figure["of"].items()):
             same = row.file is not None and row.file.as_posix() == figure.get("protocol")
             protocol = "the same protocol" if same else "another protocol"
+            if same and (steps := row.first.result["steps"]) < sections.outer.steps:
+                protocol += f", {steps} of its {sections.outer.steps} steps"
             yield f"{figure['figure']} ({figure['source']}; {figure['standing']}; {protocol})"
 
 

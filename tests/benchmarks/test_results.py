@@ -141,6 +141,16 @@ def test_published_figures_stand_beside_their_method(rows: list[Row]):
     assert told.endswith("the same protocol)")
 
 
+def test_a_run_that_was_ended_early_is_one_of_its_recipe(rows: list[Row]):
+    row = _named(rows, "omniglot-5w1s-maml-finn")
+    assert row.file == Path("recipes/omniglot/5w1s-maml-finn.yaml")
+    assert row.recipe.sections.outer.steps == 60000
+    of = {"adapter": "maml"}
+    figure = {"of": of, "figure": "98.7", "source": "A 2017", "standing": "paper text"}
+    (told,) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
+    assert told.endswith("the same protocol, 26938 of its 60000 steps)")
+
+
 def test_every_recipe_without_a_figure_is_listed(recipes: dict[Path, Recipe], root: Path):
     listed = (root / "docs" / "results" / "index.md").read_text()
     empty = [file for file, recipe in recipes.items() if not recipe.sections.expect]
