@@ -35,6 +35,7 @@ KINDS = {
     "optimizers": "optimizer",
     "schedules": "schedule",
     "launchers": "launcher",
+    "searchers": "searcher",
     "benchmarks": "benchmark",
 }
 
@@ -244,7 +245,7 @@ def show(
         str,
         typer.Argument(
             help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule, "
-            "launcher or benchmark",
+            "launcher, searcher or benchmark",
             show_default=False,
         ),
     ],

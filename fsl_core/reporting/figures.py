@@ -224,3 +224,28 @@ def _draw_methods(
         text = f"{name}{GAP}{ranks[i]:.2f}{GAP}" if left else f"{GAP}{ranks[i]:.2f}{GAP}{name}"
         side = "right" if left else "left"
         drawn.text(edge, y, text, ha=side, va="center", color=GREY, fontsize=9)
+
+
+@as_named
+def trials(
+    numbers: Sequence[int], scores: Sequence[float], name: str, higher_is_better: bool
+) -> str:
+    """Scores in the order of trials, and a line of the best so far."""
+    figure, drawn = axes("trial", name)
+    best = (np.maximum if higher_is_better else np.minimum).accumulate(np.array(scores))
+    drawn.step(numbers, best, where="post", color=ORANGE)
+    drawn.plot(numbers, scores, "o", color=BLUE, markersize=4)
+    drawn.xaxis.get_major_locator().set_params(integer=True)
+    return svg(figure)
+
+
+@as_named
+def over(values: Sequence[Any], scores: Sequence[float], key: str, name: str, log: bool) -> str:
+    """A point for each trial: its score over the value of one parameter. Texts have no order."""
+    figure, drawn = axes(label(key), name)
+    if log:
+        drawn.set_xscale("log")
+        drawn.tick_params(which="minor", colors=GREY)
+    texts = [label(value) if isinstance(value, str) else value for value in values]
+    drawn.plot(texts, scores, "o", color=BLUE, markersize=4)
+    return svg(figure)

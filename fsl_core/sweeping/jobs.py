@@ -14,7 +14,8 @@ from fsl_core.config.matrix import Cell
 from fsl_core.errors import RunError
 from fsl_core.files.locks import Claim, Holder, is_locked
 from fsl_core.launcher import TAKE_OVER
-from fsl_core.runs.files import LOCK, METRICS, RECIPE, RESULT, parse_record, write_atomically
+from fsl_core.runs.files import LOCK, METRICS, RECIPE, parse_record, write_atomically
+from fsl_core.runs.trial import is_done
 
 CLAIM = ".claim"
 """Who works on a run, in its directory."""
@@ -71,8 +72,13 @@ class Prepared:
 
     @property
     def has_result(self) -> bool:
-        """A result counts, whoever wrote it."""
-        return (self.directory / RESULT).is_file()
+        """A result counts, whoever wrote it; of a trial of a search, how it ended."""
+        return is_done(self.directory)
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words."""
+        return f"{self.state}: {self.error}" if self.error else self.state
 
     @property
     def failure(self) -> str:
