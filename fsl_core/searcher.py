@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,9 +39,10 @@ class Range:
         return min(float(self.high), max(float(self.low), float(f"{value:.{DIGITS}g}")))
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        return self.low <= value <= self.high and (not self.whole or value == int(value))
+        number = float(value)
+        return self.low <= number <= self.high and (not self.whole or number.is_integer())
 
 
 @dataclass(frozen=True)

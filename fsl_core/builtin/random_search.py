@@ -31,14 +31,17 @@ class RandomSearch(fsl.Searcher):
 
 def _drawn(among: fsl.Range | fsl.Choices, random: np.random.Generator) -> Any:
     if isinstance(among, fsl.Choices):
-        return among.values[random.integers(len(among.values))]
+        return among.values[int(random.integers(len(among.values)))]
+    return among.fitted(_number(among, random))
+
+
+def _number(among: fsl.Range, random: np.random.Generator) -> float:
     if among.log:
         return math.exp(random.uniform(math.log(among.low), math.log(among.high)))
-    if among.whole and among.step is None:
-        return random.integers(int(among.low), int(among.high), endpoint=True)
-    if among.step is not None:
-        count = math.floor((among.high - among.low) / among.step + 1e-9) + 1
-        return among.low + among.step * random.integers(count)
+    if among.whole or among.step is not None:
+        step = among.step or 1
+        steps = math.floor((among.high - among.low) / step + 1e-9)
+        return among.low + step * int(random.integers(steps, endpoint=True))
     return random.uniform(among.low, among.high)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fsl_core.text import printable
 
@@ -235,7 +236,7 @@ def trials(
     best = (np.maximum if higher_is_better else np.minimum).accumulate(np.array(scores))
     drawn.step(numbers, best, where="post", color=ORANGE)
     drawn.plot(numbers, scores, "o", color=BLUE, markersize=4)
-    drawn.xaxis.get_major_locator().set_params(integer=True)
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
     return svg(figure)
 
 

@@ -216,8 +216,10 @@ class Searching:
             self._end_early(one, asked, step, launcher)
             return
         if validated is not None:
-            state = "failed" if validated.score is None else "complete"
-            asked.outcome = Trial(asked.number, asked.parameters, state, scores, validated.score)
+            ended = Trial(asked.number, asked.parameters, "failed", scores)
+            if validated.score is not None:
+                ended = replace(ended, state="complete", score=validated.score)
+            asked.outcome = ended
 
     def _pruned_at(
         self, one: MethodSearch, asked: Asked, scores: Mapping[int, float]
