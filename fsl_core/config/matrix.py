@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Cell:
         """`maml, uniform, seed 0`"""
         return _title_of(self.labels)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`recipe_digest` of the whole recipe."""
         return recipe_digest(self.recipe.resolved())

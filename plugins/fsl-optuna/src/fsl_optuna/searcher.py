@@ -79,7 +79,7 @@ class Optuna(fsl.Searcher):
         if self._percentile is None:
             return False
         running = _create_trial(state="RUNNING", intermediate_values=dict(scores))
-        return self._pruner(self._percentile).prune(_rebuilt(study, trials), running)
+        return bool(self._pruner(self._percentile).prune(_rebuilt(study, trials), running))
 
     def record(self, folder: Path, study: fsl.Study, trials: Sequence[fsl.Trial]) -> None:
         """Add what is new to the JournalStorage of the folder."""
