@@ -120,6 +120,12 @@ MANY = {"matrix": ("a matrix of many runs", "sweep"), "search": ("a search of ma
 """Sections that make many runs of a recipe: what each is, and the command that runs them."""
 
 
+def command_of(data: Mapping[str, Any]) -> str:
+    """The command of `fsl` that runs a recipe: run, sweep or search."""
+    commands = (command for section, (_, command) in MANY.items() if data.get(section) is not None)
+    return next(commands, "run")
+
+
 def _refuse_many(document: Document) -> None:
     for section, (what, command) in MANY.items():
         if document.data.get(section) is not None:

@@ -143,7 +143,7 @@ class Searching:
         self.search, self.folder, self._loaded = search, folder, loaded
         self._device, self._take_over = device, take_over
         self.searcher: Searcher = search.searcher.build()
-        metric = _checked_metric(search)
+        metric = checked_metric(search)
         self.methods = [MethodSearch(m, _study(search, m, metric)) for m in search.methods]
         self.queue: list[TrialJob] = []
         self._known: dict[tuple[str, int], tuple[Path, TrialRecord]] = {}
@@ -327,9 +327,10 @@ def _study(search: Search, method: Method, metric: str) -> Study:
     return Study(method.name, method.space, options.seed, options.trials, steps.steps, metric)
 
 
-def _checked_metric(search: Search) -> str:
+def checked_metric(search: Search, with_data: bool = True) -> str:
     """The metric of the scores. Builds the ends of all ranges.
 
+    with_data: check as well that the data can give the episodes.
     RecipeError or DataError, with every fault, if one of them or the data cannot be used.
     """
     outer = search.ends[0].recipe.sections.outer
@@ -337,7 +338,7 @@ def _checked_metric(search: Search) -> str:
         if not getattr(outer, key):
             where = search.document.where(("outer", key))
             raise RecipeError(f"{where}: 0. Above 0, because a search compares validation scores")
-    plan = plan_sweep(Matrix(search.document, (), search.ends, {}, search.launcher))
+    plan = plan_sweep(Matrix(search.document, (), search.ends, {}, search.launcher), with_data)
     if plan.refused:
         raise RecipeError([f"search: {title}: {reason}" for title, reason in plan.refused])
     digests: dict[str, str] = {}

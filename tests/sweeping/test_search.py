@@ -179,7 +179,7 @@ def test_all_methods_get_the_same_budget_and_their_best_is_tested_once(begin, tm
             assert told == f"pruned at step {max(trial.scores)}"
         assert f"best trial {one.best.number}: lr=" in told_of(one)
         assert trial_rows(one)[0]["best"]
-        assert [row["trial"] for row in trial_rows(one)][0] == one.best.number
+        assert trial_rows(one)[0]["trial"] == one.best.number
     job: TrialJob = searching.queue[0]
     assert (job.title, one.test.title.split("trial")[0]) == ("wide, trial 0", "plain, test of ")
     assert job.ended.startswith("validation accuracy 0.")
