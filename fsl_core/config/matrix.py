@@ -28,7 +28,7 @@ from fsl_core.config.document import (
 )
 from fsl_core.config.faults import in_file_order
 from fsl_core.config.launching import LAUNCHER, Choice, choose_launcher, take_launcher
-from fsl_core.config.recipe import Recipe, check_document
+from fsl_core.config.recipe import MANY, Recipe, check_document
 from fsl_core.config.sections import SECTIONS, Catalogue
 from fsl_core.errors import RecipeError
 from fsl_core.text import suggest
@@ -169,6 +169,11 @@ def read_matrix(
     document = read_document(recipe, overrides, {*SECTIONS, (LAUNCHER,)})
     section = document.data.pop("matrix", None)
     where = document.where(("matrix",))
+    if section is None and document.data.get("search") is not None:
+        what, command = MANY["search"]
+        raise RecipeError(
+            f"{document.where(('search',))}: {what}. `fsl {command} {document.source}` runs them"
+        )
     if section is None:
         raise RecipeError(
             f"{document.source}: no `matrix:`, so there is nothing to sweep. "
