@@ -118,7 +118,9 @@ def _check_search(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
     search.searcher.build()
     checked_metric(search, with_data=False)
     preflight_all(build_experiment(cell.recipe) for cell in search.ends)
-    each = ", ".join(f"{method.name} over {' and '.join(method.space)}" for method in search.methods)
+    each = ", ".join(
+        f"{method.name} over {' and '.join(method.space)}" for method in search.methods
+    )
     trials, name = search.options.trials, search.searcher.component.name
     typer.echo(printable(f"{recipe}: ok. {trials} trials of each method by {name}: {each}"))
 

@@ -169,7 +169,7 @@ def _print_json(result: SearchResult) -> None:
 
 
 def _print_result(result: SearchResult, page: Path) -> None:
-    from fsl_core.reporting.search import best_recipe, told_of
+    from fsl_core.reporting.search import reproduce_command, told_of
 
     folder = result.searching.folder
     for line in result.notes:
@@ -183,7 +183,7 @@ def _print_result(result: SearchResult, page: Path) -> None:
         sweep_tables.print_differences(result.tested)
     for one in result.methods:
         if one.test is not None and one.test.has_result:
-            say(f"{one.study.name} again: fsl reproduce {best_recipe(one, folder)}")
+            say(f"{one.study.name} again: {reproduce_command(one, result.searching)}")
     tables = ", ".join(str(folder / name) for name in ("trials.csv", "sweep.csv"))
     typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
 

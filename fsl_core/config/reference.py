@@ -72,7 +72,10 @@ def recipe_reference(catalogue: Catalogue) -> str:
         parts.append(f"## {_plural(kind)}\n\nUnder `{dotted(path)}`.\n")
         parts += [part for c in catalogue.components(kind) for part in _described(c)]
     for heading, kind in (
-        ("## launchers\n\nUnder `launcher` of a recipe with a `matrix` or a `search`.\n", "launcher"),
+        (
+            "## launchers\n\nUnder `launcher` of a recipe with a `matrix` or a `search`.\n",
+            "launcher",
+        ),
         ("## searchers\n\nUnder `search.searcher`.\n", "searcher"),
     ):
         parts.append(heading)

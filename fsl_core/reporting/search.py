@@ -147,6 +147,13 @@ def best_recipe(one: MethodSearch, folder: Path) -> Path:
     return folder / "best" / f"{one.study.name}.yaml"
 
 
+def reproduce_command(one: MethodSearch, searching: Searching) -> str:
+    """What trains the best trial of a method again, and holds it to its score."""
+    plugins = dict.fromkeys(str(Path(file).parent) for file in searching.plugin_files)
+    more = [f" --plugins-dir {folder}" for folder in plugins][:1]
+    return f"fsl reproduce {best_recipe(one, searching.folder)}{''.join(more)}"
+
+
 def write_search(
     result: SearchResult, recipe: Path, overrides: Sequence[str] = (), raw: bool = False
 ) -> Path:
@@ -170,7 +177,7 @@ def write_search(
         "search.html",
         notes=result.notes,
         trials=sum(len(one.trials) for one in result.methods),
-        methods=[_section(one, folder) for one in result.methods],
+        methods=[_section(one, result.searching) for one in result.methods],
     )
 
 
@@ -210,9 +217,9 @@ def _write_best(one: MethodSearch, folder: Path) -> None:
     write_atomically(path, head + to_yaml(data))
 
 
-def _section(one: MethodSearch, folder: Path) -> dict[str, Any]:
+def _section(one: MethodSearch, searching: Searching) -> dict[str, Any]:
     """What the page shows of a method."""
-    rows = trial_rows(one)
+    rows, folder = trial_rows(one), searching.folder
     for row in rows:
         page = folder / "runs" / row["run"] / "report.html"
         row["link"] = f"runs/{row['run']}/report.html" if page.is_file() else ""
@@ -220,7 +227,7 @@ def _section(one: MethodSearch, folder: Path) -> dict[str, Any]:
         "name": one.study.name,
         "told": told_of(one),
         "best": one.test is not None and one.test.has_result,
-        "command": f"fsl reproduce {best_recipe(one, folder)}",
+        "command": reproduce_command(one, searching),
         "searched": list(one.study.space),
         "rows": rows,
         "figures": [*_figures(one)],

@@ -91,9 +91,14 @@ def is_done(directory: Path) -> bool:
     if (directory / RESULT).is_file():
         return True
     trial = read_trial(directory)
-    if trial is None or trial.test:
-        return False
-    return trial.pruned is not None or (directory / VALIDATED).is_file()
+    return trial is not None and not trial.test and is_trained(directory)
+
+
+def is_trained(directory: Path) -> bool:
+    """Whether the training of a trial has ended, however it did."""
+    trial = read_trial(directory)
+    pruned = trial is not None and trial.pruned is not None
+    return pruned or (directory / VALIDATED).is_file()
 
 
 def waits(run: Run) -> bool:

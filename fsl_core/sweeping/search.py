@@ -35,7 +35,7 @@ from fsl_core.runs.files import (
     write_atomically,
     writing,
 )
-from fsl_core.runs.trial import TRIAL, TrialRecord, read_trial, read_validated
+from fsl_core.runs.trial import TRIAL, TrialRecord, is_trained, read_trial, read_validated
 from fsl_core.searcher import Choices, Range, Searcher, Study, Trial
 from fsl_core.sweeping.jobs import Job
 from fsl_core.sweeping.plan import plan_sweep
@@ -66,7 +66,8 @@ class TrialJob(Job):
 
     @property
     def has_result(self) -> bool:
-        return (self.directory / RESULT).is_file() if self.test else super().has_result
+        """Of a trial the end of its training, also while its test is computed."""
+        return (self.directory / RESULT).is_file() if self.test else is_trained(self.directory)
 
     @property
     def ended(self) -> str:
@@ -170,6 +171,11 @@ class Searching:
         """Trials of all methods."""
         return sum(one.study.trials for one in self.methods)
 
+    @property
+    def plugin_files(self) -> list[str]:
+        """The one-file plugins that the runs need."""
+        return list(self._loaded.files)
+
     def at_once(self) -> int:
         """How many runs there can be at a time, whatever the launcher takes."""
         return len(self.methods) * self.search.options.batch
@@ -207,7 +213,7 @@ class Searching:
             asked.outcome = next((replace(t, number=asked.number) for t in same), None)
             return
         directory = asked.job.directory
-        validated = read_validated(directory)  # first: all scores are written by then
+        validated = read_validated(directory)  # before scores: all are written by then
         scores = validation_scores(directory, one.study.metric)
         step = self._pruned_at(one, asked, scores)
         if step is not None:
@@ -215,7 +221,7 @@ class Searching:
             asked.outcome = Trial(asked.number, asked.parameters, "pruned", until)
             self._end_early(one, asked, step, launcher)
             return
-        if validated is not None:
+        if validated is not None and asked.job.state == "finished":  # its process has ended, too
             ended = Trial(asked.number, asked.parameters, "failed", scores)
             if validated.score is not None:
                 ended = replace(ended, state="complete", score=validated.score)
