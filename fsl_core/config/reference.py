@@ -71,14 +71,12 @@ def recipe_reference(catalogue: Catalogue) -> str:
     for path, kind in SECTIONS.items():
         parts.append(f"## {_plural(kind)}\n\nUnder `{dotted(path)}`.\n")
         parts += [part for c in catalogue.components(kind) for part in _described(c)]
-    for heading, kind in (
-        (
-            "## launchers\n\nUnder `launcher` of a recipe with a `matrix` or a `search`.\n",
-            "launcher",
-        ),
-        ("## searchers\n\nUnder `search.searcher`.\n", "searcher"),
-    ):
-        parts.append(heading)
+    beside: dict[Kind, str] = {
+        "launcher": "Under `launcher` of a recipe with a `matrix` or a `search`.",
+        "searcher": "Under `search.searcher`.",
+    }
+    for kind, where in beside.items():
+        parts.append(f"## {_plural(kind)}\n\n{where}\n")
         parts += [part for c in catalogue.components(kind) for part in _described(c)]
     return "\n".join(parts)
 

@@ -36,10 +36,27 @@ def table(file: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in times} for row in csv.DictReader(opened)]
 
 
+def kill_when_a_trial_has_ended(recipe: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "fsl_core", "search", str(recipe), "--out", str(folder)]
+    environment = {**os.environ, "FSL_LOAD_PLUGINS": "none"}
+    started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("runs/*/validated.json")):
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+
+
 def test_a_search_chooses_by_validation_and_tests_the_best(call, recipe: Path, tmp_path: Path):
+    """Killed at first, and then gone on with."""
+    kill_when_a_trial_has_ended(recipe, tmp_path / "out")
+    (kept,) = (tmp_path / "out").glob("runs/*/validated.json")
+    written = kept.stat().st_mtime_ns
     ended = call("search", recipe, "--out", "out", "--jobs", "2")
     assert ended.code == 0, ended.err
-    assert "euclidean, trial 0: validation accuracy 0." in ended.err
+    assert "1 trials are finished already and kept" in ended.err
+    assert "euclidean, trial 2: validation accuracy 0." in ended.err
+    assert kept.stat().st_mtime_ns == written
     assert (
         "3 trials of each method, of 6 steps each, proposed by random in batches of 2" in ended.out
     )
@@ -142,21 +159,3 @@ def test_what_is_refused_is_one_line_with_its_place(call, recipe: Path, override
     assert told in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
     assert not Path("out").exists()
-
-
-@pytest.mark.slow
-def test_a_search_killed_in_the_middle_goes_on_to_the_same(call, recipe: Path, tmp_path: Path):
-    assert call("search", recipe, "--jobs", 2, "--out", "plain").code == 0
-    command = [sys.executable, "-m", "fsl_core", "search", str(recipe), "--out", "out"]
-    environment = {**os.environ, "FSL_LOAD_PLUGINS": "none"}
-    for number in (1, 3):
-        started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        while len(list((tmp_path / "out" / "runs").glob("*/validated.json"))) < number:
-            assert started.poll() is None
-            time.sleep(0.02)
-        started.send_signal(signal.SIGKILL)
-        started.wait()
-    assert call("search", recipe, "--jobs", 2, "--out", "out").code == 0
-    for name in ("trials.csv", "differences.csv"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
-    assert table(tmp_path / "out" / "sweep.csv") == table(tmp_path / "plain" / "sweep.csv")

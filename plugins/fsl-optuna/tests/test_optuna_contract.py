@@ -4,9 +4,8 @@ import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 
-from fsl_optuna import Optuna
-
 from fsl_core.testing import SearcherContract
+from fsl_optuna import Optuna
 
 
 class TestTpe(SearcherContract):
