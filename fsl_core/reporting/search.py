@@ -20,8 +20,9 @@ from fsl_core.reporting.sweep_report import write_sweep_report
 from fsl_core.runs.files import RECIPE, read_result, write_atomically, writing
 from fsl_core.runs.trial import read_validated
 from fsl_core.searcher import Choices, Range, Study, Trial
+from fsl_core.sweeping.jobs import TrialJob
 from fsl_core.sweeping.plan import plan_sweep
-from fsl_core.sweeping.search import MethodSearch, Searching, TrialJob
+from fsl_core.sweeping.search import MethodSearch, Searching
 
 OPTIMISTIC = (
     "validation scores of chosen trials are too good: they were chosen by them. The test "

@@ -101,6 +101,19 @@ def is_trained(directory: Path) -> bool:
     return pruned or (directory / VALIDATED).is_file()
 
 
+def describe(directory: Path) -> str:
+    """How a trial ended, in words."""
+    trial, found = read_trial(directory), read_validated(directory)
+    if trial is not None and trial.pruned is not None:
+        return f"pruned at step {trial.pruned}"
+    if found is None:
+        return "running"
+    if found.failed:
+        return f"failed: {found.failed}"
+    score = f"{found.metric} {found.score:.4f} ± {found.interval:.4f}"
+    return f"validation {score} at step {found.step}"
+
+
 def waits(run: Run) -> bool:
     """Whether a run is a trial that is not judged on test episodes, or not yet."""
     if run.directory is None:

@@ -27,7 +27,6 @@ from fsl_core.launcher import Launcher
 from fsl_core.runs.begun import WITHOUT_EFFECT, differences
 from fsl_core.runs.files import (
     METRICS,
-    RESULT,
     Record,
     parse_record,
     read_json,
@@ -35,9 +34,9 @@ from fsl_core.runs.files import (
     write_atomically,
     writing,
 )
-from fsl_core.runs.trial import TRIAL, TrialRecord, is_trained, read_trial, read_validated
+from fsl_core.runs.trial import TRIAL, TrialRecord, read_trial, read_validated
 from fsl_core.searcher import Choices, Range, Searcher, Study, Trial
-from fsl_core.sweeping.jobs import Job
+from fsl_core.sweeping.jobs import TrialJob
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.prepare import prepare
 
@@ -50,43 +49,6 @@ class _Identity(Record):
 
     searcher: dict[str, Any]
     methods: dict[str, Any]
-
-
-@dataclass(kw_only=True)
-class TrialJob(Job):
-    """A trial as a run, or its test. number: of the trial that made the run."""
-
-    method: str
-    number: int
-    test: bool = False
-
-    @property
-    def title(self) -> str:
-        return f"{self.method}, {'test of ' if self.test else ''}trial {self.number}"
-
-    @property
-    def has_result(self) -> bool:
-        """Of a trial the end of its training, also while its test is computed."""
-        return (self.directory / RESULT).is_file() if self.test else is_trained(self.directory)
-
-    @property
-    def ended(self) -> str:
-        if self.state == "failed" or self.test:
-            return super().ended
-        return describe(self.directory)
-
-
-def describe(directory: Path) -> str:
-    """How a trial ended, in words."""
-    trial, found = read_trial(directory), read_validated(directory)
-    if trial is not None and trial.pruned is not None:
-        return f"pruned at step {trial.pruned}"
-    if found is None:
-        return "running"
-    if found.failed:
-        return f"failed: {found.failed}"
-    score = f"{found.metric} {found.score:.4f} ± {found.interval:.4f}"
-    return f"validation {score} at step {found.step}"
 
 
 @dataclass

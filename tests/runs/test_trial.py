@@ -12,8 +12,7 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DivergedError, RunError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.opening import describe_environment, prepare_run
-from fsl_core.runs.trial import TrialRecord, is_done, read_trial, read_validated
-from fsl_core.sweeping.search import describe
+from fsl_core.runs.trial import TrialRecord, describe, is_done, read_trial, read_validated
 
 RECORD = TrialRecord("plain", [3], {"outer.optimizer.lr": 0.01})
 

@@ -16,8 +16,10 @@ from fsl_core.config.search import read_search
 from fsl_core.errors import PluginError, RecipeError, RunError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.search import told_of, trial_rows
+from fsl_core.runs.trial import describe
+from fsl_core.sweeping.jobs import TrialJob
 from fsl_core.sweeping.schedule import run_jobs
-from fsl_core.sweeping.search import Searching, TrialJob, describe
+from fsl_core.sweeping.search import Searching
 from fsl_core.sweeping.start import Settings
 
 SEARCH = """
