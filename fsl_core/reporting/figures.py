@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fsl_core.text import printable
 
@@ -246,7 +246,10 @@ def over(values: Sequence[Any], scores: Sequence[float], key: str, name: str, lo
     figure, drawn = axes(label(key), name)
     if log:
         drawn.set_xscale("log")
-        drawn.tick_params(which="minor", colors=GREY)
+        # matplotlib writes powers of ten as mathematics, which `as_named` turns off
+        drawn.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        drawn.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        drawn.xaxis.set_minor_locator(NullLocator())
     texts = [label(value) if isinstance(value, str) else value for value in values]
     drawn.plot(texts, scores, "o", color=BLUE, markersize=4)
     return svg(figure)

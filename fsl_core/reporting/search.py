@@ -25,8 +25,8 @@ from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.search import MethodSearch, Searching
 
 OPTIMISTIC = (
-    "validation scores of chosen trials are too good: they were chosen by them. The test "
-    "episodes were seen by these alone, and chose nothing"
+    "validation scores of chosen trials are too good, because these were chosen by them; test "
+    "episodes were seen by chosen trials alone, and chose nothing"
 )
 
 
