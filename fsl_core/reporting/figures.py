@@ -250,6 +250,8 @@ def over(values: Sequence[Any], scores: Sequence[float], key: str, name: str, lo
         drawn.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         drawn.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         drawn.xaxis.set_minor_locator(NullLocator())
+    elif all(isinstance(value, int) for value in values):
+        drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
     texts = [label(value) if isinstance(value, str) else value for value in values]
     drawn.plot(texts, scores, "o", color=BLUE, markersize=4)
     return svg(figure)
