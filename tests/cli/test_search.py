@@ -159,3 +159,15 @@ def test_what_is_refused_is_one_line_with_its_place(call, recipe: Path, override
     assert told in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
     assert not Path("out").exists()
+
+
+def test_more_jobs_than_a_batch_holds_are_told(call, recipe: Path, monkeypatch):
+    """Before anything runs; here nothing does."""
+    monkeypatch.setattr("fsl_core.sweeping.start.run_jobs", lambda *arguments: None)
+    ended = call("search", recipe, "--out", "out", "--jobs", "5")
+    assert (
+        "note: 5 jobs, and at most 4 trials at a time: search.batch 2 for each of 2 methods"
+        in ended.err
+    )
+    assert ended.code == 1
+    assert "euclidean: no trial finished; 0 steps in all; no trial has a score" in ended.out
