@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from fsl_core.errors import DivergedError, TrainingError
 from fsl_core.runs.files import (
+    METRICS,
     RESULT,
     Record,
     Whole,
     is_file,
+    parse_record,
     read_json,
     to_json,
     write_atomically,
@@ -84,6 +86,16 @@ def read_validated(directory: Path) -> Validated | None:
         return None
     found = _Validated.model_validate(read_json(path, _Validated))
     return Validated(found.failed, found.metric, found.score, found.interval, found.step)
+
+
+def validation_scores(directory: Path, metric: str) -> dict[int, float]:
+    """The validation scores of a run so far, by outer step."""
+    try:
+        text = (directory / METRICS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    records = (parse_record(line) for line in text.splitlines() if '"validation"' in line)
+    return {r["step"]: r[metric] for r in records if r.get("split") == "validation"}
 
 
 def is_done(directory: Path) -> bool:

@@ -26,15 +26,13 @@ from fsl_core.hooks.loader import Loaded
 from fsl_core.launcher import Launcher
 from fsl_core.runs.begun import WITHOUT_EFFECT, differences
 from fsl_core.runs.files import (
-    METRICS,
     Record,
-    parse_record,
     read_json,
     to_json,
     write_atomically,
     writing,
 )
-from fsl_core.runs.trial import TRIAL, TrialRecord, read_trial, read_validated
+from fsl_core.runs.trial import TRIAL, TrialRecord, read_trial, read_validated, validation_scores
 from fsl_core.searcher import Choices, Range, Searcher, Study, Trial
 from fsl_core.sweeping.jobs import TrialJob
 from fsl_core.sweeping.plan import plan_sweep
@@ -351,13 +349,3 @@ def _fitted(where: str, key: str, value: Any, among: Range | Choices) -> Any:
     if value not in among:
         raise PluginError(f"{where}: {key}: {value!r}. A value within {among}")
     return value
-
-
-def validation_scores(directory: Path, metric: str) -> dict[int, float]:
-    """The validation scores of a run so far, by outer step."""
-    try:
-        text = (directory / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    records = (parse_record(line) for line in text.splitlines() if '"validation"' in line)
-    return {r["step"]: r[metric] for r in records if r.get("split") == "validation"}

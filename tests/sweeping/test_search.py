@@ -6,25 +6,26 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import fsl_core as fsl
 from fsl_core.builtin.random_search import RandomSearch
-from fsl_core.config.search import read_search
+from fsl_core.config.search import Search, read_search
 from fsl_core.errors import PluginError, RecipeError, RunError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.search import told_of, trial_rows
 from fsl_core.runs.trial import describe
 from fsl_core.sweeping.jobs import TrialJob
 from fsl_core.sweeping.schedule import run_jobs
-from fsl_core.sweeping.search import Searching
+from fsl_core.sweeping.search import Searching, checked_metric
 from fsl_core.sweeping.start import Settings
 
 SEARCH = """
 search:
-  trials: 8
+  trials: 6
   batch: 3
   space: {outer.optimizer.lr: {low: 0.001, high: 0.1, log: true}}
   methods:
@@ -132,9 +133,21 @@ def begin(
     monkeypatch.setattr("fsl_core.sweeping.schedule.POLLED_EVERY", 0.0)
     toy_recipe.write_text(toy_recipe.read_text() + SEARCH)
 
+    metrics: dict[int, str] = {}  # to check a search once in a test is enough
+
+    def metric(search: Search) -> str:
+        if id(search) not in metrics:
+            metrics[id(search)] = checked_metric(search)
+        return metrics[id(search)]
+
+    monkeypatch.setattr("fsl_core.sweeping.search.checked_metric", metric)
+
+    @cache
+    def read(*overrides: str) -> Search:
+        return read_search(toy_recipe, toy_plugins.catalogue, overrides)
+
     def make(folder: Path, *overrides: str, searcher: fsl.Searcher | None = None) -> Searching:
-        search = read_search(toy_recipe, toy_plugins.catalogue, overrides)
-        searching = Searching(search, folder, toy_plugins, "cpu", 60.0)
+        searching = Searching(read(*overrides), folder, toy_plugins, "cpu", 60.0)
         searching.searcher = searcher or Halving()
         return searching
 
@@ -169,7 +182,7 @@ def test_all_methods_get_the_same_budget_and_their_best_is_tested_once(begin, tm
     searching = begin(tmp_path / "a" / "out")
     run(searching, Played(at_once=2))
     for one in searching.methods:
-        assert [trial.number for trial in one.trials] == list(range(8))
+        assert [trial.number for trial in one.trials] == list(range(6))
         assert {trial.state for trial in one.trials} == {"complete", "pruned"}
         scores = {t.number: t.score for t in one.trials if t.score is not None}
         assert one.best.number == max(scores, key=lambda number: (scores[number], -number))
@@ -273,7 +286,7 @@ def test_the_same_parameters_share_a_run(begin, tmp_path: Path):
     one = "search.methods={only: {space: {adapter.distance: [euclidean, cosine]}}}"
     folder = tmp_path / "a" / "out"
     for _ in range(2):
-        searching = begin(folder, one, searcher=Twice())
+        searching = begin(folder, one, "search.trials=8", searcher=Twice())
         run(searching, Played())
         trials = searching.methods[0].trials
         assert [t.score for t in trials[:4]] == [t.score for t in trials[4:]]
