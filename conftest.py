@@ -19,9 +19,11 @@ from fsl_core.assembly.experiment import build_experiment
 from fsl_core.config.document import read_document
 from fsl_core.config.matrix import has_matrix, read_matrix
 from fsl_core.config.recipe import read_recipe
+from fsl_core.config.search import has_search, read_search
 from fsl_core.engine.environment import prepare_process
 from fsl_core.hooks.loader import load
 from fsl_core.sweeping.plan import plan_sweep
+from fsl_core.sweeping.search import checked_metric
 
 # No test is decided by what was measured before, or leaves what it measured for the user's runs.
 # Compiled kernels alone stay where they are: making them takes minutes.
@@ -43,7 +45,9 @@ def _check_recipe(example) -> None:
     with TemporaryDirectory() as folder:
         recipe = Path(folder) / f"{Path(example.path).stem}.yaml"
         recipe.write_text(example.parsed, encoding="utf-8")
-        if has_matrix(recipe):
+        if has_search(recipe):
+            checked_metric(read_search(recipe, load().catalogue))
+        elif has_matrix(recipe):
             plan_sweep(read_matrix(recipe, load().catalogue))
         else:
             build_experiment(read_recipe(recipe, load().catalogue, _start_values(recipe)))

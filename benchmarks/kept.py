@@ -12,6 +12,7 @@ import numpy as np
 
 from fsl_core.config.matrix import SEED, has_matrix
 from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.config.search import has_search
 from fsl_core.config.sections import Catalogue
 from fsl_core.reporting.many import method_key
 from fsl_core.reporting.scores import RunScores, figure_of, read_scores
@@ -118,7 +119,7 @@ def read_recipes(catalogue: Catalogue) -> dict[Path, Recipe]:
     return {
         file.relative_to(ROOT): read_recipe(file, catalogue)
         for file in sorted((ROOT / "recipes").rglob("*.yaml"))
-        if not has_matrix(file)
+        if not (has_matrix(file) or has_search(file))
     }
 
 

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from fsl_core.nn.weights import LoadedWeights, load_weights
     from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
     from fsl_core.predicting.predictor import AdaptedPredictor
+    from fsl_core.searcher import Choices, Range, Searcher, Study, Trial
     from fsl_core.weighting import Outcomes, TaskWeighting
 
 _NAMES = {
@@ -99,6 +100,7 @@ _NAMES = {
     "nn.weights": "LoadedWeights load_weights",
     "predicting.adapting": "adapt_to_folder load_predictor",
     "predicting.predictor": "AdaptedPredictor",
+    "searcher": "Choices Range Searcher Study Trial",
     "weighting": "Outcomes TaskWeighting",
 }
 """The public names of each module."""
@@ -109,6 +111,7 @@ __all__ = [
     "HOOK_API",
     "AdaptedPredictor",
     "Adapter",
+    "Choices",
     "ConvBlock",
     "DataError",
     "Ended",
@@ -138,17 +141,21 @@ __all__ = [
     "Predictor",
     "Preprocessing",
     "PretrainedBackbone",
+    "Range",
     "Recipe",
     "RecipeError",
     "RunError",
     "RunResult",
     "RunView",
+    "Searcher",
     "ShapeError",
     "Split",
     "SplitContents",
+    "Study",
     "SweepTable",
     "TaskShape",
     "TaskWeighting",
+    "Trial",
     "Varies",
     "Work",
     "adapt_to_folder",

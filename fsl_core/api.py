@@ -30,7 +30,7 @@ from fsl_core.engine.evaluation import Evaluation
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.ranks import ALONE, Ranks, join
 from fsl_core.episode import TaskShape
-from fsl_core.errors import OptionError, PluginError, RecipeError, RunError
+from fsl_core.errors import DivergedError, OptionError, PluginError, RecipeError, RunError
 from fsl_core.files.paths import AnyPath
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
@@ -47,6 +47,7 @@ from fsl_core.runs.files import RECIPE, write_atomically
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.records import InMemory
 from fsl_core.runs.run import Run
+from fsl_core.runs.trial import keep_failure, keep_validation, waits
 from fsl_core.sweeping.jobs import make_jobs
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.prepare import prepare
@@ -88,7 +89,7 @@ class RunResult:
         return self.result["interval"]
 
     def __str__(self) -> str:
-        return f"test {format_score(self.result)}"
+        return f"{self.result.get('split', 'test')} {format_score(self.result)}"
 
 
 @dataclass(frozen=True)
@@ -438,6 +439,7 @@ def complete(
 ) -> dict[str, Any]:
     """Train and judge a run that has begun, and tell its observers; returns its result.
 
+    A trial of a search that is not chosen is not judged: its result is that of validation.
     console: where progress is shown, if anywhere.    follow: is told of the run before it trains.
     """
     follow(started)
@@ -445,6 +447,8 @@ def complete(
         started.observers.add(ReportWriter())
     with _shown(started, console):
         try:
+            if waits(started):
+                return _validated(started)
             train_run(started)
             sets = 1 + len(started.experiment.further)
             wanted = started.recipe.sections.evaluate.episodes
@@ -456,6 +460,16 @@ def complete(
             started.flush_metrics()
     started.observers.tell("fsl_run_finished", run=started.view(), result=result)
     return result
+
+
+def _validated(started: Run) -> dict[str, Any]:
+    """Train a trial of a search. Its score in validation is kept, and no test episode is seen."""
+    try:
+        train_run(started)
+        return keep_validation(started)
+    except DivergedError as error:
+        keep_failure(started, error)
+        raise
 
 
 @contextmanager

@@ -68,7 +68,11 @@ class RunError(FslError):
 
 
 class TrainingError(RunError):
-    """Training cannot go on: a loss, gradient or weight is not finite."""
+    """Training cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """A loss, gradient or weight is not finite: these options do it on every machine."""
 
 
 class LostRankError(RunError):

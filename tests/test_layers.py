@@ -16,6 +16,7 @@ LAYERS = [
     "blame",
     "files",
     "launcher",
+    "searcher",
     "nn",
     "inner",
     "episode",

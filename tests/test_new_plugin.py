@@ -29,6 +29,7 @@ MADE = {
     Kind.backbone: "fsl-small-net",
     Kind.episodes: "fsl-clouds",
     Kind.launcher: "fsl-gently",
+    Kind.searcher: "fsl-halton",
 }
 RUNS = """
 import sys
@@ -92,7 +93,7 @@ def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path)
     installed = [
         f"--fsl-{kind}={name.removeprefix('fsl-')}"
         for kind, name in MADE.items()
-        if kind not in (Kind.backbone, Kind.launcher)
+        if kind not in (Kind.backbone, Kind.launcher, Kind.searcher)
     ]
     installed += ["--fsl-claims={exact: 'no'}"]
     settings = [
@@ -112,10 +113,13 @@ def test_packages_install_pass_their_tests_and_run(folder: Path, tmp_path: Path)
     assert "fsl-clouds 0.1.0" in tested  # what is installed, not what lies in the folder
     recipes = [recipe for package in packages for recipe in package.glob("recipes/*.yaml")]
     assert len(recipes) == len(MADE)
+    of_search = recipes.pop([*MADE].index(Kind.searcher))
     of_sweep = recipes.pop([*MADE].index(Kind.launcher))
     quick = ("-souter.steps=1", "-sevaluate.episodes=2", "-sexecution.mode=loop")
     python("-m", "fsl_core", "sweep", of_sweep, *quick)
     assert len([*tmp_path.glob("runs/glyphs-sweep/runs/*/result.json")]) == 2
+    python("-m", "fsl_core", "search", of_search, *quick, "-souter.validate_episodes=2")
+    assert len([*tmp_path.glob("runs/glyphs-search/runs/*/validated.json")]) == 4
     needed = [
         re.findall(r"fsl-[a-z-]+", recipe.read_text().split("requires:")[1]) for recipe in recipes
     ]

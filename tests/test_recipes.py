@@ -1,5 +1,6 @@
 """Every recipe of the repository is valid and trains: two outer steps, on synthetic episodes where
-it names real data; of a matrix every combination is built and the last one trains."""
+it names real data; of a matrix every combination is
+built, of a search the ends of every range, and the last one trains."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ import torch
 
 from fsl_core.config.document import read_document
 from fsl_core.config.matrix import has_matrix, read_matrix
-from fsl_core.config.recipe import read_recipe
+from fsl_core.config.recipe import command_of, read_recipe
+from fsl_core.config.search import has_search, read_search
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
 from fsl_core.sweeping.plan import plan_sweep
+from fsl_core.sweeping.search import checked_metric
 from fsl_core.training.outer_loop import judge, train
 from tests.parts import own_data
 
@@ -44,7 +47,11 @@ def test_recipe_trains(path: Path, tmp_path: Path):
     for package in _required(path):
         if package not in {d.name for d in metadata.distributions()}:
             pytest.skip(f"{package} is not installed")
-    if has_matrix(path):
+    if has_search(path):
+        search = read_search(path, loaded.catalogue, [*SHORT, *_synthetic(path, tmp_path)])
+        assert checked_metric(search, with_data=False) in ("accuracy", "mse")
+        recipe = search.ends[-1].recipe
+    elif has_matrix(path):
         every = plan_sweep(
             read_matrix(path, loaded.catalogue, [*SHORT, *_synthetic(path, tmp_path)]),
             with_data=False,
@@ -74,7 +81,7 @@ def skipped_without_its_library() -> Iterator[None]:
 
 def test_a_recipe_says_how_to_run_it():
     for path in RECIPES:
-        command = "sweep" if has_matrix(path) else "run"
+        command = command_of(read_document(path).data)
         assert path.read_text().startswith(f"# fsl {command} {path.relative_to(ROOT)}"), path
 
 

@@ -28,6 +28,7 @@ from fsl_core.cli import (
     recipes,
     runs,
     scaffolding,
+    searching,
     sweeps,
     tuning,
 )
@@ -67,6 +68,7 @@ benching.add_commands(app)
 recipes.add_commands(app)
 tuning.add_commands(app)
 sweeps.add_commands(app)
+searching.add_commands(app)
 predicting.add_commands(app)
 embedding.add_commands(app)
 diagnosing.add_commands(app)

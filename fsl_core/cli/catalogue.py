@@ -35,6 +35,7 @@ KINDS = {
     "optimizers": "optimizer",
     "schedules": "schedule",
     "launchers": "launcher",
+    "searchers": "searcher",
     "benchmarks": "benchmark",
 }
 
@@ -69,8 +70,9 @@ def check(
     """
     from fsl_core.assembly.experiment import build_experiment, build_optimizer
     from fsl_core.assembly.preflight import preflight
-    from fsl_core.config.matrix import has_matrix
-    from fsl_core.config.recipe import read_recipe
+    from fsl_core.config.document import read_document
+    from fsl_core.config.recipe import command_of, read_recipe
+    from fsl_core.config.sections import SECTIONS
     from fsl_core.runs.starting import take_start
 
     if (whole or as_json) and not data:
@@ -79,10 +81,12 @@ def check(
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     if loaded.files:
         warn(f"imported {', '.join(loaded.files)}")
-    if has_matrix(recipe, overrides):
+    command = command_of(read_document(recipe, overrides, SECTIONS).data)
+    if command != "run":
         if data:
-            _refuse_matrix(recipe)
-        _check_matrix(recipe, loaded.catalogue, overrides)
+            _refuse_many(recipe, command)
+        checks = {"sweep": _check_matrix, "search": _check_search}
+        checks[command](recipe, loaded.catalogue, overrides)
         return
     checked = read_recipe(recipe, loaded.catalogue, overrides)
     experiment = build_experiment(checked)
@@ -107,6 +111,23 @@ def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
     typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
     for title, reason in plan.refused:
         typer.echo(printable(f"not run: {title}: {reason}"))
+
+
+def _check_search(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> None:
+    from fsl_core.assembly.experiment import build_experiment
+    from fsl_core.assembly.preflight import preflight_all
+    from fsl_core.config.search import read_search
+    from fsl_core.sweeping.search import checked_metric
+
+    search = read_search(recipe, catalogue, overrides)
+    search.searcher.build()
+    checked_metric(search, with_data=False)
+    preflight_all(build_experiment(cell.recipe) for cell in search.ends)
+    each = ", ".join(
+        f"{method.name} over {' and '.join(method.space)}" for method in search.methods
+    )
+    trials, name = search.options.trials, search.searcher.component.name
+    typer.echo(printable(f"{recipe}: ok. {trials} trials of each method by {name}: {each}"))
 
 
 def _say_checked(file: Path, recipe: Recipe, experiment: Experiment, memory: bool) -> None:
@@ -157,12 +178,14 @@ def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
         raise DataError("\n".join(report.faults))
 
 
-def _refuse_matrix(recipe: Path) -> None:
+def _refuse_many(recipe: Path, command: str) -> None:
+    from fsl_core.config.recipe import MANY
     from fsl_core.errors import RecipeError
 
+    section = next(name for name, (_, runs_it) in MANY.items() if runs_it == command)
     raise RecipeError(
-        f"{recipe}: --data reads the data of one recipe, and this one has a `matrix:`. "
-        "`-s matrix=null` leaves it out"
+        f"{recipe}: --data reads the data of one recipe, and this one has a `{section}:`. "
+        f"`-s {section}=null` leaves it out"
     )
 
 
@@ -262,7 +285,7 @@ def show(
         str,
         typer.Argument(
             help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule, "
-            "launcher or benchmark",
+            "launcher, searcher or benchmark",
             show_default=False,
         ),
     ],

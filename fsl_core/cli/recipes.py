@@ -46,12 +46,13 @@ def recipes(
 def _described(name: str, file: Path) -> dict[str, Any]:
     from fsl_core.config.document import read_document
     from fsl_core.config.faults import unmet_requirement
+    from fsl_core.config.recipe import command_of
     from fsl_core.config.shipped import summary_of
 
     data = read_document(file).data
     return {
         "name": name,
-        "command": "run" if data.get("matrix") is None else "sweep",
+        "command": command_of(data),
         "summary": summary_of(file.read_text(encoding="utf-8")),
         "requires": {text: unmet_requirement(text) for text in data.get("requires", [])},
         "file": str(file),

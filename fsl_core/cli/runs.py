@@ -109,7 +109,7 @@ def resume(
             opened.restore_last()
             with _json_alone(as_json):
                 result = _complete(opened, watched)
-    _print_result(result, directory, as_json)
+    _print_result(result, None if "split" in result else directory, as_json)
 
 
 def evaluate(

@@ -23,6 +23,7 @@ class Kind(StrEnum):
     backbone = "backbone"
     episodes = "episodes"
     launcher = "launcher"
+    searcher = "searcher"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -52,7 +53,7 @@ def new_plugin(
     _fill_template(target, _answers(name, kind, author))
     component = name.removeprefix("fsl-")
     recipe = f"{target}/recipes/{component if kind is Kind.episodes else 'glyphs'}.yaml"
-    command = "sweep" if kind is Kind.launcher else "run"
+    command = {Kind.launcher: "sweep", Kind.searcher: "search"}.get(kind, "run")
     typer.echo(f"{target}: {kind.value} {component}. Next:")
     typer.echo(f"  pip install -e '{target}[testing]'\n  pytest {target}\n  fsl {command} {recipe}")
 

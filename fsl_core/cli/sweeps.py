@@ -187,7 +187,7 @@ def _run_all(
     from fsl_core.sweeping.prepare import prepare
     from fsl_core.sweeping.start import start
 
-    launcher = plan.matrix.launcher.build(settings.no_plugin)
+    launcher = plan.matrix.launcher.build(no_plugin=settings.no_plugin)
     if not launcher.outlives:  # else it is another machine that has the device, or has not
         choose_device(settings.device)
     queue = make_jobs(plan.cells, directory / "runs", settings.take_over)
@@ -198,7 +198,7 @@ def _run_all(
     if only_prepare:
         say(f"{directory}: {len(queue) - kept} runs to compute. `fsl sweep --worker {directory}`")
         return queue
-    with _watched(queue, launcher.outlives) as show:
+    with watched(queue, launcher.outlives) as show:
         start(queue, launcher, settings, show)
     if launcher.note() and any(job.seconds for job in queue):
         warn(f"note: {launcher.note()}")
@@ -213,23 +213,24 @@ def _work(folder: Path, at_once: int, settings: Settings) -> None:
 
     queue = find_jobs(folder, settings.take_over)
     before = {id(job) for job in queue if job.state == "failed"}
-    with _watched(queue, outlives=False, waits=False) as show:
+    with watched(queue, outlives=False, waits=False) as show:
         start(queue, Local(settings.no_plugin, at_once), settings, show, worker=True)
     counts = Counter(job.state for job in queue)
     say(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
-    _fail_if_any_failed([job for job in queue if id(job) not in before and job.seconds])
+    fail_if_any_failed([job for job in queue if id(job) not in before and job.seconds])
 
 
 @contextmanager
-def _watched(
-    queue: Sequence[Prepared], outlives: bool, waits: bool = True
+def watched(
+    queue: Sequence[Prepared], outlives: bool, waits: bool = True, total: int = 0
 ) -> Iterator[Callable[[], None]]:
     """Within this context runs are shown, and Ctrl-C ends the command.
 
     outlives: what was started goes on.    waits: what others work on is waited for.
+    total:    of the runs, if the queue is to grow.
     """
     try:
-        with _interruptible(), _live(queue, waits) as show:
+        with _interruptible(), _live(queue, waits, total) as show:
             yield show
     except KeyboardInterrupt:
         left = "The same command goes on with what is not finished"
@@ -261,7 +262,7 @@ def _collect(
         _print_json(result, directory)
     else:
         _print_result(result, directory, page)
-    _fail_if_any_failed(queue)
+    fail_if_any_failed(queue)
 
 
 def _print_json(result: SweepResult, directory: Path) -> None:
@@ -276,14 +277,15 @@ def _print_json(result: SweepResult, directory: Path) -> None:
 def _print_result(result: SweepResult, directory: Path, page: Path) -> None:
     for line in result.told_once():
         typer.echo(printable(line))
-    _print_table(result)
+    print_results(result)
     sweep_tables.print_differences(result)
     typer.echo(printable(result.ranks_told()))
     tables = f"{directory / 'sweep.csv'}, {directory / 'differences.csv'}"
     typer.echo(printable(f"tables: {tables}\nreport: {page}", lines=True))
 
 
-def _fail_if_any_failed(queue: Sequence[Prepared]) -> None:
+def fail_if_any_failed(queue: Sequence[Prepared]) -> None:
+    """Say which runs failed and why; then the exit code is 1."""
     from fsl_core.launcher import OUTPUT
 
     failed = [job for job in queue if job.state == "failed"]
@@ -316,13 +318,13 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _live(queue: Sequence[Prepared], waits: bool) -> Iterator[Callable[[], None]]:
+def _live(queue: Sequence[Prepared], waits: bool, total: int) -> Iterator[Callable[[], None]]:
     """A table that changes in place in a terminal; elsewhere a line for each run that ends."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(stderr=True)
-    lines = _Lines(queue, waits)
+    lines = _Lines(queue, waits, total)
 
     def tell() -> None:
         for line in lines.new():
@@ -343,8 +345,8 @@ def _live(queue: Sequence[Prepared], waits: bool) -> Iterator[Callable[[], None]
 class _Lines:
     """What there is to say of the runs, each thing once."""
 
-    def __init__(self, queue: Sequence[Prepared], waits: bool):
-        self._queue, self._waits = queue, waits
+    def __init__(self, queue: Sequence[Prepared], waits: bool, total: int):
+        self._queue, self._waits, self._total = queue, waits, total
         self._ended = {id(job) for job in queue if job.state in ("finished", "failed")}
         self._elsewhere: set[int] = set()
 
@@ -356,8 +358,8 @@ class _Lines:
             if job.state in ("finished", "failed") and id(job) not in self._ended:
                 self._ended.add(id(job))
                 done = sum(other.state in ("finished", "failed") for other in self._queue)
-                reason = f": {job.error}" if job.error else ""
-                yield f"[{done}/{len(self._queue)}] {job.title}: {job.state}{reason}"
+                total = max(self._total, len(self._queue))
+                yield f"[{done}/{total}] {job.title}: {job.ended}"
 
 
 def _status_table(queue: Sequence[Prepared], height: int) -> Table:
@@ -378,7 +380,8 @@ def _status_table(queue: Sequence[Prepared], height: int) -> Table:
     return table
 
 
-def _print_table(result: SweepResult) -> None:
+def print_results(result: SweepResult) -> None:
+    """The table of rows and their scores."""
     from fsl_core.cli.catalogue import print_table
     from fsl_core.reporting.sweep import table
 

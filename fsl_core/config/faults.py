@@ -144,7 +144,7 @@ def _owner(path: KeyPath, model: type[BaseModel]) -> tuple[str, type[BaseModel]]
         if section := as_model(kind):
             found, owner = section, f"section {dotted(path[: depth + 1])!r}"
     part_of, _, name = found.__name__.partition(".")  # `adapter.maml`, as options.py names a model
-    kinds = (*SECTIONS.values(), "launcher")
+    kinds = (*SECTIONS.values(), "launcher", "searcher")
     return (f"{part_of} {name!r}" if part_of in kinds else owner), found
 
 

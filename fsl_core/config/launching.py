@@ -1,9 +1,8 @@
-"""The `launcher:` section of a sweep: which launcher starts its runs, with which options."""
+"""Sections beside those of a run: which launcher starts the runs, which searcher proposes them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,56 +13,68 @@ from fsl_core.config.faults import in_file_order, validation_faults
 from fsl_core.config.options import Component
 from fsl_core.config.sections import Catalogue
 from fsl_core.errors import PluginError, RecipeError
-from fsl_core.launcher import Launcher
 
 LAUNCHER = "launcher"
 BY_DEFAULT = "local"
 
 
 @dataclass(frozen=True)
-class LauncherChoice:
-    """A launcher with checked options."""
+class Choice:
+    """A launcher or a searcher with checked options."""
 
     component: Component
     section: BaseModel
     where: str
 
-    def build(self, no_plugin: Sequence[str] = ()) -> Launcher:
-        """The launcher. RecipeError if its constructor refuses the options."""
+    def build(self, **injected: Any) -> Any:
+        """What it names. RecipeError if its constructor refuses the options."""
         try:
-            return self.component.build(self.section, no_plugin=no_plugin)
+            return self.component.build(self.section, **injected)
         except ValueError as error:
             raise RecipeError(f"{self.where}: {error}") from error
 
 
-def take_launcher(document: Document, catalogue: Catalogue) -> LauncherChoice:
+def take_launcher(document: Document, catalogue: Catalogue) -> Choice:
     """The launcher that a recipe of a sweep names, taken out of its document.
 
     Raises RecipeError with every fault of the section.
     """
-    section: Any = document.data.pop(LAUNCHER, None)
-    where = document.where((LAUNCHER,))
-    if section is None:
-        section = {}
-    if isinstance(section, str):
-        section = {"name": section}
+    section = document.data.pop(LAUNCHER, None)
+    return choose(document, (LAUNCHER,), section, BY_DEFAULT, catalogue)
+
+
+def choose(
+    document: Document, path: tuple[str, ...], section: Any, by_default: str, catalogue: Catalogue
+) -> Choice:
+    """The component that a section names; the last part of its key path is the kind.
+
+    section: what is written there: a mapping with a `name`, a name alone, or nothing.
+    Raises RecipeError with every fault of the section.
+    """
+    kind: Any = path[-1]
+    where = document.where(path)
+    section = {"name": section} if isinstance(section, str) else {} if section is None else section
     if not isinstance(section, dict):
         raise RecipeError(
-            f"{where}: found {json.dumps(section)}. A mapping such as {{name: local}}"
+            f"{where}: found {json.dumps(section)}. A mapping such as {{name: {by_default}}}"
         )
-    section = {"name": BY_DEFAULT, **section}
+    section = {"name": by_default, **section}
     try:
-        component = catalogue.get("launcher", section["name"])
+        component = catalogue.get(kind, section["name"])
     except PluginError as error:
-        raise RecipeError(f"{document.where((LAUNCHER, 'name'))}: {error}") from error
-    fields: dict[str, Any] = {LAUNCHER: (component.options, ...)}
-    model = create_model("recipe", **fields)
+        raise RecipeError(f"{document.where((*path, 'name'))}: {error}") from error
+    whole, model = section, component.options
+    for part in reversed(path):
+        fields: dict[str, Any] = {part: (model, ...)}
+        whole, model = {part: whole}, create_model("recipe", **fields)
     try:
-        checked: Any = model.model_validate_json(json.dumps({LAUNCHER: section}), strict=True)
+        checked: Any = model.model_validate_json(json.dumps(whole), strict=True)
     except ValidationError as error:
-        written = Document(document.source, {LAUNCHER: section}, document.places)
+        written = Document(document.source, whole, document.places)
         raise RecipeError(in_file_order(validation_faults(written, error, model))) from error
-    return LauncherChoice(component, checked.launcher, where)
+    for part in path:
+        checked = getattr(checked, part)
+    return Choice(component, checked, where)
 
 
 def choose_launcher(document: Document, name: str | None, jobs: int | None) -> None:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from fsl_core.config.document import (
     set_key,
 )
 from fsl_core.config.faults import in_file_order
-from fsl_core.config.launching import LAUNCHER, LauncherChoice, choose_launcher, take_launcher
-from fsl_core.config.recipe import Recipe, check_document
+from fsl_core.config.launching import LAUNCHER, Choice, choose_launcher, take_launcher
+from fsl_core.config.recipe import MANY, Recipe, check_document
 from fsl_core.config.sections import SECTIONS, Catalogue
 from fsl_core.errors import RecipeError
 from fsl_core.text import suggest
@@ -95,7 +96,7 @@ class Cell:
         """`maml, uniform, seed 0`"""
         return _title_of(self.labels)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`recipe_digest` of the whole recipe."""
         return recipe_digest(self.recipe.resolved())
@@ -140,7 +141,7 @@ class Matrix:
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
     baseline: Mapping[str, Any]
-    launcher: LauncherChoice
+    launcher: Choice
 
     def selects(self, selection: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
         """Whether a selection, such as `baseline`, means the combination with these labels."""
@@ -168,6 +169,11 @@ def read_matrix(
     document = read_document(recipe, overrides, {*SECTIONS, (LAUNCHER,)})
     section = document.data.pop("matrix", None)
     where = document.where(("matrix",))
+    if section is None and document.data.get("search") is not None:
+        what, command = MANY["search"]
+        raise RecipeError(
+            f"{document.where(('search',))}: {what}. `fsl {command} {document.source}` runs them"
+        )
     if section is None:
         raise RecipeError(
             f"{document.source}: no `matrix:`, so there is nothing to sweep. "
@@ -247,7 +253,7 @@ def _is_mapping(value: Any) -> bool:
 
 def _listed_entries(name: str, values: list[Any]) -> list[Entry]:
     """The entries of an axis that is a list of values for one key path."""
-    changes = [_change(name, value, ("matrix", name, i)) for i, value in enumerate(values)]
+    changes = [change_of(name, value, ("matrix", name, i)) for i, value in enumerate(values)]
     labels = _unique_labels([value for _, value, _ in changes])
     return [
         Entry(label, change[1], (change,)) for label, change in zip(labels, changes, strict=True)
@@ -258,11 +264,12 @@ def _named_entry(name: str, label: str, changes: Mapping[str, Any]) -> Entry:
     """An entry with a name, which sets any number of key paths."""
     written: KeyPath = ("matrix", name, label)
     return Entry(
-        label, None, tuple(_change(key, value, (*written, key)) for key, value in changes.items())
+        label, None, tuple(change_of(key, value, (*written, key)) for key, value in changes.items())
     )
 
 
-def _change(key: str, value: Any, written: KeyPath) -> Change:
+def change_of(key: str, value: Any, written: KeyPath) -> Change:
+    """What sets a key path, dotted, to a value that is written somewhere else in the document."""
     path = tuple(key.split("."))
     return path, by_name(value) if path in SECTIONS else value, written
 
@@ -351,8 +358,9 @@ def _checked(
     cells, found = [], FaultsOfCells(len(combinations))
     for entries in combinations:
         labels = _labels(axes, entries)
+        combined = changed(document, (change for entry in entries for change in entry.changes))
         try:
-            cells.append(Cell(labels, check_document(_combined(document, entries), catalogue)))
+            cells.append(Cell(labels, check_document(combined, catalogue)))
         except RecipeError as error:
             found.add(error.faults, _title_of(labels))
     found.raise_any()
@@ -366,19 +374,18 @@ def _checked(
     return cells
 
 
-def _combined(document: Document, entries: Iterable[Entry]) -> Document:
-    combined = Document(document.source, copy.deepcopy(document.data), dict(document.places))
-    changes = [change for entry in entries for change in entry.changes]
-    changes.sort(key=lambda change: len(change[0]))  # a section before its keys
-    for path, value, written in changes:
-        set_key(combined, path, copy.deepcopy(value), document.place(written))
+def changed(document: Document, changes: Iterable[Change]) -> Document:
+    """A copy of the document with these changes; its messages name where they are written."""
+    copied = Document(document.source, copy.deepcopy(document.data), dict(document.places))
+    for path, value, written in sorted(changes, key=lambda change: len(change[0])):
+        set_key(copied, path, copy.deepcopy(value), document.place(written))  # sections first
         depth = len(written)
-        combined.places |= {
+        copied.places |= {
             (*path, *place[depth:]): where
             for place, where in document.places.items()
             if place[:depth] == written
         }
-    return combined
+    return copied
 
 
 class FaultsOfCells:

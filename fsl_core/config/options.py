@@ -20,6 +20,7 @@ Kind = Literal[
     "optimizer",
     "schedule",
     "launcher",
+    "searcher",
     "benchmark",
 ]
 
@@ -32,6 +33,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "optimizer": frozenset({"parameters"}),
     "schedule": frozenset(),
     "launcher": frozenset({"no_plugin"}),
+    "searcher": frozenset(),
     "benchmark": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""

@@ -116,13 +116,23 @@ def read_recipe(
     return check_document(document, catalogue)
 
 
-def _refuse_matrix(document: Document) -> None:
-    if document.data.get("matrix") is not None:
-        where = document.where(("matrix",))
-        raise RecipeError(
-            f"{where}: a matrix of many runs. `fsl sweep {document.source}` runs them all, "
-            "`-s matrix=null` leaves it out"
-        )
+MANY = {"matrix": ("a matrix of many runs", "sweep"), "search": ("a search of many runs", "search")}
+"""Sections that make many runs of a recipe: what each is, and the command that runs them."""
+
+
+def command_of(data: Mapping[str, Any]) -> str:
+    """The command of `fsl` that runs a recipe: run, sweep or search."""
+    commands = (command for section, (_, command) in MANY.items() if data.get(section) is not None)
+    return next(commands, "run")
+
+
+def _refuse_many(document: Document) -> None:
+    for section, (what, command) in MANY.items():
+        if document.data.get(section) is not None:
+            raise RecipeError(
+                f"{document.where((section,))}: {what}. `fsl {command} {document.source}` runs "
+                f"them all, `-s {section}=null` leaves it out"
+            )
 
 
 def check_document(document: Document, catalogue: Catalogue) -> Recipe:
@@ -130,7 +140,7 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
 
     Raises RecipeError, which lists every fault with file, line and key.
     """
-    _refuse_matrix(document)
+    _refuse_many(document)
     found, faults = _choose(document, catalogue)
     faults += unmet_requirements(document)
     faults += huge_numbers(document)

@@ -22,6 +22,7 @@ from fsl_core.config.sections import (
     ExecutionOptions,
     Expected,
     MatrixSection,
+    SearchSection,
     StartFrom,
     recipe_model,
     section_model,
@@ -44,7 +45,8 @@ MEANINGS: dict[Kind, str] = {
     "weighting": "what each task of a meta-batch counts",
     "optimizer": "what follows the meta-gradient",
     "schedule": "how the optimizer's step size changes",
-    "launcher": "what starts the runs of a sweep",
+    "launcher": "what starts the runs of a sweep or a search",
+    "searcher": "what proposes parameters, and which trials to end early",
 }
 
 
@@ -63,13 +65,19 @@ def recipe_reference(catalogue: Catalogue) -> str:
         ("start_from", StartFrom),
         ("expect", Expected),
         ("matrix", MatrixSection),
+        ("search", SearchSection),
     ):
         parts += [f"## {heading}\n", f"{model.__doc__}\n", _table(model)]
     for path, kind in SECTIONS.items():
         parts.append(f"## {_plural(kind)}\n\nUnder `{dotted(path)}`.\n")
         parts += [part for c in catalogue.components(kind) for part in _described(c)]
-    parts.append("## launchers\n\nUnder `launcher` of a recipe with a `matrix`.\n")
-    parts += [part for c in catalogue.components("launcher") for part in _described(c)]
+    beside: dict[Kind, str] = {
+        "launcher": "Under `launcher` of a recipe with a `matrix` or a `search`.",
+        "searcher": "Under `search.searcher`.",
+    }
+    for kind, where in beside.items():
+        parts.append(f"## {_plural(kind)}\n\n{where}\n")
+        parts += [part for c in catalogue.components(kind) for part in _described(c)]
     return "\n".join(parts)
 
 

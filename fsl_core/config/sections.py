@@ -165,13 +165,47 @@ class MatrixSection(_Section):
     ] = {}
 
 
-def _launcher_schema(catalogue: Catalogue) -> dict[str, Any]:
-    launchers = catalogue.components("launcher")
-    options = [launcher.options.model_json_schema() for launcher in launchers]
-    return {
-        "description": "what starts the runs of a sweep",
-        "anyOf": [{"type": "string"}, *options],
-    }
+Batch = Annotated[
+    int,
+    Field(
+        gt=0,
+        description="trials of a method that are proposed together; what is proposed next waits "
+        "for all of them, so results do not depend on --jobs",
+    ),
+]
+
+
+class SearchSection(_Section):
+    """Values to search at key paths, by trials judged on validation; `fsl search` runs them."""
+
+    trials: Annotated[Count, Field(description="of each method")] = 20
+    batch: Batch = 4
+    seed: Annotated[int, Field(ge=0, description="of what is proposed")] = 0
+    space: Annotated[
+        dict[str, Any],
+        Field(
+            description="by key path: {low: 0.01, high: 1, log: true}, with a `step` or without, "
+            "or a list of values"
+        ),
+    ] = {}
+    methods: Annotated[
+        dict[str, dict[str, Any]],
+        Field(
+            description="methods to compare, by a name of your choice: key paths and their values, "
+            "and a `space` of each method's own"
+        ),
+    ] = {}
+
+
+def search_model() -> type[BaseModel]:
+    """A recipe with the section `search` alone, its searcher taken out."""
+    fields: dict[str, Any] = {"search": (SearchSection, ...)}
+    return create_model("recipe", **fields)
+
+
+def _choice_schema(catalogue: Catalogue, kind: Kind, description: str) -> dict[str, Any]:
+    options = [component.options.model_json_schema() for component in catalogue.components(kind)]
+    return {"description": description, "anyOf": [{"type": "string"}, *options]}
 
 
 _AXIS = {
@@ -314,7 +348,7 @@ def as_model(annotation: object) -> type[BaseModel] | None:
 def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
     """JSON Schema of recipes made from everything installed, for completion in editors."""
     schema = recipe_model(catalogue).model_json_schema()
-    # With a matrix no section is required: its values may stand in for one.
+    # With a matrix or a search no section is required: its values may stand in for one.
     complete = {"required": schema.pop("required")}
     matrix = MatrixSection.model_json_schema()
     schema["properties"]["matrix"] = {
@@ -322,9 +356,15 @@ def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
         "additionalProperties": _AXIS,
         "description": MatrixSection.__doc__,
     }
-    schema["properties"]["launcher"] = _launcher_schema(catalogue)
+    starts = "what starts the runs of a sweep or a search"
+    schema["properties"]["launcher"] = _choice_schema(catalogue, "launcher", starts)
+    search = SearchSection.model_json_schema()
+    proposes = "what proposes parameters, and which trials to end early"
+    search["properties"]["searcher"] = _choice_schema(catalogue, "searcher", proposes)
+    schema["properties"]["search"] = search
     schema["properties"]["start_from"]["anyOf"].append({"type": "string"})
-    conditional = {"if": {"required": ["matrix"]}, "else": complete}
+    many = {"anyOf": [{"required": ["matrix"]}, {"required": ["search"]}]}
+    conditional = {"if": many, "else": complete}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

@@ -39,6 +39,7 @@ REGISTRATION_HOOKS: dict[str, Kind] = {
     "fsl_register_hypergradients": "hypergradient",
     "fsl_register_weightings": "weighting",
     "fsl_register_launchers": "launcher",
+    "fsl_register_searchers": "searcher",
     "fsl_register_benchmarks": "benchmark",
 }
 TABLES: dict[Kind, Mapping[str, Callable[..., Any]]] = {

@@ -135,6 +135,16 @@ def fsl_register_launchers(register: Register) -> None:
 
 
 @hookspec(since=1)
+def fsl_register_searchers(register: Register) -> None:
+    """Called once while plugins load. Offer searchers by calling register(SearcherSubclass).
+
+    :param register: takes a factory of `fsl_core.Searcher`; its signature is the option schema of
+        the section `search.searcher` of a recipe. Nothing is searched and no file is written here.
+    Duplicates as above. Since hook API 1. Example: fsl_core/builtin/random_search.py.
+    """
+
+
+@hookspec(since=1)
 def fsl_register_benchmarks(register: Register) -> None:
     """Called once while plugins load. Offer benchmark tasks by calling register(factory, "name").
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fsl_core.text import printable
 
@@ -224,3 +225,33 @@ def _draw_methods(
         text = f"{name}{GAP}{ranks[i]:.2f}{GAP}" if left else f"{GAP}{ranks[i]:.2f}{GAP}{name}"
         side = "right" if left else "left"
         drawn.text(edge, y, text, ha=side, va="center", color=GREY, fontsize=9)
+
+
+@as_named
+def trials(
+    numbers: Sequence[int], scores: Sequence[float], name: str, higher_is_better: bool
+) -> str:
+    """Scores in the order of trials, and a line of the best so far."""
+    figure, drawn = axes("trial", name)
+    best = (np.maximum if higher_is_better else np.minimum).accumulate(np.array(scores))
+    drawn.step(numbers, best, where="post", color=ORANGE)
+    drawn.plot(numbers, scores, "o", color=BLUE, markersize=4)
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return svg(figure)
+
+
+@as_named
+def over(values: Sequence[Any], scores: Sequence[float], key: str, name: str, log: bool) -> str:
+    """A point for each trial: its score over the value of one parameter. Texts have no order."""
+    figure, drawn = axes(label(key), name)
+    if log:
+        drawn.set_xscale("log")
+        # matplotlib writes powers of ten as mathematics, which `as_named` turns off
+        drawn.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        drawn.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        drawn.xaxis.set_minor_locator(NullLocator())
+    elif all(isinstance(value, int) for value in values):
+        drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
+    texts = [label(value) if isinstance(value, str) else value for value in values]
+    drawn.plot(texts, scores, "o", color=BLUE, markersize=4)
+    return svg(figure)

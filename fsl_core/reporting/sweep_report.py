@@ -30,10 +30,12 @@ def write_sweep_report(
     jobs: Sequence[Job],
     recipe: Path,
     overrides: Sequence[str] = (),
+    template: str = "sweep.html",
+    **more: Any,
 ) -> Path:
     """Write the page of a sweep beside its `runs/`; returns its path.
 
-    overrides: what `-s` changed of the recipe.
+    overrides: what `-s` changed of the recipe.    more: what another template shows.
     """
     finished = [job for job in jobs if job.state == "finished"]
     links = {job.cell.title: f"runs/{job.directory.name}/report.html" for job in finished}
@@ -42,7 +44,7 @@ def write_sweep_report(
     changed = [f"# -s {override}" for override in overrides]
     return write_page(
         path,
-        "sweep.html",
+        template,
         name=name_of(recipe),
         metric=result.metric,
         axes=[column(axis) for axis in plan.varying],
@@ -57,6 +59,7 @@ def write_sweep_report(
         ],
         runs=len(jobs),
         recipe="\n".join([recipe.read_text(encoding="utf-8").rstrip(), *changed]),
+        **more,
     )
 
 

@@ -22,7 +22,7 @@ from fsl_core.engine.choice import Choice
 from fsl_core.engine.evaluation import predict_episodes
 from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.episode import Episode
-from fsl_core.errors import RunError, TrainingError
+from fsl_core.errors import DivergedError, RunError
 from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.run_view import Best, RunView
 from fsl_core.runs import checkpoints
@@ -195,7 +195,7 @@ class Run:
         """
         self.flush_metrics()
         if name := checkpoints.first_not_finite(self.modules):
-            raise TrainingError(
+            raise DivergedError(
                 f"outer step {self.step}: {name} is not finite. "
                 f"A smaller step size or clipping may help; an earlier {which} checkpoint is kept"
             )

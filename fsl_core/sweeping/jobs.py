@@ -15,6 +15,7 @@ from fsl_core.errors import RunError
 from fsl_core.files.locks import Claim, Holder, is_locked
 from fsl_core.launcher import TAKE_OVER
 from fsl_core.runs.files import LOCK, METRICS, RECIPE, RESULT, parse_record, write_atomically
+from fsl_core.runs.trial import describe, is_done, is_trained
 
 CLAIM = ".claim"
 """Who works on a run, in its directory."""
@@ -71,8 +72,13 @@ class Prepared:
 
     @property
     def has_result(self) -> bool:
-        """A result counts, whoever wrote it."""
-        return (self.directory / RESULT).is_file()
+        """A result counts, whoever wrote it; of a trial of a search, how it ended."""
+        return is_done(self.directory)
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words."""
+        return f"{self.state}: {self.error}" if self.error else self.state
 
     @property
     def failure(self) -> str:
@@ -163,6 +169,30 @@ class Job(Prepared):
     @property
     def steps(self) -> int:
         return self.cell.recipe.sections.outer.steps
+
+
+@dataclass(kw_only=True)
+class TrialJob(Job):
+    """A trial as a run, or its test. number: of the trial that made the run."""
+
+    method: str
+    number: int
+    test: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.method}, {'test of ' if self.test else ''}trial {self.number}"
+
+    @property
+    def has_result(self) -> bool:
+        """Of a trial the end of its training, also while its test is computed."""
+        return (self.directory / RESULT).is_file() if self.test else is_trained(self.directory)
+
+    @property
+    def ended(self) -> str:
+        if self.state == "failed" or self.test:
+            return super().ended
+        return describe(self.directory)
 
 
 def make_jobs(cells: Iterable[Cell], runs: Path, take_over: float = TAKE_OVER) -> list[Job]:

@@ -33,6 +33,7 @@ def run_jobs(
     work: Callable[[Prepared], Work],
     on_change: Callable[[], None] = lambda: None,
     worker: bool = False,
+    more: Callable[[], None] = lambda: None,
 ) -> None:
     """Have the launcher run what is not finished, and keep going past a failed run.
 
@@ -43,17 +44,20 @@ def run_jobs(
     worker: leave what has failed elsewhere, and end when nothing is free and every other process
         at work has been seen alive: what a dead one has claimed is taken over. Else what others
         work on is waited for, and begun here if it ends without a result.
+    more: called before runs are begun, and may add some to `jobs`.
     """
     try:
-        for job in _unfinished(jobs):
-            if launcher.find(job.run):
-                job.begin()
+        looked_for: set[Path] = set()
         while unfinished := _unfinished(jobs):
             for job in unfinished:
+                if job.run not in looked_for and launcher.find(job.run):
+                    job.begin()
+                looked_for.add(job.run)
                 if job.state == "running":
                     _look_after(job, launcher)
                 elif job.due and job.has_result:
                     job.state = "finished"
+            more()
             _begin(jobs, launcher, work, worker)
             on_change()
             if worker and all(job.alive for job in _unfinished(jobs)):

@@ -41,9 +41,10 @@ def start(
     settings: Settings,
     show: Callable[[], None] = lambda: None,
     worker: bool = False,
+    more: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the jobs that are not finished.
 
-    show: called when something may have changed.    worker: as for `run_jobs`.
+    show: called when something may have changed.    worker, more: as for `run_jobs`.
     """
-    run_jobs(jobs, launcher, lambda job: settings.work(job, launcher), show, worker)
+    run_jobs(jobs, launcher, lambda job: settings.work(job, launcher), show, worker, more)

@@ -25,7 +25,7 @@ from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.engine.modes import Tasks
 from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.episode import TaskShape
-from fsl_core.errors import Interrupted, PluginError, RunError, TrainingError
+from fsl_core.errors import DivergedError, Interrupted, PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
 from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
@@ -334,7 +334,7 @@ def _clip(run: Run, optimizer: Optimizer) -> float:
     ]
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if not norm < float("inf"):
-        raise TrainingError(
+        raise DivergedError(
             f"outer step {run.step + 1}: the meta-gradient is not finite. {_advice(run)}"
         )
     if outer.clip_gradient_value is not None:
@@ -357,7 +357,7 @@ def _refuse_non_finite(run: Run, ids: Tensor, outcome: MetaBatchResult) -> None:
     bad = (~torch.isfinite(outcome.losses)).nonzero().flatten().tolist()
     if bad:
         task, loss = int(ids[bad[0]]), float(outcome.losses[bad[0]])
-        raise TrainingError(
+        raise DivergedError(
             f"outer step {run.step + 1}, episode {task}: the loss is {loss}. {_advice(run)}"
         )
 
@@ -421,6 +421,7 @@ def _validate(run: Run) -> None:
             "interval": summary["interval"],
         }
     )
+    run.flush_metrics()  # a search looks at them to end a trial early
     settled = run.experiment.learner.adapter.settled
     if settled and evaluation.better_than(run.best["score"] if run.best else None):
         run.best = {"step": run.step, "score": score}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,23 @@ def test_a_name_is_drawn_as_it_is(name: str):
     ):
         assert f">{shown}" in drawn or f"{shown}<" in drawn
         assert not set(drawn) & set("\x1b\x00")
+
+
+def test_numbers_of_an_axis_are_plain():
+    """Powers of ten and whole numbers are written as they are."""
+    for values, log, shown in (
+        ([0.001, 0.3], True, {"0.001", "0.01", "0.1"}),
+        ([0.02, 0.06], True, {"0.02", "0.05"}),
+        ([1, 3], False, {"1", "2", "3"}),
+        (["group", "none"], False, {"group", "none"}),
+    ):
+        drawn = figures.over(values, [0.5, 0.75], "key", "score", log)
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+        assert shown <= set(texts)
+        assert "mathdefault" not in drawn
+    assert not {"0.5", "1.5"} & set(
+        re.findall(r">([^<]*)</text>", figures.trials([0, 1, 2], [1, 3, 2], "score", True))
+    )
 
 
 def test_figures_do_not_depend_on_the_settings_of_matplotlib():
