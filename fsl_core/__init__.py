@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from fsl_core.nn.weights import LoadedWeights, load_weights
     from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
     from fsl_core.predicting.predictor import AdaptedPredictor
+    from fsl_core.reporting.run_figures import run_figures
     from fsl_core.weighting import Outcomes, TaskWeighting
 
 _NAMES = {
@@ -99,6 +100,7 @@ _NAMES = {
     "nn.weights": "LoadedWeights load_weights",
     "predicting.adapting": "adapt_to_folder load_predictor",
     "predicting.predictor": "AdaptedPredictor",
+    "reporting.run_figures": "run_figures",
     "weighting": "Outcomes TaskWeighting",
 }
 """The public names of each module."""
@@ -171,6 +173,7 @@ __all__ = [
     "replace_norms",
     "resume",
     "run",
+    "run_figures",
     "sweep",
     "to_distinct",
     "to_uniform",

@@ -264,7 +264,7 @@ def train(
         wanted,
         ranks=ranks,
     )
-    with _shown(begun, _console(progress, ranks)):
+    with begun.telling_if_stopped(), _shown(begun, _console(progress, ranks)):
         train_run(begun)
     if begun.records.has("best"):
         begun.restore_for_evaluation("best")
@@ -412,7 +412,8 @@ def sweep(
                     told.add(id(job))
                     advance()
 
-        prepare(queue, loaded, str(device), threads_of(starter.at_once or 1))
+        threads = threads_of(starter.at_once or 1)
+        prepare(queue, loaded, str(device), threads, directory.absolute().name)
         start(queue, starter, Settings(str(device)), show)
     result = collect(plan, queue)
     with only_writer(directory):
@@ -443,19 +444,24 @@ def complete(
     follow(started)
     if started.directory is not None and started.ranks.first:
         started.observers.add(ReportWriter())
-    with _shown(started, console):
-        try:
-            train_run(started)
-            sets = 1 + len(started.experiment.further)
-            wanted = started.recipe.sections.evaluate.episodes
-            episodes = sets * evaluation.share_of_episodes(started.ranks, wanted)
-            bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
-            with bar as on_episode:
-                result = judge(started, on_episode)
-        finally:
-            started.flush_metrics()
-    started.observers.tell("fsl_run_finished", run=started.view(), result=result)
+    with started.telling_if_stopped():
+        with _shown(started, console):
+            result = _trained_and_judged(started, console)
+        started.observers.tell("fsl_run_finished", run=started.view(), result=result)
     return result
+
+
+def _trained_and_judged(started: Run, console: Console | None) -> dict[str, Any]:
+    try:
+        train_run(started)
+        sets = 1 + len(started.experiment.further)
+        wanted = started.recipe.sections.evaluate.episodes
+        episodes = sets * evaluation.share_of_episodes(started.ranks, wanted)
+        bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
+        with bar as on_episode:
+            return judge(started, on_episode)
+    finally:
+        started.flush_metrics()
 
 
 @contextmanager

@@ -15,9 +15,9 @@ HOOKS = [function for name, function in vars(specs).items() if name.startswith("
 PAGE = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
 
 
-def test_there_are_eleven_hooks():
-    assert len(HOOKS) == 11
-    assert PAGE.count("\n## fsl_") == 11
+def test_there_are_twelve_hooks():
+    assert len(HOOKS) == 12
+    assert PAGE.count("\n## fsl_") == 12
 
 
 def section(name: str) -> str:

@@ -180,6 +180,18 @@ def fsl_evaluated(run: RunView, split: str, result: dict[str, Any]) -> None:
 
 
 @hookspec(since=1)
+def fsl_run_stopped(run: RunView, interrupted: bool, reason: str) -> None:
+    """Called if a run ends before it is complete, once at most; `fsl_run_finished` is not called.
+
+    :param run: as in fsl_run_started, which may not have been called.
+    :param interrupted: somebody asked it to stop. Otherwise it failed.
+    :param reason: the error in one line.
+    A process that is killed calls nothing.
+    Since hook API 1. Example: plugins/fsl-tensorboard/src/fsl_tensorboard/__init__.py.
+    """
+
+
+@hookspec(since=1)
 def fsl_run_finished(run: RunView, result: dict[str, Any]) -> None:
     """Called once a run is complete and its result.json is written.
 

@@ -212,6 +212,7 @@ def open_run(
             recipe = _recipe_of(directory, loaded, steps, on)
             run = _assemble(directory, environment["recipe"], recipe, loaded, device, ranks)
             run.choice, run.started_from = read_choice(directory), read_start(directory)
+            run.sweep = environment.get("sweep", "")
             if write and ranks.first:
                 held.enter_context(_only_writer(directory))
                 if steps is not None:
