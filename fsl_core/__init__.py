@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
     from fsl_core.predicting.predictor import AdaptedPredictor
     from fsl_core.reporting.run_figures import run_figures
+    from fsl_core.store import Store
     from fsl_core.weighting import Outcomes, TaskWeighting
 
 _NAMES = {
@@ -101,6 +102,7 @@ _NAMES = {
     "predicting.adapting": "adapt_to_folder load_predictor",
     "predicting.predictor": "AdaptedPredictor",
     "reporting.run_figures": "run_figures",
+    "store": "Store",
     "weighting": "Outcomes TaskWeighting",
 }
 """The public names of each module."""
@@ -148,6 +150,7 @@ __all__ = [
     "ShapeError",
     "Split",
     "SplitContents",
+    "Store",
     "SweepTable",
     "TaskShape",
     "TaskWeighting",

@@ -16,6 +16,7 @@ LAYERS = [
     "blame",
     "files",
     "launcher",
+    "store",
     "nn",
     "inner",
     "episode",

@@ -28,6 +28,7 @@ from fsl_core.cli import (
     recipes,
     runs,
     scaffolding,
+    sharing,
     sweeps,
     tuning,
 )
@@ -63,6 +64,7 @@ catalogue.add_commands(app)
 runs.add_commands(app)
 comparing.add_commands(app)
 keeping.add_commands(app)
+sharing.add_commands(app)
 benching.add_commands(app)
 recipes.add_commands(app)
 tuning.add_commands(app)

@@ -36,6 +36,7 @@ KINDS = {
     "schedules": "schedule",
     "launchers": "launcher",
     "benchmarks": "benchmark",
+    "stores": "store",
 }
 
 
@@ -244,7 +245,7 @@ def show(
         str,
         typer.Argument(
             help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule, "
-            "launcher or benchmark",
+            "launcher, benchmark or store",
             show_default=False,
         ),
     ],

@@ -21,6 +21,7 @@ Kind = Literal[
     "schedule",
     "launcher",
     "benchmark",
+    "store",
 ]
 
 INJECTED: dict[Kind, frozenset[str]] = {
@@ -33,6 +34,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "schedule": frozenset(),
     "launcher": frozenset({"no_plugin"}),
     "benchmark": frozenset(),
+    "store": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
 

@@ -64,4 +64,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "launcher": {
         "slurm": "fsl-submitit",
     },
+    "store": {
+        "hf": "fsl-hub",
+    },
 }

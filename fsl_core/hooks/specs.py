@@ -145,6 +145,16 @@ def fsl_register_benchmarks(register: Register) -> None:
 
 
 @hookspec(since=1)
+def fsl_register_stores(register: Register) -> None:
+    """Called once while plugins load. Offer stores of runs by calling register(StoreSubclass).
+
+    :param register: takes a factory of `fsl_core.Store`; its name stands before the colon of an
+        address such as `hf:user/name`. Nothing is fetched here.
+    Duplicates as above. Since hook API 1. Example: plugins/fsl-hub/src/fsl_hub/__init__.py.
+    """
+
+
+@hookspec(since=1)
 def fsl_run_started(run: RunView) -> None:
     """Called when training starts or resumes, before the first outer step.
 

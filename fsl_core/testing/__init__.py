@@ -1,6 +1,7 @@
 """The conformance kit: pytest classes that tell whether a component is right.
 
-There is one for adapters, hypergradients, weightings, backbones, episodes and launchers.
+There is one for adapters, hypergradients, weightings, backbones, episodes, launchers and
+stores.
 
     from fsl_centroid import NearestCentroid
     from fsl_core.testing import AdapterContract
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fsl_core.testing.hypergradients import HypergradientContract
     from fsl_core.testing.inner_problems import RidgeSteps
     from fsl_core.testing.launchers import LauncherContract
+    from fsl_core.testing.stores import StoreContract
     from fsl_core.testing.tiny import (
         GradientSteps,
         TinyBackbone,
@@ -43,6 +45,7 @@ _HOME = {
     "HypergradientContract": "hypergradients",
     "LauncherContract": "launchers",
     "RidgeSteps": "inner_problems",
+    "StoreContract": "stores",
     "WeightingContract": "weightings",
     **dict.fromkeys(
         (
@@ -65,6 +68,7 @@ __all__ = [
     "HypergradientContract",
     "LauncherContract",
     "RidgeSteps",
+    "StoreContract",
     "TinyBackbone",
     "Uneven",
     "WeightingContract",
