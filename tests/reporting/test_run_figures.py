@@ -48,7 +48,7 @@ def figures_of(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(api, "load", load_with)
         if out is not None:  # what observers of plugins find: they are told after the report
-            monkeypatch.setattr(api, "ReportWriter", lambda: object())
+            monkeypatch.setattr(api, "ReportWriter", object)
         fsl.run(recipe, out=out, device="cpu", progress=False)
         return watching.figures
 
