@@ -47,7 +47,7 @@ class StoreContract:
     def test_what_is_pushed_is_fetched(self, tmp_path: Path) -> None:
         """Also after another push to the same address, which takes the place of the first."""
         for steps in (b"1", b"22"):
-            folder = self._folder(tmp_path / steps.decode(), steps)
+            folder = self._filled(tmp_path / steps.decode(), steps)
             where = self.make().push(folder, self.address, "mit")
             assert isinstance(where, str), f"push: {where!r}. A text that says where to see the run"
             assert where, "push: an empty text. Where to see the run"
@@ -57,7 +57,7 @@ class StoreContract:
 
     def test_programs_are_not_fetched(self, tmp_path: Path) -> None:
         """Whoever put one there: a file of Python, or a pickle."""
-        folder = self._folder(tmp_path / "run", b"1")
+        folder = self._filled(tmp_path / "run", b"1")
         for name in ("fslplugin.py", "weights.pt", "model.pkl"):
             (folder / name).write_bytes(b"print('run')")
         self.make().push(folder, self.address, "mit")
@@ -71,7 +71,7 @@ class StoreContract:
         assert "\n" not in str(told.value), f"fetch: {told.value}. One line"
         assert self.absent in str(told.value), f"fetch: {told.value}. The address in it"
 
-    def _folder(self, folder: Path, metrics: bytes) -> Path:
+    def _filled(self, folder: Path, metrics: bytes) -> Path:
         for name, content in {**FILES, "metrics.jsonl": metrics}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,6 +81,31 @@ def test_a_run_is_pushed_and_predicts_as_it_did(hub, call, run: Path, pictures: 
     code, table, _ = call("predict", "hf:ada/glyphs", "--support", pictures, "--query", pictures)
     assert (code, table) == (0, here[1])
     assert len(table.splitlines()) == 7
+
+
+def test_a_fetched_run_is_judged_as_it_was(hub, call, run: Path):
+    call("push", run, "ada/glyphs", "--licence", "mit")
+    result = json.loads((run / "result.json").read_text())
+    told = json.loads(call("eval", "hf:ada/glyphs", "--json")[1])
+    assert (told["accuracy"], told["episode_set"]) == (result["accuracy"], result["episode_set"])
+
+
+def test_pictures_of_training_are_not_needed(hub, call, pictures: Path, tmp_path: Path):
+    """Their folder is on another machine, and the pushed recipe has its last name alone."""
+    for split in ("train", "validation", "test"):
+        shutil.copytree(pictures, tmp_path / "own" / split)
+    recipe = tmp_path / "own.yaml"
+    own = {"name": "image-folder", "root": str(tmp_path / "own"), "n_way": 2, "n_query": 1}
+    outer = {"meta_batch_size": 1, "steps": 0, "validate_every": 0}
+    episodes = {**own, "image_size": 28, "channels": "gray"}
+    recipe.write_text(json.dumps({**RECIPE, "episodes": episodes, "outer": outer}))
+    code, _, told = call("run", recipe, "--out", "run")
+    assert code == 0, told
+    assert call("push", "run", "ada/own", "--licence", "other")[0] == 0
+    shutil.rmtree(tmp_path / "own")
+    given = ("--support", pictures, "--query", pictures)
+    code, table, told = call("predict", "hf:ada/own", *given)
+    assert (code, len(table.splitlines())) == (0, 7), told
 
 
 def test_what_is_pushed_is_data_that_tells_nothing_of_this_machine(hub, call, run: Path):

@@ -272,6 +272,7 @@ def history(record) -> dict:
 
 
 def test_trackio_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio", reason="trackio is not installed, so a stand-in alone was told")
     import trackio
 
