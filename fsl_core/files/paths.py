@@ -13,4 +13,4 @@ def store_and_address(run: AnyPath) -> tuple[str, str]:
     (('hf', 'user/name'), ('', ''))
     """
     named = re.fullmatch(r"([a-z][a-z0-9-]+):(.+)", str(run))
-    return named.groups() if named and not Path(run).exists() else ("", "")
+    return (named[1], named[2]) if named and not Path(run).exists() else ("", "")

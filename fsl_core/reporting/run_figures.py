@@ -131,10 +131,10 @@ def _draw_rows(drawn: Axes, rows: Sequence[tuple[list[Picture], list[Picture], i
             ends = (column, column + 0.92, row + 0.92, row)
             drawn.imshow(np.asarray(picture.image), cmap="gray", vmin=0, vmax=255, extent=ends)
             if picture.predicted is not None:
-                frame = {"edgecolor": ORANGE, "fill": False, "linewidth": 1.5}
-                drawn.add_patch(Rectangle((column, row), 0.92, 0.92, **frame))
-                where = (column + 0.05, row + 0.05)
-                drawn.text(*where, str(picture.predicted), color=ORANGE, fontsize=7, va="top")
+                corner, told = (column, row), str(picture.predicted)
+                frame = Rectangle(corner, 0.92, 0.92, edgecolor=ORANGE, fill=False, linewidth=1.5)
+                drawn.add_patch(frame)
+                drawn.text(column + 0.05, row + 0.05, told, color=ORANGE, fontsize=7, va="top")
     width = beyond + max(len(queries) for _, queries, _ in rows)
     drawn.set(xlim=(0, width), ylim=(len(rows), 0), xticks=[], aspect="equal")
     drawn.set_yticks([i + 0.46 for i in range(len(rows))], [str(i) for i in range(len(rows))])

@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-for library in ("huggingface_hub", "mlflow", "sqlalchemy", "tensorboardX", "tensorboard"):
-    pytest.importorskip(library, reason=f"{library} is not installed, so the path has a gap")
+pytest.importorskip(
+    "huggingface_hub", reason="huggingface_hub is not installed, so the path has a gap"
+)
+pytest.importorskip("mlflow", reason="mlflow is not installed, so the path has a gap")
+pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed, so the path has a gap")
+pytest.importorskip("tensorboardX", reason="tensorboardX is not installed, so the path has a gap")
+pytest.importorskip("tensorboard", reason="tensorboard is not installed, so the path has a gap")
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
