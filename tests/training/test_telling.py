@@ -80,6 +80,21 @@ def test_a_run_that_fails_before_its_first_step_is_stopped_too(watched, monkeypa
     assert watched(Watching()) == [("stopped", 0, False, "no data. Some"), (fsl.DataError,)]
 
 
+def test_training_without_a_recipe_tells_it_too(toy_plugins: Loaded, monkeypatch):
+    def broken(step: int, steps: int) -> float:
+        raise ValueError("no such rate")
+
+    watching = Watching()
+    toy_plugins.observers.add(watching)
+    monkeypatch.setattr(api, "load", lambda **options: toy_plugins)
+    source = toy_plugins.catalogue.get("episodes", "blobs").factory()
+    backbone = toy_plugins.catalogue.get("backbone", "mlp").factory(source.task, hidden=[4])
+    adapter = toy_plugins.catalogue.get("adapter", "nearest-centroid").factory(source.task)
+    with pytest.raises(ValueError, match="no such rate"):
+        fsl.train(fsl.Learner(backbone, adapter), source, steps=1, schedule=broken, progress=False)
+    assert watching.told == [("started",), ("stopped", 0, False, "no such rate")]
+
+
 def test_the_sweep_of_a_run_is_told(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path):
     from fsl_core.config.matrix import read_matrix
 
