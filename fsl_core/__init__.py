@@ -68,7 +68,9 @@ if TYPE_CHECKING:
     from fsl_core.nn.weights import LoadedWeights, load_weights
     from fsl_core.predicting.adapting import adapt_to_folder, load_predictor
     from fsl_core.predicting.predictor import AdaptedPredictor
+    from fsl_core.reporting.run_figures import run_figures
     from fsl_core.searcher import Choices, Range, Searcher, Study, Trial
+    from fsl_core.store import Store
     from fsl_core.weighting import Outcomes, TaskWeighting
 
 _NAMES = {
@@ -100,7 +102,9 @@ _NAMES = {
     "nn.weights": "LoadedWeights load_weights",
     "predicting.adapting": "adapt_to_folder load_predictor",
     "predicting.predictor": "AdaptedPredictor",
+    "reporting.run_figures": "run_figures",
     "searcher": "Choices Range Searcher Study Trial",
+    "store": "Store",
     "weighting": "Outcomes TaskWeighting",
 }
 """The public names of each module."""
@@ -151,6 +155,7 @@ __all__ = [
     "ShapeError",
     "Split",
     "SplitContents",
+    "Store",
     "Study",
     "SweepTable",
     "TaskShape",
@@ -178,6 +183,7 @@ __all__ = [
     "replace_norms",
     "resume",
     "run",
+    "run_figures",
     "sweep",
     "to_distinct",
     "to_uniform",

@@ -265,7 +265,7 @@ def train(
         wanted,
         ranks=ranks,
     )
-    with _shown(begun, _console(progress, ranks)):
+    with begun.telling_if_stopped(), _shown(begun, _console(progress, ranks)):
         train_run(begun)
     if begun.records.has("best"):
         begun.restore_for_evaluation("best")
@@ -413,7 +413,8 @@ def sweep(
                     told.add(id(job))
                     advance()
 
-        prepare(queue, loaded, str(device), threads_of(starter.at_once or 1))
+        threads = threads_of(starter.at_once or 1)
+        prepare(queue, loaded, str(device), threads, directory.absolute().name)
         start(queue, starter, Settings(str(device)), show)
     result = collect(plan, queue)
     with only_writer(directory):
@@ -445,20 +446,12 @@ def complete(
     follow(started)
     if started.directory is not None and started.ranks.first:
         started.observers.add(ReportWriter())
-    with _shown(started, console):
-        try:
+    with started.telling_if_stopped():
+        with _shown(started, console):
             if waits(started):
                 return _validated(started)
-            train_run(started)
-            sets = 1 + len(started.experiment.further)
-            wanted = started.recipe.sections.evaluate.episodes
-            episodes = sets * evaluation.share_of_episodes(started.ranks, wanted)
-            bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
-            with bar as on_episode:
-                result = judge(started, on_episode)
-        finally:
-            started.flush_metrics()
-    started.observers.tell("fsl_run_finished", run=started.view(), result=result)
+            result = _trained_and_judged(started, console)
+        started.observers.tell("fsl_run_finished", run=started.view(), result=result)
     return result
 
 
@@ -470,6 +463,21 @@ def _validated(started: Run) -> dict[str, Any]:
     except DivergedError as error:
         keep_failure(started, error)
         raise
+    finally:
+        started.flush_metrics()
+
+
+def _trained_and_judged(started: Run, console: Console | None) -> dict[str, Any]:
+    try:
+        train_run(started)
+        sets = 1 + len(started.experiment.further)
+        wanted = started.recipe.sections.evaluate.episodes
+        episodes = sets * evaluation.share_of_episodes(started.ranks, wanted)
+        bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
+        with bar as on_episode:
+            return judge(started, on_episode)
+    finally:
+        started.flush_metrics()
 
 
 @contextmanager

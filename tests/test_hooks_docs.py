@@ -15,9 +15,9 @@ HOOKS = [function for name, function in vars(specs).items() if name.startswith("
 PAGE = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
 
 
-def test_there_are_twelve_hooks():
-    assert len(HOOKS) == 12
-    assert PAGE.count("\n## fsl_") == 12
+def test_there_are_fourteen_hooks():
+    assert len(HOOKS) == 14
+    assert PAGE.count("\n## fsl_") == 14
 
 
 def section(name: str) -> str:

@@ -17,6 +17,7 @@ LAYERS = [
     "files",
     "launcher",
     "searcher",
+    "store",
     "nn",
     "inner",
     "episode",

@@ -29,6 +29,7 @@ from fsl_core.cli import (
     runs,
     scaffolding,
     searching,
+    sharing,
     sweeps,
     tuning,
 )
@@ -64,6 +65,7 @@ catalogue.add_commands(app)
 runs.add_commands(app)
 comparing.add_commands(app)
 keeping.add_commands(app)
+sharing.add_commands(app)
 benching.add_commands(app)
 recipes.add_commands(app)
 tuning.add_commands(app)

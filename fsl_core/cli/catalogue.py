@@ -37,6 +37,7 @@ KINDS = {
     "launchers": "launcher",
     "searchers": "searcher",
     "benchmarks": "benchmark",
+    "stores": "store",
 }
 
 
@@ -285,7 +286,7 @@ def show(
         str,
         typer.Argument(
             help="adapter, backbone, episodes, hypergradient, weighting, optimizer, schedule, "
-            "launcher, searcher or benchmark",
+            "launcher, searcher, benchmark or store",
             show_default=False,
         ),
     ],

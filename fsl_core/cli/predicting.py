@@ -43,7 +43,7 @@ Trained = Annotated[
     Path | None,
     typer.Argument(
         metavar="RUN",
-        help="directory of a run, or a file of --save",
+        help="directory of a run, an address such as hf:user/name, or a file of --save",
         show_default=False,
         readable=False,
     ),

@@ -194,7 +194,8 @@ def _run_all(
     kept = sum(job.state == "finished" for job in queue)
     if kept:
         typer.echo(f"{kept} of {len(queue)} runs are finished already and kept", err=True)
-    prepare(queue, loaded, settings.device, threads_of(launcher.at_once or 1))
+    threads = threads_of(launcher.at_once or 1)
+    prepare(queue, loaded, settings.device, threads, directory.absolute().name)
     if only_prepare:
         say(f"{directory}: {len(queue) - kept} runs to compute. `fsl sweep --worker {directory}`")
         return queue

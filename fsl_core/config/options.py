@@ -22,6 +22,7 @@ Kind = Literal[
     "launcher",
     "searcher",
     "benchmark",
+    "store",
 ]
 
 INJECTED: dict[Kind, frozenset[str]] = {
@@ -35,6 +36,7 @@ INJECTED: dict[Kind, frozenset[str]] = {
     "launcher": frozenset({"no_plugin"}),
     "searcher": frozenset(),
     "benchmark": frozenset(),
+    "store": frozenset(),
 }
 """Arguments that the framework passes by name; every other argument is a recipe key."""
 

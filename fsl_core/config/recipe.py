@@ -27,7 +27,11 @@ from fsl_core.config.further import complete_further
 from fsl_core.config.options import Component, Kind
 from fsl_core.config.sections import DEFAULT_NAMES, ON, SECTIONS, Catalogue, recipe_model
 from fsl_core.errors import PluginError, RecipeError
+from fsl_core.files.paths import store_and_address
 from fsl_core.text import printable
+
+STORED: KeyPath = ("start_from", "run")
+"""Where a recipe may name a run that lies in a store."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     Raises RecipeError, which lists every fault with file, line and key.
     """
     _refuse_many(document)
+    if isinstance(run := document.data.get("start_from"), str):
+        document.data["start_from"] = {"run": run}
     found, faults = _choose(document, catalogue)
     faults += unmet_requirements(document)
     faults += huge_numbers(document)
@@ -149,8 +155,6 @@ def check_document(document: Document, catalogue: Catalogue) -> Recipe:
     model = recipe_model(catalogue, found)
     # `expect:` with nothing below it is a section that is left out.
     document.data = {key: value for key, value in document.data.items() if value is not None}
-    if isinstance(run := document.data.get("start_from"), str):
-        document.data["start_from"] = {"run": run}
     try:
         sections = model.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
@@ -188,6 +192,11 @@ def _choose(
         else:
             for option in component.lists:
                 waiting += _places(document, (*path, option))
+    if store := store_and_address(_section(document, STORED) or "")[0]:
+        try:
+            chosen[STORED] = catalogue.get("store", store)
+        except PluginError as error:
+            faults.append(f"{document.where(STORED)}: {error}")
     return chosen, faults
 
 
@@ -223,7 +232,8 @@ def _plain(value: Any) -> Any:
 
 
 def _absolute(path: Path) -> str:
-    text = str(path.expanduser().absolute())
+    elsewhere = any(store_and_address(path))
+    text = str(path if elsewhere else path.expanduser().absolute())
     if not encodes_as_utf8(text):
         raise RecipeError(
             f"recipe: path '{printable(text)}' is not UTF-8, and no recipe can name it. "

@@ -86,7 +86,9 @@ class Evaluate(_Section):
 class StartFrom(_Section):
     """The run whose weights training starts from, in place of random ones."""
 
-    run: Annotated[Path, Field(description="directory of a run")]
+    run: Annotated[
+        Path, Field(description="directory of a run, or an address such as hf:user/name")
+    ]
     part: Annotated[
         Literal["all", "backbone"],
         Field(description="backbone: without the weights of the adapter"),

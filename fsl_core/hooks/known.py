@@ -67,4 +67,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "searcher": {
         "optuna": "fsl-optuna",
     },
+    "store": {
+        "hf": "fsl-hub",
+    },
 }

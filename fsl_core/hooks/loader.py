@@ -41,6 +41,7 @@ REGISTRATION_HOOKS: dict[str, Kind] = {
     "fsl_register_launchers": "launcher",
     "fsl_register_searchers": "searcher",
     "fsl_register_benchmarks": "benchmark",
+    "fsl_register_stores": "store",
 }
 TABLES: dict[Kind, Mapping[str, Callable[..., Any]]] = {
     "optimizer": OPTIMIZERS,

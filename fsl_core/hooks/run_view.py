@@ -52,6 +52,7 @@ class RunView:
     learner:      backbone and adapter, with the weights of now.
     task:         shape of the training episodes.    test_task: that of the evaluation episodes.
     notes:        what a user should know, such as files that were passed over.
+    sweep:        the name of the sweep that it belongs to; empty if it belongs to none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RunView:
     task: TaskShape
     test_task: TaskShape
     notes: tuple[str, ...]
+    sweep: str
     _run: Observed = field(repr=False)
 
     @property
@@ -77,6 +79,14 @@ class RunView:
         `seed`, `outer`, `execution` and `evaluate`.
         """
         return self._run.resolved_recipe()
+
+    @property
+    def options(self) -> dict[str, bool | int | float | str]:
+        """Every option of the recipe by its key path, such as `adapter.inner_lr`.
+
+        Lists are texts; options that are null are left out.
+        """
+        return dict(_options(self.recipe))
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -104,3 +114,14 @@ class RunView:
         DataError where the split cannot give these episodes.
         """
         return self._run.predict_episodes(split, indices)
+
+
+def _options(
+    section: dict[str, Any], path: str = ""
+) -> Iterator[tuple[str, bool | int | float | str]]:
+    for key, value in section.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _options(value, name)
+        elif value is not None:
+            yield name, value if isinstance(value, bool | int | float | str) else str(value)

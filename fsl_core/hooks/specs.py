@@ -155,6 +155,16 @@ def fsl_register_benchmarks(register: Register) -> None:
 
 
 @hookspec(since=1)
+def fsl_register_stores(register: Register) -> None:
+    """Called once while plugins load. Offer stores of runs by calling register(StoreSubclass).
+
+    :param register: takes a factory of `fsl_core.Store`; its name stands before the colon of an
+        address such as `hf:user/name`. Nothing is fetched here.
+    Duplicates as above. Since hook API 1. Example: plugins/fsl-hub/src/fsl_hub/__init__.py.
+    """
+
+
+@hookspec(since=1)
 def fsl_run_started(run: RunView) -> None:
     """Called when training starts or resumes, before the first outer step.
 
@@ -186,6 +196,18 @@ def fsl_evaluated(run: RunView, split: str, result: dict[str, Any]) -> None:
     :param result: mean and 95 % interval of the score, number of episodes and hash of the episode
         set.
     Since hook API 1. Example: fsl_core/reporting/progress.py.
+    """
+
+
+@hookspec(since=1)
+def fsl_run_stopped(run: RunView, interrupted: bool, reason: str) -> None:
+    """Called if a run ends before it is complete, once at most; `fsl_run_finished` is not called.
+
+    :param run: as in fsl_run_started, which may not have been called.
+    :param interrupted: somebody asked it to stop. Otherwise it failed.
+    :param reason: the error in one line.
+    A process that is killed calls nothing.
+    Since hook API 1. Example: plugins/fsl-tensorboard/src/fsl_tensorboard/__init__.py.
     """
 
 

@@ -66,10 +66,23 @@ def label(name: str) -> str:
     return name if len(name) <= LABEL else f"{name[: LABEL - 12]}…{name[-11:]}"
 
 
+def png(figure: Figure) -> bytes:
+    """A file of the figure, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 @as_named
 def curve(
     training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
 ) -> str:
+    return svg(draw_curve(training, validation, key))
+
+
+def draw_curve(
+    training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
+) -> Figure:
     """`key` of the records of training and of validation.
 
     Training is drawn with a running mean over a fiftieth of its records, validation with its
@@ -88,7 +101,7 @@ def curve(
             at, means, halves, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation"
         )
         drawn.legend(frameon=False, labelcolor=GREY)
-    return svg(figure)
+    return figure
 
 
 @as_named
@@ -119,17 +132,25 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 @as_named
 def histogram(scores: Sequence[float], metric: str) -> str:
+    return svg(draw_histogram(scores, metric))
+
+
+def draw_histogram(scores: Sequence[float], metric: str) -> Figure:
     figure, drawn = axes(metric, "episodes")
     drawn.hist(scores, bins=min(30, max(5, len(set(scores)))), color=LIGHT_BLUE)
-    return svg(figure)
+    return figure
 
 
 @as_named
 def inner_steps(scores: Sequence[float], metric: str) -> str:
+    return svg(draw_inner_steps(scores, metric))
+
+
+def draw_inner_steps(scores: Sequence[float], metric: str) -> Figure:
     figure, drawn = axes("inner steps", metric)
     drawn.plot(range(len(scores)), scores, "o-", color=BLUE)
     drawn.set_xticks(range(len(scores)))
-    return svg(figure)
+    return figure
 
 
 @as_named

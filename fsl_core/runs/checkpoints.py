@@ -139,6 +139,15 @@ def read_learner(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return own, record["progress"]
 
 
+def copy_weights(path: Path, out: Path) -> None:
+    """Copy a checkpoint without the state of its optimizer: to be judged, not to go on from."""
+    tensors, record = _read(path)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    record = {**record, "optimizer": {"scalars": {}, "groups": []}}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(out, kept, {"fsl": to_json(record, out, sort_keys=True)})
+
+
 def progress_of(path: Path) -> dict[str, Any]:
     """The progress stored in a checkpoint; weights are not read."""
     return _read(path, weights=False)[1]["progress"]

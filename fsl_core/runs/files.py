@@ -66,10 +66,12 @@ class Environment(Record):
 
     recipe:       the run's name.
     plugin_files: sha256 of each one-file plugin, by its path.
+    sweep:        the name of the sweep that it belongs to, if any.
     """
 
     recipe: str
     plugin_files: PluginFiles
+    sweep: str = ""
 
 
 class StepsChange(Record):

@@ -37,6 +37,7 @@ from fsl_core.runs.begun import (
     refuse_edited,
     write_recipe,
 )
+from fsl_core.runs.fetching import here
 from fsl_core.runs.files import (
     BEGUN,
     ENVIRONMENT,
@@ -186,6 +187,7 @@ def open_run(
 ) -> Iterator[Run]:
     """An existing run, with its lock held if it is to be written to.
 
+    directory: or an address such as hf:user/name, of a run that is only read.
     plugins: one-file plugins to import; one with the name of a file that the run names replaces it.
     trust_plugins: import what the run names, known or not.
     tell: is told of each such import.
@@ -199,6 +201,8 @@ def open_run(
     with ExitStack() as held:
 
         def opened() -> Run:
+            nonlocal directory
+            directory = here(directory, write, no_plugin)
             _require_run(directory)
             environment = read_json(directory / ENVIRONMENT, Environment)
             refuse_edited(directory, but_steps=steps is not None)
@@ -212,6 +216,7 @@ def open_run(
             recipe = _recipe_of(directory, loaded, steps, on)
             run = _assemble(directory, environment["recipe"], recipe, loaded, device, ranks)
             run.choice, run.started_from = read_choice(directory), read_start(directory)
+            run.sweep = environment.get("sweep", "")
             if write and ranks.first:
                 held.enter_context(_only_writer(directory))
                 if steps is not None:

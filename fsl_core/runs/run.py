@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,7 @@ from fsl_core.runs.files import (
 from fsl_core.runs.records import Progress, Records
 from fsl_core.runs.starting import describe_start, take_start
 from fsl_core.runs.stopping import Stop
+from fsl_core.text import first_line
 
 CHECKPOINTS = ("last", "best")
 
@@ -77,6 +79,7 @@ class Run:
     steps_changed: when the number of its steps changed, and from what to what.
     started_from: the run whose weights it started with, and which, if it did.
     ranks: the processes that compute it. The first of them alone writes and tells observers.
+    sweep: the name of the sweep that it belongs to, if any.
     """
 
     records: Records
@@ -98,6 +101,7 @@ class Run:
     steps_changed: list[dict[str, Any]] = field(default_factory=list)
     started_from: dict[str, Any] | None = None
     ranks: Ranks = ALONE
+    sweep: str = ""
     _pending: list[str] = field(default_factory=list)
     _tried: bool = False
     base_rates: list[float] = field(init=False)
@@ -140,8 +144,22 @@ class Run:
             task=self.experiment.source.task,
             test_task=self.experiment.test_task,
             notes=tuple(self.notes),
+            sweep=self.sweep,
             _run=self,
         )
+
+    @contextmanager
+    def telling_if_stopped(self) -> Iterator[None]:
+        """Within this context, observers are told if the run ends early."""
+        try:
+            yield
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            reason = first_line(error)
+            self.observers.tell(
+                "fsl_run_stopped", run=self.view(), interrupted=interrupted, reason=reason
+            )
+            raise
 
     def resolved_recipe(self) -> dict[str, Any]:
         """The whole recipe as plain data, in a copy."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl_core.config.recipe import Recipe
+from fsl_core.config.recipe import STORED, Recipe
 from fsl_core.data.cache import tensors_digest
 from fsl_core.errors import RecipeError, RunError
+from fsl_core.files.paths import store_and_address
 from fsl_core.learner import Learner
 from fsl_core.runs.checkpoints import read_learner
 from fsl_core.runs.files import RECIPE, START, Start, is_file, read_json, to_json, write_atomically
@@ -32,8 +33,11 @@ def take_start(recipe: Recipe, learner: Learner) -> dict[str, Any] | None:
     if wanted is None:
         return None
     where = recipe.document.where(("start_from",))
-    which = _checkpoint(wanted.run, wanted.checkpoint, where)
-    offered, progress = read_learner(InDirectory(wanted.run).path(which))
+    run, store = wanted.run, recipe.chosen.get(STORED)
+    if store:
+        run = store.factory().fetch(store_and_address(run)[1])
+    which = _checkpoint(run, wanted.checkpoint, where)
+    offered, progress = read_learner(InDirectory(run).path(which))
     kept = {k: v for k, v in offered.items() if wanted.part == "all" or _of_backbone(k)}
     own = learner.state_dict()
     taken = {name: kept[name] for name in own if name in kept}
@@ -46,7 +50,7 @@ def take_start(recipe: Recipe, learner: Learner) -> dict[str, Any] | None:
         _require_fit(name, tensor, own[name], f"{where}: {wanted.run}", wanted.part)
     learner.load_state_dict(taken, strict=False)
     return {
-        "run": str(wanted.run.expanduser().absolute()),
+        "run": str(wanted.run if store else run.expanduser().absolute()),
         "part": wanted.part,
         "checkpoint": which,
         "step": progress["step"],

@@ -14,9 +14,10 @@ from fsl_core.sweeping.jobs import Job
 from fsl_core.text import name_of
 
 
-def prepare(jobs: Sequence[Job], loaded: Loaded, device: str, threads: int) -> None:
+def prepare(jobs: Sequence[Job], loaded: Loaded, device: str, threads: int, sweep: str) -> None:
     """Make the directory of every run that has none, so that `fsl resume` begins it.
 
+    sweep: its name, by which observers group its runs.
     A run whose directory cannot be made has failed, and the others are made.
     """
     environment = {
@@ -24,6 +25,7 @@ def prepare(jobs: Sequence[Job], loaded: Loaded, device: str, threads: int) -> N
         "threads": threads,
         "device": device,
         "plugin_files": loaded.files,
+        "sweep": sweep,
     }
     for job in jobs:
         try:

@@ -1,7 +1,7 @@
 """The conformance kit: pytest classes that tell whether a component is right.
 
-There is one for adapters, hypergradients, weightings, backbones, episodes, launchers and
-searchers.
+There is one for adapters, hypergradients, weightings, backbones, episodes, launchers,
+searchers and stores.
 
     from fsl_centroid import NearestCentroid
     from fsl_core.testing import AdapterContract
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fsl_core.testing.inner_problems import RidgeSteps
     from fsl_core.testing.launchers import LauncherContract
     from fsl_core.testing.searchers import SearcherContract
+    from fsl_core.testing.stores import StoreContract
     from fsl_core.testing.tiny import (
         GradientSteps,
         TinyBackbone,
@@ -46,6 +47,7 @@ _HOME = {
     "LauncherContract": "launchers",
     "RidgeSteps": "inner_problems",
     "SearcherContract": "searchers",
+    "StoreContract": "stores",
     "WeightingContract": "weightings",
     **dict.fromkeys(
         (
@@ -69,6 +71,7 @@ __all__ = [
     "LauncherContract",
     "RidgeSteps",
     "SearcherContract",
+    "StoreContract",
     "TinyBackbone",
     "Uneven",
     "WeightingContract",

@@ -25,7 +25,9 @@ ATTRIBUTES = {
     "task": "TaskShape",
     "test_task": "TaskShape",
     "notes": "tuple[str, ...]",
+    "sweep": "str",
     "recipe": "dict[str, Any]",
+    "options": "dict[str, bool | int | float | str]",
     "parameter_names": "tuple[str, ...]",
 }
 METHODS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fsl_core as fsl
 import fsl_tensorboard
@@ -128,6 +130,45 @@ def test_every_figure_of_a_run_is_there(recipe: Path, tmp_path: Path):
         in summary
     )
     assert f"| episode_set | {result['episode_set']} |" in summary
+
+
+def test_figures_are_there(recipe: Path, tmp_path: Path):
+    run_recipe(recipe, tmp_path / "run")
+    found = read(tmp_path / "run")
+    drawn = {
+        "loss",
+        "episodes",
+        json.loads((tmp_path / "run" / "result.json").read_text())["metric"],
+    }
+    assert {f"figures/{name}" for name in (*drawn, "worst-episodes")} <= set(found.Tags()["images"])
+    (picture,) = found.Images("figures/worst-episodes")
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(picture.encoded_image_string)) as image:
+        assert (image.width, image.height) == (picture.width, picture.height)
+
+
+@pytest.mark.parametrize("error", [OSError("no data"), KeyboardInterrupt()])
+def test_the_file_of_a_run_that_stops_early_is_closed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    from fsl_core import api
+
+    class Stopping:
+        @fsl.hookimpl(trylast=True)
+        def fsl_step_finished(self, step, run):
+            if step == 2:
+                kept.append(fsl_tensorboard._files[run.directory]._writer._py_recordio_writer)
+                raise error
+
+    kept: list = []
+    monkeypatch.setattr(api, "load", lambda **options: loaded)
+    loaded = load()
+    loaded.observers.add(Stopping())
+    with pytest.raises(type(error)):
+        fsl.run(recipe, out=tmp_path / "run", device="cpu", progress=False)
+    assert tmp_path / "run" not in fsl_tensorboard._files
+    assert kept[0]._writer.closed
+    assert [step for step, _ in curves(tmp_path / "run")["train/loss"]] == [1, 2]
 
 
 def yaml_of(markdown: str) -> str:

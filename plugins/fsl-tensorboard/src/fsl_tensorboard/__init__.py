@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ __all__ = [
     "fsl_evaluated",
     "fsl_run_finished",
     "fsl_run_started",
+    "fsl_run_stopped",
     "fsl_step_finished",
 ]
 
@@ -23,7 +23,10 @@ FSL_HOOK_API = 1
 FOLDER = "tensorboard"
 
 _files: dict[Path, EventFile] = {}
-"""The open file of each run, by its directory; closed with its learner at the latest."""
+"""The open file of each run, by its directory; closed with its learner at the latest.
+
+So that the file of a run is closed too if this plugin was left out of the rest of it.
+"""
 
 
 @fsl.hookimpl
@@ -88,8 +91,16 @@ def fsl_run_finished(run: fsl.RunView, result: dict[str, Any]) -> None:
     lines = [f"**{_score(result)}**", "", "| figure | value |", "|---|---|", *rows]
     file.text("result", "\n".join(lines), run.step)
     measured = {f"test/{key}": result[key] for key in (result["metric"], "interval")}
-    file.hyperparameters(dict(_options(run.recipe)), measured, run.step)
+    file.hyperparameters(run.options, measured, run.step)
+    for name, png in fsl.run_figures(run).items():
+        file.picture(f"figures/{name}", png, run.step)
     _close(run.directory)
+
+
+@fsl.hookimpl
+def fsl_run_stopped(run: fsl.RunView) -> None:
+    if (file := _file_of(run)) and run.directory:
+        _abandon(run.directory, file)
 
 
 def _file_of(run: fsl.RunView) -> EventFile | None:
@@ -103,7 +114,7 @@ def _close(directory: Path) -> None:
 
 
 def _abandon(directory: Path, file: EventFile) -> None:
-    """Close the file of a run that ended by an error, unless a later run has taken its place.
+    """Close the file of a run that ended early, unless a later run has taken its place.
 
     The run has said what is wrong, such as a full disk: this would say it again.
     """
@@ -121,18 +132,3 @@ def _score(result: dict[str, Any]) -> str:
 def _after_steps(result: dict[str, Any]) -> list[float]:
     keys = (f"{result['metric']}_after_{k}" for k in range(len(result)))
     return [result[key] for key in keys if key in result]
-
-
-def _options(
-    section: dict[str, Any], path: str = ""
-) -> Iterator[tuple[str, bool | int | float | str]]:
-    """Every option of a recipe by its key path, such as `adapter.inner_lr`.
-
-    Lists come as text; options that are null are left out.
-    """
-    for key, value in section.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
-            yield from _options(value, name)
-        elif value is not None:
-            yield name, value if isinstance(value, bool | int | float | str) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ FLUSHED_EVERY = 5.0
 
 
 class EventFile:
-    """Scalars, texts and hyperparameters of one run.
+    """Scalars, texts, pictures and hyperparameters of one run.
 
     folder:     where event files of the run are; TensorBoard reads them in order of their names.
     first_step: events of earlier files from this step on are forgotten by TensorBoard.
@@ -42,6 +43,15 @@ class EventFile:
         from tensorboardX.summary import text  # type: ignore[import-untyped]  # it has no types
 
         self._write(step, summary=text(tag, markdown))
+
+    def picture(self, tag: str, png: bytes, step: int) -> None:
+        """A file as it is. Its width and height are the numbers at bytes 16 to 24 of any PNG."""
+        width, height = struct.unpack(">II", png[16:24])
+        image = self._summaries.Summary.Image(
+            encoded_image_string=png, width=width, height=height, colorspace=4
+        )
+        entry = self._summaries.Summary.Value(tag=tag, image=image)
+        self._write(step, summary=self._summaries.Summary(value=[entry]))
 
     def hyperparameters(
         self, options: dict[str, Any], measured: dict[str, float], step: int
