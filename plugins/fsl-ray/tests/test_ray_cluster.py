@@ -1,0 +1,168 @@
+"""Runs on a cluster of Ray with two nodes on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import fsl_core as fsl
+from fsl_core.testing import LauncherContract
+
+ray = pytest.importorskip("ray", reason="ray is not installed")
+
+from fsl_ray import Ray  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs Ray on POSIX")]
+
+BEGIN = """
+import sys, time
+from ray.cluster_utils import Cluster
+
+size = {"object_store_memory": 80 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **size})
+other = cluster.add_node(num_cpus=1, resources={"other": 1}, **size)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+for word in sys.stdin:
+    cluster.remove_node(other if word == "other\\n" else cluster.head_node, allow_graceful=False)
+    print(word, flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SimpleNamespace]:
+    """Two nodes of one core each: `address`, and `kill("other")`, of a program that begins them."""
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", BEGIN],
+        env={**os.environ, **quiet},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        address = program.stdout.readline().strip()
+        assert address, "no cluster"
+
+        def kill(node: str) -> None:
+            program.stdin.write(f"{node}\n")
+            program.stdin.flush()
+            program.stdout.readline()
+
+        yield SimpleNamespace(address=address, kill=kill)
+        program.stdin.close()
+
+
+class TestRay(LauncherContract):
+    @pytest.fixture(autouse=True)
+    def _on_the_cluster(self, cluster: SimpleNamespace) -> None:
+        self.address = cluster.address
+
+    def make(self):
+        return Ray(self.address)
+
+
+class Words(fsl.Work):
+    """Work that is any program."""
+
+    @property
+    def command(self):
+        return [sys.executable, "-c", *self.arguments]
+
+
+def work(folder: Path, name: str, program: str) -> Words:
+    run = folder / name
+    run.mkdir(parents=True)
+    return Words(run, (program,))
+
+
+def ended(launcher: fsl.Launcher, run: Path) -> fsl.Ended:
+    deadline = time.monotonic() + 120
+    while (found := launcher.poll(run)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def wait_for(*files: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_another_sweep_finds_what_goes_on_and_stops_it(cluster, tmp_path: Path):
+    waiting = "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(600)"
+    one, never = (work(tmp_path, name, waiting) for name in ("one", "never"))
+    one = Words(one.run, (f"import os; os.chdir({str(one.run)!r}); {waiting}",))
+    first = Ray(cluster.address, resources={"other": 1})
+    first.start([one])
+    wait_for(one.run / "begun")
+    first.start([never])  # waits: the one machine with that resource is taken
+    first._driver._process.kill()  # as if the sweep had been killed
+    with pytest.raises(fsl.FslError, match=r"launcher ray: the cluster at .* has ended\. `ray st"):
+        first.poll(one.run)
+    first.close()
+
+    second = Ray(cluster.address)
+    try:
+        assert [second.find(work.run) for work in (one, never)] == [True, True]
+        assert second.poll(one.run) is None
+        second.stop([one.run, never.run])
+        found = [ended(second, work.run) for work in (one, never)]
+        assert found[0] == fsl.Ended(-15, "ended by SIGTERM. More memory, if nobody stopped it")
+        assert found[1].reason.startswith("actor fsl-")
+        assert not second.find(one.run)
+    finally:
+        second.close()
+
+
+def test_needs_that_no_machine_meets_are_refused(cluster, tmp_path: Path):
+    launcher = Ray(cluster.address, cpus=64, gpus=1, resources={"other": 1})
+    try:
+        wanted = r"needs 64 CPU, 1 GPU, 1 other, and no machine has it\. At most 1 CPU, 0 GPU, 1 ot"
+        with pytest.raises(fsl.FslError, match=wanted):
+            launcher.start([work(tmp_path, "one", "pass")])
+    finally:
+        launcher.close()
+
+
+RECIPE = """\
+episodes: {name: glyphs, n_way: 2, n_query: 1}
+backbone: {name: mlp, hidden: [4]}
+adapter: {name: nearest-centroid}
+outer: {steps: 1000, validate_every: 0, checkpoint_every: 50}
+execution: {mode: loop}
+evaluate: {episodes: 2}
+matrix: {seed: [0, 1, 2]}
+launcher: {name: ray}
+"""
+
+
+def test_a_sweep_goes_on_when_a_machine_dies_and_ends_with_the_cluster(
+    cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each run has every step once in its metrics, whoever made them, and one result."""
+    monkeypatch.setenv("FSL_LOAD_PLUGINS", "ray")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = ["sweep", "recipe.yaml", "--out", "out", "-s", f"launcher.address={cluster.address}"]
+    command = [sys.executable, "-m", "fsl_core", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as sweep:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("out/runs/*/checkpoint*"))) < 2:
+            assert time.monotonic() < deadline
+            assert sweep.poll() is None, sweep.stderr.read()
+            time.sleep(0.1)
+        results = len(list(tmp_path.glob("out/runs/*/result.json")))
+        cluster.kill("other")
+        told = sweep.stderr.read()
+    assert sweep.returncode == 0, told
+    assert results == 0
