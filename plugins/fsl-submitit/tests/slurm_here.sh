@@ -5,12 +5,15 @@
 #   sh slurm_here.sh start FOLDER [CORES]            # as root, with its files in FOLDER
 #   export SLURM_CONF=FOLDER/slurm.conf              # by which sbatch and the others find it
 #   sh slurm_here.sh stop FOLDER
+#
+# SLURM_HERE_PORT and the port after it are used (6827).
 set -e
 
 what=$1
 folder=$2
 cores=${3:-$(nproc)}
 node=$(hostname -s)
+port=${SLURM_HERE_PORT:-6827}
 if [ -z "$folder" ]; then
     echo "usage: slurm_here.sh start|stop FOLDER [CORES]" >&2
     exit 2
@@ -33,8 +36,8 @@ configure() {
     cat > "$SLURM_CONF" <<CONF
 ClusterName=here
 SlurmctldHost=$node(127.0.0.1)
-SlurmctldPort=6827
-SlurmdPort=6828
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge/socket

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -199,3 +201,22 @@ def test_a_job_before_its_limit_saves_and_is_submitted_again(tmp_path: Path):
     shorter = Compute([sys.executable, "-c", "print('again')"], output)
     assert shorter() == 0
     assert output.read_text() == "begun\nsaved\nagain\n"
+
+
+def test_a_signal_that_saves_a_job_does_not_wait_for_what_has_ended(tmp_path: Path):
+    """submitit calls `checkpoint` in the midst of the wait for the command."""
+    compute = Compute([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "output")
+    called = []
+
+    def handler(*_: object) -> None:
+        begun = time.monotonic()
+        compute.checkpoint()
+        called.append(time.monotonic() - begun)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+        assert compute() == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert called[0] < 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ pytestmark = [
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with TemporaryDirectory(prefix="slurm") as folder:  # a socket's path is short
         monkeypatch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
+        with socket.create_server(("", 0)) as free:
+            monkeypatch.setenv("SLURM_HERE_PORT", str(free.getsockname()[1]))
         subprocess.run(["sh", SCRIPT, "start", folder, "2"], check=True)
         try:
             yield
