@@ -1,4 +1,4 @@
-"""Seconds that ranks need to tell each other a step, on this machine: `python -m benchmarks.messages`.
+"""Seconds in which ranks of this machine tell each other a step: `python -m benchmarks.messages`.
 
 Processes of one thread, gloo, medians. The first lines are the constants of the formula in
 docs/beyond.md: what a message of one number costs, bytes per second of a large one, and numbers per

@@ -63,5 +63,6 @@ PACKAGES: dict[str, dict[str, str]] = {
     },
     "launcher": {
         "slurm": "fsl-submitit",
+        "ray": "fsl-ray",
     },
 }

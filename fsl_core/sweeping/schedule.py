@@ -52,8 +52,8 @@ def run_jobs(
             for job in unfinished:
                 if job.state == "running":
                     _look_after(job, launcher)
-                elif job.due and job.has_result:
-                    job.state = "finished"
+                elif job.state == "elsewhere" and job.due and job.has_result:
+                    job.state = "finished"  # of the others it is seen when they are to begin
             _begin(jobs, launcher, work, worker)
             on_change()
             if worker and all(job.alive for job in _unfinished(jobs)):

@@ -13,8 +13,8 @@ import fsl_core as fsl
 
 pytest.importorskip("ray", reason="ray is not installed")
 
-from fsl_ray import Ray, cluster  # noqa: E402
-from fsl_ray.job import Job  # noqa: E402
+from fsl_ray import Ray, cluster
+from fsl_ray.job import Job
 
 
 def test_an_address_where_nothing_listens_is_one_line(tmp_path: Path):

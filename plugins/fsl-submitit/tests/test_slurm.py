@@ -125,9 +125,7 @@ def test_runs_are_an_array_with_the_options_of_the_launcher(cluster: Path, tmp_p
     assert (cluster / "cancelled").read_text() == "71_1\n"
 
 
-def test_what_slurm_says_of_a_job(
-    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_slurm_says_of_a_job(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     both = [work(tmp_path / "runs", name, "pass") for name in ("one", "two")]
     Slurm().start(both)
     (cluster / "queue").write_text("70_1\n71_0\n")

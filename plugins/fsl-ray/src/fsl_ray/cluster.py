@@ -52,8 +52,8 @@ class Cluster:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except Exception as error:  # of many kinds: versions that differ, no Ray on this machine
             raise fsl.FslError(
-                f"launcher ray: address {address}: {_line(error)}. A cluster that `ray start` began, "
-                "on one of its machines"
+                f"launcher ray: address {address}: {_line(error)}. A cluster that `ray start` "
+                "began, on one of its machines"
             ) from error
         self._ray = ray
         self._head = ray.get_runtime_context().gcs_address
