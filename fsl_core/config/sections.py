@@ -115,9 +115,13 @@ class ExecutionOptions(_Section):
         Count | None,
         Field(description="tasks batched together at most by vmap and compiled; null: all"),
     ] = None
-    precision: Annotated[Literal["float32", "bf16"], Field(description="bf16: under autocast")] = (
-        "float32"
-    )
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16"],
+        Field(
+            description="bf16: under autocast; tf32: convolutions and products of a GPU round "
+            "their inputs to 10 bits"
+        ),
+    ] = "float32"
     checkpoint_gradients: Annotated[
         bool,
         Field(
