@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,10 +46,14 @@ def test_a_run_without_a_job_is_not_found(tmp_path: Path):
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Jobs are plain objects of this process, which goes on."""
     monkeypatch.setattr("fsl_ray.job._end_this_actor", lambda: None)
     monkeypatch.setattr("fsl_ray.job.LINGER", 0.0)
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:  # they call what is replaced here
+        thread.join(10)
 
 
 @pytest.mark.usefixtures("alone")

@@ -36,8 +36,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
         with socket.create_server(("", 0)) as free:
             monkeypatch.setenv("SLURM_HERE_PORT", str(free.getsockname()[1]))
-        subprocess.run(["sh", SCRIPT, "start", folder, "2"], check=True)
         try:
+            subprocess.run(["sh", SCRIPT, "start", folder, "2"], check=True)
             yield
         finally:
             subprocess.run(["sh", SCRIPT, "stop", folder], check=True)
