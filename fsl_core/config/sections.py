@@ -113,7 +113,10 @@ class ExecutionOptions(_Section):
     ] = None
     chunk: Annotated[
         Count | None,
-        Field(description="tasks batched together at most by vmap and compiled; null: all"),
+        Field(
+            description="tasks batched together at most by vmap and compiled; null: what half of "
+            "the memory holds"
+        ),
     ] = None
     precision: Annotated[
         Literal["float32", "tf32", "bf16"],

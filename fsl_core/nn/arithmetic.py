@@ -33,15 +33,16 @@ def arithmetic(device: torch.device, tf32: bool = False) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     try:
         for part, name, value in settings:
             setattr(part, name, value)
         torch.use_deterministic_algorithms(True, warn_only=warns or not strict)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # time for nothing here
+        memory.fill_uninitialized_memory = False  # time for nothing here
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(strict, warn_only=warns)
         for (part, name, _), value in zip(settings, before, strict=True):
             setattr(part, name, value)

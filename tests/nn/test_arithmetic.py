@@ -25,12 +25,17 @@ def test_a_gpu_computes_what_the_recipe_says_twice_the_same(tf32: bool, rounding
     assert state() == before
 
 
+def with_an_error() -> None:
+    with arithmetic(torch.device("cuda")):
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # as the user has it
+        raise ZeroDivisionError
+
+
 def test_what_the_user_has_set_comes_back_after_an_error():
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(ZeroDivisionError), arithmetic(torch.device("cuda")):
-            assert not torch.is_deterministic_algorithms_warn_only_enabled()  # as the user has it
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            with_an_error()
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
