@@ -76,6 +76,13 @@ LauncherName = Annotated[
 Prepare = Annotated[
     bool, typer.Option("--prepare", help="make the run directories, and start nothing")
 ]
+Stop = Annotated[
+    bool,
+    typer.Option(
+        "--stop",
+        help="end the jobs of a cluster that this command has left, and start nothing",
+    ),
+]
 Worker = Annotated[
     Path | None,
     typer.Option(
@@ -118,6 +125,7 @@ def sweep(
     launcher: LauncherName = None,
     out: SweepDirectory = None,
     prepare: Prepare = False,
+    stop: Stop = False,
     worker: Worker = None,
     status: Status = None,
     take_over: TakeOver = TAKE_OVER,
@@ -137,7 +145,7 @@ def sweep(
     from fsl_core.hooks.trust import granting
     from fsl_core.sweeping.start import Settings
 
-    of_recipe = (overrides, launcher, out, prepare, latex, csv)
+    of_recipe = (overrides, launcher, out, prepare, stop, latex, csv)
     _refuse_mixed(recipe, worker, status, any(of_recipe))
     settings = Settings(device, no_plugin, take_over)
     if status:
@@ -151,6 +159,9 @@ def sweep(
         context.with_resource(granting(loaded.files))
         plan = _plan(file, loaded, overrides, launcher, jobs)
         directory = out or Path("runs") / f"{name_of(file)}-sweep"
+        if stop:
+            _stop(plan, directory, settings)
+            return
         queue = _run_all(plan, directory, loaded, settings, prepare)
         if not prepare:
             _collect(plan, queue, directory, (file, overrides), files, as_json, raw_csv)
@@ -164,8 +175,8 @@ def _refuse_mixed(
         raise typer.BadParameter("one of RECIPE, --worker FOLDER and --status FOLDER")
     if of_recipe and recipe is None:
         raise typer.BadParameter(
-            "for a RECIPE alone: --set, --launcher, --out, --prepare, --latex and --csv. The runs "
-            "of a folder are prepared"
+            "for a RECIPE alone: --set, --launcher, --out, --prepare, --stop, --latex and --csv. "
+            "The runs of a folder are prepared"
         )
 
 
@@ -204,6 +215,15 @@ def _run_all(
     if launcher.note() and any(job.seconds for job in queue):
         warn(f"note: {launcher.note()}")
     return queue
+
+
+def _stop(plan: Plan, directory: Path, settings: Settings) -> None:
+    from fsl_core.sweeping.jobs import make_jobs
+    from fsl_core.sweeping.start import stop
+
+    launcher = plan.matrix.launcher.build(settings.no_plugin)
+    number = stop(make_jobs(plan.cells, directory / "runs", settings.take_over), launcher)
+    say(f"{directory}: {number} jobs stopped. The same command without --stop goes on")
 
 
 def _work(folder: Path, at_once: int, settings: Settings) -> None:

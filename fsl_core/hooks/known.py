@@ -63,6 +63,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     },
     "launcher": {
         "slurm": "fsl-submitit",
+        "ray": "fsl-ray",
     },
     "searcher": {
         "optuna": "fsl-optuna",

@@ -55,8 +55,8 @@ def run_jobs(
                 looked_for.add(job.run)
                 if job.state == "running":
                     _look_after(job, launcher)
-                elif job.due and job.has_result:
-                    job.state = "finished"
+                elif job.state == "elsewhere" and job.due and job.has_result:
+                    job.state = "finished"  # of the others it is seen when they are to begin
             more()
             _begin(jobs, launcher, work, worker)
             on_change()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fsl_core.launcher import TAKE_OVER, Launcher, Work
+from fsl_core.launcher import LAUNCHED, TAKE_OVER, Launcher, Work
 from fsl_core.sweeping.jobs import Prepared
 from fsl_core.sweeping.schedule import run_jobs
 
@@ -48,3 +48,15 @@ def start(
     show: called when something may have changed.    worker, more: as for `run_jobs`.
     """
     run_jobs(jobs, launcher, lambda job: settings.work(job, launcher), show, worker, more)
+
+
+def stop(jobs: Sequence[Prepared], launcher: Launcher) -> int:
+    """End the jobs that an earlier sweep has left for runs that are not finished; their number."""
+    try:
+        left = [job.run for job in jobs if job.state != "finished" and launcher.find(job.run)]
+        launcher.stop(left)
+        for run in left:
+            (run / LAUNCHED).unlink(missing_ok=True)
+    finally:
+        launcher.close()
+    return len(left)

@@ -51,6 +51,13 @@ def test_a_sweep_is_prepared_computed_and_collected(call, recipe: Path, tmp_path
     assert (again.code, again.out) == (0, "1 failed, 1 finished\n")
 
 
+def test_what_ends_with_the_sweep_leaves_nothing_to_stop(call, recipe: Path, tmp_path: Path):
+    stopped = call("sweep", recipe, "--stop", "--out", "out")
+    assert stopped.code == 0
+    assert stopped.out == "out: 0 jobs stopped. The same command without --stop goes on\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_asked_is_one_thing(call, recipe: Path):
     for arguments in ([], [recipe, "--worker", "out"], ["--worker", "out", "--status", "out"]):
         ended = call("sweep", *arguments)

@@ -17,11 +17,12 @@ from fsl_core.config.matrix import read_matrix
 from fsl_core.engine.environment import threads_of
 from fsl_core.files.locks import Claim
 from fsl_core.hooks.loader import Loaded
-from fsl_core.launcher import Work
+from fsl_core.launcher import LAUNCHED, Launcher, Work
 from fsl_core.runs.files import IN_USE
-from fsl_core.sweeping.jobs import CLAIM, FAILURE, Job, find_jobs, last_step, make_jobs
+from fsl_core.sweeping.jobs import CLAIM, FAILURE, Job, Prepared, find_jobs, last_step, make_jobs
 from fsl_core.sweeping.local import Local
 from fsl_core.sweeping.schedule import run_jobs
+from fsl_core.sweeping.start import stop
 
 PROGRAM = f"""
 import shutil, sys, time
@@ -254,3 +255,37 @@ def test_the_last_step_is_found_in_a_table_cut_short(tmp_path: Path):
         "".join(f'{{"step": {i}, "loss": 0.1}}\n' for i in range(500)) + '{"step": 500, "lo'
     )
     assert last_step(path) == 499
+
+
+class Queue(Launcher):
+    """Has a job for every run whose directory names one."""
+
+    name = "queue"
+
+    def __init__(self) -> None:
+        self.stopped: list[Path] = []
+        self.closed = False
+
+    def find(self, run: Path) -> bool:
+        return self.remembered(run) is not None
+
+    def stop(self, runs) -> None:
+        self.stopped += runs
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_jobs_that_a_sweep_has_left_are_stopped(tmp_path: Path):
+    """Those of finished runs are left alone, and a run without a job is none."""
+    queue, jobs = Queue(), []
+    for name in ("finished", "left", "free"):
+        run = tmp_path / name
+        run.mkdir()
+        jobs.append(Prepared(directory=run))
+        if name != "free":
+            queue.remember(run, name)
+    jobs[0].state = "finished"
+    assert stop(jobs, queue) == 1
+    assert (queue.stopped, queue.closed) == ([tmp_path / "left"], True)
+    assert [(job.directory / LAUNCHED).exists() for job in jobs] == [True, False, False]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -74,22 +76,23 @@ def test_a_job_that_was_killed_says_its_state(tmp_path: Path):
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with programs of Slurm's names: sbatch keeps its script, sacct reads `states`."""
+    """A folder with programs of Slurm's names: sbatch keeps its script, squeue reads `queue`."""
     there = tmp_path / "bin"
     there.mkdir()
     programs = {
         "srun": "exit 0",
         "sbatch": f'cp "$1" {there}/script; echo Submitted batch job 71',
-        "sacct": f'echo "JobID|State|NodeList"; cat {there}/states',
+        "squeue": f"cat {there}/queue",
+        "sacct": f"cat {there}/state",
         "scancel": f'echo "$@" >> {there}/cancelled',
     }
     for name, text in programs.items():
         program = there / name
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    (there / "states").write_text("")
+    (there / "queue").write_text("")
+    (there / "state").write_text("")
     monkeypatch.setenv("PATH", f"{there}{os.pathsep}{os.environ['PATH']}")
-    submitit.SlurmJob.watcher.clear()
     return there
 
 
@@ -122,13 +125,24 @@ def test_runs_are_an_array_with_the_options_of_the_launcher(cluster: Path, tmp_p
     assert (cluster / "cancelled").read_text() == "71_1\n"
 
 
-def test_what_slurm_says_of_a_job(cluster: Path, tmp_path: Path):
+def test_what_slurm_says_of_a_job(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     both = [work(tmp_path / "runs", name, "pass") for name in ("one", "two")]
     Slurm().start(both)
-    (cluster / "states").write_text("71_0|RUNNING|node1\n71_1|TIMEOUT|node2\n")
+    (cluster / "queue").write_text("70_1\n71_0\n")
     launcher = Slurm()
     assert [launcher.find(one.run) for one in both] == [True, False]
     assert launcher.poll(both[0].run) is None
+    (cluster / "queue").unlink()  # squeue fails: it may be there still
+    monkeypatch.setattr("fsl_submitit.launcher.READ_EVERY", 0.0)
+    assert launcher.poll(both[0].run) is None
+    (cluster / "queue").write_text("")
+    assert launcher.poll(both[0].run) is None  # what it left may not be seen here yet
+    monkeypatch.setattr("fsl_submitit.launcher.SHARED_FOLDER_DELAY", 0.0)
+    (cluster / "state").write_text("   TIMEOUT \n")
+    ended = fsl.Ended(1, f"job 71_0: TIMEOUT. Its log is in {tmp_path / 'runs' / '.submitit'}")
+    assert launcher.poll(both[0].run) == ended
+    (cluster / "state").unlink()
+    assert "71_0: no longer in the queue, and has said" in launcher.poll(both[0].run).reason
 
 
 def test_without_slurm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -185,3 +199,22 @@ def test_a_job_before_its_limit_saves_and_is_submitted_again(tmp_path: Path):
     shorter = Compute([sys.executable, "-c", "print('again')"], output)
     assert shorter() == 0
     assert output.read_text() == "begun\nsaved\nagain\n"
+
+
+def test_a_signal_that_saves_a_job_does_not_wait_for_what_has_ended(tmp_path: Path):
+    """submitit calls `checkpoint` in the midst of the wait for the command."""
+    compute = Compute([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "output")
+    called = []
+
+    def handler(*_: object) -> None:
+        begun = time.monotonic()
+        compute.checkpoint()
+        called.append(time.monotonic() - begun)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+        assert compute() == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert called[0] < 30

@@ -34,7 +34,7 @@ class Compute:
                 preexec_fn=_end_with_parent,  # noqa: PLW1509  # a job has one thread
             )
             try:
-                return self._process.wait()
+                return _end_of(self._process)
             except BaseException:
                 self._stop()
                 raise
@@ -59,6 +59,19 @@ class Compute:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_process": None}
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait by looking in now and then.
+
+    A wait without a limit holds a lock, and `checkpoint`, which a signal calls in the midst of it,
+    could not see the process end.
+    """
+    while True:
+        try:
+            return process.wait(3600)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _end_with_parent() -> None:

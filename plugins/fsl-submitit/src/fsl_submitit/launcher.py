@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,7 +26,8 @@ LONGEST_ARRAY = 1000
 SHARED_FOLDER_DELAY = 15.0
 """Seconds in which a file that another machine wrote can be seen on a network file system."""
 
-ALIVE = {"READY", "PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED"}
+READ_EVERY = 5.0
+"""Seconds between two looks at the queue; less than the delay above."""
 
 
 class Slurm(fsl.Launcher):
@@ -37,7 +39,7 @@ class Slurm(fsl.Launcher):
     have to be on a file system that all machines share.
 
     A sweep that is stopped leaves its jobs; the same command finds them again, by the job ids in
-    the run directories. `scancel` ends them.
+    the run directories. `fsl sweep RECIPE --launcher slurm --stop` ends them, as does `scancel`.
 
     Source: submitit, github.com/facebookincubator/submitit.
     """
@@ -85,6 +87,8 @@ class Slurm(fsl.Launcher):
         self._parameters |= {key: value for key, value in named.items() if value is not None}
         self._jobs: dict[Path, Any] = {}
         self._ended: dict[Path, float] = {}
+        self._queue: set[str] = set()
+        self._read = -READ_EVERY
 
     def start(self, work: Sequence[fsl.Work]) -> None:
         if self._cluster == "slurm" and shutil.which("sbatch") is None:
@@ -114,14 +118,27 @@ class Slurm(fsl.Launcher):
 
     def poll(self, run: Path) -> fsl.Ended | None:
         job = self._jobs[run]
-        if not job.done():
-            return None
         if self._cluster == "debug" or job.paths.result_pickle.exists():
             return _outcome(job)
+        if self._cluster == "slurm" and self._waits_or_runs(job.job_id):
+            self._ended.pop(run, None)
+            return None
+        if self._cluster == "local" and not job.done():
+            return None
         ended = self._ended.setdefault(run, time.monotonic())
         if time.monotonic() - ended < SHARED_FOLDER_DELAY and self._cluster == "slurm":
             return None
-        return fsl.Ended(1, f"job {job.job_id}: {job.state}. Its log is in {job.paths.folder}")
+        state = _state(job.job_id) if self._cluster == "slurm" else job.state
+        return fsl.Ended(1, f"job {job.job_id}: {state}. Its log is in {job.paths.folder}")
+
+    def _waits_or_runs(self, number: str) -> bool:
+        """squeue knows it, unlike sacct, on clusters that keep no accounts too."""
+        if time.monotonic() - self._read > READ_EVERY:
+            told = _told("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i")
+            if told is None:  # a controller that is busy or begun anew: nothing is known
+                return True
+            self._queue, self._read = set(told.split()), time.monotonic()
+        return number in self._queue
 
     def stop(self, runs: Sequence[Path]) -> None:
         for run in runs:
@@ -135,10 +152,10 @@ class Slurm(fsl.Launcher):
         if number is None or self._cluster == "debug":
             return False
         if self._cluster == "slurm":
-            if shutil.which("sacct") is None:
+            if shutil.which("squeue") is None:
                 return False
             job: Any = submitit.SlurmJob(_folder(run), number)
-            alive = job.watcher.get_state(number, mode="force").split()[0].upper() in ALIVE
+            alive = not job.paths.result_pickle.exists() and self._waits_or_runs(number)
         else:
             # submitit knows a local job by the object of its process alone
             process: Any = _Process(int(number))
@@ -171,6 +188,21 @@ class _Process:
 
 def _folder(run: Path) -> Path:
     return run.parent / FOLDER
+
+
+def _told(*command: str) -> str | None:
+    """What a program of Slurm prints; None if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _state(number: str) -> str:
+    """How Slurm says that a job ended, such as TIMEOUT."""
+    told = _told("sacct", "--noheader", "--allocations", "--format=State", f"--jobs={number}")
+    return " ".join((told or "").split()) or "no longer in the queue, and has said nothing"
 
 
 def _outcome(job: Any) -> fsl.Ended:
