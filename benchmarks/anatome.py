@@ -50,9 +50,7 @@ def pwcca(before: Tensor, after: Tensor, orthonormal: bool = True) -> float:
     return float(1 - (a / a.sum()) @ r)
 
 
-def compared(
-    learner: fsl.Learner, source: fsl.EpisodeSource, seed: int, episodes: int
-) -> Found:
+def compared(learner: fsl.Learner, source: fsl.EpisodeSource, seed: int, episodes: int) -> Found:
     """Features before adaptation against those after it, and against rounded ones."""
     learner.eval()
     moved = rounded(learner, seed)
@@ -77,7 +75,7 @@ def rounded(learner: fsl.Learner, seed: int) -> fsl.Learner:
     other = copy.deepcopy(learner)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter *= 1 + ROUNDING * torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(1 + ROUNDING * torch.randn(parameter.shape, generator=generator))
     return other
 
 
