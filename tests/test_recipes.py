@@ -13,7 +13,8 @@ import torch
 
 from fsl_core.config.document import read_document
 from fsl_core.config.matrix import has_matrix, read_matrix
-from fsl_core.config.recipe import read_recipe
+from fsl_core.config.recipe import Recipe, read_recipe
+from fsl_core.config.sections import Catalogue
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
@@ -44,14 +45,8 @@ def test_recipe_trains(path: Path, tmp_path: Path):
     for package in _required(path):
         if package not in {d.name for d in metadata.distributions()}:
             pytest.skip(f"{package} is not installed")
-    if has_matrix(path):
-        every = plan_sweep(
-            read_matrix(path, loaded.catalogue, [*SHORT, *_synthetic(path, tmp_path)]),
-            with_data=False,
-        ).cells
-        recipe = every[-1].recipe
-    else:
-        recipe = read_recipe(path, loaded.catalogue, [*_short(path), *_synthetic(path, tmp_path)])
+    with skipped_without_its_library():
+        recipe = _to_train(path, loaded.catalogue, tmp_path)
     with (
         skipped_without_its_library(),
         new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), []) as run,
@@ -60,6 +55,14 @@ def test_recipe_trains(path: Path, tmp_path: Path):
         result = judge(run)
         assert result["episodes"] == 2
         assert list(result.get("on", {})) == list(run.experiment.further)
+
+
+def _to_train(path: Path, catalogue: Catalogue, folder: Path) -> Recipe:
+    """The recipe made short; of a matrix the last one, and every combination is built."""
+    if has_matrix(path):
+        matrix = read_matrix(path, catalogue, [*SHORT, *_synthetic(path, folder)])
+        return plan_sweep(matrix, with_data=False).cells[-1].recipe
+    return read_recipe(path, catalogue, [*_short(path), *_synthetic(path, folder)])
 
 
 @contextmanager
