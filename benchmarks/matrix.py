@@ -15,7 +15,7 @@ from benchmarks.kept import ROOT
 
 SWEEPS = ROOT / "docs" / "results" / "sweeps"
 SCORES, PAIRS = "sweep.csv", "differences.csv"
-MEASURED = {"interval", "seeds"}
+MEASURED = {"interval", "interval_seeds", "seeds"}
 
 
 def table(folder: Path) -> str:

@@ -46,6 +46,15 @@ def test_better_worse_and_failed_cells_are_told(sweep: Path):
     assert text.endswith("| picky | failed: the loss is nan | 0.790 ± 0.010 | 2.0 |")
 
 
+def test_only_settings_are_columns(sweep: Path):
+    for name in ("sweep.csv", "differences.csv"):
+        heading, *rows = (sweep / name).read_text().splitlines()
+        lines = [f"{heading},interval_seeds", *(f"{row},0.0{i}" for i, row in enumerate(rows))]
+        (sweep / name).write_text("\n".join(lines))
+    assert "Columns: outer.weighting.\n" in table(sweep)
+    assert "| adapter | uniform | focal | adaptation |" in table(sweep)
+
+
 def test_how_cells_were_judged_is_told(sweep: Path):
     heading, *rows = SWEEP.splitlines()
     judged = [f"{heading},norm,transductive,n_query"]
