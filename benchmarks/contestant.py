@@ -72,6 +72,7 @@ def serve(problem: dict, name: str, answers: TextIO) -> None:
     # Beside a CPU-only torch it has to be imported through a detour, and peers import it plainly.
     torchvision()
     torch.set_num_threads(problem["threads"])
+    torch.backends.cudnn.allow_tf32 = False  # all compute in float32
     if name.startswith("ours"):
         keep_freed_memory()  # as `fsl run` does
     make = getattr(problems, problem["make"])

@@ -56,14 +56,50 @@ def centroid(settings: Settings) -> dict:
     return _section(settings, problems.centroid, tasks=32, **_small(settings))
 
 
+def published(settings: Settings) -> dict:
+    """The step of MAML's Omniglot figures: 32 tasks, 1 query a class, four strided layers of 64."""
+    return _section(
+        settings,
+        problems.published,
+        tasks=32,
+        float32_limit=math.inf,
+        slow_to_start=True,
+        **_few(settings),
+    )
+
+
 def gpu(settings: Settings) -> dict:
     """MAML, Conv4-64, 28x28, 5-way 1-shot 15-query, 32 tasks, 1 step, second order, on a GPU."""
+    return _on_gpu(settings, problems.omniglot, tasks=32, **_small(settings))
+
+
+def gpu_published(settings: Settings) -> dict:
+    """The step of MAML's Omniglot figures on a GPU."""
+    return _on_gpu(settings, problems.published, tasks=32, **_few(settings))
+
+
+def gpu_sinusoid(settings: Settings) -> dict:
+    """Sinusoid MAML on a GPU."""
+    return _on_gpu(settings, problems.sinusoid, tasks=25)
+
+
+def _on_gpu(settings: Settings, make: Callable[..., Problem], tasks: int, **sizes) -> dict:
     if not torch.cuda.is_available():
         raise LeftOut("no GPU here")
-    sizes = {"float32_limit": math.inf, **_small(settings)}
+    torch.backends.cudnn.allow_tf32 = False  # all compute in float32
     return _section(
-        settings, problems.omniglot, tasks=32, device="cuda", slow_to_start=True, **sizes
+        settings,
+        make,
+        tasks,
+        device="cuda",
+        slow_to_start=True,
+        float32_limit=math.inf,
+        **sizes,
     )
+
+
+def _few(settings: Settings) -> dict:
+    return {"channels": 4} if settings.quick else {}
 
 
 def _small(settings: Settings) -> dict:

@@ -69,6 +69,29 @@ def omniglot(
     return _problem("maml", source, tasks, learner, model, inner_lr=0.4, inner_steps=steps)
 
 
+def published(tasks: int = 32, channels: int = 64) -> Problem:
+    """The step of MAML's Omniglot figures (Finn et al. 2017): strides, the mean of the last map.
+
+    5-way, 1 shot and 1 query a class. All weights are adapted, so that any library can race.
+    """
+    source = ours.build("episodes", "glyphs", {"n_query": 1})
+    body = {"channels": channels, "downsample": "stride", "readout": "mean", "norm_eps": 1e-3}
+    maml = ("maml", {"inner_lr": 0.4, "inner_steps": 1})
+    learner = ours.learner(source.task, ("conv4", body), maml)
+    layers: list[nn.Module] = []
+    for block, side in enumerate((28, 14, 7, 4)):
+        layers += [
+            nn.ZeroPad2d((side % 2, 1, side % 2, 1)),
+            nn.Conv2d(channels if block else 1, channels, 3, stride=2),
+            nn.BatchNorm2d(channels, 1e-3, track_running_stats=False),
+            nn.ReLU(),
+        ]
+    model = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, source.task.n_way)
+    )
+    return _problem("maml", source, tasks, learner, model, inner_lr=0.4, inner_steps=1)
+
+
 def centroid(tasks: int = 32, channels: int = 64, n_query: int = 15) -> Problem:
     """Nearest centroid on 28x28 characters: Conv4, 5-way 1-shot."""
     source = ours.build("episodes", "glyphs", {"n_query": n_query})

@@ -14,6 +14,7 @@ from fsl_core.episode import Episode, LabelledSet, Loss, Predictor
 from fsl_core.errors import OptionError
 from fsl_core.hypergradient import Hypergradient
 from fsl_core.inner import InnerProblem
+from fsl_core.nn.arithmetic import arithmetic
 from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.norms import support_reference
 
@@ -117,7 +118,8 @@ class Learner(nn.Module):
         def call() -> Any:
             return then(call_declared(method, self.backbone, episode))
 
-        found, again = _with_gradients_if_wanted(call, self.takes_gradients)
+        with arithmetic(episode.support.x.device):
+            found, again = _with_gradients_if_wanted(call, self.takes_gradients)
         self.takes_gradients |= again
         return found
 
@@ -174,7 +176,7 @@ def _within(support_x: Tensor, predictor: Predictor) -> Predictor:
     require_predictor(predictor)
 
     def predict(x: Tensor) -> Tensor:
-        with support_reference(support_x, x), plain_attention():
+        with support_reference(support_x, x), plain_attention(), arithmetic(x.device):
             prediction, graded = _with_gradients_if_wanted(lambda: predictor(x))
         return prediction.detach() if graded else prediction
 

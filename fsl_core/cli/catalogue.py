@@ -54,11 +54,16 @@ def check(
     ] = False,
     whole: Annotated[bool, typer.Option("--list", help="with --data: name every file")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --data: print JSON")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="tell how much memory training takes at its fullest")
+    ] = False,
     no_plugin: NoPlugin = [],
     plugins_dir: PluginsDir = None,
     no_local_plugin: NoLocalPlugin = False,
 ) -> None:
-    """Check a recipe: every option, and its parts on a made-up episode; --data reads its data.
+    """Check a recipe: every option, and its parts on a made-up episode.
+
+    --data reads its data, --memory computes two tasks of a meta-batch.
 
     Imports fslplugin.py from beside the recipe, as `fsl run` does: that runs it.
     """
@@ -87,7 +92,7 @@ def check(
     if data:
         _check_data(experiment, whole, as_json)
     if not as_json:
-        _say_checked(recipe, checked, experiment)
+        _say_checked(recipe, checked, experiment, memory)
 
 
 def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> None:
@@ -104,7 +109,7 @@ def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
         typer.echo(printable(f"not run: {title}: {reason}"))
 
 
-def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
+def _say_checked(file: Path, recipe: Recipe, experiment: Experiment, memory: bool) -> None:
     from fsl_core.training.mode_choice import kept_execution
 
     adapter, backbone, episodes = (
@@ -121,6 +126,19 @@ def _say_checked(file: Path, recipe: Recipe, experiment: Experiment) -> None:
         typer.echo(f"execution {kept.in_full}")
     if told := experiment.learner.adapter.advice():
         typer.echo(printable(f"note: adapter {adapter}: {told}"))
+    if memory:
+        _say_memory(experiment)
+
+
+def _say_memory(experiment: Experiment) -> None:
+    """What the process of a run takes at its fullest, without the data, by each execution."""
+    from fsl_core.training.peak import predicted_peaks
+
+    if not experiment.recipe.sections.outer.steps:
+        typer.echo("memory: nothing is trained")
+        return
+    told = [f"{bytes_ / 1e9:.1f} GB by {how}" for how, bytes_ in predicted_peaks(experiment)]
+    typer.echo(f"memory of the process without its data, about: {', '.join(told)}")
 
 
 def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:

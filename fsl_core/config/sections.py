@@ -113,11 +113,18 @@ class ExecutionOptions(_Section):
     ] = None
     chunk: Annotated[
         Count | None,
-        Field(description="tasks batched together at most by vmap and compiled; null: all"),
+        Field(
+            description="tasks batched together at most by vmap and compiled; null: what half of "
+            "the memory holds"
+        ),
     ] = None
-    precision: Annotated[Literal["float32", "bf16"], Field(description="bf16: under autocast")] = (
-        "float32"
-    )
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16"],
+        Field(
+            description="bf16: under autocast; tf32: convolutions and products of a GPU round "
+            "their inputs to 10 bits"
+        ),
+    ] = "float32"
     checkpoint_gradients: Annotated[
         bool,
         Field(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 Mode = Literal["loop", "vmap", "compiled"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Execution:
                on a CPU.
     chunk:     tasks batched together at most, which bounds memory; None: all; of `vmap` and
                `compiled`.
-    precision: `float32` computes in the type of the parameters; `bf16` under autocast.
+    precision: `float32` computes in the type of the parameters; `bf16` under autocast; `tf32`, on a
+               GPU, rounds what goes into convolutions and products to 10 bits.
     checkpoint_gradients: query activations are not kept but computed again in the backward pass;
                of `loop`.
     """
@@ -28,12 +30,12 @@ class Execution:
     mode: Mode = "loop"
     workers: Annotated[int, Field(gt=0)] = 1
     chunk: Annotated[int | None, Field(gt=0)] = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     checkpoint_gradients: bool = False
 
     def __str__(self) -> str:
         details = [f"{self.workers} workers"] if self.mode == "loop" and self.workers > 1 else []
         details += [f"chunks of {self.chunk}"] if self.mode != "loop" and self.chunk else []
-        details += ["bf16"] if self.precision == "bf16" else []
+        details += [self.precision] if self.precision != "float32" else []
         details += ["gradients checkpointed"] if self.checkpoint_gradients else []
         return ", ".join([self.mode, *details])

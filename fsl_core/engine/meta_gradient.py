@@ -17,6 +17,7 @@ from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.engine.total import Total
 from fsl_core.episode import Episode, Loss
 from fsl_core.learner import Learner
+from fsl_core.nn.arithmetic import arithmetic
 from fsl_core.weighting import Outcomes, TaskWeighting
 
 Aside = Callable[[Tasks], Any]
@@ -102,9 +103,10 @@ class MetaGradient:
         ids = ids_of(groups) if ids is None else ids
         for parameter in self._weightings_own:
             parameter.grad = None
-        if self.weighting.needs or keep_gradients:
-            return self._weigh_gradients(groups, ids, keep_gradients, aside)
-        return self._weigh_beforehand(groups, ids, aside)
+        with arithmetic(self._trained[0].device, self.execution.precision == "tf32"):
+            if self.weighting.needs or keep_gradients:
+                return self._weigh_gradients(groups, ids, keep_gradients, aside)
+            return self._weigh_beforehand(groups, ids, aside)
 
     def _weigh_beforehand(
         self, groups: Sequence[Group], ids: Tensor, aside: Aside

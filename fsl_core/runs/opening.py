@@ -323,6 +323,7 @@ def describe_environment(plugins: Iterable[Plugin]) -> dict[str, Any]:
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "plugins": {
             p.name: p.origin for p in plugins if p.status == "ok" and p.distribution != "fsl-core"
         },

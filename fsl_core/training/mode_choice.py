@@ -22,10 +22,19 @@ from fsl_core.assembly.experiment import Experiment
 from fsl_core.config.options import Component
 from fsl_core.data.cache import content_key
 from fsl_core.data.seeding import seed_torch
-from fsl_core.engine.choice import NAMED, Choice, Setting, choose, rules_out, settle
+from fsl_core.engine.choice import (
+    NAMED,
+    Choice,
+    Setting,
+    choose,
+    rules_out,
+    settle,
+    why_not_vectorized,
+)
 from fsl_core.engine.devices import processor
 from fsl_core.engine.execution import Execution, Mode
 from fsl_core.engine.kept import ChoiceFile
+from fsl_core.engine.peak import SHARE, fitting_chunk, memory_of
 from fsl_core.engine.traces import NotCopiableError, random_state_kept
 from fsl_core.episode import TaskShape
 from fsl_core.errors import RecipeError, RunError
@@ -45,6 +54,13 @@ def choose_execution(run: Run) -> Choice:
         return choice.as_dict()
 
     return Choice.from_dict(run.ranks.told(choose))
+
+
+def execution_of(experiment: Experiment, mode: Mode) -> Execution:
+    """A mode with what the recipe says of all modes."""
+    wanted = experiment.recipe.sections.execution
+    workers, precision = wanted.workers or 1, wanted.precision
+    return Execution(mode, workers, wanted.chunk, precision, wanted.checkpoint_gradients)
 
 
 def why_not_shared(run: Run) -> str:
@@ -120,9 +136,9 @@ class _Question:
 
     def answer(self) -> Choice:
         if not self.experiment.recipe.sections.outer.steps:
-            return Choice(self._options("loop"), "nothing is trained", {})
+            return Choice(execution_of(self.experiment, "loop"), "nothing is trained", {})
         if self.named:
-            return self._settled(self.named)
+            return self._told(self._settled(self.named))
         return self.kept() or self._measured()
 
     @cached_property
@@ -143,7 +159,8 @@ class _Question:
         with random_state_kept():
             seed_torch(self.experiment.recipe.sections.seed, "measurement")
             free = wanted.workers is None
-            return choose(self._options("loop"), self.setting, steps, measure_workers=free)
+            options = self._options("loop")
+            return self._told(choose(options, self.setting, steps, measure_workers=free))
 
     @cached_property
     def file(self) -> ChoiceFile:
@@ -194,9 +211,28 @@ class _Question:
         return replace(loop, reason=reason if loop.reason == NAMED else f"{loop.reason}; {reason}")
 
     def _options(self, mode: Mode) -> Execution:
-        wanted = self.experiment.recipe.sections.execution
-        workers, precision = wanted.workers or 1, wanted.precision
-        return Execution(mode, workers, wanted.chunk, precision, wanted.checkpoint_gradients)
+        return replace(execution_of(self.experiment, mode), chunk=self._chunk)
+
+    @cached_property
+    def _chunk(self) -> int | None:
+        """How many tasks are batched at most: what the recipe names, or what fits; None: all."""
+        wanted, memory = self.experiment.recipe.sections.execution, memory_of(self.device)
+        one_by_one = wanted.mode == "loop" or why_not_vectorized(self.experiment.learner)
+        if wanted.chunk or one_by_one or memory is None:
+            return wanted.chunk
+        together = execution_of(self.experiment, "vmap")
+        with contextlib.suppress(Exception):  # what fails here is told when it is tried
+            return fitting_chunk(self.setting, together, SHARE * memory)
+        return None
+
+    def _told(self, choice: Choice) -> Choice:
+        """With the reason for a chunk that the recipe does not name."""
+        chunk = choice.execution.chunk if choice.execution.mode != "loop" else None
+        if chunk is None or chunk == self.experiment.recipe.sections.execution.chunk:
+            return choice
+        tasks = "1 task" if chunk == 1 else f"{chunk} tasks"
+        why = f"more than {tasks} at a time would take over half of the memory"
+        return replace(choice, reason=f"{choice.reason}; {why}")
 
     @property
     def _steps_at_least(self) -> int:

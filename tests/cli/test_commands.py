@@ -165,6 +165,18 @@ def test_check_says_what_the_recipe_is(call, toy_recipe: Path):
     assert call("check", toy_recipe).out.startswith(f"{toy_recipe}: ok. nearest-centroid on mlp, ")
 
 
+def test_check_says_how_much_memory_training_takes(call, toy_recipe: Path):
+    told = "memory of the process without its data, about: "
+    assert told not in call("check", toy_recipe).out
+    line = call("check", toy_recipe, "--memory", "-s", "execution.mode=auto").out.splitlines()[-1]
+    assert re.fullmatch(told + r"0\.\d GB by loop, 0\.\d GB by vmap", line)
+    named = ("execution.mode=loop", "-s", "execution.workers=2")
+    line = call("check", toy_recipe, "--memory", "-s", *named).out.splitlines()[-1]
+    assert re.fullmatch(told + r"0\.\d GB by loop, 2 workers", line)
+    line = call("check", toy_recipe, "--memory", "-s", "outer.steps=0").out.splitlines()[-1]
+    assert line == "memory: nothing is trained"
+
+
 def test_check_says_what_an_adapter_advises(
     call, toy_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -97,6 +97,24 @@ def test_runs_of_one_recipe_have_equal_bits(toy_recipe, toy_plugins, stopwatch):
     }
 
 
+@pytest.mark.parametrize("mode", ["auto", "vmap"])
+def test_no_more_tasks_are_batched_than_fit(
+    toy_recipe, toy_plugins, stopwatch, monkeypatch: pytest.MonkeyPatch, mode
+):
+    stopwatch.update({"vmap, chunks of 1": 1.0, "compiled, chunks of 1": 2.0})
+    monkeypatch.setattr(execution, "memory_of", lambda device: 1000)
+    first = settled(toy_recipe, toy_plugins, "a", f"execution.mode={mode}")
+    assert first.execution == Execution("vmap", chunk=1)
+    why = "more than 1 task at a time would take over half of the memory"
+    assert first.reason.endswith(f"; {why}")
+    again = settled(toy_recipe, toy_plugins, "b", f"execution.mode={mode}")
+    assert (again.execution, again.reason) == (first.execution, first.reason)
+    # What the recipe names is taken as it is, and one task at a time has nothing to batch.
+    named = settled(toy_recipe, toy_plugins, "c", "execution.mode=vmap", "execution.chunk=2")
+    assert (named.execution, named.reason) == (Execution("vmap", chunk=2), "the recipe names it")
+    assert settled(toy_recipe, toy_plugins, "d", "execution.mode=loop").execution == Execution()
+
+
 @pytest.mark.parametrize(
     "override",
     [
