@@ -1,61 +1,42 @@
-"""Finished sweeps as one page: every adapter under every weighting.
+"""Finished sweeps as tables of a page: every adapter under every weighting, tested in pairs.
 
-With the differences that a paired test finds.
-
-    python benchmarks/matrix.py runs/glyphs-sweep runs/omniglot-sweep --out docs/results
-
-Reads `sweep.csv` and `differences.csv` of each folder, which `fsl sweep` wrote, and writes
-`<out>/matrix.md`.
+`fsl sweep` writes `sweep.csv` and `differences.csv`. Where both lie in docs/results/sweeps/<name>/,
+`make results` makes a table of them between lines such as `<!-- results: sweep glyphs-more -->`.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-ROOT = Path(__file__).parent.parent
-MEASURED = {"interval", "seeds"}
-HEADER = """# The matrix: adapters and weightings
+from benchmarks.kept import ROOT
 
-After this page you know which adapters and weightings learn quickly on three data sets.
-
-Each table is one `fsl sweep` of a file of `recipes/matrix/`. All its cells have the same backbone,
-budget and frozen test episodes. The budgets are small, so that a table takes minutes. So the tables
-show what learns quickly, not what ends highest.
-
-- **Bold** is better than the cell marked baseline (of the same test episodes), *italic* is worse.
-  This is by a paired test over episodes with Holm's correction over the whole table, at the level
-  0.05.
-- ± is 95 % over test episodes. It and the test tell about these trained runs on new episodes, not
-  about other trainings.
-- There are no mean ranks: their blocks are seeds on data sets, and a table has one or two of them.
-- Adaptation is in milliseconds a task, the mean over the row, beside whatever else the machine ran.
-  The [races](speed.md#adaptation-time) compare times.
-
-`benchmarks/matrix.py` writes this page.
-
-"""
+SWEEPS = ROOT / "docs" / "results" / "sweeps"
+SCORES, PAIRS = "sweep.csv", "differences.csv"
+MEASURED = {"interval", "interval_seeds", "seeds"}
 
 
-def page(folders: Sequence[Path]) -> str:
-    """The Markdown text of all sweeps."""
-    return HEADER + "\n".join("\n".join(_section(folder)) for folder in folders)
+def table(folder: Path) -> str:
+    """The Markdown of a sweep that is kept in a folder with the name of its recipe.
+
+    SystemExit names a folder without the two tables.
+    """
+    if missing := [name for name in (SCORES, PAIRS) if not (folder / name).is_file()]:
+        raise SystemExit(f"results: sweep {folder.name}: no {', '.join(missing)} in {folder}")
+    return "\n".join(_lines(folder))
 
 
-def _section(folder: Path) -> Iterator[str]:
-    rows, differences = _read(folder / "sweep.csv"), _read(folder / "differences.csv")
-    name = folder.name.removesuffix("-sweep")
+def _lines(folder: Path) -> Iterator[str]:
+    rows, differences = _read(folder / SCORES), _read(folder / PAIRS)
     shared = [column for column in rows[0] if column in differences[0]]
     axes = [column for column in shared if column not in {"adapter", *MEASURED}]
     judged = {_labels(difference, ["adapter", *axes]): difference for difference in differences}
     columns = list(dict.fromkeys(_labels(row, axes) for row in rows))
     seeds = max((row["seeds"].split() for row in rows), key=len)
-    yield from (f"## {name}", "")
     plural = "s" if len(seeds) > 1 else ""
-    command = f"fsl sweep recipes/matrix/{name}.yaml --jobs 2"
+    command = f"fsl sweep recipes/matrix/{folder.name}.yaml"
     yield f"`{command}`, seed{plural} {', '.join(seeds)}. Columns: {', '.join(axes)}."
     yield from _judging(rows)
     yield from (
@@ -73,7 +54,6 @@ def _section(folder: Path) -> Iterator[str]:
         times = [float(seconds) for seconds in found if seconds]
         time = f"{1000 * fmean(times):.1f}" if times else ""
         yield "| " + " | ".join([adapter, *cells, time]) + " |"
-    yield ""
 
 
 def _judging(rows: Sequence[dict[str, str]]) -> Iterator[str]:
@@ -107,19 +87,3 @@ def _cell(row: dict[str, str], difference: dict[str, str] | None) -> str:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that `fsl sweep` wrote")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs" / "results", help="folder of the page"
-    )
-    given = parser.parse_args(arguments)
-    (given.out / "matrix.md").write_text(page(given.folders), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

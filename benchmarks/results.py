@@ -11,6 +11,7 @@ the pages of docs/results/ in place, between lines such as
     <!-- results: glyphs-* minus NAME -->    paired differences
     <!-- results: expected glyphs/* -->      what recipes without a kept run expect
     <!-- results: without -->                recipes whose `expect:` is empty
+    <!-- results: sweep glyphs-more -->      a sweep that is kept in docs/results/sweeps/
 
 and `<!-- end of results -->`. The words are names of kept runs, or patterns of them.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import matrix
 from benchmarks.kept import ROOT, RUNS, Row, of_one_set, read_recipes, read_rows
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe
@@ -36,7 +38,7 @@ from fsl_core.reporting.statistics import holm, over_seeds, paired_difference, t
 
 PUBLISHED = ROOT / "docs" / "results" / "published.yaml"
 PLACE = re.compile(r"(<!-- results: (.+?) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
-WITHOUT, EXPECTED = "without", "expected"
+WITHOUT, EXPECTED, SWEEP = "without", "expected", "sweep"
 
 
 def main() -> None:
@@ -83,6 +85,8 @@ def filled(
             made = "\n".join(f"- `{name}`" for name, expect in others.items() if not expect)
         elif words[0] == EXPECTED:
             made = expectations(words[1], others).markdown()
+        elif words[0] == SWEEP:
+            made = matrix.table(matrix.SWEEPS / words[1])
         else:
             made = Asked(words, rows).table(page, published).markdown()
         return f"{found[1]}\n{made}\n\n{found[4]}"

@@ -161,6 +161,9 @@ With a rate that is divided by the number of steps the constant stays below e² 
 recipe times their rate are above 1. That bound is a rule of thumb of this project: curvatures
 differ between networks.
 
+Both options have a recipe on pictures, `recipes/glyphs/5w1s-maml-per-step.yaml` and
+`5w1s-maml-log-loss.yaml`. [A figure](index.md#glyphs-5-way-1-shot) is there of the second.
+
 ## Which loss tunes it
 
 Linear regression with 50 inputs, noise of variance 1 and 80 steps, whose rate is the best of 60

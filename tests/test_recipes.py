@@ -14,8 +14,9 @@ import torch
 
 from fsl_core.config.document import read_document
 from fsl_core.config.matrix import has_matrix, read_matrix
-from fsl_core.config.recipe import command_of, read_recipe
+from fsl_core.config.recipe import Recipe, command_of, read_recipe
 from fsl_core.config.search import has_search, read_search
+from fsl_core.config.sections import Catalogue
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
@@ -47,18 +48,8 @@ def test_recipe_trains(path: Path, tmp_path: Path):
     for package in _required(path):
         if package not in {d.name for d in metadata.distributions()}:
             pytest.skip(f"{package} is not installed")
-    if has_search(path):
-        search = read_search(path, loaded.catalogue, [*SHORT, *_synthetic(path, tmp_path)])
-        assert checked_metric(search, with_data=False) in ("accuracy", "mse")
-        recipe = search.ends[-1].recipe
-    elif has_matrix(path):
-        every = plan_sweep(
-            read_matrix(path, loaded.catalogue, [*SHORT, *_synthetic(path, tmp_path)]),
-            with_data=False,
-        ).cells
-        recipe = every[-1].recipe
-    else:
-        recipe = read_recipe(path, loaded.catalogue, [*_short(path), *_synthetic(path, tmp_path)])
+    with skipped_without_its_library():
+        recipe = _to_train(path, loaded.catalogue, tmp_path)
     with (
         skipped_without_its_library(),
         new_run(tmp_path / "run", recipe, loaded, torch.device("cpu"), []) as run,
@@ -67,6 +58,18 @@ def test_recipe_trains(path: Path, tmp_path: Path):
         result = judge(run)
         assert result["episodes"] == 2
         assert list(result.get("on", {})) == list(run.experiment.further)
+
+
+def _to_train(path: Path, catalogue: Catalogue, folder: Path) -> Recipe:
+    """The recipe made short; of a matrix the last one, and every combination is built."""
+    overrides = [*SHORT, *_synthetic(path, folder)]
+    if has_search(path):
+        search = read_search(path, catalogue, overrides)
+        assert checked_metric(search, with_data=False) in ("accuracy", "mse")
+        return search.ends[-1].recipe
+    if has_matrix(path):
+        return plan_sweep(read_matrix(path, catalogue, overrides), with_data=False).cells[-1].recipe
+    return read_recipe(path, catalogue, [*_short(path), *_synthetic(path, folder)])
 
 
 @contextmanager

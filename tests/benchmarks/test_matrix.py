@@ -1,10 +1,12 @@
-"""The page of finished sweeps, from tables like those that `fsl sweep` writes."""
+"""The table of a finished sweep, from files like those that `fsl sweep` writes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.matrix import main
+import pytest
+
+from benchmarks.matrix import table
 
 SWEEP = """\
 adapter,outer.weighting,accuracy,interval,seed_sd,seeds,rank,adaptation_seconds,training_seconds,episode_set,failed,error
@@ -24,38 +26,48 @@ picky,focal,"maml, uniform",-0.01,0.02,0.04,0.12,5,0,5,10,0 1
 """
 
 
-def test_better_worse_and_failed_cells_are_told(tmp_path: Path):
-    sweep = tmp_path / "glyphs-sweep"
-    sweep.mkdir()
-    (sweep / "sweep.csv").write_text(SWEEP)
-    (sweep / "differences.csv").write_text(DIFFERENCES)
-    main([str(sweep), "--out", str(tmp_path)])
-    text = (tmp_path / "matrix.md").read_text()
-    assert (
-        "## glyphs\n\n`fsl sweep recipes/matrix/glyphs.yaml --jobs 2`, seeds 0, 1. Columns: outer.weighting."
-        in text
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "glyphs"
+    folder.mkdir()
+    (folder / "sweep.csv").write_text(SWEEP)
+    (folder / "differences.csv").write_text(DIFFERENCES)
+    return folder
+
+
+def test_better_worse_and_failed_cells_are_told(sweep: Path):
+    text = table(sweep)
+    assert text.startswith(
+        "`fsl sweep recipes/matrix/glyphs.yaml`, seeds 0, 1. Columns: outer.weighting.\n\n"
     )
     assert "Judged with" not in text  # tables of an earlier version
     assert "| maml | 0.800 ± 0.020 (baseline) | *0.700 ± 0.020* | 20.0 |" in text
     assert "| ridge | **0.900 ± 0.010** | 0.810 ± 0.010 | 2.0 |" in text
-    assert "| picky | failed: the loss is nan | 0.790 ± 0.010 | 2.0 |" in text
+    assert text.endswith("| picky | failed: the loss is nan | 0.790 ± 0.010 | 2.0 |")
 
 
-def test_how_cells_were_judged_is_told(tmp_path: Path):
-    sweep = tmp_path / "glyphs-sweep"
-    sweep.mkdir()
+def test_only_settings_are_columns(sweep: Path):
+    for name in ("sweep.csv", "differences.csv"):
+        heading, *rows = (sweep / name).read_text().splitlines()
+        lines = [f"{heading},interval_seeds", *(f"{row},0.0{i}" for i, row in enumerate(rows))]
+        (sweep / name).write_text("\n".join(lines))
+    assert "Columns: outer.weighting.\n" in table(sweep)
+    assert "| adapter | uniform | focal | adaptation |" in table(sweep)
+
+
+def test_how_cells_were_judged_is_told(sweep: Path):
     heading, *rows = SWEEP.splitlines()
     judged = [f"{heading},norm,transductive,n_query"]
     judged += [f"{row},{'transductive,True,15' if ',0 1,' in row else ',,'}" for row in rows]
-    (sweep / "differences.csv").write_text(DIFFERENCES)
     (sweep / "sweep.csv").write_text("\n".join(judged))
-    main([str(sweep), "--out", str(tmp_path)])
     told = "norm transductive, predictions depend on the other queries, 15 queries a class"
-    assert f"\nJudged with {told}.\n\n| adapter |" in (tmp_path / "matrix.md").read_text()
+    assert f"\nJudged with {told}.\n\n| adapter |" in table(sweep)
     judged[1] = judged[1].replace("transductive,True,15", "support,False,15")
     (sweep / "sweep.csv").write_text("\n".join(judged))
-    main([str(sweep), "--out", str(tmp_path)])
-    assert (
-        "\nNot judged alike: norm support, predictions do not"
-        in (tmp_path / "matrix.md").read_text()
-    )
+    assert "\nNot judged alike: norm support, predictions do not" in table(sweep)
+
+
+def test_a_sweep_that_is_not_kept_is_told(sweep: Path):
+    (sweep / "differences.csv").unlink()
+    with pytest.raises(SystemExit, match=r"results: sweep glyphs: no differences.csv in /"):
+        table(sweep)

@@ -20,6 +20,7 @@ def test_the_page_of_reuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     text = (tmp_path / "reuse.md").read_text()
     assert text.count("| pwcca | svcca |") == 2
     assert "| 3 | " in text
+    assert text.count("| anatome's |") == 1
     assert "nan" not in text
     assert (tmp_path / "reuse.svg").read_text().count("<svg") == 1
 
