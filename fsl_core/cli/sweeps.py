@@ -221,7 +221,7 @@ def _stop(plan: Plan, directory: Path, settings: Settings) -> None:
     from fsl_core.sweeping.jobs import make_jobs
     from fsl_core.sweeping.start import stop
 
-    launcher = plan.matrix.launcher.build(settings.no_plugin)
+    launcher = plan.matrix.launcher.build(no_plugin=settings.no_plugin)
     number = stop(make_jobs(plan.cells, directory / "runs", settings.take_over), launcher)
     say(f"{directory}: {number} jobs stopped. The same command without --stop goes on")
 

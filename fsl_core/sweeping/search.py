@@ -241,7 +241,7 @@ class Searching:
         asked = Asked(number, number, parameters, job)
         if (name, number) not in self._known:  # before the run can be found by a worker
             self._note(directory, name, asked)
-        prepare([job], self._loaded, self._device, self._threads)
+        prepare([job], self._loaded, self._device, self._threads, self.folder.absolute().name)
         if job.has_result:
             job.state = "finished"
         one.jobs[number] = job
