@@ -1,4 +1,7 @@
-"""Runs on a cluster of Ray with two nodes on this machine."""
+"""Runs on a cluster of Ray with two nodes on this machine.
+
+They take minutes, most of which Ray takes to begin processes: FSL_TEST_RAY=1 has them run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from fsl_ray import Ray  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs Ray on POSIX")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="needs Ray on POSIX"),
+    pytest.mark.skipif(
+        not os.environ.get("FSL_TEST_RAY"), reason="not run: FSL_TEST_RAY=1 begins a cluster of Ray"
+    ),
+]
 
 BEGIN = """
 import sys, time

@@ -26,6 +26,9 @@ SCRIPT = Path(__file__).with_name("slurm_here.sh")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(ABSENT), reason=f"no Slurm: {', '.join(ABSENT)} not installed"),
+    pytest.mark.skipif(
+        not os.environ.get("FSL_TEST_SLURM"), reason="not run: FSL_TEST_SLURM=1 begins a Slurm"
+    ),
     pytest.mark.skipif(hasattr(os, "getuid") and os.getuid() != 0, reason="slurmd needs root"),
 ]
 
