@@ -40,6 +40,12 @@ TARGETS = [
     ),
     Target("omniglot-5", "the same with 5 inner steps", f"fastest of {MAML}", 2),
     Target(
+        "published",
+        "the published Omniglot step, 32 tasks: a meta-gradient",
+        f"fastest of {MAML}",
+        5,
+    ),
+    Target(
         "sampling",
         "drawing 32 Omniglot episodes, 28x28, rotations",
         "learn2learn's tasksets",
@@ -80,9 +86,12 @@ RACES = {
     "sinusoid": "Sinusoid MAML",
     "omniglot": "Omniglot-shaped MAML, 1 step",
     "omniglot-5": "Omniglot-shaped MAML, 5 steps",
+    "published": "The published Omniglot step",
     "centroid": "Nearest centroid",
     "features": "Judging episodes of cached features",
     "gpu": "Omniglot-shaped MAML on a GPU",
+    "gpu-published": "The published Omniglot step on a GPU",
+    "gpu-sinusoid": "Sinusoid MAML on a GPU",
     "sampling": "Drawing episodes",
     "training": "Training on Omniglot",
 }

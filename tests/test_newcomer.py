@@ -38,6 +38,7 @@ OTHER_PROGRAMS = (
     "python -m build",
     "twine upload ",
     "torchrun ",
+    "ray ",
 )
 LEFT_OUT = ("fsl run fsl-spread/recipes/glyphs.yaml",)  # needs the package to be installed
 

@@ -107,14 +107,24 @@ def main() -> None:
     except LostRankError as error:
         _end_at_once(error)
     except TrainingError as error:
-        sys.exit(_fail(error, 1))
+        _end(_fail(error, 1))
     except FslError as error:
-        sys.exit(_fail(error, 2))
+        _end(_fail(error, 2))
     except OSError as error:  # any command may be the first to look for a file
         told = _refused_by_machine(error)
         if not told:
             raise
-        sys.exit(_fail(told, 2))
+        _end(_fail(told, 2))
+
+
+def _end(code: int) -> NoReturn:
+    """End with this exit code, which one of several processes would lose now and then: torch's
+    connections to the others may abort it while Python clears up."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 SHARED = ("run", "resume", "eval", "reproduce")

@@ -85,4 +85,4 @@ def test_less_than_float32_is_refused():
         batch.id,
     )
     with pytest.raises(fsl.FslError, match=message):
-        meta_gradient(made, Uneven(), batch, TASK.loss, Execution(precision="bfloat16"))
+        meta_gradient(made, Uneven(), batch, TASK.loss, Execution(precision="bf16"))
