@@ -118,9 +118,11 @@ def main() -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """End with this exit code, which one of several processes would lose now and then: torch's
-    connections to the others may abort it while Python clears up."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    """End with this exit code, which one of several processes has lost before: a thread of torch
+    aborted it while Python cleared up."""
+    shared = sys.modules.get("torch.distributed")
+    connected = shared is not None and shared.is_available() and shared.is_initialized()
+    if connected or os.environ.get(STORE):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
