@@ -10,8 +10,7 @@ from typing import Any
 TEXT = """\
 # {name}
 
-A few-shot learner trained with [fsl-core](https://pypi.org/project/fsl-core/): backbone
-`{backbone}`, adapter `{adapter}`.
+A few-shot learner trained with fsl-core: backbone `{backbone}`, adapter `{adapter}`.
 
 **Test {metric} {figure}** (95 % interval over {episodes} episodes of `{episodes_name}`).
 
@@ -21,8 +20,9 @@ A few-shot learner trained with [fsl-core](https://pypi.org/project/fsl-core/): 
 
 ## Use it
 
+Where {packages} are installed:
+
 ```sh
-pip install {packages}
 fsl predict hf:{address} --support LABELLED --query PICTURES
 ```
 
@@ -64,7 +64,7 @@ def card(folder: Path, address: str, licence: str) -> str:
         episodes_name=result["episodes_name"],
         table="\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)]),
         note=NOTE,
-        packages=" ".join(["fsl-core", "fsl-hub", *_plugins(recipe)]),
+        packages=", ".join(["fsl-core", "fsl-hub", *_plugins(recipe)]),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
