@@ -79,13 +79,15 @@ def check(
     if (whole or as_json) and not data:
         option = "--list" if whole else "--json"
         raise typer.BadParameter(f"{option} says what is read. With --data", param_hint=option)
+    if memory and as_json:
+        raise typer.BadParameter("what it tells is no JSON. Without --json", param_hint="--memory")
     loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
     if loaded.files:
         warn(f"imported {', '.join(loaded.files)}")
     command = command_of(read_document(recipe, overrides, SECTIONS).data)
     if command != "run":
-        if data:
-            _refuse_many(recipe, command)
+        if data or memory:
+            _refuse_many(recipe, command, "--data reads the data" if data else "--memory tells")
         checks = {"sweep": _check_matrix, "search": _check_search}
         checks[command](recipe, loaded.catalogue, overrides)
         return
@@ -179,13 +181,13 @@ def _check_data(experiment: Experiment, whole: bool, as_json: bool) -> None:
         raise DataError("\n".join(report.faults))
 
 
-def _refuse_many(recipe: Path, command: str) -> None:
+def _refuse_many(recipe: Path, command: str, what: str) -> None:
     from fsl_core.config.recipe import MANY
     from fsl_core.errors import RecipeError
 
     section = next(name for name, (_, runs_it) in MANY.items() if runs_it == command)
     raise RecipeError(
-        f"{recipe}: --data reads the data of one recipe, and this one has a `{section}:`. "
+        f"{recipe}: {what} of one recipe, and this one has a `{section}:`. "
         f"`-s {section}=null` leaves it out"
     )
 

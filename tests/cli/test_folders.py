@@ -130,6 +130,12 @@ def test_check_data_of_other_sources(call: Call, toy_recipe: Path, data: Path):
     matrix = call("check", "--data", toy_recipe, "-s", "matrix={seed: [0, 1]}")
     assert matrix.code == 2
     assert "--data reads the data of one recipe, and this one has a `matrix:`. " in matrix.err
+    memory = call("check", "--memory", toy_recipe, "-s", "matrix={seed: [0, 1]}")
+    assert memory.code == 2
+    assert "--memory tells of one recipe, and this one has a `matrix:`. " in memory.err
+    both = call("check", "--data", "--json", "--memory", toy_recipe)
+    assert both.code == 2
+    assert "what it tells is no JSON. Without --json" in both.err
     for option in ("--list", "--json"):
         assert f"{option} says what is read. With --data" in call("check", option, "r.yaml").err
 
