@@ -226,7 +226,10 @@ class _Question:
         return None
 
     def _told(self, choice: Choice) -> Choice:
-        """With the reason for a chunk that the recipe does not name."""
+        """With the reason for a chunk that nobody named, and a word on a precision without use."""
+        if choice.execution.precision == "tf32" and self.device.type != "cuda":
+            told = f"{choice.reason}; tf32 is of GPUs and changes nothing on {self.device.type}"
+            choice = replace(choice, reason=told)
         chunk = choice.execution.chunk if choice.execution.mode != "loop" else None
         if chunk is None or chunk == self.experiment.recipe.sections.execution.chunk:
             return choice

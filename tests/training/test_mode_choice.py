@@ -97,6 +97,14 @@ def test_runs_of_one_recipe_have_equal_bits(toy_recipe, toy_plugins, stopwatch):
     }
 
 
+@pytest.mark.parametrize("mode", ["auto", "loop"])
+def test_a_precision_of_gpus_is_said_to_change_nothing(toy_recipe, toy_plugins, stopwatch, mode):
+    stopwatch |= {f"{name}, tf32": seconds for name, seconds in stopwatch.items()}
+    named = ("execution.precision=tf32", f"execution.mode={mode}")
+    told = settled(toy_recipe, toy_plugins, "a", *named).reason
+    assert told.endswith("; tf32 is of GPUs and changes nothing on cpu")
+
+
 @pytest.mark.parametrize("mode", ["auto", "vmap"])
 def test_no_more_tasks_are_batched_than_fit(
     toy_recipe, toy_plugins, stopwatch, monkeypatch: pytest.MonkeyPatch, mode
