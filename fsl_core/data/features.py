@@ -19,6 +19,7 @@ from fsl_core.data.source import EpisodeSource, Split, SplitContents
 from fsl_core.data.work import reported
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DataError
+from fsl_core.nn.arithmetic import arithmetic
 
 Precision = Literal["float32", "half"]
 TOGETHER = 32
@@ -116,7 +117,7 @@ class FrozenBackbone(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """(n, *item_shape) -> (n, feature_dim), float32, or as `precision` says."""
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        with _autocast(x.device, self.precision):
+        with _autocast(x.device, self.precision), arithmetic(x.device):
             features = self.backbone(x)
         return features.half().float() if self.precision == "half" else features
 

@@ -27,6 +27,7 @@ from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.episode import TaskShape
 from fsl_core.errors import DivergedError, Interrupted, PluginError, RunError, TrainingError
 from fsl_core.learner import Learner
+from fsl_core.nn.arithmetic import arithmetic
 from fsl_core.nn.norms import AVERAGED, Norm, collect_statistics
 from fsl_core.runs.data_record import keep_data_record, refuse_other_data, shared_classes
 from fsl_core.runs.run import Run
@@ -392,7 +393,7 @@ def move_running_statistics(learner: Learner, groups: Sequence[Group]) -> None:
     items = [group.episodes.support.x.flatten(0, 1) for group in groups]
     if "ordinary" in policies:
         items += [group.episodes.query.x.flatten(0, 1) for group in groups]
-    with torch.no_grad(), collect_statistics():
+    with torch.no_grad(), collect_statistics(), arithmetic(items[0].device):
         learner.backbone(items[0] if len(items) == 1 else torch.cat(items))
 
 

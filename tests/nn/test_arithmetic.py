@@ -1,7 +1,15 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch import nn
 
+import fsl_core as fsl
+from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.data import features
 from fsl_core.nn.arithmetic import _rounding, arithmetic
+from fsl_core.testing import tiny_episodes
+from fsl_core.training import outer_loop
 
 
 def state() -> list[object]:
@@ -46,3 +54,40 @@ def test_nothing_changes_for_a_cpu():
     before = state()
     with arithmetic(torch.device("cpu"), tf32=True):
         assert state() == before
+
+
+@pytest.mark.parametrize("what", ["features", "averages"])
+def test_a_backbone_is_computed_within_it_outside_of_a_learner_too(
+    what: str, monkeypatch: pytest.MonkeyPatch
+):
+    """There is no GPU in most tests: it is looked at where the backbone is called."""
+    within: list[bool] = []
+
+    @contextmanager
+    def watched(device: torch.device):
+        within.append(True)
+        yield
+        within.pop()
+
+    class Backbone(nn.Module):
+        feature_dim = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.normalise = fsl.Norm("running", 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert within
+            return self.normalise(x.flatten(1))
+
+    task = fsl.TaskShape("classification", 2, 2, 2, (2, 1), 2)
+    for room in (features, outer_loop):
+        monkeypatch.setattr(room, "arithmetic", watched)
+    if what == "features":
+        made = features.FrozenBackbone(Backbone(), (2, 1), "float32")
+        assert made.embed(torch.rand(3, 2, 1)).shape == (3, 2)
+    else:
+        learner = fsl.Learner(Backbone(), NearestCentroid(task))
+        group = fsl.Group(task, tiny_episodes(task, 2), (0, 1))
+        outer_loop.move_running_statistics(learner, [group])
+    assert not within
