@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from fsl_core.assembly import embedding
@@ -21,6 +21,7 @@ from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.config.shipped import find_recipe
 from fsl_core.config.yaml_text import to_yaml
 from fsl_core.data.source import SPLITS, EpisodeSource, Split
+from fsl_core.data.work import is_reported, report_to, reported, silent
 from fsl_core.diagnosing.layers import Maps
 from fsl_core.diagnosing.reuse import FeatureReuse, measure_reuse
 from fsl_core.engine import evaluation
@@ -37,7 +38,7 @@ from fsl_core.hooks.observers import Observers
 from fsl_core.hooks.trust import granting
 from fsl_core.learner import Learner
 from fsl_core.reporting.comparison import compare_runs
-from fsl_core.reporting.progress import EvaluationBar, ProgressBar, format_score
+from fsl_core.reporting.progress import ProgressBar, format_score, on_stderr
 from fsl_core.reporting.report import ReportWriter
 from fsl_core.reporting.scores import read_scores
 from fsl_core.reporting.statistics import PairedDifference
@@ -56,6 +57,9 @@ from fsl_core.sweeping.start import Settings, start
 from fsl_core.training.outer_loop import judge
 from fsl_core.training.outer_loop import train as train_run
 from fsl_core.weighting import TaskWeighting
+
+EVALUATING = "evaluating episodes"
+"""What is reported of a run that is judged."""
 
 AnyRecipe = AnyPath | Mapping[str, Any] | Recipe
 """A recipe file, the name of a shipped recipe such as `glyphs/5w1s-maml`, its data, or itself."""
@@ -143,8 +147,11 @@ def run(
     directory = None if out is None else Path(out)
     files, ranks = map(Path, loaded.files), join()
     wanted = choose_device(device, ranks)
-    with new_run(directory, checked, loaded, wanted, files, ranks) as started:
-        return _finished(started, complete(started, _console(progress, ranks)))
+    with (
+        _shown(progress, ranks),
+        new_run(directory, checked, loaded, wanted, files, ranks) as started,
+    ):
+        return _finished(started, complete(started))
 
 
 def resume(
@@ -172,11 +179,11 @@ def resume(
         trust_plugins=trust_plugins,
         ranks=ranks,
     )
-    with opening as opened:
+    with _shown(progress, ranks), opening as opened:
         result = ranks.told(opened.records.result)
         if result is None:
             opened.restore_last()
-            return _finished(opened, complete(opened, _console(progress, ranks)))
+            return _finished(opened, complete(opened))
         opened.restore_for_evaluation()
         return _finished(opened, result)
 
@@ -265,7 +272,7 @@ def train(
         wanted,
         ranks=ranks,
     )
-    with begun.telling_if_stopped(), _shown(begun, _console(progress, ranks)):
+    with begun.telling_if_stopped(), _shown(progress, ranks), _watched(begun):
         train_run(begun)
     if begun.records.has("best"):
         begun.restore_for_evaluation("best")
@@ -293,8 +300,8 @@ def evaluate(
     _require_frozen("fsl.evaluate", episodes, split)
     source.check_splits({split: task or source.task})
     ranks = join()
-    console, own = _console(progress, ranks), evaluation.share_of_episodes(ranks, episodes)
-    with EvaluationBar(console, own) if console else nullcontext(_nothing) as on_episode:
+    own = evaluation.share_of_episodes(ranks, episodes)
+    with _shown(progress, ranks), reported(EVALUATING, own) as advance:
         return evaluation.evaluate(
             Fitting(learner, task or source.task),
             source,
@@ -302,7 +309,7 @@ def evaluate(
             episodes,
             seed,
             task,
-            on_episode=on_episode,
+            on_episode=partial(advance, 1),
             workers=workers,
             ranks=ranks,
         )
@@ -330,8 +337,8 @@ def feature_reuse(
     _require_parts("fsl.feature_reuse", learner, source)
     _require_frozen("fsl.feature_reuse", episodes, split)
     source.check_splits({split: task or source.task})
-    console, fitting = _console(progress), Fitting(learner, task or source.task)
-    with EvaluationBar(console, episodes) if console else nullcontext(_nothing) as on_episode:
+    fitting = Fitting(learner, task or source.task)
+    with _shown(progress):
         return measure_reuse(
             fitting,
             source,
@@ -341,7 +348,6 @@ def feature_reuse(
             task,
             layers=layers,
             maps=maps,
-            on_episode=on_episode,
         )
 
 
@@ -402,16 +408,14 @@ def sweep(
     starter = plan.matrix.launcher.build()
     directory = Path(out)
     queue = make_jobs(plan.cells, directory / "runs")
-    console = _console(progress)
-    bar = EvaluationBar(console, len(queue), "runs") if console else nullcontext(_nothing)
     told = {id(job) for job in queue if job.state == "finished"}
-    with granting(loaded.files), bar as advance:
+    with granting(loaded.files), _shown(progress), reported("runs", len(queue)) as advance:
 
         def show() -> None:
             for job in queue:
                 if id(job) not in told and job.state in ("finished", "failed"):
                     told.add(id(job))
-                    advance()
+                    advance(1)
 
         threads = threads_of(starter.at_once or 1)
         prepare(queue, loaded, str(device), threads, directory.absolute().name)
@@ -435,22 +439,20 @@ def compare(first: AnyPath, second: AnyPath, *, on: str | None = None) -> Paired
     return compare_runs(*(read_scores(Path(run)).on(on) for run in (first, second)))
 
 
-def complete(
-    started: Run, console: Console | None, follow: Callable[[Run], object] = lambda run: None
-) -> dict[str, Any]:
+def complete(started: Run, follow: Callable[[Run], object] = lambda run: None) -> dict[str, Any]:
     """Train and judge a run that has begun, and tell its observers; returns its result.
 
     A trial of a search that is not chosen is not judged: its result is that of validation.
-    console: where progress is shown, if anywhere.    follow: is told of the run before it trains.
+    follow: is told of the run before it trains.
     """
     follow(started)
     if started.directory is not None and started.ranks.first:
         started.observers.add(ReportWriter())
     with started.telling_if_stopped():
-        with _shown(started, console):
+        with _watched(started):
             if waits(started):
                 return _validated(started)
-            result = _trained_and_judged(started, console)
+            result = _trained_and_judged(started)
         started.observers.tell("fsl_run_finished", run=started.view(), result=result)
     return result
 
@@ -467,29 +469,31 @@ def _validated(started: Run) -> dict[str, Any]:
         started.flush_metrics()
 
 
-def _trained_and_judged(started: Run, console: Console | None) -> dict[str, Any]:
+def _trained_and_judged(started: Run) -> dict[str, Any]:
     try:
         train_run(started)
         sets = 1 + len(started.experiment.further)
         wanted = started.recipe.sections.evaluate.episodes
         episodes = sets * evaluation.share_of_episodes(started.ranks, wanted)
-        bar = EvaluationBar(console, episodes) if console else nullcontext(_nothing)
-        with bar as on_episode:
-            return judge(started, on_episode)
+        with reported(EVALUATING, episodes) as advance:
+            return judge(started, partial(advance, 1))
     finally:
         started.flush_metrics()
 
 
+def _shown(progress: bool, ranks: Ranks = ALONE) -> AbstractContextManager[None]:
+    """Within this context, long work is shown if that is wanted; one of several ranks does it."""
+    return report_to(on_stderr().work if progress and ranks.first else silent)
+
+
 @contextmanager
-def _shown(started: Run, console: Console | None) -> Iterator[None]:
-    """Within this context the progress of a run is shown."""
-    if console is None:
+def _watched(started: Run) -> Iterator[None]:
+    """Within this context the training of a run is shown, where other long work is."""
+    if not is_reported():
         yield
         return
-    bar = ProgressBar(console)
-    started.observers.warn = lambda text: console.print(
-        text, highlight=False, markup=False, soft_wrap=True
-    )
+    bar = ProgressBar(on_stderr())
+    started.observers.warn = on_stderr().say
     started.observers.add(bar)
     try:
         yield
@@ -556,11 +560,3 @@ def _as_texts(overrides: Overrides) -> list[str]:
     if isinstance(overrides, Mapping):
         return [f"{key}={value}" for key, value in overrides.items()]
     return list(overrides)
-
-
-def _console(progress: bool, ranks: Ranks = ALONE) -> Console | None:
-    return Console(stderr=True) if progress and ranks.first else None
-
-
-def _nothing() -> None:
-    pass

@@ -33,6 +33,7 @@ from fsl_core.cli import (
     sweeps,
     tuning,
 )
+from fsl_core.cli.command import as_command
 from fsl_core.cli.ranks import LOST
 from fsl_core.data.work import Advance, report_to
 from fsl_core.engine.environment import (
@@ -75,6 +76,8 @@ predicting.add_commands(app)
 embedding.add_commands(app)
 diagnosing.add_commands(app)
 scaffolding.add_commands(app)
+for registered in app.registered_commands:
+    registered.callback = registered.callback and as_command(registered.callback)
 
 
 def _show_version(wanted: bool) -> None:
@@ -177,9 +180,9 @@ def _refused_by_machine(error: OSError) -> str:
 
 
 def _report_work(what: str, total: int | None) -> AbstractContextManager[Advance]:
-    from fsl_core.reporting.progress import report_work  # rich is imported late
+    from fsl_core.reporting.progress import on_stderr  # rich is imported late
 
-    return report_work(what, total)
+    return on_stderr().work(what, total)
 
 
 def _fail(error: FslError | str, code: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from fsl_core.cli.arguments import (
     recorded_plugins,
     say,
 )
+from fsl_core.cli.interrupts import going_on
 from fsl_core.cli.outputs import Output, check_outputs, page
 
 if TYPE_CHECKING:
@@ -82,7 +85,8 @@ def bench(
     if not trained:
         run = _train(run, overrides, device, no_plugin, plugins_dir)
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
-    found = _judge(run, benchmark, changes, device, plugins)
+    with going_on(f"`fsl bench {task} {run}` judges it") if not trained else nullcontext():
+        found = _judge(run, benchmark, changes, device, plugins)
     text = to_json(found, file.path, indent=1)
     file.make_folder()
     write_atomically(file.path, text + "\n")
@@ -111,31 +115,27 @@ def _changes(overrides: list[str], of_run: bool) -> list[str]:
 def _train(
     given: Path, overrides: list[str], device: str, no_plugin: list[str], plugins_dir: Path | None
 ) -> Path:
-    from fsl_core.cli.interrupts import interruptible
     from fsl_core.cli.runs import run_recipe
 
     recipe = find_recipe_file(given)
     loaded = load_plugins(no_plugin, plugins_dir, recipe)
-    with interruptible() as watched:
-        _, directory = run_recipe(recipe, loaded, overrides, None, device, watched)
-    return directory
+    return run_recipe(recipe, loaded, overrides, None, device)[1]
 
 
 def _judge(
     run: Path, benchmark: Benchmark, changes: list[str], device: str, plugins: dict[str, Any]
 ) -> dict[str, Any]:
-    from rich.console import Console
-
-    from fsl_core.reporting.progress import EvaluationBar
+    from fsl_core.api import EVALUATING
+    from fsl_core.data.work import reported
     from fsl_core.runs.opening import open_run
     from fsl_core.training.benchmarking import judge_on_benchmark
 
     on = [str(benchmark.file), *changes]
     with (
         open_run(run, choose_device(device), write=False, on=on, **plugins) as opened,
-        EvaluationBar(Console(stderr=True), benchmark.episodes) as on_episode,
+        reported(EVALUATING, benchmark.episodes) as advance,
     ):
-        return judge_on_benchmark(opened, benchmark, on_episode)
+        return judge_on_benchmark(opened, benchmark, partial(advance, 1))
 
 
 def leaderboard(

@@ -106,10 +106,12 @@ def _check_matrix(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
     from fsl_core.assembly.experiment import build_experiment
     from fsl_core.assembly.preflight import preflight_all
     from fsl_core.config.matrix import read_matrix
+    from fsl_core.data.work import each
     from fsl_core.sweeping.plan import plan_sweep
 
     plan = plan_sweep(read_matrix(recipe, catalogue, overrides), with_data=False)
-    preflight_all(build_experiment(row.cells[0].recipe) for row in plan.rows)
+    rows = each(plan.rows, "trying rows")
+    preflight_all(build_experiment(row.cells[0].recipe) for row in rows)
     axes = " x ".join(f"{len(axis.entries)} {axis.name}" for axis in plan.matrix.axes)
     typer.echo(f"{recipe}: ok. {len(plan.cells)} runs in {len(plan.rows)} rows ({axes})")
     for title, reason in plan.refused:
@@ -120,17 +122,18 @@ def _check_search(recipe: Path, catalogue: Catalogue, overrides: list[str]) -> N
     from fsl_core.assembly.experiment import build_experiment
     from fsl_core.assembly.preflight import preflight_all
     from fsl_core.config.search import read_search
+    from fsl_core.data.work import each
     from fsl_core.sweeping.search import checked_metric
 
     search = read_search(recipe, catalogue, overrides)
     search.searcher.build()
     checked_metric(search, with_data=False)
-    preflight_all(build_experiment(cell.recipe) for cell in search.ends)
-    each = ", ".join(
+    preflight_all(build_experiment(cell.recipe) for cell in each(search.ends, "trying ranges"))
+    told = ", ".join(
         f"{method.name} over {' and '.join(method.space)}" for method in search.methods
     )
     trials, name = search.options.trials, search.searcher.component.name
-    typer.echo(printable(f"{recipe}: ok. {trials} trials of each method by {name}: {each}"))
+    typer.echo(printable(f"{recipe}: ok. {trials} trials of each method by {name}: {told}"))
 
 
 def _say_checked(file: Path, recipe: Recipe, experiment: Experiment, memory: bool) -> None:

@@ -87,18 +87,16 @@ def reuse(
             task = _task(run, n_query)
             seed, source = run.recipe.sections.evaluate.seed, run.experiment.source
             source.check(split, task)  # type: ignore[arg-type]  # looked at in _opened
-            with _bar(episodes) as on_episode:
-                found[str(directory)] = measure_reuse(
-                    run.experiment.fitting_for(task),
-                    source,
-                    split,  # type: ignore[arg-type]
-                    episodes,
-                    seed,
-                    task,
-                    layers=layers,
-                    maps=maps,  # type: ignore[arg-type]
-                    on_episode=on_episode,
-                )
+            found[str(directory)] = measure_reuse(
+                run.experiment.fitting_for(task),
+                source,
+                split,  # type: ignore[arg-type]
+                episodes,
+                seed,
+                task,
+                layers=layers,
+                maps=maps,  # type: ignore[arg-type]
+            )
     told = {"split": split, "episodes": episodes, "maps": maps}
     folder = _folder(out or directories[0])
     write_reuse(folder, found, told)
@@ -137,17 +135,15 @@ def patterns(
         task = _task(run, None)
         seed, source = run.recipe.sections.evaluate.seed, run.experiment.source
         source.check(split, task)  # type: ignore[arg-type]  # looked at in _opened
-        with _bar(None) as on_episode:
-            found = measure_patterns(
-                run.experiment.fitting_for(task),
-                source,
-                split,  # type: ignore[arg-type]
-                episodes,
-                seed,
-                task,
-                beam=beam,
-                on_episode=on_episode,
-            )
+        found = measure_patterns(
+            run.experiment.fitting_for(task),
+            source,
+            split,  # type: ignore[arg-type]
+            episodes,
+            seed,
+            task,
+            beam=beam,
+        )
     chosen = found.chosen(within)
     folder = _folder(out or directory)
     told = {"run": str(directory), "split": split, "episodes": episodes, "within": within}
@@ -186,16 +182,6 @@ def _folder(folder: Path) -> Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def _bar(episodes: int | None) -> Iterator[Any]:
-    from rich.console import Console
-
-    from fsl_core.reporting.progress import EvaluationBar
-
-    with EvaluationBar(Console(stderr=True), episodes) as on_episode:
-        yield on_episode
 
 
 def _say(file: Path, as_json: bool, lines: list[str]) -> None:

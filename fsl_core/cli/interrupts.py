@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP during a run: the step is finished and kept, and the user is told."""
+"""Ctrl-C, SIGTERM and SIGHUP end every command with a word on how to go on.
+
+During a run, the step is finished and kept.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fsl_core.runs.stopping import Stop
+from fsl_core.text import printable
 
 if TYPE_CHECKING:
     from fsl_core.runs.run import Run
@@ -23,15 +27,49 @@ SIGNALS = [
 ]
 
 
+AGAIN = "The same command begins again"
+
+
 @dataclass
 class Watched:
-    """What is interrupted: run is None until there is one."""
+    """What is interrupted: run is None until there is one, and where there is none.
+
+    go_on: how to go on without a run.
+    """
 
     stop: Stop
     run: Run | None = None
+    go_on: str = AGAIN
 
     def follow(self, run: Run) -> None:
         self.run, run.stop = run, self.stop
+
+    def told(self) -> str:
+        progress = sys.modules.get("fsl_core.reporting.progress")  # absent: nothing was shown
+        at = progress.on_stderr().abandon() if progress else ""
+        if self.run is not None:
+            return _message(self.run)
+        return f"interrupted{' at ' if at else ''}{printable(at)}. {self.go_on}"
+
+
+_current: list[Watched] = []
+"""What a signal would interrupt, the innermost last."""
+
+
+def follow(run: Run) -> None:
+    """An interruption ends this run from here on."""
+    if _current:
+        _current[-1].follow(run)
+
+
+@contextmanager
+def going_on(told: str) -> Iterator[None]:
+    """Within this context, that is how to go on after an interruption."""
+    watched = _current[-1] if _current else Watched(Stop())
+    run, before = watched.run, watched.go_on
+    watched.run, watched.go_on = None, told
+    yield  # after an exception this stays: the message is yet to come
+    watched.run, watched.go_on = run, before
 
 
 @contextmanager
@@ -54,12 +92,15 @@ def interruptible() -> Iterator[Watched]:
         if sys.stderr.isatty():  # os.write: the signal may have come during a write to sys.stderr
             os.write(2, b"\nstopping after this step; once more to end at once\n")
 
+    _current.append(watched)
     try:
         with handled(handle):
             yield watched
     except KeyboardInterrupt:
-        typer.echo(_message(watched.run), err=True)
+        typer.echo(watched.told(), err=True)
         raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from None
+    finally:
+        _current.remove(watched)
 
 
 @contextmanager
@@ -83,12 +124,10 @@ def handled(handle: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def _message(run: Run | None) -> str:
+def _message(run: Run) -> str:
     """Where the run stands, by what is on the disk and not by what memory holds."""
     from fsl_core.runs.files import RESULT
 
-    if run is None:
-        return "interrupted before the run began"
     kept, resume = run.kept_step(), f"`fsl resume {run.directory}`"
     at = f"interrupted at step {run.step} of {run.steps}"
     if (run.folder / RESULT).is_file():

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    nullcontext,
-    redirect_stdout,
-)
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,13 +29,11 @@ from fsl_core.cli.arguments import (
     say,
     warn,
 )
-from fsl_core.cli.interrupts import Watched, interruptible
+from fsl_core.cli.interrupts import follow
 from fsl_core.cli.ranks import Processes
 from fsl_core.text import name_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fsl_core.config.sections import Expected
     from fsl_core.data.source import Split
     from fsl_core.hooks.loader import Loaded
@@ -70,9 +62,9 @@ def run(
     processes: Processes = None,
 ) -> None:
     """Train and evaluate a recipe."""
-    with _json_alone(as_json), interruptible() as watched:
+    with _json_alone(as_json):
         loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
-        result, directory = run_recipe(recipe, loaded, overrides, out, device, watched)
+        result, directory = run_recipe(recipe, loaded, overrides, out, device)
     _print_result(result, directory, as_json)
 
 
@@ -100,15 +92,12 @@ def resume(
     ranks = join()
     plugins = recorded_plugins(no_plugin, plugins_dir, trust_plugins)
     options = {"write": True, "steps": steps, "ranks": ranks, **plugins}
-    with (
-        interruptible() as watched,
-        open_run(directory, choose_device(device, ranks), **options) as opened,
-    ):
+    with open_run(directory, choose_device(device, ranks), **options) as opened:
         result = ranks.told(opened.records.result)
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
-                result = _complete(opened, watched)
+                result = _complete(opened)
     _print_result(result, None if "split" in result else directory, as_json)
 
 
@@ -136,7 +125,9 @@ def evaluate(
     processes: Processes = None,
 ) -> None:
     """Evaluate a trained run again: more episodes, another split, other data. Writes nothing."""
+    from fsl_core.api import EVALUATING
     from fsl_core.data.source import SPLITS
+    from fsl_core.data.work import reported
     from fsl_core.engine.evaluation import share_of_episodes
     from fsl_core.engine.ranks import join
     from fsl_core.errors import RunError
@@ -157,11 +148,12 @@ def evaluate(
         else:
             source.check(split)
         count = episodes or opened.recipe.sections.evaluate.episodes
-        with _evaluation_bar(share_of_episodes(ranks, count)) as on_episode:
-            summary = evaluate_run(opened, split, count, source, on_episode=on_episode).summary()
+        with reported(EVALUATING, share_of_episodes(ranks, count)) as advance:
+            told = partial(advance, 1)
+            summary = evaluate_run(opened, split, count, source, on_episode=told).summary()
         summary |= state_of(opened.experiment.learner.adapter)
-    told = {"on": label} if on else {}
-    _print_result({**summary, "split": split, "checkpoint": which, **told}, None, as_json)
+    where = {"on": label} if on else {}
+    _print_result({**summary, "split": split, "checkpoint": which, **where}, None, as_json)
 
 
 def reproduce(
@@ -193,8 +185,7 @@ def reproduce(
             f"{recipe}: no `expect:`, so there is nothing to compare a result with. "
             "{accuracy: {value: …, tolerance: …}}"
         )
-    with interruptible() as watched:
-        result, directory = run_recipe(recipe, loaded, overrides, out, device, watched)
+    result, directory = run_recipe(recipe, loaded, overrides, out, device)
     _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
@@ -270,7 +261,6 @@ def run_recipe(
     overrides: list[str],
     out: Path | None,
     device: str,
-    watched: Watched,
 ) -> tuple[dict[str, Any], Path]:
     """Train and judge a recipe; its result, and where it is."""
     from fsl_core.config.recipe import read_recipe
@@ -282,7 +272,7 @@ def run_recipe(
     directory = out or Path(ranks.told(lambda: str(_free_directory(_run_name(recipe_file)))))
     wanted = choose_device(device, ranks)
     with new_run(directory, recipe, loaded, wanted, files, ranks) as started:
-        return _complete(started, watched), directory
+        return _complete(started), directory
 
 
 def _load(
@@ -293,12 +283,12 @@ def _load(
     return join().in_turn(lambda: load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin))
 
 
-def _complete(run: Run, watched: Watched) -> dict[str, Any]:
+def _complete(run: Run) -> dict[str, Any]:
     from fsl_core.api import complete
     from fsl_core.engine.memory import keep_freed_memory
 
     keep_freed_memory()
-    return complete(run, _console() if run.ranks.first else None, watched.follow)
+    return complete(run, follow)
 
 
 def _note_data(run: Run, split: Split) -> None:
@@ -328,20 +318,6 @@ def _free_directory(name: str) -> Path:
 def _json_alone(as_json: bool) -> AbstractContextManager[Any]:
     """What a component prints during a run goes to stderr if stdout is to be JSON alone."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-@contextmanager
-def _evaluation_bar(episodes: int) -> Iterator[Any]:
-    from fsl_core.reporting.progress import EvaluationBar
-
-    with EvaluationBar(_console(), episodes) as on_episode:
-        yield on_episode
 
 
 def _judged(result: dict[str, Any]) -> str:

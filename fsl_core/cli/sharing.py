@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fsl_core.cli.arguments import NoPlugin, RunDirectory, load_plugins, say
+from fsl_core.text import printable
 
 BY_DEFAULT = "hf"
 """The store of an address that names none."""
@@ -43,6 +44,7 @@ def push(
     `fsl predict hf:user/name` and `start_from: hf:user/name` fetch it. No program is sent, no path
     of this machine and no name of a class.
     """
+    from fsl_core.data.work import reported
     from fsl_core.errors import RunError
     from fsl_core.files.paths import store_and_address
     from fsl_core.reporting.scores import read_scores
@@ -61,6 +63,7 @@ def push(
     store = store_of(load_plugins(no_plugin, None).catalogue, name or BY_DEFAULT)
     with TemporaryDirectory() as folder:
         shared = share_run(directory, Path(folder) / "run")
-        where = store.push(shared, rest or address, licence, private)
+        with reported(f"sending {printable(directory)}", None):
+            where = store.push(shared, rest or address, licence, private)
     named = f"{name or BY_DEFAULT}:{rest or address}"
     say(f"{where}\nfsl predict {named} --support DIR --query DIR")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from fsl_core.cli.arguments import (
     say,
     warn,
 )
+from fsl_core.cli.interrupts import going_on
 from fsl_core.launcher import TAKE_OVER
 from fsl_core.text import name_of, printable
 
@@ -250,14 +251,10 @@ def watched(
     outlives: what was started goes on.    waits: what others work on is waited for.
     total:    of the runs, if the queue is to grow.
     """
-    try:
-        with _interruptible(), _live(queue, waits, total) as show:
-            yield show
-    except KeyboardInterrupt:
-        left = "The same command goes on with what is not finished"
-        told = f"what was started goes on. {left}" if outlives else left
-        typer.echo(f"interrupted. {told}", err=True)
-        raise typer.Exit(130) from None
+    left = "The same command goes on with what is not finished"
+    told = f"What was started goes on. {left}" if outlives else left
+    with going_on(told), _live(queue, waits, total) as show:
+        yield show
 
 
 def _collect(
@@ -318,38 +315,24 @@ def fail_if_any_failed(queue: Sequence[Prepared]) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, so that its processes are ended too.
-
-    By default these signals would end Python at once, without any `finally`.
-    """
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signals = [
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-    ]
-    before = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _live(queue: Sequence[Prepared], waits: bool, total: int) -> Iterator[Callable[[], None]]:
     """A table that changes in place in a terminal; elsewhere a line for each run that ends."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(stderr=True)
-    lines = _Lines(queue, waits, total)
+    from fsl_core.data.work import is_reported
+    from fsl_core.reporting.progress import Pace, on_stderr
+
+    if not is_reported():
+        yield lambda: None
+        return
+    console, pace = on_stderr().console, Pace()
+    lines = _Lines(queue, waits, total, pace.started)
 
     def tell() -> None:
         for line in lines.new():
-            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+            on_stderr().say(printable(line))
+        if not console.is_terminal and pace.due():
+            on_stderr().say(lines.standing())
 
     if not console.is_terminal:
         yield tell
@@ -358,7 +341,7 @@ def _live(queue: Sequence[Prepared], waits: bool, total: int) -> Iterator[Callab
 
         def show() -> None:
             tell()
-            live.update(_status_table(queue, console.height), refresh=True)
+            live.update(_status_table(queue, lines.standing(), console.height), refresh=True)
 
         yield show
 
@@ -366,10 +349,10 @@ def _live(queue: Sequence[Prepared], waits: bool, total: int) -> Iterator[Callab
 class _Lines:
     """What there is to say of the runs, each thing once."""
 
-    def __init__(self, queue: Sequence[Prepared], waits: bool, total: int):
-        self._queue, self._waits, self._total = queue, waits, total
+    def __init__(self, queue: Sequence[Prepared], waits: bool, total: int, started: float):
+        self._queue, self._waits, self._total, self._started = queue, waits, total, started
         self._ended = {id(job) for job in queue if job.state in ("finished", "failed")}
-        self._elsewhere: set[int] = set()
+        self._kept, self._elsewhere = len(self._ended), set[int]()
 
     def new(self) -> Iterator[str]:
         for job in self._queue:
@@ -382,14 +365,24 @@ class _Lines:
                 total = max(self._total, len(self._queue))
                 yield f"[{done}/{total}] {job.title}: {job.ended}"
 
+    def standing(self) -> str:
+        """How many runs are in which state, and how long the others may take."""
+        from fsl_core.reporting.progress import time_left
 
-def _status_table(queue: Sequence[Prepared], height: int) -> Table:
+        counts = Counter(job.state for job in self._queue)
+        told = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+        total = max(self._total, len(self._queue)) - self._kept
+        ended = sum(job.state in ("finished", "failed") for job in self._queue) - self._kept
+        running = [job for job in self._queue if job.state == "running" and job.steps]
+        done = ended + sum(job.step / (job.steps or 1) for job in running)
+        return f"{told}{time_left(done, total, time.monotonic() - self._started)}"
+
+
+def _status_table(queue: Sequence[Prepared], title: str, height: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, title_justify="left")
-    counts = Counter(job.state for job in queue)
-    table.title = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
     for heading in ("run", "state", "step", "seconds"):
         table.add_column(heading)
     order = {"running": 0, "elsewhere": 1, "failed": 2, "waiting": 3, "finished": 4}

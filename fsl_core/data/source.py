@@ -17,6 +17,7 @@ from fsl_core.data.draws import draw_bits, to_between
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.groups import Group, by_key
 from fsl_core.data.vision import decode_image
+from fsl_core.data.work import each
 from fsl_core.episode import Episode, LabelledSet, TaskShape
 from fsl_core.errors import DataError
 
@@ -198,7 +199,7 @@ class EpisodeSource(ABC):
         if known is not None:
             return known
         digest = hashlib.blake2b(digest_size=16)
-        for start in range(0, episodes, DRAWN_TOGETHER):
+        for start in each(range(0, episodes, DRAWN_TOGETHER), "drawing episodes"):
             indices = range(start, min(start + DRAWN_TOGETHER, episodes))
             for group in self.groups(split, indices, seed, task):
                 digest.update(self.fingerprint(group.episodes))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CHUNK = 32
 """Items that a thread takes at a time."""
 
 Advance = Callable[[int], None]
-"""Is told how many more items (pictures, files, megabytes) are done."""
+"""Is told how many more items (pictures, episodes, megabytes) are done."""
 
 Reporter = Callable[[str, int | None], AbstractContextManager[Advance]]
 """Opened with what is being done, such as "decoding pictures", and how many items there are, or
@@ -38,9 +41,22 @@ def report_to(reporter: Reporter) -> Iterator[None]:
         _reporter = before
 
 
+def is_reported() -> bool:
+    """Whether anybody is told of long work."""
+    return _reporter is not silent
+
+
 def reported(what: str, total: int | None) -> AbstractContextManager[Advance]:
     """`with reported("decoding pictures", 600) as advance:`, where `advance(1)` follows each."""
     return _reporter(what, total)
+
+
+def each(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, one after the other; what is done with each is reported as `what`."""
+    with reported(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def for_each(

@@ -14,6 +14,7 @@ import torch
 
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import EpisodeSource, Split
+from fsl_core.data.work import Advance, reported
 from fsl_core.diagnosing.layers import layers_of
 from fsl_core.diagnosing.reuse import frozen_episodes
 from fsl_core.engine.evaluation import TIMED_EPISODES, mean_and_interval
@@ -127,7 +128,6 @@ def measure_patterns(
     task: TaskShape | None = None,
     *,
     beam: int = 0,
-    on_episode: Callable[[], None] = lambda: None,
 ) -> Patterns:
     """Try masks of layers on frozen episodes: the same for every step, and then one for each step.
 
@@ -143,7 +143,7 @@ def measure_patterns(
         (fitted(shape), episode)
         for shape, episode in frozen_episodes(source, split, episodes, seed, task)
     ]
-    search = _Search(drawn, task, (seed, split), on_episode)
+    search = _Search(drawn, task, (seed, split))
     groups = search.groups()
     masks = masks_of(list(groups))
     count = search.steps
@@ -202,9 +202,8 @@ class _Search:
         drawn: Sequence[tuple[Learner, Episode]],
         task: TaskShape,
         seeds: tuple[int, Split],
-        on_episode: Callable[[], None],
     ):
-        self.drawn, self.task, self.seeds, self.on_episode = drawn, task, seeds, on_episode
+        self.drawn, self.task, self.seeds = drawn, task, seeds
         self.problem = _problem_of(*drawn[0])
         self.steps = self.problem.steps
         if self.steps < 1:
@@ -238,17 +237,29 @@ class _Search:
 
         beside: one that was judged before; times are put in proportion to what it takes now.
         """
-        for number, (learner, episode) in enumerate(self.drawn):
-            drift = 1.0
-            timed = number < TIMED_EPISODES
-            if timed and beside is not None:
-                drift = beside.seconds[number] / self._adapted(learner, episode, beside, groups)[1]
-            for pattern in patterns:
-                score, seconds = self._adapted(learner, episode, pattern, groups)
-                pattern.scores.append(score)
-                if timed:
-                    pattern.seconds.append(seconds * drift)
-            self.on_episode()
+        what = f"judging {len(patterns)} patterns"
+        with reported(what, len(patterns) * len(self.drawn)) as advance:
+            for number in range(len(self.drawn)):
+                self._judge_on(number, patterns, groups, beside, advance)
+
+    def _judge_on(
+        self,
+        number: int,
+        patterns: Sequence[Pattern],
+        groups: dict[str, list[str]],
+        beside: Pattern | None,
+        advance: Advance,
+    ) -> None:
+        (learner, episode), drift = self.drawn[number], 1.0
+        timed = number < TIMED_EPISODES
+        if timed and beside is not None:
+            drift = beside.seconds[number] / self._adapted(learner, episode, beside, groups)[1]
+        for pattern in patterns:
+            score, seconds = self._adapted(learner, episode, pattern, groups)
+            pattern.scores.append(score)
+            if timed:
+                pattern.seconds.append(seconds * drift)
+            advance(1)
 
     def _adapted(
         self, learner: Learner, episode: Episode, pattern: Pattern, groups: dict[str, list[str]]

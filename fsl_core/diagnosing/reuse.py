@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fsl_core.data.groups import unbatch
 from fsl_core.data.seeding import seed_torch
 from fsl_core.data.source import DRAWN_TOGETHER, EpisodeSource, Split
+from fsl_core.data.work import reported
 from fsl_core.diagnosing.layers import Maps, layers_of, recorded
 from fsl_core.diagnosing.similarity import MEASURES, Distance, distances
 from fsl_core.engine.evaluation import mean_and_interval
@@ -96,7 +97,6 @@ def measure_reuse(
     *,
     layers: Sequence[str] = (),
     maps: Maps = "whole",
-    on_episode: Callable[[], None] = lambda: None,
 ) -> FeatureReuse:
     """Adapt to each of the first frozen episodes of a split; compare features before and after.
 
@@ -109,12 +109,12 @@ def measure_reuse(
     fitted, task = as_fitting(learner), task or source.task
     fitted.learner.eval()
     found = _Found()
-    with torch.no_grad():
+    with torch.no_grad(), reported("comparing features", episodes) as advance:
         for shape, episode in frozen_episodes(source, split, episodes, seed, task):
             seed_torch("evaluation", seed, split, int(episode.id))
             judged = _Judged(fitted(shape), episode, shape or task)
             found.add(judged.compared(layers, maps), judged.scores(), judged.shift())
-            on_episode()
+            advance(1)
     return found.told(task.metric)
 
 

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from fsl_core.data.groups import Group, as_groups
+from fsl_core.data.work import each
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.memory import is_out_of_memory
@@ -323,7 +324,7 @@ class _Trials:
         """Seconds of each meta-batch but the first."""
         parts = self.setting.copied()
         compute = MetaGradient(parts.fitted, parts.weighting, parts.loss, execution)
-        for batch in range(batches):
+        for batch in each(range(batches), f"trying execution {execution}"):
             started = time.perf_counter()
             compute(parts.episodes)
             if parts.groups[0].episodes.support.x.is_cuda:

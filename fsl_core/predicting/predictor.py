@@ -14,6 +14,7 @@ from fsl_core.assembly.experiment import Experiment
 from fsl_core.data.features import FrozenBackbone, embed_images
 from fsl_core.data.folders import PassedOver
 from fsl_core.data.seeding import seed_torch
+from fsl_core.data.work import each
 from fsl_core.episode import Episode, LabelledSet, Predictor
 from fsl_core.errors import RunError
 from fsl_core.files.paths import AnyPath
@@ -81,7 +82,8 @@ class AdaptedPredictor:
         parts = images.split(len(images) if self.together else TOGETHER)
         with torch.no_grad():
             predict = self.predictor(self.inputs(parts[0]))
-            found = torch.cat([predict(self.inputs(part)).softmax(-1).cpu() for part in parts])
+            each_part = each(parts, "predicting pictures")
+            found = torch.cat([predict(self.inputs(part)).softmax(-1).cpu() for part in each_part])
         wrong = (~found.isfinite()).any(-1).sum().item()
         if wrong:
             raise RunError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fsl_core.data.work import each
 from fsl_core.engine.evaluation import mean_and_interval
 from fsl_core.errors import RunError
 from fsl_core.files.spreadsheets import CsvWriter
@@ -255,7 +256,10 @@ def collect(plan: Plan, jobs: Sequence[Job]) -> SweepResult:
     Raises RunError if runs of one row were not judged on the same episodes.
     """
     by_cell = {job.cell.digest: job for job in jobs}
-    results = [_row_result(row, [by_cell[cell.digest] for cell in row.cells]) for row in plan.rows]
+    results = [
+        _row_result(row, [by_cell[cell.digest] for cell in row.cells])
+        for row in each(plan.rows, "reading results")
+    ]
     _hold_episodes(results)
     metric = next((run.metric for result in results for run in result.runs.values()), "accuracy")
     better = metric != "mse"

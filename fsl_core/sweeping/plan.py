@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fsl_core.assembly.experiment import Experiment, build_experiment, build_optimizer, check_data
 from fsl_core.assembly.parts import section_at
 from fsl_core.config.matrix import SEED, Cell, FaultsOfCells, Matrix, title
+from fsl_core.data.work import each
 from fsl_core.errors import DataError, RecipeError, UnfitError
 
 LOCATIONS = ("root", "path", "file")
@@ -98,7 +99,7 @@ def _build_all(matrix: Matrix, with_data: bool) -> tuple[dict[str, Hashable], di
     looked_at: set[Hashable] = set()
     settings: dict[str, Hashable] = {}
     reasons: dict[str, str] = {}
-    for cell in matrix.cells:
+    for cell in each(matrix.cells, "checking combinations"):
         try:
             experiment = build_experiment(cell.recipe)
             build_optimizer(cell.recipe, experiment)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fsl_core.config.matrix import Cell
+from fsl_core.data.work import each
 from fsl_core.errors import FslError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.files import RECIPE
@@ -27,7 +28,7 @@ def prepare(jobs: Sequence[Job], loaded: Loaded, device: str, threads: int, swee
         "plugin_files": loaded.files,
         "sweep": sweep,
     }
-    for job in jobs:
+    for job in each(jobs, "preparing runs"):
         try:
             if not (job.directory / RECIPE).is_file():
                 named = {"recipe": _run_name(job.cell), **environment}

@@ -10,6 +10,7 @@ import torch
 from fsl_core.assembly.experiment import Experiment
 from fsl_core.assembly.trials.made_up import made_up_episodes
 from fsl_core.data.groups import Group
+from fsl_core.data.work import each
 from fsl_core.engine.choice import Setting, why_not_vectorized
 from fsl_core.engine.execution import Mode
 from fsl_core.engine.peak import peak_of_meta_batch
@@ -29,7 +30,10 @@ def predicted_peaks(experiment: Experiment) -> list[tuple[str, int]]:
     if why_not_vectorized(experiment.learner):
         modes = ["loop"]
     executions = [execution_of(experiment, mode) for mode in modes]
-    return [(str(each), held + peak_of_meta_batch(setting, each)) for each in executions]
+    return [
+        (str(execution), held + peak_of_meta_batch(setting, execution))
+        for execution in each(executions, "measuring memory")
+    ]
 
 
 def _setting(experiment: Experiment) -> Setting:

@@ -12,7 +12,7 @@ from scipy import stats
 from fsl_core.config.benchmarks import find_benchmark, read_benchmark
 from fsl_core.errors import RecipeError
 from fsl_core.hooks.loader import load
-from tests.parts.command_line import Call
+from tests.parts.command_line import Call, interrupt_at
 
 TASK = """\
 benchmark: blobs
@@ -134,3 +134,13 @@ def test_a_file_that_is_no_task(tmp_path: Path):
     file.write_text(TASK.replace("HASH", "0" * 32) + "wrong: 1\n")
     with pytest.raises(RecipeError, match=r"wrong: extra inputs.*Keys of a task: benchmark, ver"):
         read_benchmark(file)
+
+
+@pytest.mark.usefixtures("task")
+def test_an_interruption_after_training_does_not_ask_for_another(
+    in_process: Call, monkeypatch: pytest.MonkeyPatch
+):
+    interrupt_at(monkeypatch, "fsl_core.training.benchmarking.evaluate")
+    ended = bench(in_process, "toy.yaml")
+    told = "interrupted at evaluating episodes, 0 of 20. `fsl bench blobs runs/toy` judges it"
+    assert (ended.code, ended.err.splitlines()[-1]) == (130, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -11,8 +12,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import typer
 
+from fsl_core.cli import app
+from fsl_core.cli.command import as_command
 from fsl_core.cli.interrupts import SIGNALS, interruptible
+from fsl_core.reporting.progress import on_stderr
+from tests.parts.command_line import interrupt_at
 
 RUN = ["run", "toy.yaml", "-s", "outer.validate_every=0", "--out", "out"]
 OBSERVER = """
@@ -107,8 +113,44 @@ def test_an_evaluation(call, tmp_path: Path):
 def test_loading_plugins(call, tmp_path: Path):
     with (tmp_path / "fslplugin.py").open("a") as file:
         file.write("\nimport os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    assert call(*RUN) == (130, "", "interrupted before the run began\n")
+    assert call(*RUN) == (130, "", "interrupted. The same command begins again\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_command_is_interruptible_and_can_be_quiet():
+    assert len(app.registered_commands) > 25
+    for info in app.registered_commands:
+        assert inspect.unwrap(info.callback) is not info.callback
+        assert "quiet" in inspect.signature(info.callback).parameters
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_command_without_a_run_says_how_far_it_was(number: str, capsys: pytest.CaptureFixture):
+    def work() -> None:
+        with on_stderr().work("judging", 9) as advance:
+            advance(2)
+            os.kill(os.getpid(), getattr(signal, number))
+
+    with pytest.raises(typer.Exit) as ended:
+        as_command(work)(quiet=False)
+    assert ended.value.exit_code == 128 + getattr(signal, number)
+    told = capsys.readouterr().err
+    assert told == "interrupted at judging, 2 of 9. The same command begins again\n"
+
+
+def test_eval(call, monkeypatch: pytest.MonkeyPatch):
+    assert call(*RUN)[0] == 0
+    interrupt_at(monkeypatch, "fsl_core.engine.evaluation._Judging._judge_block")
+    told = "interrupted at evaluating episodes, 0 of 10. The same command begins again\n"
+    ended = call("eval", "out")
+    assert (ended.code, ended.out, ended.err.splitlines(keepends=True)[-1]) == (130, "", told)
+
+
+def test_sweep(call, toy_recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupt_at(monkeypatch, "fsl_core.sweeping.start.run_jobs")
+    ended = call("sweep", toy_recipe, "-s", "matrix={seed: [0, 1]}")
+    told = "interrupted. The same command goes on with what is not finished\n"
+    assert (ended.code, ended.err[-len(told) :]) == (130, told)
 
 
 def test_an_ignored_signal_stays_ignored(call, tmp_path: Path):

@@ -1,7 +1,9 @@
-"""What is said of work other than training."""
+"""What is said of long work."""
 
 from __future__ import annotations
 
+import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,32 @@ from rich.console import Console
 
 from fsl_core import cli
 from fsl_core.config.recipe import read_recipe
-from fsl_core.data.work import for_each
+from fsl_core.data.work import each, for_each, report_to
 from fsl_core.errors import DataError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting import progress
+from fsl_core.reporting.progress import Display
 from fsl_core.runs.opening import new_run
 from fsl_core.training.outer_loop import train
 
 
 @pytest.fixture
 def _at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "SHOWN_AFTER", 0)
-    monkeypatch.setattr(progress, "LINE_EVERY", 0)
+    for name in ("SHOWN_AFTER", "LINE_EVERY", "LINE_GROWTH"):
+        monkeypatch.setattr(progress, name, 0)
+
+
+@pytest.fixture
+def display() -> Display:
+    return Display(Console(stderr=True))
 
 
 @pytest.mark.usefixtures("_at_once")
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture):
-    with progress.report_work("decoding pictures", 60) as advance:
+def test_plain_lines_where_there_is_no_terminal(display: Display, capsys: pytest.CaptureFixture):
+    with display.work("decoding pictures", 60) as advance:
         advance(20)
         advance(40)
-    with progress.report_work("decoding pictures", None) as advance:
+    with display.work("decoding pictures", None) as advance:
         advance(7)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -41,23 +49,118 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture):
     ]
 
 
-def test_what_is_soon_done_is_not_shown(capsys: pytest.CaptureFixture):
-    with progress.report_work("decoding pictures", 60) as advance:
+def test_what_is_soon_done_is_not_shown(display: Display, capsys: pytest.CaptureFixture):
+    with display.work("decoding pictures", 60) as advance:
         advance(60)
     assert capsys.readouterr().err == ""
 
 
-def test_interrupted_it_says_what_happens_next(capsys: pytest.CaptureFixture):
+class Clock:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_lines_tell_how_long_it_will_take_and_are_no_flood(
+    display: Display, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    with display.work("judging", 3600) as advance:
+        for _ in range(3600):
+            clock.now += 1
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "judging: 2 of 3600, about 60 min left",
+        "judging: 12 of 3600, about 60 min left",
+        "judging: 22 of 3600, about 60 min left",
+    ]
+    assert lines[-1].endswith(" min left")
+    assert 15 < len(lines) < 30
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "told"),
+    [
+        (1, 3, 20.0, ", about 40 s left"),
+        (1, 3, 60.0, ", about 2 min left"),
+        (1, 3, 7200.0, ", about 4 h left"),
+        (0, 3, 20.0, ""),
+        (3, 3, 20.0, ""),
+        (1, None, 20.0, ""),
+        (1, 3, 0.1, ""),
+    ],
+)
+def test_the_time_that_is_left(done: int, total: int | None, seconds: float, told: str):
+    assert progress.time_left(done, total, seconds) == told
+
+
+@pytest.fixture
+def terminal() -> tuple[io.StringIO, Display]:
+    screen = io.StringIO()
+    return screen, Display(Console(file=screen, force_terminal=True, width=100))
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_work_within_work_has_a_bar_of_its_own(terminal: tuple[io.StringIO, Display]):
+    screen, display = terminal
+    with display.work("judging", 2) as outer:
+        outer(1)
+        with display.work("decoding pictures", 3) as inner:
+            inner(3)
+            deadline = time.monotonic() + 30
+            while "decoding pictures" not in screen.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)  # bars are drawn by timers
+        outer(1)
+    assert "decoding pictures" in screen.getvalue()
+    assert "judging" in screen.getvalue()
+    assert "2/2" in screen.getvalue()
+
+
+def test_a_bar_is_drawn_only_after_a_while(terminal: tuple[io.StringIO, Display]):
+    screen, display = terminal
+    with display.work("judging", 2) as advance:
+        advance(2)
+    assert screen.getvalue() == ""
+
+
+def test_interrupted_it_says_how_far_it_was(display: Display):
     def interrupted() -> None:
-        with progress.report_work("decoding pictures", 60) as advance:
+        with display.work("judging", 2), display.work("decoding pictures", 60) as advance:
             advance(20)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert capsys.readouterr().err == (
-        "decoding pictures: stopped at 20 of 60. Nothing of it is kept; it begins again next time\n"
+    assert display.abandon() == "decoding pictures, 20 of 60"
+    assert display.abandon() == ""
+
+
+def test_work_that_a_generator_reports_is_abandoned_too(display: Display):
+    with report_to(display.work):
+        items = each(range(3), "preparing runs")
+        next(items)
+        next(items)
+        assert display.abandon() == "preparing runs, 1 of 3"
+        items.close()
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_nobody_is_told_of_anything_quietly(call):
+    loud, quiet = (
+        call("run", "toy.yaml", "--out", "loud"),
+        call("run", "toy.yaml", "--out", "quiet", "--quiet"),
     )
+    assert "training: 1 of 12, loss" in loud.err
+    assert "validation accuracy" in loud.err
+    assert quiet.err == ""
+    (own, *_), (other, *_) = loud.out.splitlines(), quiet.out.splitlines()
+    assert own == other
 
 
 @pytest.mark.usefixtures("_at_once")
@@ -96,19 +199,16 @@ def test_a_notebook_without_widgets_gets_lines(
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
     notebook = Notebook()
     recipe = read_recipe(toy_recipe, toy_plugins.catalogue, ["outer.steps=3"])
-    toy_plugins.observers.add(progress.ProgressBar(notebook))
+    toy_plugins.observers.add(progress.ProgressBar(Display(notebook)))
     with new_run(None, recipe, toy_plugins, torch.device("cpu"), []) as run:
         train(run)
     steps = [line for line in notebook.printed if "validation" not in line]
-    assert [line.partition(": loss ")[0] for line in steps] == [
-        "step 1 of 3",
-        "step 2 of 3",
-        "step 3 of 3",
-    ]
+    told = [line.partition(", loss ")[0] for line in steps]
+    assert (told[0], told[-1]) == ("training: 1 of 3", "training: 3 of 3")
 
 
 def test_a_notebook_with_widgets_gets_bars(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(progress, "find_spec", lambda name: object())
-    assert progress._shows_bars(Notebook())
+    assert Display(Notebook()).shows_bars()
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
-    assert not progress._shows_bars(Notebook())
+    assert not Display(Notebook()).shows_bars()
