@@ -32,6 +32,7 @@ from fsl_core.cli import (
     sharing,
     sweeps,
     tuning,
+    watching,
 )
 from fsl_core.cli.command import as_command
 from fsl_core.cli.ranks import LOST
@@ -64,6 +65,7 @@ app = typer.Typer(
 )
 catalogue.add_commands(app)
 runs.add_commands(app)
+watching.add_commands(app)
 comparing.add_commands(app)
 keeping.add_commands(app)
 sharing.add_commands(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -44,6 +45,8 @@ from fsl_core.runs.stopping import Stop
 from fsl_core.text import first_line
 
 CHECKPOINTS = ("last", "best")
+WRITTEN_EVERY = 2.0
+"""Seconds after which metrics are written, so that others see how a slow run goes."""
 
 
 class _Best(Record):
@@ -103,6 +106,7 @@ class Run:
     ranks: Ranks = ALONE
     sweep: str = ""
     _pending: list[str] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
     _tried: bool = False
     base_rates: list[float] = field(init=False)
     """The step size of each parameter group before any schedule."""
@@ -302,12 +306,13 @@ class Run:
         return progress
 
     def record(self, metrics: dict[str, Any]) -> None:
-        """Take the metrics of a step; they are written a hundred at a time."""
+        """Take the metrics of a step; they are written a hundred at a time, or after seconds."""
         self._pending.append(to_json(metrics, f"step {metrics['step']}"))
-        if len(self._pending) >= 100:
+        if len(self._pending) >= 100 or time.monotonic() - self._flushed >= WRITTEN_EVERY:
             self.flush_metrics()
 
     def flush_metrics(self) -> None:
         """Append what is not written yet; if there is no room, nothing of it."""
         self.records.append_metrics(self._pending)
         self._pending.clear()
+        self._flushed = time.monotonic()

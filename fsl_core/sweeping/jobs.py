@@ -223,11 +223,15 @@ def find_jobs(folder: Path, take_over: float = TAKE_OVER) -> list[Prepared]:
         raise RunError(
             f"{folder}: no runs here. The folder of a sweep; `fsl sweep RECIPE --prepare` makes one"
         )
-    jobs = [Prepared(directory=run.absolute(), take_over=take_over) for run in runs]
-    for job in jobs:
-        job.error = job.failure
-        job.state = "finished" if job.has_result else "failed" if job.error else "waiting"
-    return jobs
+    return [found_job(run, take_over) for run in runs]
+
+
+def found_job(run: Path, take_over: float = TAKE_OVER) -> Prepared:
+    """A run directory with the state in which it was left."""
+    job = Prepared(directory=run.absolute(), take_over=take_over)
+    job.error = job.failure
+    job.state = "finished" if job.has_result else "failed" if job.error else "waiting"
+    return job
 
 
 def last_step(metrics: Path) -> int:

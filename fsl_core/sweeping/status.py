@@ -30,10 +30,11 @@ class Standing:
 
 def standings(folder: Path, take_over: float) -> Iterator[Standing]:
     """Every run of a sweep's folder, in order of their names. RunError if there is none."""
-    return (_standing(job) for job in find_jobs(folder, take_over))
+    return (standing(job) for job in find_jobs(folder, take_over))
 
 
-def _standing(job: Prepared) -> Standing:
+def standing(job: Prepared) -> Standing:
+    """How one run stands, in the state in which it was found."""
     state: str = job.state
     where = ""
     if state == "waiting":
