@@ -24,7 +24,7 @@ TOY = Path(__file__).parent / "parts" / "toy"
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads a user's plugin switches or writes beside the code."""
     switches = ("FSL_LOAD_PLUGINS", "FSL_DISABLED_PLUGINS", "FSL_STRICT_PLUGINS")
-    for variable in (*switches, "FSL_GRANTED_PLUGINS"):
+    for variable in (*switches, "FSL_GRANTED_PLUGINS", "FSL_TRACKER"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
 

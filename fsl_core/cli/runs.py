@@ -288,6 +288,7 @@ def _complete(run: Run) -> dict[str, Any]:
     from fsl_core.engine.memory import keep_freed_memory
 
     keep_freed_memory()
+    run.observers.warn = warn
     return complete(run, follow)
 
 

@@ -72,3 +72,6 @@ PACKAGES: dict[str, dict[str, str]] = {
         "hf": "fsl-hub",
     },
 }
+
+TRACKERS = {"mlflow": "fsl-mlflow", "trackio": "fsl-wandb", "wandb": "fsl-wandb"}
+"""Names that FSL_TRACKER may have, and the package of each."""

@@ -172,6 +172,7 @@ class Loader:
 
     def _load(self, plugin: Plugin, implementation: Any) -> None:
         plugin.hook_api = _hook_api(implementation)
+        plugin.trackers = tuple(getattr(implementation, "FSL_TRACKERS", ()))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", specs.HookDeprecation)
             title = self._manager.register(implementation, f"{plugin.distribution}:{plugin.name}")

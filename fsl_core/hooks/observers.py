@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pluggy
 
 from fsl_core.errors import PluginWarning
+from fsl_core.hooks.known import TRACKERS
 from fsl_core.hooks.plugin import Plugin, reason_of, strict, trace, traced
+from fsl_core.text import printable, suggest
+
+TRACKER = "FSL_TRACKER"
+"""Environment variable with the names of trackers, such as `mlflow,wandb`."""
 
 # From warnings.warn up to whoever called `tell`: _warn, _drop, _tell_one, tell, and that caller.
 _CALLER = 5
@@ -42,6 +48,17 @@ class Observers:
     def add_plugin(self, title: str | None, plugin: Plugin) -> None:
         """Say whose observers the manager has registered under this title."""
         self._by_title[title] = plugin
+
+    def unknown_trackers(self) -> Iterator[str]:
+        """A line for each name in FSL_TRACKER by which no loaded plugin tracks runs."""
+        known = {name for plugin in self._by_title.values() for name in plugin.trackers}
+        for name in dict.fromkeys(os.environ.get(TRACKER, "").replace(",", " ").split()):
+            if name not in known:
+                hint = suggest(name, {*known, *TRACKERS}, label="Trackers")
+                if name in TRACKERS:
+                    hint = f"pip install {TRACKERS[name]}, or let it load"
+                told = f"{TRACKER}={printable(name)}: no plugin tracks runs under this name"
+                yield f"{told}, so nothing does. {hint}"
 
     def tell(self, hook: str, **arguments: Any) -> None:
         """Call this hook of every observer, the one added last first, as pluggy does."""

@@ -25,6 +25,7 @@ class Plugin:
     reason: why it is not loaded; empty where it is.
     hook_api: the oldest hook API that it can work with; the present one where it says nothing.
     hooks: those that it implements.    offers: (kind, name) of what it registered.
+    trackers: names by which FSL_TRACKER switches it on.
     seconds: to import and register it; the first to import a library pays for it, except for
         torch, which core imports.
     notes: what else to tell about it: printed text, global state that it changed, deprecated
@@ -38,6 +39,7 @@ class Plugin:
     reason: str = ""
     hook_api: int = specs.HOOK_API
     hooks: list[str] = field(default_factory=list)
+    trackers: tuple[str, ...] = ()
     offers: list[tuple[Kind, str]] = field(default_factory=list)
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)

@@ -67,6 +67,8 @@ def train(run: Run) -> None:
         return
     compute, optimizer = _prepare(run), run.optimizer
     assert optimizer is not None  # a recipe with steps and nothing to train is refused
+    for told in run.observers.unknown_trackers() if run.ranks.first else ():
+        run.observers.warn(told)
     run.observers.tell("fsl_run_started", run=run.view())
     with run.stop.heeding():
         saved = time.monotonic()

@@ -23,6 +23,7 @@ def test_help_lists_every_command(fsl):
         "eval",
         "reproduce",
         "report",
+        "watch",
         "compare",
         "keep",
         "bench",
@@ -243,3 +244,12 @@ def test_a_hypergradient_that_does_not_fit_is_refused_before_anything_runs(
             "unrolled, or an adapter or options that fit\n"
         )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--quiet"]])
+def test_a_misspelt_tracker_is_one_line(call, monkeypatch: pytest.MonkeyPatch, more: list[str]):
+    monkeypatch.setenv("FSL_TRACKER", "wanbd")
+    ended = call("run", "toy.yaml", "-s", "outer.steps=1", *more)
+    lines = [line for line in ended.err.splitlines() if "FSL_TRACKER" in line]
+    told = "no plugin tracks runs under this name, so nothing does. Did you mean 'wandb'?"
+    assert (ended.code, lines) == (0, [f"FSL_TRACKER=wanbd: {told}"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fsl_core.hooks.known import PACKAGES
+from fsl_core.hooks.known import PACKAGES, TRACKERS
 from fsl_core.hooks.loader import load
 
 FOLDERS = sorted(file.parent for file in (Path(__file__).parents[2] / "plugins").glob("*/*.toml"))
@@ -49,3 +49,10 @@ def test_every_known_package_has_a_folder_of_its_name():
     for folder in FOLDERS:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert project["name"] == folder.name
+
+
+@pytest.mark.parametrize("package", sorted(set(TRACKERS.values())))
+def test_a_tracker_goes_by_the_names_known_of_it(package: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "plugins" / package / "src")
+    module = import_module(package.replace("-", "_"))
+    assert {*module.FSL_TRACKERS} == {name for name, of in TRACKERS.items() if of == package}

@@ -93,3 +93,21 @@ def test_ctrl_c_is_not_contained():
 
     with pytest.raises(KeyboardInterrupt):
         tell_steps(load_watching(impatient=impatient), 1)
+
+
+def test_a_misspelt_tracker_is_told(monkeypatch: pytest.MonkeyPatch):
+    tracking = watching("tracking", lambda: None)
+    tracking.FSL_TRACKERS = ("mine",)
+    observers = load(entry_points=False, modules=[tracking]).observers
+    monkeypatch.setenv("FSL_TRACKER", "mine, mein wandbb,mlflow \x1b[2J")
+    nothing = "no plugin tracks runs under this name, so nothing does"
+    assert list(observers.unknown_trackers()) == [
+        f"FSL_TRACKER=mein: {nothing}. Did you mean 'mine'?",
+        f"FSL_TRACKER=wandbb: {nothing}. Did you mean 'wandb'?",
+        f"FSL_TRACKER=mlflow: {nothing}. pip install fsl-mlflow, or let it load",
+        f"FSL_TRACKER=\\x1b[2J: {nothing}. Trackers: mine, mlflow, trackio, wandb",
+    ]
+    monkeypatch.setenv("FSL_TRACKER", "mine")
+    assert not list(observers.unknown_trackers())
+    monkeypatch.delenv("FSL_TRACKER")
+    assert not list(observers.unknown_trackers())

@@ -11,6 +11,7 @@ from fsl_wandb.tracked import LIBRARIES, TrackedRun
 
 __all__ = [
     "FSL_HOOK_API",
+    "FSL_TRACKERS",
     "fsl_evaluated",
     "fsl_run_finished",
     "fsl_run_started",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 FSL_HOOK_API = 1
+FSL_TRACKERS = LIBRARIES
 TRACKER = "FSL_TRACKER"
 """Environment variable with the names of trackers, such as `wandb` or `mlflow,trackio`."""
 
