@@ -63,7 +63,7 @@ docs: .venv/ready
 
 # source archives and wheels of core and every plugin, with their metadata checked
 dist: .venv/ready
-	$(BIN)/python -m release dist
+	$(BIN)/python -m release build dist
 
 clean:
 	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache .mypy_cache
