@@ -128,14 +128,15 @@ def index_of_pip() -> str:
     """The index that pip installs from: of PIP_INDEX_URL, of its configuration, or PyPI."""
     if url := os.environ.get("PIP_INDEX_URL"):
         return url
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    command = [sys.executable, "-m", "pip", "config", "list"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return BY_DEFAULT
-    return done.stdout.strip() or BY_DEFAULT
+    found = re.findall(r"^(?:global|install)\.index-url='(.*)'$", done.stdout, re.MULTILINE)
+    return found[-1] if found else BY_DEFAULT
 
 
 def _described(name: str, info: dict[str, Any]) -> Available:

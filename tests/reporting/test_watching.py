@@ -27,10 +27,17 @@ WRITTEN = 6
 """Lines of the metrics of a run that trains."""
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "out"
+
+
 @pytest.fixture
-def trained(call) -> Path:
-    assert call("run", "toy.yaml", "--out", "out").code == 0
-    return Path("out").absolute()
+def trained(kept: Path, call, tmp_path: Path) -> Path:
+    """A copy of a run that is trained once."""
+    if not kept.is_dir():
+        assert call("run", "toy.yaml", "--out", kept).code == 0
+    return Path(shutil.copytree(kept, tmp_path / "out"))
 
 
 @pytest.fixture
@@ -237,9 +244,17 @@ def test_a_slow_run_is_seen(call, monkeypatch: pytest.MonkeyPatch):
     assert len(seen) >= 12
 
 
+ALSO_IN_THE_BACKGROUND = """
+import signal
+from fsl_core.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+main()
+"""
+
+
 def test_ctrl_c_ends_it_well(trained: Path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "fsl_core", "watch", trained],
+        [sys.executable, "-c", ALSO_IN_THE_BACKGROUND, "watch", trained],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
