@@ -22,6 +22,7 @@ from fsl_core.assembly.trials.kept import check_kept
 from fsl_core.assembly.trials.training import try_training
 from fsl_core.assembly.trials.trial import Trial
 from fsl_core.assembly.trials.weights import try_weighting
+from fsl_core.data.work import reported
 from fsl_core.errors import PluginError
 
 FEW = 2
@@ -36,7 +37,7 @@ def preflight(experiment: Experiment) -> None:
     it is.
     """
     wanted = experiment.source.task.n_query
-    with _random_states_put_back(experiment.device):
+    with reported("trying the parts", None), _random_states_put_back(experiment.device):
         try:
             _try_all(Trial(experiment, min(FEW, wanted)))
         except PluginError:

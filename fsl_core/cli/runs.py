@@ -225,8 +225,9 @@ def report(
     trust_plugins: TrustPlugins = False,
 ) -> None:
     """Write a finished run's report.html again and say where it is."""
+    from fsl_core.data.work import reported
     from fsl_core.errors import FslError, RunError
-    from fsl_core.reporting.report import write_report
+    from fsl_core.reporting.report import WRITING, write_report
     from fsl_core.reporting.scores import read_scores
     from fsl_core.runs.begun import refuse_edited
     from fsl_core.runs.files import check_files
@@ -249,7 +250,8 @@ def report(
             warn(f"without episodes: {error}")
             shown, why = None, str(error)
         try:
-            path = write_report(directory, shown, why, out)
+            with reported(WRITING, None):
+                path = write_report(directory, shown, why, out)
         except RunError as error:
             raise error if out else RunError(f"{error}: --out FILE") from error
     typer.echo(f"report: {path}")

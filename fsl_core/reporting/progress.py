@@ -124,8 +124,9 @@ class Display:
             bars = self._bars
             assert bars is not None  # open() made it
             self._works.remove(work)
-            if self._works:
+            if self._works or work.total is None:  # what has no end tells nothing afterwards
                 bars.remove_task(task)
+            if self._works:
                 return
             self._bars = None
             if bars.live.is_started:
@@ -163,7 +164,7 @@ class Work:
     """One piece of work on a display. done: what was done before it began."""
 
     def __init__(self, display: Display, what: str, total: int | None, done: int = 0):
-        self._display, self._what, self._total = display, what, total
+        self._display, self._what, self.total = display, what, total
         self._done = self._before = done
         self._status, self._pace, self._closed = "", Pace(), False
         self._bars, self._task = display.open(self, what, total, done)
@@ -189,8 +190,8 @@ class Work:
 
     def state(self) -> str:
         seconds = time.monotonic() - self._pace.started
-        left = self._total and self._total - self._before
-        told = f"{self._done} of {self._total}" if self._total else str(self._done)
+        left = self.total and self.total - self._before
+        told = f"{self._done} of {self.total}" if self.total else str(self._done)
         status = f", {self._status}" if self._status else ""
         return f"{told}{status}{time_left(self._done - self._before, left, seconds)}"
 

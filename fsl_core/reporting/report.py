@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fsl_core.data.work import reported
 from fsl_core.hooks.run_view import RunView
 from fsl_core.hooks.specs import hookimpl
 from fsl_core.reporting.confusion import confusion_of
@@ -16,6 +17,7 @@ from fsl_core.reporting.pages import write_page
 from fsl_core.reporting.scores import judging_of, scores_after_steps
 from fsl_core.runs.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
 
+WRITING = "writing the report"
 POINTS = "a point per outer step and its running mean"
 CONFLICT_CAPTIONS = {
     "gradient_cosine": "Cosine between the meta-gradients of the tasks",
@@ -29,7 +31,8 @@ class ReportWriter:
     @hookimpl
     def fsl_run_finished(self, run: RunView) -> None:
         if run.directory is not None:
-            write_report(run.directory, run)
+            with reported(WRITING, None):
+                write_report(run.directory, run)
 
 
 def write_report(

@@ -129,6 +129,19 @@ def test_a_bar_is_drawn_only_after_a_while(terminal: tuple[io.StringIO, Display]
     assert screen.getvalue() == ""
 
 
+@pytest.mark.usefixtures("_at_once")
+def test_work_of_unknown_length_leaves_nothing_on_the_screen(
+    terminal: tuple[io.StringIO, Display],
+):
+    screen, display = terminal
+    with display.work("sending a run", None):
+        deadline = time.monotonic() + 30
+        while "sending a run" not in screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "sending a run" in screen.getvalue()
+    assert "sending a run" not in screen.getvalue().rpartition("\x1b[2K")[2]
+
+
 def test_interrupted_it_says_how_far_it_was(display: Display):
     def interrupted() -> None:
         with display.work("judging", 2), display.work("decoding pictures", 60) as advance:
