@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from importlib import metadata
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import typer
+
+from fsl_core.cli.arguments import warn
 from fsl_core.data.work import Advance, for_each, reported
 from fsl_core.errors import PluginError
 from fsl_core.text import printable
@@ -85,6 +88,24 @@ class Index:
                     raise ValueError(f"more than {LARGEST // MEGABYTE} MB")
                 _check(deadline)
         return json.loads(content)
+
+
+def list_available(as_json: bool) -> None:
+    """Print what the index of pip has."""
+    from fsl_core.cli.catalogue import print_table
+    from fsl_core.runs.files import to_json
+
+    found, silent = find_available()
+    if silent:
+        more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
+        warn(f"note: the index says nothing of {', '.join(silent[:5])}{more}")
+    if as_json:
+        typer.echo(to_json([asdict(one) for one in found], "rows", indent=2))
+    elif found:
+        rows = [[one.name, one.version, one.installed or "-", one.summary] for one in found]
+        print_table(["package", "version", "installed", "what"], rows)
+    else:
+        typer.echo(f"none: no package fsl-… of the index has the keyword {KEYWORD}")
 
 
 def find_available(url: str | None = None) -> tuple[list[Available], list[str]]:

@@ -224,10 +224,11 @@ def plugins(
     as_json: Json = False,
 ) -> None:
     """List plugins: version, status, seconds to load, hooks, what they offer, notes."""
+    from fsl_core.cli.available import list_available
     from fsl_core.runs.files import to_json
 
     if available:
-        _list_available(as_json)
+        list_available(as_json)
         return
     loaded = load_plugins(no_plugin, plugins_dir)
     if as_json:
@@ -238,25 +239,6 @@ def plugins(
         ["plugin", "from", "hook API", "status", "seconds", "offers and observes", "notes"],
         [_plugin_row(plugin) for plugin in loaded.plugins],
     )
-
-
-def _list_available(as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from fsl_core.cli.available import KEYWORD, find_available
-    from fsl_core.runs.files import to_json
-
-    found, silent = find_available()
-    if silent:
-        more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
-        warn(f"note: the index says nothing of {', '.join(silent[:5])}{more}")
-    if as_json:
-        typer.echo(to_json([asdict(one) for one in found], "rows", indent=2))
-    elif found:
-        rows = [[one.name, one.version, one.installed or "-", one.summary] for one in found]
-        print_table(["package", "version", "installed", "what"], rows)
-    else:
-        typer.echo(f"none: no package fsl-… of the index has the keyword {KEYWORD}")
 
 
 def _described(plugin: Plugin) -> dict[str, Any]:
