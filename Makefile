@@ -58,15 +58,18 @@ bench: .venvs/bench/ready
 results: .venv/ready
 	$(BIN)/python -m benchmarks.results
 
+# pages made from code and runs, then the site in site/, then its links
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/pages.py
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/links.py site
 
 # source archives and wheels of core and every plugin, with their metadata checked
 dist: .venv/ready
 	$(BIN)/python -m release dist
 
 clean:
-	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venvs site docs/made dist build .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # learn2learn is built from C: where it cannot be, the tests that need it are skipped
