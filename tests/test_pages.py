@@ -1,6 +1,6 @@
 """Links between the Markdown pages of the repository lead somewhere, and the navigation has every page.
 
-mkdocs looks at the pages of docs/ alone, and not at headings that a link names.
+`make docs` looks at the pages of docs/ alone, and takes a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def prose(page: Path) -> str:
 
 
 def headings(page: Path) -> set[str]:
-    """What a link may name after `#`: the headings of a page, as mkdocs writes them."""
+    """What a link may name after `#`: the headings of a page, as the site has them."""
     titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     words = (re.sub(r"[^\w\s-]", "", title.lower()).strip() for title in titles)
     return {re.sub(r"[\s-]+", "-", text) for text in words}
