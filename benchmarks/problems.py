@@ -65,7 +65,7 @@ def omniglot(
     source = ours.build("episodes", "glyphs", {"n_way": n_way, "n_query": n_query})
     maml = ("maml", {"inner_lr": 0.4, "inner_steps": steps})
     learner = ours.learner(source.task, ("conv4", {"channels": channels}), maml)
-    model = nn.Sequential(_conv4(channels), nn.Linear(channels, n_way))
+    model = conv4_model(channels, n_way)
     return _problem("maml", source, tasks, learner, model, inner_lr=0.4, inner_steps=steps)
 
 
@@ -130,6 +130,11 @@ def fc_model() -> nn.Module:
         ]
         width = out
     return nn.Sequential(*layers, nn.Linear(width, 5))
+
+
+def conv4_model(channels: int, n_way: int) -> nn.Module:
+    """Conv4 on 28x28 pictures with a linear head, in torch's own layers."""
+    return nn.Sequential(_conv4(channels), nn.Linear(channels, n_way))
 
 
 def _conv4(channels: int) -> nn.Module:

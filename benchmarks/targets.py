@@ -32,6 +32,7 @@ TARGETS = [
         f"fastest of {MAML}",
         50,
     ),
+    Target("sinusoid", "the same", "JAX's jit(grad(vmap))", 1.3, rival="JAX alone"),
     Target(
         "omniglot",
         f"Omniglot-shaped {CONV4}, 16 tasks, 1 step: a meta-gradient",
@@ -58,6 +59,13 @@ TARGETS = [
         "learn2learn's example loop",
         3,
         rival="learn2learn, image files",
+    ),
+    Target(
+        "accuracy-omniglot",
+        "training to 0.95 on Omniglot with a small budget",
+        "its loop with the same recipe",
+        4,
+        rival="learn2learn",
     ),
     Target(
         "gpu",
@@ -94,4 +102,10 @@ RACES = {
     "gpu-sinusoid": "Sinusoid MAML on a GPU",
     "sampling": "Drawing episodes",
     "training": "Training on Omniglot",
+}
+
+
+ACCURACIES = {
+    "accuracy-glyphs": "Time to an accuracy of 0.90 on glyphs",
+    "accuracy-omniglot": "Time to an accuracy of 0.95 on Omniglot",
 }
