@@ -100,6 +100,10 @@ def _targets(results: dict, drawn: dict[str, str]) -> Iterator[str]:
         for result in results.get(target.section, [{}])
     ]
     yield from _table(columns, rows)
+    missed = [target for target in TARGETS if target.why and _is_missed(results, target)]
+    if missed:
+        yield "Why what is missed is missed:\n"
+        yield "\n".join(_item(f"- **{target.work}**: {target.why}") for target in missed) + "\n"
     if "ratios" in drawn:
         yield f"![Ratios and targets]({drawn['ratios']})\n"
 
@@ -111,6 +115,8 @@ def _target(result: dict, target: Target) -> list[str]:
     value, low, high = result["ratios"][rival]
     more = "more than " if result.get("at_least") else ""
     verdict = "reached" if value >= least else f"missed: {value / least:.0%} of it"
+    if value < least and result.get("at_least"):
+        verdict = "not decided: stopped before it"
     return [
         target.work,
         f"{target.against}: {rival}",
@@ -120,6 +126,11 @@ def _target(result: dict, target: Target) -> list[str]:
         name_of(result["machine"]),
         verdict,
     ]
+
+
+def _is_missed(results: dict, target: Target) -> bool:
+    """On any machine."""
+    return any("missed" in _target(r, target)[-1] for r in results.get(target.section, []))
 
 
 def _why_not(result: dict, rival: str | None) -> str:
@@ -168,8 +179,14 @@ def _roofline(result: dict) -> Iterator[str]:
         "torch computes it.\n"
         f"In the same rounds, {result['ours']} reaches {achieved / best:.1%} of the "
         "machine's best rate.\n"
+        f"The floor, the time of these alone at that rate, is "
+        f"{1e3 * result['operations'] / best:.3g} ms.\n"
         f"{_wrapped(f'The machine reached: {rates}.')}\n"
     )
+
+
+def _item(text: str) -> str:
+    return fill(text, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _wrapped(text: str) -> str:
@@ -177,28 +194,27 @@ def _wrapped(text: str) -> str:
 
 
 def _accuracy(result: dict, drawn: dict[str, str]) -> Iterator[str]:
-    value, low, high = result["ratios"][result["peer"]]
-    more = "more than " if result["at_least"] else ""
+    value, more = result["ratios"][result["peer"]][0], "more than " if result["at_least"] else ""
     told = (
         f"Seconds of training until {result['accuracy']:.2f} of the answers are right on 200 "
         f"frozen validation episodes, asked every {result['every']} outer steps: `fsl run` of "
         f"`{result['recipe']}` with the shipped defaults, and learn2learn's loop over the same "
         "episodes, with the same network, first weights, step sizes and schedule. One after the "
-        "other, not in turns. Drawing counts on both sides, validation on neither. Before it, "
+        "other, not in turns. Seconds are the median of the steps times their number; drawing "
+        "counts on both sides, validation on neither. Before it, "
         f"`auto` measured for {result['tuned']:.0f} s, once for this recipe and machine; that "
         "does not count. "
-        f"{result['peer']} takes {more}{value:.2f} times as long ({_interval(low, high)})."
+        f"{result['peer']} takes {more}{value:.2f} times as long, in one run of each."
     )
     yield f"{_wrapped(told)}\n"
     rows = []
-    for name, runs in result["runs"].items():
-        for run in runs:
-            said = f"{run['seconds']:.1f}" if run["reached"] else f"more than {run['seconds']:.1f}"
-            of_step = f"{1e3 * run['seconds'] / run['steps']:.3g}"
-            score = f"{run['accuracy']:.3f}"
-            rows.append([name, f"{run['seed']}", said, f"{run['steps']}", of_step, score])
-    yield from _table(["", "seed", "seconds", "outer steps", "ms a step", "accuracy then"], rows)
-    yield f"Ours was computed so: {result['runs'][result['ours']][0]['execution']}.\n"
+    for name, run in result["runs"].items():
+        said = f"{run['seconds']:.1f}" if run["reached"] else f"more than {run['seconds']:.1f}"
+        of_step = f"{1e3 * run['seconds'] / run['steps']:.3g}"
+        rows.append([name, said, f"{run['steps']}", of_step, f"{run['accuracy']:.3f}"])
+    yield from _table(["", "seconds", "outer steps", "ms a step", "accuracy then"], rows)
+    execution = result["runs"][result["ours"]]["execution"]
+    yield f"{_wrapped(f'Ours was computed so: {execution}.')}\n"
 
 
 def _interval(low: float, high: float) -> str:

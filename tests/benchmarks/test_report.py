@@ -103,6 +103,34 @@ def test_a_smoke_test_says_that_its_figures_mean_nothing(tmp_path: Path):
     assert "mean nothing" not in page({"sinusoid": a_race(60.0)}, tmp_path)
 
 
+def test_a_loop_that_was_stopped_is_more_than_its_seconds(tmp_path: Path):
+    runs = {
+        "ours": a_training(20.0, 500, True),
+        "learn2learn": a_training(90.0, 450, False),
+    }
+    found = a_race(1.0) | {
+        "ours": "ours",
+        "peer": "learn2learn",
+        "ratios": {"learn2learn": [4.5, 4.5, 4.5]},
+        "runs": runs,
+        "at_least": True,
+        "recipe": "omniglot/5w1s-maml-small",
+        "accuracy": 0.95,
+        "every": 50,
+        "tuned": 12.0,
+    }
+    text = page({"accuracy-omniglot": found}, tmp_path)
+    assert "| learn2learn | more than 90.0 | 450 | 200 | 0.910 |" in text
+    assert "| ours | 20.0 | 500 | 40 | 0.910 |" in text
+    target = row(text, "training to 0.95 on Omniglot")
+    assert target.endswith("| 4 x | more than 4.50 x (ours) | one run | AMD EPYC | reached |")
+
+
+def a_training(seconds: float, steps: int, reached: bool) -> dict:
+    figures = {"seconds": seconds, "steps": steps, "accuracy": 0.91, "reached": reached}
+    return {**figures, "execution": "loop, 2 workers: fastest"}
+
+
 def test_two_machines_stand_side_by_side(tmp_path: Path):
     here = a_race(20.0, machine=INTEL, measured="2026-11-26", others=0.74)
     text = page({"sinusoid": [a_race(60.0, others=0.02), here]}, tmp_path)
