@@ -40,15 +40,19 @@ def test_the_loop_of_learn2learn_ends_with_the_weights_of_a_run(
     judged = []
 
     def judge(parts, wanted: float) -> dict:
-        judged.append([p.detach().clone() for p in parts.learner.parameters()])
+        judged.append({n: p.detach().clone() for n, p in parts.learner.named_parameters()})
         return {"accuracy": 0.0, "reached": False}
 
     monkeypatch.setattr(accuracy, "_judged", judge)
     found = accuracy.train_peer(race)
     assert (found["steps"], len(judged)) == (4, 2)
     own = fsl.run(race["recipe"], race["overrides"], progress=False)
-    for theirs, ours in zip(judged[-1], own.learner.parameters(), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-5)
+    assert judged[-1].keys() == dict(own.learner.named_parameters()).keys()
+    for name, ours in own.learner.named_parameters():
+        # The norm cancels these biases: ours get no gradient, theirs get its rounding, which Adam
+        # makes as long as any other step.
+        if not name.endswith("conv.bias"):
+            torch.testing.assert_close(judged[-1][name], ours, rtol=1e-4, atol=1e-5)
 
 
 def test_it_stops_at_the_accuracy_and_at_the_limit(race: dict):
