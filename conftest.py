@@ -59,7 +59,32 @@ def _start_values(recipe: Path) -> list[str]:
     return ["backbone.weights=null"] if "weights" in data.get("backbone", {}) else []
 
 
-pytest_collect_file = Sybil(
+PAGES = Sybil(
     parsers=[PythonCodeBlockParser(), CodeBlockParser(language="yaml", evaluator=_check_recipe)],
     patterns=["README.md", "docs/*.md", "docs/results/*.md"],
-).pytest()
+)
+
+
+class Page(pytest.File):
+    """One test a page: its fences use what earlier ones made, so no two processes share them."""
+
+    def collect(self):
+        if document := list(PAGES.parse(self.path)):
+            yield Fences.from_parent(self, name="fences", examples=document)
+
+
+class Fences(pytest.Item):
+    def __init__(self, *, examples, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.examples = examples
+
+    def runtest(self) -> None:
+        for example in self.examples:
+            example.evaluate()
+
+    def reportinfo(self):
+        return self.path, 0, f"{self.path.name}: fences"
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Page | None:
+    return Page.from_parent(parent, path=file_path) if PAGES.should_parse(file_path) else None

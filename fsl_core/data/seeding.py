@@ -24,10 +24,18 @@ def seed_torch(*names: object) -> None:
     Modules such as dropout draw from the global state. It is set at the start of every step, so a
     run that is resumed in the middle goes on with the same random numbers.
     """
-    seed = derive_seed(*names)
+    set_seed(derive_seed(*names))
+
+
+def set_seed(seed: int) -> None:
+    """Set torch's global random state, as `torch.manual_seed` does.
+
+    That one looks for devices that are not there, and notes from where it was called. This takes
+    0.2 ms, and up to 5 ms deep in a stack of calls.
+    """
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
-    else:  # torch.manual_seed looks for devices that are not there, which takes 0.2 ms
+    else:
         torch.default_generator.manual_seed(seed)
 
 

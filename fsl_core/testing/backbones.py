@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_core.data.seeding import set_seed
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.workers import draws_random_numbers
@@ -240,7 +241,7 @@ class BackboneContract(checks.Contract):
         return tiny_episodes(self._task(), 1).support.x[0, :count]
 
     def _backbone(self, seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
+        set_seed(seed)
         declared = inspect.signature(self.make).parameters
         given = {"task": self._task()} if "task" in declared else {}
         backbone = checks.made(lambda: self.make(**given), nn.Module)

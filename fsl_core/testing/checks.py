@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fsl_core as fsl
 from fsl_core.blame import NO_SUPER, forgot_super
+from fsl_core.data.seeding import set_seed
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.fitting import Fitting, as_fitting
@@ -153,7 +154,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool
 
 def seeded(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns after the generator of torch is seeded, always in the same way."""
-    torch.manual_seed(2)
+    set_seed(2)
     return function(*arguments)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fsl_core as fsl
 from fsl_core.data.groups import ids_of, unbatch
+from fsl_core.data.seeding import set_seed
 from fsl_core.testing import checks
 from fsl_core.text import first_line
 
@@ -101,7 +102,7 @@ class EpisodesContract(checks.Contract):
         source = self.make()
         together = unbatch(source.groups(split, INDICES, 3))
         of_torch = torch.get_rng_state()
-        torch.manual_seed(1)
+        set_seed(1)
         np.random.seed(1)
         before = torch.get_rng_state(), _numpy_state()
         again = unbatch(self.make().groups(split, INDICES[::-1], 3))[::-1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.data.seeding import set_seed
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.testing import checks
@@ -228,7 +229,7 @@ class HypergradientContract(HypergradientTrials):
         found, moved = [], False
         for seed in (1, 2):
             learner, task, episode = self._setting(case)
-            torch.manual_seed(seed)
+            set_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
             before = random_states()

@@ -42,29 +42,38 @@ def pretended_gpu() -> Iterator[torch.device]:
     ...     (x + x).cpu()
     tensor([2., 2.])
     """
-    _register()
+    module = _register()
     # torch.tensor(..., device=...) asks the backend itself otherwise, and it computes nothing.
     lifted = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
+    module.inside = True
     try:
         # A thread of its own for gradients, as devices have, would not know of this one.
         with torch.autograd.set_multithreading_enabled(False), _Pretending():
             yield torch.device(NAME, 0)
     finally:
+        module.inside = False
         torch._C._set_only_lift_cpu_tensors(lifted)
 
 
 @cache
-def _register() -> None:
+def _register() -> Any:
     """Once in a process: the name cannot be changed back."""
 
     class Module(backend_registration._DummyBackendModule):
         """What torch asks a backend for, also where all is on the CPU, as checkpointing does."""
 
+        inside = False
+
+        def is_available(self) -> bool:  # outside, seeding need not look for it: that takes 5 ms
+            return self.inside
+
         def get_amp_supported_dtype(self) -> list[torch.dtype]:
             return [torch.bfloat16, torch.float16]
 
-    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
+    module = Module()
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=module)
+    return module
 
 
 class Pretended(Tensor):

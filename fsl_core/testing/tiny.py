@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fsl_core as fsl
+from fsl_core.data.seeding import set_seed
 
 INPUT_SHAPE = (2, 5, 5)
 
@@ -26,7 +27,7 @@ def double_precision(dtype: torch.dtype = torch.float64) -> Iterator[None]:
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.set_default_dtype(dtype)
-        torch.manual_seed(0)
+        set_seed(0)
         try:
             yield
         finally:

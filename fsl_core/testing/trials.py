@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.data.seeding import set_seed
 from fsl_core.engine import soundness
 from fsl_core.engine.execution import Execution
 from fsl_core.testing import checks
@@ -66,7 +67,7 @@ class HypergradientTrials(checks.Contract):
     ) -> tuple[fsl.Hypergradient, torch.nn.Module, fsl.Adapter]:
         """A hypergradient, and the backbone and adapter that it is tried with."""
         name, norm = case
-        torch.manual_seed(seed)
+        set_seed(seed)
         backbone, makers = TinyBackbone(norm), SHAPES | _PROBLEMS
         steps = self.inner_steps if inner_steps is None else inner_steps
         adapter = makers[name](task_of(case), backbone, inner_steps=steps)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fsl_core as fsl
+from fsl_core.data.seeding import set_seed
 from fsl_core.testing import checks
 from fsl_core.testing.checks import TOLERANCE
 from fsl_core.testing.tiny import double_precision
@@ -216,7 +217,7 @@ class WeightingContract(checks.Contract):
         )
 
     def _weighting(self, seed: int = 0) -> fsl.TaskWeighting:
-        torch.manual_seed(seed)
+        set_seed(seed)
         return checks.made(self.make, fsl.TaskWeighting)
 
     def _weigh(self, outcomes: fsl.Outcomes, seed: int = 2) -> Tensor:
@@ -236,7 +237,7 @@ class WeightingContract(checks.Contract):
 
     @staticmethod
     def _seeded(weighting: fsl.TaskWeighting, given: fsl.Outcomes, seed: int = 2) -> Tensor:
-        torch.manual_seed(seed)
+        set_seed(seed)
         return weighting.weigh(given).detach()
 
     @staticmethod
