@@ -38,7 +38,9 @@ races them.
 
 The other libraries' network has `BatchNorm2d(track_running_stats=False)`, ours has
 `norm: transductive`. Both normalise by the current batch and give the same numbers. The characters
-of the Omniglot-shaped races are `glyphs`. Drawing and training use Omniglot itself.
+of the Omniglot-shaped races are `glyphs`. Drawing and training use Omniglot itself. `torch alone`
+and `JAX alone` are what a user writes without a library for few-shot learning; no aim but the one
+that names JAX counts them.
 """
 
 
@@ -84,10 +86,10 @@ def _machines(results: dict) -> Iterator[str]:
 
 def _where(result: dict) -> str:
     """On what, when and beside what a section was measured."""
-    machine, others = result["machine"], result.get("others")
+    machine = result["machine"]
     told = [name_of(machine), f"{machine['threads']} threads", result.get("measured")]
-    if others is not None and others >= NOTICED:
-        told.append(f"beside other work, which kept {others:.1f} cores busy")
+    if _is_disturbed(result):
+        told.append(f"beside other work, which kept {result['others']:.1f} cores busy")
     return ", ".join(filter(None, told))
 
 
@@ -114,9 +116,9 @@ def _target(result: dict, target: Target) -> list[str]:
         return [target.work, target.against, f"{least} x", "", "", "", _why_not(result, rival)]
     value, low, high = result["ratios"][rival]
     more = "more than " if result.get("at_least") else ""
-    verdict = "reached" if value >= least else f"missed: {value / least:.0%} of it"
-    if value < least and result.get("at_least"):
-        verdict = "not decided: stopped before it"
+    verdict = _verdict(low, value, high, least, bool(result.get("at_least")))
+    if _is_disturbed(result):
+        verdict += ", beside other work"
     return [
         target.work,
         f"{target.against}: {rival}",
@@ -126,6 +128,18 @@ def _target(result: dict, target: Target) -> list[str]:
         name_of(result["machine"]),
         verdict,
     ]
+
+
+def _verdict(low: float, value: float, high: float, least: float, at_least: bool) -> str:
+    if low >= least:
+        return "reached"
+    if at_least:
+        return "not decided: stopped before it"
+    return f"missed: {value / least:.0%} of it" if high <= least else "not decided by the interval"
+
+
+def _is_disturbed(result: dict) -> bool:
+    return (result.get("others") or 0) >= NOTICED
 
 
 def _is_missed(results: dict, target: Target) -> bool:

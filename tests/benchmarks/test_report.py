@@ -45,6 +45,15 @@ def test_targets_are_reached_or_missed(tmp_path: Path):
     assert (tmp_path / "speed-ratios.svg").is_file()
 
 
+def test_an_interval_that_holds_the_target_decides_nothing(tmp_path: Path):
+    text = page({"omniglot": a_race(2.1)}, tmp_path)
+    assert row(text, "Omniglot-shaped MAML").endswith("| not decided by the interval |")
+    assert "Why what is missed is missed" not in text
+    assert "- **the same with 5 inner steps**: what is not" in page(
+        {"omniglot-5": a_race(1.2)}, tmp_path
+    )
+
+
 def test_who_is_left_out_is_said_with_the_reason(tmp_path: Path):
     text = page(
         {"sinusoid": a_race(60.0), "gpu": {"skipped": "no GPU here", "machine": MACHINE}}, tmp_path
@@ -139,7 +148,7 @@ def test_two_machines_stand_side_by_side(tmp_path: Path):
     rows = [line for line in text.splitlines() if line.startswith("| sinusoid MAML")]
     assert [row.split(" | ")[-2:] for row in rows] == [
         ["AMD EPYC", "reached |"],
-        ["Intel Xeon", "missed: 40% of it |"],
+        ["Intel Xeon", "missed: 40% of it, beside other work |"],
     ]
     assert "\nAMD EPYC, 2 threads.\n" in text
     told = "Intel Xeon, 2 threads, 2026-11-26, beside other work, which kept 0.7 cores busy."
