@@ -17,7 +17,7 @@ PYTEST := -m pytest --quiet -n 2 --dist worksteal
 # what plugins may change is tested with them: commands, sweeps, races, recipes, packages. All other
 # tests of core see the same with plugins and without, and run once, where core is alone
 NEED_PLUGINS := $(addprefix tests/,benchmarks cli sweeping) $(patsubst %,tests/test_%.py,\
-    annotations defaults first_page newcomer new_plugin recipes stranger wheels)
+    annotations defaults first_page newcomer new_plugin recipes site stranger wheels)
 SHARED := tests/__init__.py tests/__pycache__ tests/conftest.py tests/parts
 CORE_ALONE := $(filter-out $(NEED_PLUGINS) $(SHARED),$(wildcard tests/*))
 WITH_PLUGINS := $(NEED_PLUGINS) tests/engine/test_installed_adapters.py plugins README.md docs
@@ -58,15 +58,18 @@ bench: .venvs/bench/ready
 results: .venv/ready
 	$(BIN)/python -m benchmarks.results
 
+# pages made from code and runs, then the site in site/, then its links
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/pages.py
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/links.py site
 
 # source archives and wheels of core and every plugin, with their metadata checked
 dist: .venv/ready
 	$(BIN)/python -m release dist
 
 clean:
-	rm -rf .venv .venvs site dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venvs site docs/made dist build .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # learn2learn is built from C: where it cannot be, the tests that need it are skipped

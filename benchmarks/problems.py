@@ -164,8 +164,8 @@ def _problem(
 
 
 @torch.no_grad()
-def same_weights(model: nn.Module, learner: fsl.Learner) -> None:
-    """Copy the learner's weights into the model; both list their parameters in the same order."""
+def same_weights(model: nn.Module, learner: nn.Module) -> None:
+    """Copy the weights of the second into the first; both list parameters in the same order."""
     for theirs, own in zip(model.parameters(), learner.parameters(), strict=True):
         assert theirs.shape == own.shape, f"{tuple(theirs.shape)} is not {tuple(own.shape)}"
         theirs.copy_(own)

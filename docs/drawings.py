@@ -1,4 +1,4 @@
-"""Draws the pictures of own-images.md: cups, fishes and leaves, no two of them alike.
+"""Draws the pictures of index.md: cups, fishes and leaves, no two of them alike.
 
 python docs/drawings.py FOLDER        makes FOLDER/sorted/<kind>/*.png and FOLDER/new/*.png
 """

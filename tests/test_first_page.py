@@ -1,4 +1,4 @@
-"""docs/own-images.md begins with a picture, a command and its output: the command gives this output."""
+"""docs/index.md begins with a picture, a command and its output: the command gives this output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def drawings() -> ModuleType:
 
 def shown() -> tuple[list[str], list[str]]:
     """The words of the command that the page shows, and the lines of its output."""
-    fence = (DOCS / "own-images.md").read_text("utf-8").partition("```console\n$ ")[2]
+    fence = (DOCS / "index.md").read_text("utf-8").partition("```console\n$ ")[2]
     command, *output = fence.partition("```")[0].splitlines()
     return shlex.split(command), output
 

@@ -59,6 +59,7 @@ TOOLS = {
         "config.recipe",
         "config.sections",
         "data.groups",
+        "data.seeding",
         "engine.execution",
         "engine.fitting",
         "engine.meta_gradient",

@@ -33,6 +33,10 @@ class Observed(Protocol):
         self, split: Literal["validation", "test"], indices: Sequence[int]
     ) -> Iterator[tuple[Episode, Tensor]]: ...
 
+    def episode_classes(
+        self, split: Literal["validation", "test"], indices: Sequence[int]
+    ) -> list[tuple[str, ...]] | None: ...
+
 
 @dataclass(frozen=True, eq=False)
 class RunView:
@@ -114,6 +118,15 @@ class RunView:
         DataError where the split cannot give these episodes.
         """
         return self._run.predict_episodes(split, indices)
+
+    def episode_classes(
+        self, split: Literal["validation", "test"], indices: Sequence[int]
+    ) -> list[tuple[str, ...]] | None:
+        """The names of the classes of these episodes, each in the order of its labels.
+
+        None where classes have no names.
+        """
+        return self._run.episode_classes(split, indices)
 
 
 def _options(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,13 +75,19 @@ def png(figure: Figure) -> bytes:
 
 @as_named
 def curve(
-    training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
+    training: Sequence[dict[str, Any]],
+    validation: Sequence[dict[str, Any]],
+    key: str,
+    chance: float | None = None,
 ) -> str:
-    return svg(draw_curve(training, validation, key))
+    return svg(draw_curve(training, validation, key, chance))
 
 
 def draw_curve(
-    training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], key: str
+    training: Sequence[dict[str, Any]],
+    validation: Sequence[dict[str, Any]],
+    key: str,
+    chance: float | None = None,
 ) -> Figure:
     """`key` of the records of training and of validation.
 
@@ -89,6 +95,7 @@ def draw_curve(
     interval.
     """
     figure, drawn = axes("outer step", key)
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     training = [record for record in training if key in record]
     steps, values = [r["step"] for r in training], np.array([r[key] for r in training])
     if not validation:
@@ -100,21 +107,32 @@ def draw_curve(
         drawn.errorbar(
             at, means, halves, fmt="o-", color=ORANGE, markersize=3, capsize=2, label="validation"
         )
+    mark_chance(drawn.axhline, chance)
+    if validation or chance is not None:
         drawn.legend(frameon=False, labelcolor=GREY)
     return figure
 
 
+def mark_chance(line: Callable[..., Any], chance: float | None) -> None:
+    """A dashed line where guesses would be; `line` is `axhline` or `axvline` of the axes."""
+    if chance is not None:
+        line(chance, color=GREY, linestyle="--", linewidth=1, label=f"chance {chance:.2g}")
+
+
 @as_named
-def curves(series: Mapping[str, tuple[Sequence[int], Sequence[float]]], key: str) -> str:
+def curves(
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    key: str,
+    chance: float | None = None,
+) -> str:
     """Lines of (steps, values) by name, one over the other."""
-    figure, drawn = axes("outer step", key, size=(7.2, 3.6))
+    figure, drawn = axes("outer step", key, size=(5.2, 3.1 + 0.2 * len(series)))
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for i, (name, (steps, values)) in enumerate(series.items()):
         style = ("-", "--", ":", "-.")[i // 10 % 4]  # matplotlib has ten colours
         drawn.plot(steps, values, style, marker="." if len(steps) < 30 else "", label=label(name))
-    beside = (1.0, 0.5)
-    drawn.legend(
-        loc="center left", bbox_to_anchor=beside, frameon=False, labelcolor=GREY, fontsize=8
-    )
+    mark_chance(drawn.axhline, chance)
+    figure.legend(loc="outside lower center", frameon=False, labelcolor=GREY, fontsize=9)
     return svg(figure)
 
 
@@ -131,25 +149,63 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 @as_named
-def histogram(scores: Sequence[float], metric: str) -> str:
-    return svg(draw_histogram(scores, metric))
+def histogram(scores: Sequence[float], metric: str, chance: float | None = None) -> str:
+    return svg(draw_histogram(scores, metric, chance))
 
 
-def draw_histogram(scores: Sequence[float], metric: str) -> Figure:
+def draw_histogram(scores: Sequence[float], metric: str, chance: float | None = None) -> Figure:
     figure, drawn = axes(metric, "episodes")
-    drawn.hist(scores, bins=min(30, max(5, len(set(scores)))), color=LIGHT_BLUE)
+    drawn.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    drawn.hist(scores, bins=bins_of(scores, metric).tolist(), rwidth=0.92, color=LIGHT_BLUE)
+    mark_chance(drawn.axvline, chance)
+    if chance is not None:
+        drawn.legend(frameon=False, labelcolor=GREY)
     return figure
 
 
+def bins_of(scores: Sequence[float], metric: str) -> np.ndarray:
+    """Edges of at most 30 bins. Those of accuracies hold as many possible values each.
+
+    With 4 queries an accuracy is a multiple of 1 / 4:
+
+    >>> bins_of([0.25, 0.75, 1.0], "accuracy")
+    array([0.125, 0.375, 0.625, 0.875, 1.125])
+    """
+    values = np.asarray(scores)
+    queries = _queries_behind(values) if metric == "accuracy" else 0
+    if not queries:
+        return np.histogram_bin_edges(values, bins=min(30, max(5, len(set(scores)))))
+    right = np.rint(values * queries)
+    low, high = right.min(), right.max()
+    width = np.ceil((high - low + 1) / 30)
+    return (np.arange(low, high + width + 1, width) - 0.5) / queries
+
+
+def _queries_behind(accuracies: np.ndarray) -> int:
+    """The fewest queries that can give these accuracies; 0 for none up to a thousand.
+
+    If all are alike, enough for a bin that is narrow.
+    """
+    least = 20 if np.ptp(accuracies) == 0 else 1
+    for queries in range(least, 1001):
+        right = accuracies * queries
+        if np.abs(right - np.rint(right)).max() < 1e-3:
+            return queries
+    return 0
+
+
 @as_named
-def inner_steps(scores: Sequence[float], metric: str) -> str:
-    return svg(draw_inner_steps(scores, metric))
+def inner_steps(scores: Sequence[float], metric: str, chance: float | None = None) -> str:
+    return svg(draw_inner_steps(scores, metric, chance))
 
 
-def draw_inner_steps(scores: Sequence[float], metric: str) -> Figure:
+def draw_inner_steps(scores: Sequence[float], metric: str, chance: float | None = None) -> Figure:
     figure, drawn = axes("inner steps", metric)
     drawn.plot(range(len(scores)), scores, "o-", color=BLUE)
-    drawn.set_xticks(range(len(scores)))
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    mark_chance(drawn.axhline, chance)
+    if chance is not None:
+        drawn.legend(frameon=False, labelcolor=GREY)
     return figure
 
 
@@ -196,56 +252,28 @@ def heat_map(
 def critical_difference(
     labels: Sequence[str], ranks: np.ndarray, groups: Sequence[tuple[int, int]], length: float
 ) -> str:
-    """Mean ranks on a line, best at the left.
+    """A point for each mean rank, best on top; narrow enough for a telephone.
 
-    Bars join methods whose mean ranks differ by less than `length`.
+    Bars at the right join methods whose mean ranks differ by less than `length`, which is drawn
+    below them.
     """
-    half = (len(labels) + 1) // 2
-    low, high = 1, max(len(labels), 2)
-    depth = 0.9 + 0.28 * len(groups)
-    figure, drawn = axes("", "", size=(8.6, 1.2 + 0.22 * len(groups) + 0.26 * half))
-    drawn.set_axis_off()
-    drawn.set_xlim(low - 0.45 * (high - low), high + 0.45 * (high - low))
-    drawn.set_ylim(depth + 0.55 * half + 0.2, -1.5)
-    _draw_scale(drawn, low, high, length)
-    _draw_methods(drawn, labels, ranks, depth, half, (low, high))
-    ordered = np.sort(ranks, kind="stable")
+    order, high = np.argsort(ranks, kind="stable"), max(len(labels), 2)
+    figure, drawn = axes("mean rank", "", size=(4.6, 1.3 + 0.3 * len(labels)))
+    drawn.set_yticks(range(len(order)), [label(labels[i]) for i in order])
+    drawn.set_ylim(len(order) + 0.3, -0.8)
+    drawn.set_xlim(0.8, high + 0.3 + 0.2 * len(groups))
+    drawn.set_xticks(range(1, high + 1, max(1, high // 8)))
+    drawn.hlines(range(len(order)), 1, ranks[order], color=GREY, linewidth=0.8)
+    drawn.plot(ranks[order], range(len(order)), "o", color=BLUE)
+    for place, i in enumerate(order):
+        drawn.text(ranks[i], place - 0.2, f"{ranks[i]:.2f}", ha="center", va="bottom", color=GREY)
     for n, (first, last) in enumerate(groups):
-        ends, height = [ordered[first], ordered[last]], 0.35 + 0.28 * n
-        drawn.plot(ends, [height] * 2, color=BLUE, linewidth=3, solid_capstyle="round")
-    return svg(figure)
-
-
-def _draw_scale(drawn: Axes, low: int, high: int, length: float) -> None:
-    """The line of ranks with its ticks, and the critical difference above it."""
-    drawn.plot([low, high], [0, 0], color=GREY, linewidth=1.2)
-    for tick in range(low, high + 1, max(1, (high - low) // 12)):
-        drawn.plot([tick, tick], [0, -0.18], color=GREY, linewidth=1.2)
-        drawn.text(tick, -0.25, str(tick), ha="center", va="bottom", color=GREY, fontsize=8)
-    drawn.plot([low, low + length], [-0.95, -0.95], color=ORANGE, linewidth=2)
+        at = high + 0.3 + 0.2 * n
+        drawn.plot([at, at], [first - 0.2, last + 0.2], color=BLUE, linewidth=3)
     told = f"{GAP}critical difference {length:.2f}"
-    drawn.text(low + length, -0.95, told, va="center", color=GREY, fontsize=8)
-
-
-def _draw_methods(
-    drawn: Axes,
-    labels: Sequence[str],
-    ranks: np.ndarray,
-    depth: float,
-    half: int,
-    scale: tuple[int, int],
-) -> None:
-    """A line from each rank to the method's name: the better half at the left, best on top."""
-    k, (low, high) = len(labels), scale
-    for position, i in enumerate(np.argsort(ranks, kind="stable")):
-        left = position < half
-        y = depth + 0.55 * (position if left else k - 1 - position)
-        edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
-        drawn.plot([ranks[i], ranks[i], edge], [0, y, y], color=GREY, linewidth=0.8)
-        name = label(labels[i])
-        text = f"{name}{GAP}{ranks[i]:.2f}{GAP}" if left else f"{GAP}{ranks[i]:.2f}{GAP}{name}"
-        side = "right" if left else "left"
-        drawn.text(edge, y, text, ha=side, va="center", color=GREY, fontsize=9)
+    drawn.plot([1, 1 + length], [len(order) - 0.2] * 2, color=ORANGE, linewidth=2)
+    drawn.text(1 + length, len(order) - 0.2, told, va="center", color=GREY, fontsize=8)
+    return svg(figure)
 
 
 @as_named
@@ -257,7 +285,7 @@ def trials(
     best = (np.maximum if higher_is_better else np.minimum).accumulate(np.array(scores))
     drawn.step(numbers, best, where="post", color=ORANGE)
     drawn.plot(numbers, scores, "o", color=BLUE, markersize=4)
-    drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return svg(figure)
 
 
@@ -272,7 +300,7 @@ def over(values: Sequence[Any], scores: Sequence[float], key: str, name: str, lo
         drawn.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         drawn.xaxis.set_minor_locator(NullLocator())
     elif all(isinstance(value, int) for value in values):
-        drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
+        drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     texts = [label(value) if isinstance(value, str) else value for value in values]
     drawn.plot(texts, scores, "o", color=BLUE, markersize=4)
     return svg(figure)

@@ -216,4 +216,4 @@ def _notes(methods: Sequence[Method]) -> Iterator[str]:
 
 def write_many(path: Path, found: Compared) -> Path:
     """Write the comparison as one HTML file; returns its path."""
-    return write_page(path, "comparisons.html", found=found, table=found.table())
+    return write_page(path, "comparisons.html", found=found)

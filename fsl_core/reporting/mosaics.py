@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fsl_core.engine.confusion import NONE_OF_THEM
 from fsl_core.episode import Episode, TaskShape
 from fsl_core.errors import DataError
 from fsl_core.hooks.run_view import RunView
@@ -29,7 +30,7 @@ PIXELS = 56
 class Picture:
     """One picture of an episode.
 
-    predicted: class of a query that was mistaken, else None.
+    predicted: number of the class that a query was mistaken for, else None.
     """
 
     image: Image.Image
@@ -47,16 +48,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """A class of an episode. Mistaken queries come first; `left_out` more are not shown."""
+
+    name: str
+    support: list[Picture]
+    queries: list[Picture]
+    left_out: int
+
+
+@dataclass(frozen=True)
 class ShownEpisode:
     """A test episode to look at.
 
-    rows: (support, queries, queries left out) for each class of a classification.
+    rows: of the classes of a classification.
     figure: of a regression on a line.
     """
 
     index: int
     score: float
-    rows: tuple[tuple[list[Picture], list[Picture], int], ...] = ()
+    rows: tuple[ClassRow, ...] = ()
     figure: str = ""
 
 
@@ -70,21 +81,33 @@ def show_episodes(run: RunView, scores: Sequence[float]) -> tuple[list[ShownEpis
     if why := why_not_shown(task):
         return [], why
     try:
-        return [_show(i, task, *shown) for i, shown in predicted_worst(run, scores, SHOWN)], ""
+        return [_show(task, one) for one in predicted_worst(run, scores, SHOWN)], ""
     except DataError as error:
         return [], str(error)
 
 
-def predicted_worst(
-    run: RunView, scores: Sequence[float], count: int
-) -> Iterator[tuple[int, tuple[Episode, Tensor]]]:
-    """The test episodes with the worst scores, with their numbers and predictions.
+@dataclass(frozen=True)
+class Predicted:
+    """A test episode, predicted again: its number, what its classes are called, what was found."""
+
+    index: int
+    classes: list[str]
+    episode: Episode
+    prediction: Tensor
+
+
+def predicted_worst(run: RunView, scores: Sequence[float], count: int) -> Iterator[Predicted]:
+    """The test episodes with the worst scores.
 
     DataError where the data is gone.
     """
     worst_first = scores if run.test_task.metric == "accuracy" else [-score for score in scores]
     worst = [int(i) for i in np.argsort(worst_first, kind="stable")[:count]]
-    return zip(worst, run.predict_episodes("test", worst), strict=True)
+    unnamed = [("",) * run.test_task.n_way] * len(worst)
+    names = run.episode_classes("test", worst) or unnamed
+    for index, own, told in zip(worst, names, run.predict_episodes("test", worst), strict=True):
+        classes = [f"class {i}" + (f": {name}" if name else "") for i, name in enumerate(own)]
+        yield Predicted(index, classes, *told)
 
 
 def why_not_shown(task: TaskShape) -> str:
@@ -97,38 +120,33 @@ def why_not_shown(task: TaskShape) -> str:
     return ""
 
 
-def _show(index: int, task: TaskShape, episode: Episode, prediction: Tensor) -> ShownEpisode:
-    score = float(task.score(prediction, episode.query.y))
+def _show(task: TaskShape, one: Predicted) -> ShownEpisode:
+    score = float(task.score(one.prediction, one.episode.query.y))
     if task.kind == "regression":
-        return ShownEpisode(index, score, figure=_curve(episode, prediction))
-    return ShownEpisode(index, score, class_rows(episode, prediction, task.n_way))
+        return ShownEpisode(one.index, score, figure=_curve(one.episode, one.prediction))
+    return ShownEpisode(one.index, score, class_rows(one))
 
 
-def class_rows(
-    episode: Episode, prediction: Tensor, n_way: int
-) -> tuple[tuple[list[Picture], list[Picture], int], ...]:
-    """Support, queries and the number of queries left out, of each class."""
-    predicted = prediction.argmax(-1)
-    return tuple(_class_row(episode, predicted, c) for c in range(n_way))
+def class_rows(one: Predicted) -> tuple[ClassRow, ...]:
+    return tuple(_class_row(one, label) for label in range(len(one.classes)))
 
 
-def _class_row(
-    episode: Episode, predicted: Tensor, label: int
-) -> tuple[list[Picture], list[Picture], int]:
-    low, high = float(episode.support.x.min()), float(episode.support.x.max())
-    mine = [i for i, y in enumerate(episode.support.y.tolist()) if y == label][:SUPPORT_A_CLASS]
-    support = [
-        Picture(_image(episode.support.x[i], low, high), f"support of class {label}") for i in mine
-    ]
-    queries = [i for i, y in enumerate(episode.query.y.tolist()) if y == label]
-    guesses = predicted.tolist()
+def _class_row(one: Predicted, label: int) -> ClassRow:
+    support, query, _ = one.episode
+    low, high = float(support.x.min()), float(support.x.max())
+    told = f"support of {one.classes[label]}"
+    mine = [i for i, y in enumerate(support.y.tolist()) if y == label][:SUPPORT_A_CLASS]
+    labelled = [Picture(_image(support.x[i], low, high), told) for i in mine]
+    queries = [i for i, y in enumerate(query.y.tolist()) if y == label]
+    guesses = one.prediction.argmax(-1).tolist()
     queries.sort(key=lambda i: guesses[i] == label)  # mistakes first
     pictures = []
     for i in queries[:QUERIES_A_CLASS]:
-        text = f"query of class {label}, predicted {guesses[i]}"
-        wrong = guesses[i] if guesses[i] != label else None
-        pictures.append(Picture(_image(episode.query.x[i], low, high), text, wrong))
-    return support, pictures, len(queries) - len(pictures)
+        guess, wrong = guesses[i], guesses[i] if guesses[i] != label else None
+        found = one.classes[guess] if guess < len(one.classes) else NONE_OF_THEM
+        told = f"query of {one.classes[label]}, predicted {found}"
+        pictures.append(Picture(_image(query.x[i], low, high), told, wrong))
+    return ClassRow(one.classes[label], labelled, pictures, len(queries) - len(pictures))
 
 
 def _image(x: Tensor, low: float, high: float) -> Image.Image:

@@ -30,6 +30,17 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A text with nothing hidden in it. Markup is ours: it comes from templates and figures."""
+    """What a page shows of a value that no template has formatted.
+
+    A text has nothing hidden in it; markup is ours, from templates and figures. A number has four
+    digits that count.
+
+    >>> _shown(0.019286544020177476), _shown(1200.0), _shown(None)
+    ('0.01929', '1200', 'none')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None:
+        return "none"
     plain = isinstance(value, str) and not isinstance(value, Markup)
     return printable(value, lines=True) if plain else value

@@ -13,7 +13,7 @@ from fsl_core.reporting.confusion import confusion_of
 from fsl_core.reporting.figures import curve, histogram, inner_steps
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.pages import write_page
-from fsl_core.reporting.scores import judging_of, scores_after_steps
+from fsl_core.reporting.scores import chance_of, judging_of, scores_after_steps
 from fsl_core.runs.files import ENVIRONMENT, EPISODES, METRICS, RECIPE, RESULT
 
 POINTS = "a point per outer step and its running mean"
@@ -54,10 +54,11 @@ def write_report(
     return write_page(
         page or directory / "report.html",
         "run.html",
+        name=directory.resolve().name,
         result=result,
         judging=judging_of(directory, result),
         confusion=confusion_of(directory),
-        plots=_plots(result, records, scores),
+        plots=_plots(result, records, scores, chance_of(directory, result)),
         shown=shown,
         why_not_shown=why,
         recipe=(directory / RECIPE).read_text(encoding="utf-8"),
@@ -66,7 +67,10 @@ def write_report(
 
 
 def _plots(
-    result: dict[str, Any], records: list[dict[str, Any]], scores: list[float]
+    result: dict[str, Any],
+    records: list[dict[str, Any]],
+    scores: list[float],
+    chance: float | None,
 ) -> list[tuple[str, str]]:
     """(caption, SVG) of each figure; the conflict of meta-gradients if the engine recorded it."""
     metric = result["metric"]
@@ -79,11 +83,11 @@ def _plots(
         caption = f"{metric} of training episodes (running mean)"
         if validation:
             caption += " and of validation (points, 95 % interval)"
-        figures.append((caption, curve(training, validation, metric)))
-    figures.append((f"{metric} of each test episode", histogram(scores, metric)))
+        figures.append((caption, curve(training, validation, metric, chance)))
+    figures.append((f"{metric} of each test episode", histogram(scores, metric, chance)))
     if steps := scores_after_steps(result):
         caption = f"Test {metric} before adaptation and after each inner step"
-        figures.append((caption, inner_steps(steps, metric)))
+        figures.append((caption, inner_steps(steps, metric, chance)))
     for key, caption in CONFLICT_CAPTIONS.items():
         if any(key in record for record in training):
             figures.append((f"{caption}, {POINTS}", curve(training, [], key)))

@@ -28,13 +28,13 @@ from fsl_core.reporting.figures import (
     png,
 )
 from fsl_core.reporting.mosaics import (
-    Picture,
+    ClassRow,
     class_rows,
     draw_function,
     predicted_worst,
     why_not_shown,
 )
-from fsl_core.reporting.scores import scores_after_steps
+from fsl_core.reporting.scores import chance_of, scores_after_steps
 from fsl_core.runs.files import EPISODES, read_result
 
 WORST = 3
@@ -60,12 +60,13 @@ def _drawn(run: RunView) -> Iterator[tuple[str, Figure]]:
     metric, scores = result["metric"], _scores(run, result["metric"])
     training = [record for record in records if "split" not in record]
     validation = [record for record in records if record.get("split") == "validation"]
+    chance = chance_of(run.directory, result)
     if training:
         yield "loss", draw_curve(training, [], "loss")
-        yield metric, draw_curve(training, validation, metric)
-    yield "episodes", draw_histogram(scores, metric)
+        yield metric, draw_curve(training, validation, metric, chance)
+    yield "episodes", draw_histogram(scores, metric, chance)
     if steps := scores_after_steps(result):
-        yield "inner-steps", draw_inner_steps(steps, metric)
+        yield "inner-steps", draw_inner_steps(steps, metric, chance)
     if drawn := _confusion(run):
         yield "confusion", drawn
     if drawn := _worst(run, scores):
@@ -110,33 +111,34 @@ def _worst(run: RunView, scores: Sequence[float]) -> Figure | None:
     rows = task.n_way if task.kind == "classification" else 6
     figure = Figure(figsize=(7.2, len(worst) * (0.6 + 0.45 * rows)), layout="constrained")
     parts: Any = figure.subplots(len(worst), 1, squeeze=False)[:, 0]
-    for drawn, (number, (episode, prediction)) in zip(parts, worst, strict=True):
-        drawn.set_title(f"episode {number}: {task.metric} {scores[number]:.3f}", color=GREY)
+    for drawn, one in zip(parts, worst, strict=True):
+        told = f"episode {one.index}: {task.metric} {scores[one.index]:.3f}"
+        drawn.set_title(told, color=GREY)
         if task.kind == "regression":
-            draw_function(drawn, episode, prediction)
+            draw_function(drawn, one.episode, one.prediction)
         else:
-            _draw_rows(drawn, class_rows(episode, prediction, task.n_way))
+            _draw_rows(drawn, class_rows(one))
     return figure
 
 
-def _draw_rows(drawn: Axes, rows: Sequence[tuple[list[Picture], list[Picture], int]]) -> None:
+def _draw_rows(drawn: Axes, rows: Sequence[ClassRow]) -> None:
     """A row of pictures for each class: support at the left, queries at the right.
 
     Queries that were mistaken have a frame and the number of the class they were taken for.
     """
-    beyond = 1 + max(len(support) for support, _, _ in rows)
-    for row, (support, queries, _) in enumerate(rows):
-        placed = [*enumerate(support), *enumerate(queries, beyond)]
-        for column, picture in placed:
-            ends = (column, column + 0.92, row + 0.92, row)
+    beyond = 1 + max(len(row.support) for row in rows)
+    for y, row in enumerate(rows):
+        placed = [*enumerate(row.support), *enumerate(row.queries, beyond)]
+        for x, picture in placed:
+            ends = (x, x + 0.92, y + 0.92, y)
             drawn.imshow(np.asarray(picture.image), cmap="gray", vmin=0, vmax=255, extent=ends)
             if picture.predicted is not None:
-                corner, told = (column, row), str(picture.predicted)
+                corner, told = (x, y), str(picture.predicted)
                 frame = Rectangle(corner, 0.92, 0.92, edgecolor=ORANGE, fill=False, linewidth=1.5)
                 drawn.add_patch(frame)
-                drawn.text(column + 0.05, row + 0.05, told, color=ORANGE, fontsize=7, va="top")
-    width = beyond + max(len(queries) for _, queries, _ in rows)
+                drawn.text(x + 0.05, y + 0.05, told, color=ORANGE, fontsize=7, va="top")
+    width = beyond + max(len(row.queries) for row in rows)
     drawn.set(xlim=(0, width), ylim=(len(rows), 0), xticks=[], aspect="equal")
-    drawn.set_yticks([i + 0.46 for i in range(len(rows))], [str(i) for i in range(len(rows))])
+    drawn.set_yticks([i + 0.46 for i in range(len(rows))], [label(row.name) for row in rows])
     for spine in drawn.spines.values():
         spine.set_visible(False)

@@ -69,20 +69,28 @@ def judging_of(directory: Path, result: Mapping[str, Any]) -> Judging:
     """How a finished run was judged. Earlier versions left the queries to its recipe."""
     norm = str(result.get("norm", "unknown"))
     together = result.get("transductive", norm == "transductive")
-    n_query = result.get("n_query") or _recipe_queries(directory)
+    n_query = result.get("n_query") or _of_recipe(directory, "n_query")
     n_query = tuple(n_query) if isinstance(n_query, list) else n_query
     classes, shapes = result["metric"] == "accuracy", result.get("judged_on", "")
     return Judging(norm, bool(together), n_query, classes, shapes)
 
 
-def _recipe_queries(directory: Path) -> int | None:
+def chance_of(directory: Path, result: Mapping[str, Any]) -> float | None:
+    """The accuracy of guesses; None if episodes differ in their ways, or have no classes."""
+    ways = _of_recipe(directory, "n_way") if result["metric"] == "accuracy" else None
+    return 1 / ways if ways else None
+
+
+def _of_recipe(directory: Path, key: str) -> int | None:
+    """A size of test episodes, as the recipe of a run says it."""
     try:
         recipe = read_document(directory / RECIPE).data
     except FslError:
         return None
     sections = [recipe.get(name) for name in ("evaluate", "episodes")]
-    found = [part.get("n_query") for part in sections if isinstance(part, dict)]
-    return next((n for n in found if isinstance(n, int)), None)
+    found = [part.get(key) for part in sections if isinstance(part, dict)]
+    given = next((n for n in found if n is not None), None)
+    return given if isinstance(given, int) else None
 
 
 def judged_unlike(judgings: Mapping[str, Judging]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fsl_core.reporting import figures
 from fsl_core.reporting.papers import PaperTable
+from fsl_core.reporting.scores import chance_of
 from fsl_core.reporting.sweep import RowResult, SweepResult
 from fsl_core.runs.files import METRICS, is_file, parse_record, reading
 
@@ -61,7 +62,9 @@ def learning_curves(result: SweepResult, setting: int) -> tuple[str, str] | None
         drawn = {title: curve for title, curve in curves.items() if curve[0]}
         if drawn and (len(drawn) == len(curves) or split == "training"):
             caption = f"{result.metric} of {split} episodes over training, mean over seeds"
-            return caption, figures.curves(drawn, result.metric)
+            chances = {chance_of(r.directory, r.result) for i in items for r in i.runs.values()}
+            chance = chances.pop() if len(chances) == 1 else None
+            return caption, figures.curves(drawn, result.metric, chance)
     return None
 
 

@@ -73,7 +73,8 @@ def _section(result: SweepResult, setting: int, links: dict[str, str]) -> dict[s
         "rows": [_shown(rows[i], result.rows[i], links) for i in own],
         "differences": [told for told, of in pairs if of.row.setting == setting],
         "baseline": plan.row_title(plan.rows[plan.rows[own[0]].baseline]),
-        "maps": [*_heat_maps(result, setting), *_curves(result, setting)],
+        "maps": _heat_maps(result, setting),
+        "curves": _curves(result, setting),
     }
 
 

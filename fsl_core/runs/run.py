@@ -177,6 +177,13 @@ class Run:
         learner, task = experiment.fitting_for(experiment.test_task), experiment.test_task
         return predict_episodes(learner, experiment.source, split, indices, seed, task)
 
+    def episode_classes(
+        self, split: Literal["validation", "test"], indices: Sequence[int]
+    ) -> list[tuple[str, ...]] | None:
+        """The names of the classes of frozen evaluation episodes, if they have names."""
+        experiment, seed = self.experiment, self.recipe.sections.evaluate.seed
+        return experiment.source.classes_of(split, indices, seed, experiment.test_task)
+
     def try_parts(self) -> None:
         """Try the recipe's parts on a made-up episode, once, before the first step."""
         if self.step == 0 and not self._tried:

@@ -26,7 +26,8 @@ from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
 from fsl_core.errors import DataError, FslError, PluginError
 from fsl_core.hooks.loader import load
-from fsl_core.testing.adapters import KINDS, AdapterContract, Kind
+from fsl_core.testing.adapter_setting import KINDS, Kind
+from fsl_core.testing.adapters import AdapterContract
 from fsl_core.testing.backbones import BackboneContract
 from fsl_core.testing.episodes import SPLITS, EpisodesContract
 from fsl_core.testing.hypergradients import HypergradientContract

@@ -37,6 +37,10 @@ METHODS = {
         "(self, split: Literal['validation', 'test'], indices: Sequence[int]) "
         "-> Iterator[tuple[Episode, Tensor]]"
     ),
+    "episode_classes": (
+        "(self, split: Literal['validation', 'test'], indices: Sequence[int]) "
+        "-> list[tuple[str, ...]] | None"
+    ),
 }
 
 

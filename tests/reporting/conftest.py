@@ -22,6 +22,7 @@ addEventListener("load", () => {
   probe.id = "probe";
   probe.textContent = JSON.stringify({
     svgs: count("svg"), images: count("img"), broken, unseen: wide, rows: count("table.grid tr"), figures: count("figure"),
+    cut: [...document.querySelectorAll(".stack td, .stack span")].filter(e => e.getBoundingClientRect().right > innerWidth + 1).length,
     overflow: document.documentElement.scrollWidth - innerWidth,
     background: getComputedStyle(document.documentElement).backgroundColor, colour: getComputedStyle(document.body).color,
     fetched: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
@@ -38,6 +39,7 @@ class Seen(NamedTuple):
     unseen: int
     rows: int
     figures: int
+    cut: int
     overflow: int
     background: str
     colour: str

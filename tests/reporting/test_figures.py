@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fsl_core.reporting import figures
-from fsl_core.reporting.figures import label
+from fsl_core.reporting.figures import bins_of, label
 
 NAMES = [r"$\frac{$", "a" * 300, "$x^2$ & <b>", "\x1b[2J\n\x00", "模型", "größe_1", ""]
 
@@ -50,3 +50,34 @@ def test_figures_do_not_depend_on_the_settings_of_matplotlib():
     before = dict(matplotlib.rcParams)
     figures.histogram([0.1, 0.2, 0.4], "accuracy")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("queries", "least", "most"), [(75, 20, 75), (75, 70, 75), (25, 0, 25)])
+def test_bins_of_accuracies_hold_as_many_possible_values_each(queries: int, least: int, most: int):
+    """Whatever the step of an accuracy, no bar is high because more values fall into its bin."""
+    right = np.arange(least, most + 1)
+    edges = bins_of((right / queries).astype(np.float32).tolist(), "accuracy")
+    assert len(edges) - 1 <= 30
+    held, _ = np.histogram(right / queries, edges)
+    assert len({*held[:-1]}) == 1
+    assert 0 < held[-1] <= held[0]
+    assert held.sum() == len(right)
+
+
+def test_bins_of_what_has_no_steps():
+    scores = np.random.default_rng(0).random(200).tolist()
+    assert len(bins_of(scores, "mse")) == 31
+    assert len(bins_of(scores, "accuracy")) == 31
+    assert bins_of([1.0, 1.0], "accuracy") == pytest.approx([0.975, 1.025])
+
+
+def test_chance_is_drawn_where_it_is_known():
+    training = [{"step": i, "accuracy": 0.5} for i in range(3)]
+    for draw in (
+        lambda chance: figures.histogram([0.2, 0.4], "accuracy", chance),
+        lambda chance: figures.inner_steps([0.2, 0.4], "accuracy", chance),
+        lambda chance: figures.curve(training, [], "accuracy", chance),
+        lambda chance: figures.curves({"a": ([0, 1], [0.2, 0.4])}, "accuracy", chance),
+    ):
+        assert ">chance 0.33</text>" in draw(1 / 3)
+        assert "chance" not in draw(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,3 +60,10 @@ def test_the_page_obeys_no_name(tmp_path: Path):
     assert "\x1b" not in page
     assert r"&lt;b&gt;\x1b[2J" in page
     assert page.count("data:image/png;base64,") == 7
+
+
+def test_bars_stand_beside_names_and_not_under_them(tmp_path: Path):
+    predictions().write_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    shown = r'<span>0\.60</span><div class="bar"><i style="width: 60.0%"></i></div><span>=cmd\(\)</span>'
+    assert len(re.findall(shown, page)) == 2

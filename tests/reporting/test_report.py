@@ -18,6 +18,7 @@ from fsl_core.hooks.loader import Loaded, load
 from fsl_core.reporting.figures import running_mean
 from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.report import write_report
+from fsl_core.reporting.scores import chance_of
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.training.outer_loop import judge, train
 
@@ -97,12 +98,19 @@ def test_a_mosaic_shows_what_was_mistaken(toy_recipe: Path, tmp_path: Path):
         (episode, *_), _ = show_episodes(run.view(), np.linspace(1, 0, 12).tolist())
     assert episode.index == 11
     mistakes = 0
-    for label, (support, queries, left_out) in enumerate(episode.rows):
-        assert [picture.text for picture in support] == [f"support of class {label}"]
-        assert (len(queries), left_out) == (8, 2)
-        wrong = [picture.predicted is not None for picture in queries]
+    with open_run(out, CPU, write=False) as run:
+        names = run.experiment.source.classes_of("test", [11], 0, run.experiment.test_task)[0]
+    for label, row in enumerate(episode.rows):
+        assert row.name == f"class {label}: {names[label]}"
+        assert [picture.text for picture in row.support] == [f"support of {row.name}"]
+        assert (len(row.queries), row.left_out) == (8, 2)
+        wrong = [picture.predicted is not None for picture in row.queries]
         assert wrong == sorted(wrong, reverse=True)
-        assert all(picture.predicted != label for picture in queries)
+        assert all(picture.predicted != label for picture in row.queries)
+        for picture in row.queries:
+            found = label if picture.predicted is None else picture.predicted
+            told = f"predicted {episode.rows[found].name}"
+            assert picture.text == f"query of {row.name}, {told}"
         mistakes += sum(wrong)
     assert mistakes <= round(30 * (1 - episode.score))
     page = (out / "report.html").read_text()
@@ -185,6 +193,31 @@ def test_names_of_classes_steer_no_page_and_many_are_no_matrix(toy_recipe: Path,
         pairs = page.partition("Mistaken most often")[2]
         assert pairs.index(">c05<") < pairs.index(">&lt;script&gt;<")
         assert ('id="confusion"' in page) == whole
+
+
+def test_a_page_is_of_its_run_in_rounded_numbers(toy_recipe: Path, tmp_path: Path):
+    out = trained(toy_recipe, tmp_path / "a-run", *GLYPHS)
+    page = (out / "report.html").read_text()
+    assert "<h1>a-run</h1>" in page
+    assert "<th>recipe</th><td>toy</td>" in page
+    assert "<title>a-run: accuracy 0." in page
+    assert page.count(">chance 0.33</text>") == 2
+    shown = page.partition("<h2>Result</h2>")[2].partition("<h2>Recipe</h2>")[0]
+    assert "<th>training_seconds</th><td>" in shown
+    assert not re.search(r"\d\.\d{7,}", shown)
+    assert "None" not in page
+
+
+def test_chance_is_of_one_number_of_ways(tmp_path: Path):
+    for recipe, metric, chance in (
+        ("episodes: {n_way: 4}\nevaluate: {n_way: null}", "accuracy", 1 / 4),
+        ("episodes: {n_way: 4}\nevaluate: {n_way: 2}", "accuracy", 1 / 2),
+        ("episodes: {n_way: [2, 5]}", "accuracy", None),
+        ("episodes: {name: mixture}", "accuracy", None),
+        ("episodes: {n_way: 4}", "mse", None),
+    ):
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        assert chance_of(tmp_path, {"metric": metric}) == chance
 
 
 def test_running_mean():

@@ -400,5 +400,6 @@ def test_the_page_in_a_browser(
     )
     assert (seen.svgs, seen.figures, seen.unseen) == (2, 2, 0)
     assert seen.rows == (1 + ROWS) + (1 + ROWS - 1)
+    assert seen.cut == 0  # p and Holm's p too: in a narrow window, rows are lists
     assert not seen.fetched
     assert seen.overflow <= 0

@@ -1,23 +1,27 @@
-"""Makes pages and pictures when the documentation is built.
+"""Writes the pages that are made from code and runs to docs/made/, before the site is built.
 
-reference.md is about every plugin that is installed then, api.md about core's public names, and
-the pictures of architecture.md show the code as it is.
+python docs/pages.py
+
+The recipe reference is about every plugin that is installed then, the Python reference about
+core's public names, the gallery about the kept runs. They are files, so any builder can take them.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import gallery
+import notebooks
+import pictures
 
 import fsl_core
 from fsl_core.config.reference import recipe_reference
 from fsl_core.hooks.loader import load
 
-sys.path.insert(0, str(Path(__file__).parent))
-import pictures
+MADE = Path(__file__).parent / "made"
 
 HEADINGS = {
     "api": "Run, train, judge",
@@ -34,12 +38,18 @@ HEADINGS = {
 """Sections of the page by the room of a name; other rooms follow under their own name."""
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    pages = {"reference.md": recipe_reference(load().catalogue), "api.md": python_reference()}
-    pages |= {"rooms.svg": pictures.rooms(), "flow.svg": pictures.flow()}
-    for name, content in pages.items():
-        files.append(File.generated(config, name, content=content))
-    return files
+def write(folder: Path = MADE) -> None:
+    """Make the folder anew with all of these pages."""
+    catalogue = load().catalogue
+    reference = recipe_reference(catalogue).replace("](recipes.md", "](../recipes.md")
+    made = {"reference.md": reference, "api.md": python_reference()}
+    made |= {"rooms.svg": pictures.rooms(), "flow.svg": pictures.flow()}
+    made |= gallery.pages(catalogue) | notebooks.made()
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, text in made.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def python_reference() -> str:
@@ -59,3 +69,7 @@ def python_reference() -> str:
             lines += [f"## {HEADINGS.get(room, room.capitalize())}", ""]
             lines += [line for name in names for line in (f"::: {name}", "")]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write()
