@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fsl_core.nn.arithmetic import without_autocast
 from fsl_core.nn.forward import checkpointed, transformed
 from fsl_core.nn.functional import Weights
 
@@ -76,8 +77,8 @@ class InnerProblem:
     share:    (weights that a step does not move, and outer) -> what the loss computes from them
               alone, such as features of the support set where the head alone moves. The loss finds
               it in `outer`, and computes it itself where it is not there.
-    by_autograd: gradients by torch.autograd, for networks that torch.func refuses, such as those
-              with layers that write statistics; one task at a time.
+    by_autograd: gradients by torch.autograd in any case, for networks that torch.func refuses,
+              such as those with layers that write statistics; one task at a time.
     proximal: gamma of a penalty gamma / 2 ||phi - c||^2 in the loss; 0: none. The weights of c are
               `centre.<name>` in `outer`, and without them the loss has no such penalty.
     curvature: what the penalties of the loss add to every eigenvalue of its second derivative by
@@ -126,7 +127,10 @@ class InnerProblem:
         with checkpointed(False) if create_graph and not transformed() else nullcontext():
             unmoved = {name: weight for name, weight in phi.items() if name not in names}
             outer = outer | self.share(outer | unmoved)
-            slope = self._by_autograd if self.by_autograd else self._by_transform
+            # Outside of torch.func, autograd alone is faster: autograd functions, such as those of
+            # `ConvBlock`, are unknown to torch.func.
+            alone = self.by_autograd or not transformed()
+            slope = self._by_autograd if alone else self._by_transform
             return slope(phi, outer, names, create_graph)
 
     def points(
@@ -169,12 +173,18 @@ class InnerProblem:
     ) -> Weights:
         with torch.enable_grad():
             moved = {name: _node(phi[name]) for name in names}
-            found = torch.autograd.grad(
-                self.loss(phi | moved, outer),
-                list(moved.values()),
-                create_graph=create_graph,
-                allow_unused=True,
-            )
+            loss = self.loss(phi | moved, outer)
+            found: Sequence[Tensor | None] = [None] * len(names)
+            if loss.requires_grad or self.by_autograd:
+                with without_autocast(loss.device):
+                    found = torch.autograd.grad(
+                        loss, list(moved.values()), create_graph=create_graph, allow_unused=True
+                    )
+        if not self.by_autograd:  # as torch.func has it, which takes this one's place under vmap
+            found = [
+                torch.zeros_like(phi[name]) if slope is None else slope
+                for name, slope in zip(names, found, strict=True)
+            ]
         slopes = zip(names, found, strict=True)
         return {name: slope for name, slope in slopes if slope is not None}
 

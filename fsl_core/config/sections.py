@@ -123,8 +123,8 @@ class ExecutionOptions(_Section):
     precision: Annotated[
         Literal["float32", "tf32", "bf16"],
         Field(
-            description="bf16: under autocast; tf32: convolutions and products of a GPU round "
-            "their inputs to 10 bits"
+            description="bf16: convolutions and maps in bfloat16; tf32: convolutions and products "
+            "of a GPU round their inputs to 10 bits"
         ),
     ] = "float32"
     checkpoint_gradients: Annotated[

@@ -51,6 +51,18 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for products in bfloat16; True where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    # torch has no public question for these instructions.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    asked = [getattr(torch.cpu, name, lambda: True) for name in names]
+    return any(ask() for ask in asked)
+
+
 def processor() -> str:
     """The model of the processor, if the system tells it."""
     try:

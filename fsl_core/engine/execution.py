@@ -21,8 +21,9 @@ class Execution:
                on a CPU.
     chunk:     tasks batched together at most, which bounds memory; None: all; of `vmap` and
                `compiled`.
-    precision: `float32` computes in the type of the parameters; `bf16` under autocast; `tf32`, on a
-               GPU, rounds what goes into convolutions and products to 10 bits.
+    precision: `float32` computes in the type of the parameters; `bf16` under autocast, with
+               weights, statistics, losses and updates in float32; `tf32`, on a GPU, rounds what
+               goes into convolutions and products to 10 bits.
     checkpoint_gradients: query activations are not kept but computed again in the backward pass;
                of `loop`.
     """

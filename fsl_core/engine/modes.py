@@ -67,6 +67,8 @@ def trained(learner: Learner) -> list[nn.Parameter]:
 
 def make_mode(fitted: Fitting, loss: Loss, execution: Execution) -> Mode:
     """The mode that an execution names, for one learner."""
+    if execution.precision == "bf16":
+        loss = _of_singles(loss)
     if execution.mode == "loop":
         return Loop(fitted, loss, execution)
     return (Compiled if execution.mode == "compiled" else Vmap)(fitted, loss, execution)
@@ -132,7 +134,8 @@ class Loop:
         if self.execution.workers == 1:  # threads share one generator, and no task of theirs draws
             seed(place)
         with _autocast(self.execution, episode), checkpointed(self.execution.checkpoint_gradients):
-            return learner.objective(episode, self.loss)
+            value, prediction = learner.objective(episode, self.loss)
+        return value, _single(prediction)
 
 
 class _Batched:
@@ -163,7 +166,7 @@ class _Batched:
             weights = dict(zip(names, parameters, strict=True))
             with _autocast(execution, episode):
                 value, prediction = functional_call(objective, weights, (episode,))
-            return value, (value, prediction)
+            return value, (value, _single(prediction))
 
         def total(
             parameters: Sequence[Tensor], episodes: Episode, weights: Tensor
@@ -297,6 +300,15 @@ class _Objective(nn.Module):
 
     def forward(self, episode: Episode) -> tuple[Tensor, Tensor]:
         return self.learner.objective(episode, self.loss)
+
+
+def _of_singles(loss: Loss) -> Loss:
+    """The loss of predictions in float32, whatever autocast made of them."""
+    return lambda prediction, target: loss(_single(prediction), target)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _autocast(execution: Execution, episode: Episode) -> AbstractContextManager[object]:

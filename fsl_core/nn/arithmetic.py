@@ -1,4 +1,4 @@
-"""How a GPU rounds and in which order it adds up."""
+"""In which types devices compute, how a GPU rounds, and in which order it adds up."""
 
 from __future__ import annotations
 
@@ -60,3 +60,21 @@ def _value(name: str, tf32: bool) -> Any:
     if name == "fp32_precision":
         return "tf32" if tf32 else "ieee"
     return tf32
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes products in on this device; None: it is not enabled."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Within this context the types of tensors say what is computed in, as in a backward pass."""
+    if autocast_type(device) is None:
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield

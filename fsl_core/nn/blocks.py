@@ -1,21 +1,21 @@
 """The convolution block of few-shot backbones, computed in the order that moves least memory.
 
-Such a block is small: a MAML step spends its time on reading and writing maps, not on arithmetic.
-How much that costs depends on the machine. On one with two Intel cores a step on Conv4-64 takes
-0.79 s with norm, ReLU and pooling as one operation, and 1.23 s without. On another machine 136 ms
-and 141 ms were measured. See "The convolution block" in docs/performance.md.
+Such a block is small: a MAML step spends half of its time on reading and writing maps, and on
+starting operations. See "The convolution block" in docs/performance.md.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsl_core.nn.arithmetic import autocast_type, without_autocast
 from fsl_core.nn.forward import transformed
-from fsl_core.nn.norms import Norm, NormPolicy, normalise_over_batch
+from fsl_core.nn.norms import Norm, NormPolicy
+from fsl_core.nn.passes import NormPoolRelu, ProductPoolRelu, normalising, product
 
 _FEW_COLUMNS = 32
 """Columns of the matrix of patches: up to three channels under a 3x3 filter."""
@@ -36,8 +36,10 @@ class ConvBlock(nn.Module):
     - Pooling comes before the ReLU, which it commutes with.
     - Under a norm that subtracts a mean over items the convolution's bias cancels. It is not added
       and so gets no gradient.
-    - Under policy `transductive` on a CPU, when no second derivative is taken, norm, ReLU and
-      pooling are one operation.
+    - Under policy `transductive` on a CPU the norm of a first layer is put into its filters, and in
+      later layers norm, ReLU and pooling are one operation, whose first and second derivatives are
+      exact (beyond those see `derivatives_of_any_order`).
+    - Under autocast maps are bfloat16; mean, variance, scale and shift stay float32.
 
     downsample: `stride` halves height and width by the stride of the convolution, and nothing is
         pooled: (n, channels_in, h, w) -> (n, channels, ceil(h / 2), ceil(w / 2)). The frame is
@@ -71,26 +73,57 @@ class ConvBlock(nn.Module):
         self.norm = Norm(norm, channels, eps=norm_eps, affine=norm_scale or "shift")
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self._convolve(x)
-        if self.strided:
-            return F.relu(self.norm(maps))
-        # The fused operation has no rule for torch.func, and autocast would mix its types.
-        plain = transformed() or torch.is_autocast_enabled("cpu")
-        if self.norm.over_the_batch_alone and maps.device.type == "cpu" and not plain:
-            self.norm.check(maps)
-            return _NormPoolRelu.apply(maps, self.norm.scale, self.norm.shift, self.norm.eps)
-        return F.relu(F.max_pool2d(self.norm(maps), 2))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        bias = None if self.norm.policy in ("transductive", "support") else self.conv.bias
-        stride, padding = 1, 1
-        if self.strided:
-            x, stride, padding = F.pad(x, _same_at_stride_two(*x.shape[2:])), 2, 0
-        few = x.device.type == "cpu" and self.conv.weight[0].numel() <= _FEW_COLUMNS
         # A compiler chooses layouts itself, and fails on ours.
-        if few and not torch.compiler.is_compiling():
-            return _patches_times_filters(x, self.conv.weight, bias, stride, padding)
-        return F.conv2d(x, self.conv.weight, bias, stride, padding)
+        ours = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        by_patches = ours and self.conv.weight[0].numel() <= _FEW_COLUMNS
+        if ours and self.norm.over_the_batch_alone:
+            dtype = autocast_type(x.device) or x.dtype
+            with without_autocast(x.device):
+                if by_patches:
+                    return self._of_normalising_filters(x)
+                if not self.strided and not transformed():
+                    return self._in_few_passes(x, dtype)
+        maps = self.norm(self._convolve(x, by_patches))
+        return F.relu(maps if self.strided else F.max_pool2d(maps, 2))
+
+    def _of_normalising_filters(self, x: Tensor) -> Tensor:
+        """Without a pass for the norm: it is in the filters, of which the maps are linear.
+
+        Never in bfloat16, which saves nothing where there are few columns.
+        """
+        norm = self.norm
+        patches, size = _patches(x.to(self.conv.weight.dtype), self.strided, ones=True)
+        norm.check(patches.t())
+        filters = normalising(patches, self._filters(), norm.scale, norm.shift, norm.eps)
+        if not (self.strided or transformed() or x.requires_grad):
+            return ProductPoolRelu.apply(patches, filters, size)
+        maps = product(patches, filters, size)
+        return F.relu(maps if self.strided else F.max_pool2d(maps, 2))
+
+    def _in_few_passes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.to(dtype, memory_format=torch.channels_last)
+        maps = F.conv2d(x, self.conv.weight.to(dtype), padding=1)
+        self.norm.check(maps)
+        return NormPoolRelu.apply(maps, self.norm.scale, self.norm.shift, self.norm.eps)
+
+    def _convolve(self, x: Tensor, by_patches: bool) -> Tensor:
+        bias = None if self.norm.policy in ("transductive", "support") else self.conv.bias
+        if by_patches:
+            patches, size = _patches(x.to(self.conv.weight.dtype), self.strided)
+            return product(patches, self._filters(), size, bias)
+        # Under torch.func autocast does not reach a CPU's convolutions.
+        dtype = autocast_type(x.device) or x.dtype
+        x, weight = x.to(dtype), self.conv.weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        if self.strided:
+            x = F.pad(x, _same_at_stride_two(*x.shape[2:]))
+            return F.conv2d(x, weight, bias, stride=2)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    def _filters(self) -> Tensor:
+        """(9 * channels_in, channels)."""
+        # A copy: through a transposed view the gradient would come from a far slower product.
+        return self.conv.weight.flatten(1).t().contiguous()
 
 
 def _same_at_stride_two(height: int, width: int) -> list[int]:
@@ -98,77 +131,22 @@ def _same_at_stride_two(height: int, width: int) -> list[int]:
     return [width % 2, 1, height % 2, 1]
 
 
-def _patches_times_filters(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
-) -> Tensor:
-    """The same convolution as one matrix product whose result is channels-last."""
-    n = len(x)
-    height, width = ((side + 2 * padding - 3) // stride + 1 for side in x.shape[2:])
-    patches = F.unfold(x, 3, padding=padding, stride=stride)
-    patches = patches.transpose(1, 2).reshape(n * height * width, -1)
-    # A copy: through a transposed view the gradient would come from a far slower product.
-    filters = weight.flatten(1).t().contiguous()
-    maps = patches @ filters if bias is None else torch.addmm(bias, patches, filters)
-    return maps.view(n, height, width, -1).permute(0, 3, 1, 2)
+def _patches(x: Tensor, strided: bool, ones: bool = False) -> tuple[Tensor, tuple[int, int, int]]:
+    """The patches under a 3x3 filter, (9 * channels, n * h * w), and (n, h, w).
 
+    One row for each number of a filter: such a row is copied in long pieces.
 
-class _NormPoolRelu(torch.autograd.Function):
-    """relu(max_pool(norm(maps) * scale + shift)), normalised over the batch.
-
-    It pools before it normalises. The affine map of a channel keeps the order of its values, or
-    turns it round if its scale is negative; such a channel is turned round before and after.
-    So only a quarter of the numbers is normalised, and the backward pass sums over pooled maps.
+    ones: one more row, of ones.
     """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-        sign = torch.where(scale < 0, -1.0, 1.0).to(scale) if bool((scale < 0).any()) else None
-        turned = maps if sign is None else maps * _per_channel(sign)
-        mean = turned.mean((0, 2, 3))
-        variance = (turned - _per_channel(mean)).square_().mean((0, 2, 3))
-        gain = (scale if sign is None else scale * sign) * (variance + eps).rsqrt()
-        pooled, places = F.max_pool2d(turned, 2, return_indices=True)
-        out = torch.addcmul(_per_channel(shift - mean * gain), pooled, _per_channel(gain)).relu_()
-        ctx.save_for_backward(maps, scale, shift, turned, mean, variance, pooled, places, out, sign)
-        ctx.eps = eps
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        maps, scale, shift, turned, mean, variance, pooled, places, out, sign = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # This gradient will be differentiated again (create_graph=True). The formula below
-            # reads mean, variance and pooled maps that have no graph: to autograd they would be
-            # constants, and the second derivative wrong. So the function is computed again from
-            # plain operations, of which autograd knows both derivatives.
-            wanted = (maps, scale, shift)
-            composed = F.relu(F.max_pool2d(_normalised(maps, scale, shift, ctx.eps), 2))
-            return *torch.autograd.grad(composed, wanted, grad, create_graph=True), None
-        count = maps.numel() // maps.shape[1]
-        rate = (variance + ctx.eps).rsqrt()
-        # Two private operations, the backward passes of ReLU and of pooling: torch has no public
-        # call that goes back through a ReLU by its result, or through a pooling by its places.
-        grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        to_shift = grad.sum((0, 2, 3))
-        to_scale = (grad * (pooled - _per_channel(mean))).sum((0, 2, 3)) * rate
-        gain = rate * (scale if sign is None else scale * sign)
-        # Every value of a channel moves its mean and variance: a term for each that is affine in
-        # the maps. The value that was pooled gets its own gradient on top.
-        slope = -gain * to_scale * rate / count
-        to_maps = torch.addcmul(
-            _per_channel(-gain * to_shift / count - slope * mean), turned, _per_channel(slope)
-        )
-        to_maps += torch.ops.aten.max_pool2d_with_indices_backward(
-            grad * _per_channel(gain), turned, [2, 2], [2, 2], [0, 0], [1, 1], False, places
-        )
-        if sign is None:
-            return to_maps, to_scale, to_shift, None
-        return to_maps.mul_(_per_channel(sign)), to_scale * sign, to_shift, None
-
-
-def _normalised(maps: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    return torch.addcmul(_per_channel(shift), normalise_over_batch(maps, eps), _per_channel(scale))
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
+    stride = 2 if strided else 1
+    x = F.pad(x, _same_at_stride_two(*x.shape[2:]) if strided else [1, 1, 1, 1])
+    n, channels, height, width = x.shape
+    rows = [
+        x[:, channel, i : height - 2 + i : stride, j : width - 2 + j : stride]
+        for channel in range(channels)
+        for i in range(3)
+        for j in range(3)
+    ]
+    size = (n, *rows[0].shape[1:])
+    rows += [torch.ones_like(rows[0])] if ones else []
+    return torch.stack(rows).flatten(1), size

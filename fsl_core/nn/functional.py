@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from fsl_core.nn.arithmetic import autocast_type
 from fsl_core.nn.forward import call_with
 
 Weights = dict[str, Tensor]
@@ -52,8 +54,14 @@ class Functional:
         return call_with(self._backbone, _of("backbone.", weights), x, buffers=self._buffers)
 
     def head(self, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """(n, feature_dim) -> (n, output_dim)."""
-        own = _of("head.", weights)
+        """(n, feature_dim) -> (n, output_dim); in float32 also under autocast."""
+        own, kind = _of("head.", weights), features.device.type
+        if autocast_type(features.device) is None:
+            return self._head_of(own, features)
+        with torch.autocast(kind, enabled=False):
+            return self._head_of(own, features.float())
+
+    def _head_of(self, own: Weights, features: Tensor) -> Tensor:
         if type(self._head) is nn.Linear:
             # The product alone: putting weights in their place takes 95 us, six times as long,
             # at every step of an inner loop that moves the head alone.

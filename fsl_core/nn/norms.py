@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from fsl_core.errors import FslError, ShapeError
+from fsl_core.nn.arithmetic import autocast_type
 
 NormPolicy = Literal["transductive", "support", "running", "ordinary", "group", "none"]
 _FEW_VALUES = 8192
@@ -245,11 +246,15 @@ def normalise_over_batch(x: Tensor, eps: float) -> Tensor:
     where it saves a fifth of an inner step. Sums over several dimensions are taken in a cascade and
     lose nothing.
     """
-    few = x.numel() <= _FEW_VALUES * x.shape[1]
-    if few or x.dim() != 4 or x.device.type != "cpu":
+    if few_values(x) or x.dim() != 4 or x.device.type != "cpu":
         return F.batch_norm(x, None, None, training=True, eps=eps)
     centred = x - x.mean((0, 2, 3), keepdim=True)
     return centred * torch.rsqrt(centred.square().mean((0, 2, 3), keepdim=True) + eps)
+
+
+def few_values(x: Tensor) -> bool:
+    """Whether a channel has so few values that torch's batch_norm adds them up exactly enough."""
+    return x.numel() <= _FEW_VALUES * x.shape[1]
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -367,6 +372,11 @@ class NormedBackbone(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        features = self._of_policy(x)
+        # Under autocast maps may be bfloat16, in which no adapter should solve or subtract.
+        return features.float() if features.dtype == autocast_type(features.device) else features
+
+    def _of_policy(self, x: Tensor) -> Tensor:
         support, query = current_reference()
         if self.norm == "ordinary" and self.training and support is not None and query is not None:
             return self._among(support, query, x)

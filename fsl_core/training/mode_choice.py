@@ -31,8 +31,8 @@ from fsl_core.engine.choice import (
     settle,
     why_not_vectorized,
 )
-from fsl_core.engine.devices import processor
-from fsl_core.engine.execution import Execution, Mode
+from fsl_core.engine.devices import multiplies_bfloat16, processor
+from fsl_core.engine.execution import Execution, Mode, Precision
 from fsl_core.engine.kept import ChoiceFile
 from fsl_core.engine.peak import SHARE, fitting_chunk, memory_of
 from fsl_core.engine.traces import NotCopiableError, random_state_kept
@@ -227,9 +227,9 @@ class _Question:
 
     def _told(self, choice: Choice) -> Choice:
         """With the reason for a chunk that nobody named, and a word on a precision without use."""
-        if choice.execution.precision == "tf32" and self.device.type != "cuda":
-            told = f"{choice.reason}; tf32 is of GPUs and changes nothing on {self.device.type}"
-            choice = replace(choice, reason=told)
+        useless = _why_useless(choice.execution.precision, self.device)
+        if useless:
+            choice = replace(choice, reason=f"{choice.reason}; {useless}")
         chunk = choice.execution.chunk if choice.execution.mode != "loop" else None
         if chunk is None or chunk == self.experiment.recipe.sections.execution.chunk:
             return choice
@@ -267,6 +267,17 @@ class _Question:
                 "fsl-core": metadata.version("fsl-core"),
             },
         }
+
+
+def _why_useless(precision: Precision, device: torch.device) -> str:
+    """Why a precision gains nothing on this machine, or "" if it may."""
+    if precision == "tf32" and device.type != "cuda":
+        return f"tf32 is of GPUs and changes nothing on {device.type}"
+    if precision == "bf16" and not multiplies_bfloat16(device):
+        return (
+            f"this {device.type} has no units for bfloat16, and is slower in bf16 than in float32"
+        )
+    return ""
 
 
 def _task(task: TaskShape) -> dict[str, Any]:

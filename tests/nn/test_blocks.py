@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import fsl_core as fsl
+from fsl_core.nn import passes
 from fsl_core.nn.norms import NORM_POLICIES
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -52,7 +53,7 @@ def plain(net: Blocks):
 
 def meta_gradients(features, weights, support_x, query_x):
     """Of a random read-out of the features after one gradient step on another."""
-    readout = torch.linspace(-1, 1, 32)
+    readout = torch.linspace(-1, 1, 32).to(support_x)
 
     def loss(weights, x):
         return (features(weights, x) @ readout).square().mean()
@@ -79,6 +80,64 @@ def test_a_block_is_its_four_layers_with_second_derivatives(norm, channels):
     found = meta_gradients(lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x)
     expected = meta_gradients(plain(net), weights, support_x, query_x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_block_that_adds_up_in_passes_of_its_own_is_the_same(monkeypatch):
+    net = Blocks("transductive", 5)
+    weights = dict(net.named_parameters())
+    support_x, query_x = torch.randn(4, 5, 9, 10), torch.randn(6, 5, 9, 10)
+    monkeypatch.setattr(passes, "few_values", lambda maps: False)
+    found = meta_gradients(lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x)
+    expected = meta_gradients(plain(net), weights, support_x, query_x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
+def test_pictures_get_their_gradient(channels):
+    net, x = Blocks("transductive", channels), torch.randn(4, channels, 9, 10, requires_grad=True)
+    weights = dict(net.named_parameters())
+    slopes = [
+        torch.autograd.grad(features.square().sum(), x)
+        for features in (net(x), plain(net)(weights, x))
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-11)
+
+
+def in_bfloat16(net):
+    def features(weights, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = functional_call(net, weights, (x,))
+        assert found.dtype == torch.float32
+        return found
+
+    return features
+
+
+@pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
+@pytest.mark.parametrize("norm", ["transductive", "group"])
+def test_a_block_in_bfloat16_is_near_and_gives_gradients_in_float32(norm, channels):
+    net = Blocks(norm, channels).float()
+    weights = dict(net.named_parameters())
+    support_x, query_x = torch.randn(8, channels, 9, 10), torch.randn(30, channels, 9, 10)
+    found, expected = (
+        meta_gradients(features, weights, support_x.float(), query_x.float())
+        for features in (in_bfloat16(net), plain(net))
+    )
+    together, exact = (
+        torch.cat([g.flatten() for g in gradients]) for _, gradients in (found, expected)
+    )
+    assert together.dtype == torch.float32
+    assert 0 < (together - exact).norm() < 0.1 * exact.norm()
+
+
+def test_under_vmap_bfloat16_reaches_convolutions():
+    net = Blocks("transductive", 1).float()
+    weights, x = dict(net.named_parameters()), torch.randn(3, 8, 1, 9, 10).float()
+    features = in_bfloat16(net)
+    together = vmap(lambda x: features(weights, x))(x)
+    assert not torch.equal(together, vmap(lambda x: functional_call(net, weights, (x,)))(x))
+    alone = torch.stack([features(weights, item) for item in x])
+    assert (together - alone).norm() < 0.05 * alone.norm()
 
 
 def test_a_block_is_torchs_modules():

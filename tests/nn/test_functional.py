@@ -45,6 +45,16 @@ def test_weights_are_those_of_the_backbone_and_then_of_the_head():
     assert weights["head.weight"] is head.weight
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_under_autocast_the_head_is_in_float32(wrapped):
+    head = nn.Linear(5, 3).float()
+    net = fsl.Functional(nn.Identity(), nn.Sequential(head) if wrapped else head)
+    features = torch.randn(6, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net(net.weights, features)
+    assert torch.equal(found, head(features.float()))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_it_is_the_head_of_the_backbone_under_other_weights(bias, wrapped, x):

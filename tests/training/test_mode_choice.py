@@ -105,6 +105,17 @@ def test_a_precision_of_gpus_is_said_to_change_nothing(toy_recipe, toy_plugins, 
     assert told.endswith("; tf32 is of GPUs and changes nothing on cpu")
 
 
+@pytest.mark.parametrize("units", [True, False], ids=["with units", "without units"])
+def test_bf16_is_said_to_be_slower_where_nothing_multiplies_it(
+    toy_recipe, toy_plugins, stopwatch, monkeypatch, units
+):
+    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda device: units)
+    named = ("execution.precision=bf16", "execution.mode=loop")
+    told = settled(toy_recipe, toy_plugins, "a", *named).reason
+    slower = "; this cpu has no units for bfloat16, and is slower in bf16 than in float32"
+    assert told.endswith(slower) is not units
+
+
 @pytest.mark.parametrize("mode", ["auto", "vmap"])
 def test_no_more_tasks_are_batched_than_fit(
     toy_recipe, toy_plugins, stopwatch, monkeypatch: pytest.MonkeyPatch, mode
