@@ -12,14 +12,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import torch
 
-from benchmarks import adaptation, data, features, gradients, growth, memory, weightings
+from benchmarks import accuracy, adaptation, data, features, gradients, growth, memory, weightings
 from benchmarks.race import Disagreement, LeftOut
 from benchmarks.report import write_report
-from benchmarks.settings import Settings, machine
+from benchmarks.settings import Settings, machine, same_machine, watch_others
 
 SECTIONS: dict[str, Callable[[Settings], dict]] = {
     "sinusoid": gradients.sinusoid,
@@ -33,6 +34,8 @@ SECTIONS: dict[str, Callable[[Settings], dict]] = {
     "gpu-sinusoid": gradients.gpu_sinusoid,
     "sampling": data.sampling,
     "training": data.training,
+    "accuracy-glyphs": accuracy.glyphs,
+    "accuracy-omniglot": accuracy.omniglot,
     "adaptation": adaptation.adaptation,
     "weightings": weightings.weightings,
     "growth": growth.growth,
@@ -57,16 +60,29 @@ def main(arguments: list[str] | None = None) -> int:
     results = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     failed = 0
     for name in options.only or SECTIONS:
-        started = time.perf_counter()
+        started, others = time.perf_counter(), watch_others()
         print(f"{name}: {_first_line(SECTIONS[name])}", flush=True)
-        results[name], fault = _run(SECTIONS[name], settings)
-        results[name] |= {"machine": machine(), "quick": settings.quick}
+        found, fault = _run(SECTIONS[name], settings)
+        found |= {"machine": machine(), "quick": settings.quick}
+        found |= {"measured": date.today().isoformat(), "others": others()}
+        results[name] = _kept(results.get(name, []), found, fault)
         failed += fault
-        print(f"    {_line(results[name])}   ({time.perf_counter() - started:.0f} s)", flush=True)
+        print(f"    {_line(found)}   ({time.perf_counter() - started:.0f} s)", flush=True)
         out.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(write_report(results, out))
     return 1 if failed else 0
+
+
+def _kept(before: list[dict], found: dict, fault: bool) -> list[dict]:
+    """What a section measured on each machine; this one's takes the place of an older one.
+
+    Why a section cannot be measured here replaces no figures, but a fault does.
+    """
+    measured = [result for result in before if "skipped" not in result]
+    if measured and "skipped" in found and not fault:
+        return measured
+    return [r for r in measured if not same_machine(r["machine"], found["machine"])] + [found]
 
 
 def _first_line(section: Callable[[Settings], dict]) -> str:

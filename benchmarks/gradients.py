@@ -147,8 +147,8 @@ def _section(
 def agree(problem: Problem, limit: float, slow_to_start: bool) -> dict[str, float]:
     """`check_agreement` of everybody who can compute this meta-gradient."""
     entered, _ = contenders(problem, slow_to_start)
-    # Some give the same tensors at each call, and fill them again.
-    found = {name: [g.clone() for g in work()] for name, work in entered.items()}
+    # Some give the same tensors at each call, and fill them again; some give arrays of their own.
+    found = {name: [torch.from_dlpack(g).clone() for g in work()] for name, work in entered.items()}
     return check_agreement(found, limit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,7 +16,8 @@ mpl.rcParams |= {
 }
 from matplotlib import pyplot as plt  # noqa: E402
 
-from benchmarks.targets import RACES, TARGETS  # noqa: E402
+from benchmarks.settings import name_of  # noqa: E402
+from benchmarks.targets import ACCURACIES, RACES, TARGETS  # noqa: E402
 
 COLOURS = {
     "ours": "#1f6feb",
@@ -24,12 +26,17 @@ COLOURS = {
 
 
 def draw(results: dict, out: Path) -> dict[str, str]:
-    """Write every plot there are figures for: {`ratios` or a growth axis: file name}."""
+    """Write every plot there are figures for.
+
+    {`ratios`, or a growth axis and where it was measured: file name}.
+    """
     names = {}
-    if any("ratios" in result for result in results.values()):
+    if any("ratios" in result for found in results.values() for result in found):
         names["ratios"] = _ratios(results, out)
-    for key, axis in results.get("growth", {}).get("axes", {}).items():
-        names[key] = _growth(key, axis, out)
+    for result in results.get("growth", []):
+        for key, axis in result.get("axes", {}).items():
+            machine = name_of(result["machine"])
+            names[f"{key}, {machine}"] = _growth(f"{key} {machine}", axis, out)
     return names
 
 
@@ -39,13 +46,14 @@ def _ratios(results: dict, out: Path) -> str:
     A tick marks the target.
     """
 
-    bars = []
+    bars, titles = [], RACES | ACCURACIES
     for target in TARGETS:
-        result = results.get(target.section, {})
-        rival = target.rival or result.get("peer")
-        if rival in result.get("ratios", {}):
-            label = f"{RACES[target.section]}\nagainst {rival}"
-            bars.append((label, result["ratios"][rival], target.least))
+        for result in results.get(target.section, []):
+            rival = target.rival or result.get("peer")
+            if rival in result.get("ratios", {}):
+                where = name_of(result["machine"])
+                label = f"{titles[target.section]}, {where}\nagainst {rival}"
+                bars.append((label, result["ratios"][rival], target.least))
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.5 * len(bars)), layout="constrained")
     for row, (_, (value, low, high), least) in enumerate(bars):
         axes.barh(row, value, color=COLOURS["ours"], height=0.6)
@@ -81,7 +89,8 @@ def _growth(key: str, axis: dict, out: Path) -> str:
     axes.set_xlabel(axis["label"])
     axes.set_ylabel("ms on this machine")
     axes.legend(frameon=False)
-    return _save(figure, out, f"speed-growth-{key.replace('_', '-')}.svg")
+    named = re.sub("[^a-z0-9]+", "-", key.lower())
+    return _save(figure, out, f"speed-growth-{named}.svg")
 
 
 def _save(figure, out: Path, name: str) -> str:

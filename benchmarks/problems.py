@@ -65,7 +65,7 @@ def omniglot(
     source = ours.build("episodes", "glyphs", {"n_way": n_way, "n_query": n_query})
     maml = ("maml", {"inner_lr": 0.4, "inner_steps": steps})
     learner = ours.learner(source.task, ("conv4", {"channels": channels}), maml)
-    model = nn.Sequential(_conv4(channels), nn.Linear(channels, n_way))
+    model = conv4_model(channels, n_way)
     return _problem("maml", source, tasks, learner, model, inner_lr=0.4, inner_steps=steps)
 
 
@@ -132,6 +132,11 @@ def fc_model() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 5))
 
 
+def conv4_model(channels: int, n_way: int) -> nn.Module:
+    """Conv4 on 28x28 pictures with a linear head, in torch's own layers."""
+    return nn.Sequential(_conv4(channels), nn.Linear(channels, n_way))
+
+
 def _conv4(channels: int) -> nn.Module:
     layers: list[nn.Module] = []
     for block in range(4):
@@ -159,8 +164,8 @@ def _problem(
 
 
 @torch.no_grad()
-def same_weights(model: nn.Module, learner: fsl.Learner) -> None:
-    """Copy the learner's weights into the model; both list their parameters in the same order."""
+def same_weights(model: nn.Module, learner: nn.Module) -> None:
+    """Copy the weights of the second into the first; both list parameters in the same order."""
     for theirs, own in zip(model.parameters(), learner.parameters(), strict=True):
         assert theirs.shape == own.shape, f"{tuple(theirs.shape)} is not {tuple(own.shape)}"
         theirs.copy_(own)

@@ -6,7 +6,7 @@ A module has any of
     centroid(model, episodes, loss)                    -> the same for class means of features
 
 Both get a plain torch model and a batch of episodes; the meta-gradient is the mean over episodes,
-one tensor a parameter.
+one tensor a parameter, or one array of another library that `torch.from_dlpack` reads.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ NAMES = {
     "easyfsl": "easyfsl",
     "torch_func": "torch alone, loop",
     "torch_func_vmap": "torch alone, vmap",
+    "jax": "JAX alone",
 }
 """Modules, and what tables call them."""
 
 LIBRARIES = ("learn2learn", "higher", "torchopt", "easyfsl")
 """What targets are measured against."""
 
-BASELINES = ("torch_func", "torch_func_vmap")
-"""What a user of plain torch writes, for comparison."""
+BASELINES = ("torch_func", "torch_func_vmap", "jax")
+"""What a user writes without such a library, for comparison."""
 
 
 def peer(name: str) -> ModuleType:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import fsl_core as fsl
 from benchmarks.peers import gradients
 from fsl_core.data.vision import torchvision
 from fsl_learn2learn.library import import_quietly
@@ -36,6 +37,27 @@ def maml(
         return gradients(model)
 
     return run
+
+
+def outer_step(
+    model: nn.Module, loss, inner_lr: float, inner_steps: int
+) -> Callable[[torch.optim.Optimizer, fsl.Episode], None]:
+    """The loop of its MAML examples, for a meta-batch that is drawn already."""
+    learner = l2l.algorithms.MAML(model, lr=inner_lr, first_order=False)
+
+    def step(optimizer: torch.optim.Optimizer, episodes: fsl.Episode) -> None:
+        optimizer.zero_grad()
+        tasks = episodes.unbatch()
+        for support, query, _ in tasks:
+            clone = learner.clone()
+            for _ in range(inner_steps):
+                clone.adapt(loss(clone(support.x), support.y))
+            loss(clone(query.x), query.y).backward()
+        for parameter in learner.parameters():
+            parameter.grad.mul_(1 / len(tasks))
+        optimizer.step()
+
+    return step
 
 
 def centroid(model: nn.Module, episodes, loss) -> Callable[[], list[Tensor]]:

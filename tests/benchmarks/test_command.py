@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from benchmarks import install
-from benchmarks.__main__ import SECTIONS, main
+from benchmarks.__main__ import SECTIONS, _kept, main
 from benchmarks.report import _OTHERS, RACES
+from benchmarks.settings import watch_others
 
 
 def bench(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -30,7 +32,8 @@ def bench(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def measured(out: Path) -> tuple[dict, str]:
     """The figures and the page that a run of the benchmarks wrote."""
     results = json.loads((out / "speed.json").read_text("utf-8"))
-    return results, (out / "speed.md").read_text("utf-8")
+    assert [len(found) for found in results.values()] == [1] * len(results)
+    return {name: found[0] for name, found in results.items()}, (out / "speed.md").read_text()
 
 
 def test_a_section_alone_keeps_what_others_measured(
@@ -73,6 +76,27 @@ def test_every_section_measures_or_says_why_not(root: Path, tmp_path: Path):
         assert min(results["memory"]["bytes"]["1 step"].values()) > 0
 
 
+def test_each_machine_keeps_its_own_figures():
+    amd, intel = ({"processor": name, "threads": 2, "gpu": "none"} for name in ("AMD", "Intel"))
+    old, other, new = {"machine": amd, "rounds": 1}, {"machine": intel}, {"machine": amd}
+    assert _kept([old, other], new, fault=False) == [other, new]
+    left_out = {"machine": amd, "skipped": "no GPU here"}
+    assert _kept([], left_out, fault=False) == [left_out]
+    assert _kept([old, other], left_out, fault=False) == [old, other]
+    assert _kept([left_out], other, fault=False) == [other]
+    fault = {"machine": amd, "skipped": "FAILED: Disagreement"}
+    assert _kept([old, other], fault, fault=True) == [other, fault]
+
+
+def test_work_of_others_is_told_from_our_own():
+    others = watch_others()
+    spent = time.process_time() + 0.3
+    while time.process_time() < spent:
+        pass
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    assert (found := others()) is None or 0 <= found < os.cpu_count()
+
+
 def test_every_section_is_on_the_page():
     assert {*RACES, *(section for section, _, _ in _OTHERS)} == set(SECTIONS)
 
@@ -106,6 +130,8 @@ def test_why_a_peer_is_absent_is_told_in_its_column(
 
 def test_the_peers_of_the_page_are_the_peers_installed(root: Path):
     lines = (root / "benchmarks" / "requirements.txt").read_text("utf-8").splitlines()
-    from benchmarks.peers import LIBRARIES
+    from benchmarks.peers import BASELINES, LIBRARIES
 
-    assert {line.partition("==")[0] for line in lines if not line.startswith("#")} == set(LIBRARIES)
+    others = {name for name in BASELINES if not name.startswith("torch")}
+    installed = {line.partition("==")[0] for line in lines if not line.startswith("#")}
+    assert installed == {*LIBRARIES, *others}
