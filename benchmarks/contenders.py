@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from benchmarks import ours
 from benchmarks.peers import BASELINES, LIBRARIES, NAMES, meta_gradient_of
 from benchmarks.problems import Problem
 from benchmarks.race import LeftOut
+from fsl_core.engine.devices import multiplies_bfloat16
 
 Gradients = Callable[[], list[Tensor]]
 """Computes and returns a meta-gradient, one tensor a parameter."""
+
+BFLOAT16 = "bf16, workers of ours"
 
 
 def contenders(
@@ -37,11 +41,20 @@ def contenders(
     return entered, left_out
 
 
+def enter_bfloat16(
+    problem: Problem, entered: dict[str, Gradients], left_out: dict[str, str]
+) -> None:
+    """Ours with fewer digits: no rival of float32, and not held to the others' numbers."""
+    _enter(entered, left_out, BFLOAT16, partial(_bfloat16, problem))
+
+
 def contender(problem: Problem, name: str) -> Gradients:
     """The one of this name; no other peer is imported."""
     for execution in ours.EXECUTIONS:
         if name == f"ours, {execution}":
             return _own(problem, execution)
+    if name == BFLOAT16:
+        return _bfloat16(problem)
     module = next(module for module in (*LIBRARIES, *BASELINES) if name_of(module) == name)
     return meta_gradient_of(module, problem)
 
@@ -53,6 +66,13 @@ def name_of(module: str) -> str:
 
 def _own(problem: Problem, execution: ours.Name) -> Gradients:
     return ours.prepare(problem.learner, problem.episodes, problem.loss, execution)
+
+
+def _bfloat16(problem: Problem) -> Gradients:
+    if not multiplies_bfloat16(torch.device("cpu")):
+        raise LeftOut("this processor has no units for bfloat16")
+    learner, episodes, loss = problem.learner, problem.episodes, problem.loss
+    return ours.prepare(learner, episodes, loss, "workers", precision="bf16")
 
 
 def _enter(

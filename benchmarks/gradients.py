@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import problems
-from benchmarks.contenders import contenders, name_of
+from benchmarks.contenders import contenders, enter_bfloat16, name_of
 from benchmarks.contestant import Contestant
 from benchmarks.peers import LIBRARIES, torch_func
 from benchmarks.problems import Problem
@@ -40,14 +40,20 @@ def sinusoid(settings: Settings) -> dict:
 def omniglot(settings: Settings) -> dict:
     """MAML, Conv4-64, 28x28, 5-way 1-shot 15-query, 16 tasks, 1 step, second order."""
     return _section(
-        settings, problems.omniglot, tasks=16, float32_limit=math.inf, **_small(settings)
+        settings, problems.omniglot, tasks=16, float32_limit=math.inf, bf16=True, **_small(settings)
     )
 
 
 def omniglot_5(settings: Settings) -> dict:
     """The same with 5 inner steps."""
     return _section(
-        settings, problems.omniglot, tasks=16, float32_limit=math.inf, steps=5, **_small(settings)
+        settings,
+        problems.omniglot,
+        tasks=16,
+        float32_limit=math.inf,
+        bf16=True,
+        steps=5,
+        **_small(settings),
     )
 
 
@@ -64,6 +70,7 @@ def published(settings: Settings) -> dict:
         tasks=32,
         float32_limit=math.inf,
         slow_to_start=True,
+        bf16=True,
         **_few(settings),
     )
 
@@ -113,6 +120,7 @@ def _section(
     device: str = "cpu",
     slow_to_start: bool = False,
     float32_limit: float = FLOAT32_LIMIT,
+    bf16: bool = False,
     **sizes,
 ) -> dict:
     tasks = 3 if settings.quick else tasks
@@ -122,6 +130,8 @@ def _section(
     problem = make(tasks=tasks, **sizes).to(torch.float32, device)
     agreement["float32"] = agree(problem, float32_limit, slow_to_start)
     entered, left_out = contenders(problem, slow_to_start)
+    if bf16:
+        enter_bfloat16(problem, entered, left_out)
     rates = machine_rates(device)
     with ExitStack() as processes:
         works: dict[str, Work] = {**entered}

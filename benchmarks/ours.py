@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from typing import Any, Literal, get_args
@@ -14,7 +15,7 @@ import fsl_core as fsl
 from benchmarks.race import LeftOut
 from fsl_core.config.options import Kind
 from fsl_core.engine.choice import why_not_vectorized
-from fsl_core.engine.execution import Execution
+from fsl_core.engine.execution import Execution, Precision
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.episode import Loss
 from fsl_core.hooks.loader import Loaded, load
@@ -39,6 +40,7 @@ def prepare(
     loss: Loss,
     execution: Name,
     weighting: str = "uniform",
+    precision: Precision = "float32",
 ) -> Callable[[], list[Tensor]]:
     """A function that computes and returns the meta-gradient of a meta-batch.
 
@@ -46,7 +48,8 @@ def prepare(
     """
     parameters = [p for p in learner.parameters() if p.requires_grad]
     weigh = build("weighting", weighting, columns=fsl.gradient_columns(learner), tasks=None)
-    compute = MetaGradient(learner, weigh, loss, as_execution(execution, learner))
+    chosen = replace(as_execution(execution, learner), precision=precision)
+    compute = MetaGradient(learner, weigh, loss, chosen)
 
     def run() -> list[Tensor]:
         compute(episodes)
