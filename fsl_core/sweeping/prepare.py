@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fsl_core.config.matrix import Cell
 from fsl_core.data.work import each
-from fsl_core.errors import FslError
+from fsl_core.errors import FslError, RunError
 from fsl_core.hooks.loader import Loaded
-from fsl_core.runs.files import RECIPE
+from fsl_core.runs.files import IN_USE, RECIPE
 from fsl_core.runs.opening import describe_environment, prepare_run
 from fsl_core.sweeping.jobs import Job
 from fsl_core.text import name_of
@@ -30,12 +32,24 @@ def prepare(jobs: Sequence[Job], loaded: Loaded, device: str, threads: int, swee
     }
     for job in each(jobs, "preparing runs"):
         try:
-            if not (job.directory / RECIPE).is_file():
-                named = {"recipe": _run_name(job.cell), **environment}
-                prepare_run(job.directory, job.cell.recipe, named)
+            while not (job.directory / RECIPE).is_file():
+                with _another_may_be_quicker():
+                    named = {"recipe": _run_name(job.cell), **environment}
+                    prepare_run(job.directory, job.cell.recipe, named)
         except (FslError, OSError) as error:
-            if not (job.directory / RECIPE).is_file():  # else another sweep was quicker
+            if not (job.directory / RECIPE).is_file():
                 job.state, job.error = "failed", " ".join(str(error).split())
+
+
+@contextmanager
+def _another_may_be_quicker() -> Iterator[None]:
+    """Another sweep that makes this directory just now soon writes the recipe, or has ended."""
+    try:
+        yield
+    except RunError as error:
+        if IN_USE not in str(error):
+            raise
+        time.sleep(0.05)
 
 
 def _run_name(cell: Cell) -> str:

@@ -52,7 +52,7 @@ def test_the_loop_of_learn2learn_ends_with_the_weights_of_a_run(
         # The norm cancels these biases: ours get no gradient, theirs get its rounding, which Adam
         # makes as long as any other step.
         if not name.endswith("conv.bias"):
-            torch.testing.assert_close(judged[-1][name], ours, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(judged[-1][name], ours, rtol=1e-3, atol=1e-4)
 
 
 def test_it_stops_at_the_accuracy_and_at_the_limit(race: dict):

@@ -233,6 +233,7 @@ def test_a_tracker_that_raises_at_any_call_never_touches_the_run(
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.filterwarnings("ignore:FSL_TRACKER=wandb:fsl_core.errors.PluginWarning")
 def test_nothing_is_tracked_unless_it_is_named(
     client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -18,6 +18,9 @@ import fsl_core as fsl
 import fsl_wandb
 from fsl_core import api
 
+# Other trackers that are named need not be installed here.
+pytestmark = pytest.mark.filterwarnings("ignore:FSL_TRACKER=mlflow:fsl_core.errors.PluginWarning")
+
 RECIPE = {
     "episodes": {"name": "glyphs", "n_way": 2, "n_shot": 1, "n_query": 2},
     "backbone": {"name": "conv4", "channels": 4},
@@ -190,7 +193,7 @@ def test_a_tracker_that_raises_at_any_call_never_touches_the_run(library: Librar
     for library.fails in ("init", "log", "add_file", "log_artifact", "finish"):
         with pytest.warns(fsl.PluginWarning, match="ConnectionError: the server is gone") as told:
             run(tmp_path / library.fails, outer=SHORT)
-        assert len(told) == 1
+        assert ["the server is gone" in str(one.message) for one in told].count(True) == 1
         assert (tmp_path / library.fails / "result.json").is_file()
 
 
