@@ -24,9 +24,9 @@ races them.
 - **Same result.** First, all meta-gradients have to agree, in units of the largest element: to 1e-9
   in float64 and to 1e-3 in float32. In float64 this is checked on four tasks of the meta-batch; the
   tests hold what compiles to it. The tables show the differences that were found.
-- **One exception.** In float32, the differences of MAML on Conv4 are shown and not limited. With
-  steps of 0.4, the number of threads alone moves one contender by up to 0.4, because another of two
-  nearly equal pixels is pooled.
+- **One exception.** In float32, differences on Conv4 are shown and not limited. The number of
+  threads alone may choose another of two nearly equal pixels in pooling: that moves a gradient of
+  nearest-centroid by 0.001, and one of MAML, with steps of 0.4, by up to 0.4.
 - **In turns.** Contenders take turns, one after the other in each round. For meta-gradients, each
   is a process of its own, as its users have it. Ours has the memory settings of `fsl run`. In all
   of them, threads that wait for one another soon sleep, as in `fsl run`.
