@@ -39,7 +39,7 @@ HEADINGS = {
 
 
 def write(folder: Path = MADE) -> None:
-    """Make the folder anew with all of these pages."""
+    """Empty the folder and write all of its pages."""
     catalogue = load().catalogue
     reference = recipe_reference(catalogue).replace("](recipes.md", "](../recipes.md")
     made = {"reference.md": reference, "api.md": python_reference()}

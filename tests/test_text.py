@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsl_core import cli
-from fsl_core.cli.catalogue import print_table
+from fsl_core.cli.tables import print_table
 from fsl_core.errors import RunError
 from fsl_core.files.spreadsheets import CsvWriter
 from fsl_core.text import LONGEST_NAME, name_of, printable

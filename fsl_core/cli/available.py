@@ -92,7 +92,7 @@ class Index:
 
 def list_available(as_json: bool) -> None:
     """Print what the index of pip has."""
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.runs.files import to_json
 
     found, silent = find_available()

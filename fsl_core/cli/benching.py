@@ -157,7 +157,7 @@ def leaderboard(
 
     Results of another version or of other episodes of a task are refused.
     """
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.reporting.leaderboard import boards, read_submissions, write_leaderboard
     from fsl_core.runs.files import to_json
 

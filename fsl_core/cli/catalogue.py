@@ -18,6 +18,7 @@ from fsl_core.cli.arguments import (
     load_plugins,
     warn,
 )
+from fsl_core.cli.tables import print_table
 from fsl_core.text import printable
 
 if TYPE_CHECKING:
@@ -378,20 +379,3 @@ def _kind(word: str) -> Any:
         kinds = suggest(word, [*KINDS, *KINDS.values()], label="Kinds")
         raise PluginError(f"{word}: not a kind of component. {kinds}")
     return KINDS[word]
-
-
-def print_table(headings: list[str], rows: list[list[str]]) -> None:
-    """Rows of text under headings, as wide as the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from fsl_core.text import printable
-
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(Text(printable(heading)), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell, lines=True)) for cell in row))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=200).print(table)

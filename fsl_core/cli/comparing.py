@@ -137,7 +137,7 @@ def _print_comparison_as_json(
 
 
 def _compare_many(runs: Sequence[RunScores], html: Path | None, as_json: bool) -> None:
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.reporting.many import compare_many, write_many
     from fsl_core.runs.files import to_json
 

@@ -25,7 +25,7 @@ def recipes(
 
     fsl recipes glyphs/5w1s-maml > mine.yaml
     """
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.config.shipped import find_recipe, shipped_recipes
 
     shipped = shipped_recipes()

@@ -189,7 +189,7 @@ def _print_result(result: SearchResult, page: Path) -> None:
 
 
 def _print_trials(one: MethodSearch) -> None:
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.reporting.search import trial_rows
 
     rows = trial_rows(one)

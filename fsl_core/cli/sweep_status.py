@@ -15,7 +15,7 @@ ORDER = ("failed", "silent", "running", "queued", "waiting", "finished")
 
 def show(folder: Path, take_over: float, as_json: bool) -> None:
     """Print how the runs of a sweep stand: those first that somebody may have to look at."""
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.runs.files import to_json
     from fsl_core.sweeping.status import standings
 

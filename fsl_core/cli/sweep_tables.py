@@ -45,7 +45,7 @@ def write_paper(result: SweepResult, files: Sequence[Output], raw: bool) -> None
 
 def print_differences(result: SweepResult) -> None:
     """Paired differences from the baseline, if there are any."""
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.reporting.sweep import difference_table
 
     told = difference_table(result)

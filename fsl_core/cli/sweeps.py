@@ -396,7 +396,7 @@ def _status_table(queue: Sequence[Prepared], title: str, height: int) -> Table:
 
 def print_results(result: SweepResult) -> None:
     """The table of rows and their scores."""
-    from fsl_core.cli.catalogue import print_table
+    from fsl_core.cli.tables import print_table
     from fsl_core.reporting.sweep import table
 
     axes, telling = list(result.plan.rows[0].labels), result.telling_columns()
