@@ -35,6 +35,12 @@ Add = Callable[[Sequence[Tensor | None]], None]
 Seed = Callable[[int], None]
 """Sets the random numbers of the task at a place of the batch."""
 
+_FEW_TASKS = 8
+"""To take fewer at a time costs more in calls than it saves in memory."""
+
+_IN_CACHE = 4 << 20
+"""Bytes of weights of the tasks' own, of which a task holds several sets and its maps beside."""
+
 
 class Tasks(NamedTuple):
     """What tasks came to, in the order of the batch; detached.
@@ -228,10 +234,13 @@ class Vmap:
         return [parameter.detach() for parameter in self.parameters]
 
     def _split(self, tensor: Tensor) -> Sequence[Tensor]:
-        return tensor.split(self.execution.chunk or len(tensor))
+        return tensor.split(self._at_a_time(len(tensor)))
+
+    def _at_a_time(self, tasks: int) -> int:
+        return min(self.execution.chunk or tasks, tasks)
 
     def _chunks(self, episodes: Episode) -> Iterator[Episode]:
-        if self.execution.chunk is None or self.execution.chunk >= len(episodes.id):
+        if self._at_a_time(len(episodes.id)) == len(episodes.id):
             yield episodes
             return
         (support_x, support_y), (query_x, query_y), ids = episodes
@@ -259,6 +268,19 @@ class Compiled(Vmap):
         batched.summed = _compiled(batched.summed, on_gpu)
         batched.each = _compiled(batched.each, on_gpu)
         return batched
+
+    def _at_a_time(self, tasks: int) -> int:
+        """Where a recipe names no chunk, a CPU takes parts that stay in its cache.
+
+        Parts of one size: each size would be compiled by itself.
+        """
+        wanted, first = super()._at_a_time(tasks), self.parameters[0]
+        if self.execution.chunk or first.is_cuda:
+            return wanted
+        weights = sum(parameter.nbytes for parameter in self.parameters)
+        most = max(_FEW_TASKS, _IN_CACHE // weights)
+        sizes = [size for size in range(_FEW_TASKS, tasks + 1) if tasks % size == 0]
+        return max((size for size in sizes if size <= most), default=tasks)
 
     def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
         with plain_attention():  # around the compiler, which cannot trace this context

@@ -74,7 +74,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A compiler chooses layouts itself, and fails on ours.
-        ours = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling()
+        ours = x.device.type == "cpu" and (self.strided or not compiling)
         by_patches = ours and self.conv.weight[0].numel() <= _FEW_COLUMNS
         if ours and self.norm.over_the_batch_alone:
             dtype = autocast_type(x.device) or x.dtype
@@ -83,6 +84,8 @@ class ConvBlock(nn.Module):
                     return self._of_normalising_filters(x)
                 if not self.strided and not transformed():
                     return self._in_few_passes(x, dtype)
+        if ours and compiling and not by_patches:
+            return F.relu(self.norm(self._by_rows(x)))
         maps = self.norm(self._convolve(x, by_patches))
         return F.relu(maps if self.strided else F.max_pool2d(maps, 2))
 
@@ -107,7 +110,7 @@ class ConvBlock(nn.Module):
         return NormPoolRelu.apply(maps, self.norm.scale, self.norm.shift, self.norm.eps)
 
     def _convolve(self, x: Tensor, by_patches: bool) -> Tensor:
-        bias = None if self.norm.policy in ("transductive", "support") else self.conv.bias
+        bias = self._bias()
         if by_patches:
             patches, size = _patches(x.to(self.conv.weight.dtype), self.strided)
             return product(patches, self._filters(), size, bias)
@@ -120,6 +123,22 @@ class ConvBlock(nn.Module):
             return F.conv2d(x, weight, bias, stride=2)
         return F.conv2d(x, weight, bias, padding=1)
 
+    def _by_rows(self, x: Tensor) -> Tensor:
+        """The strided convolution as one product for each task.
+
+        A compiler calls a convolution with weights of each task's own as one of as many groups. Its
+        backward pass, and the layouts that it copies, take twice as long as patches and products.
+        """
+        dtype = autocast_type(x.device) or x.dtype
+        bias = self._bias()
+        rows = _rows(x.to(dtype).permute(0, 2, 3, 1))
+        filters = self.conv.weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(rows, filters, bias if bias is None else bias.to(dtype)).permute(0, 3, 1, 2)
+
+    def _bias(self) -> Tensor | None:
+        """None where a norm takes it away again."""
+        return None if self.norm.policy in ("transductive", "support") else self.conv.bias
+
     def _filters(self) -> Tensor:
         """(9 * channels_in, channels)."""
         # A copy: through a transposed view the gradient would come from a far slower product.
@@ -129,6 +148,20 @@ class ConvBlock(nn.Module):
 def _same_at_stride_two(height: int, width: int) -> list[int]:
     """The frame of TensorFlow's SAME for a 3x3 filter: left, right, above, below."""
     return [width % 2, 1, height % 2, 1]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The patches under a strided 3x3 filter, channels-last, one row for each place.
+
+    (n, h, w, channels) -> (n, ceil(h / 2), ceil(w / 2), 9 * channels).
+    """
+    height, width = x.shape[1:3]
+    x = F.pad(x, [0, 0, *_same_at_stride_two(height, width)])
+    high, wide = (height + 1) // 2, (width + 1) // 2
+    taps = [
+        x[:, i : i + 2 * high - 1 : 2, j : j + 2 * wide - 1 : 2] for i in range(3) for j in range(3)
+    ]
+    return torch.cat(taps, -1)
 
 
 def _patches(x: Tensor, strided: bool, ones: bool = False) -> tuple[Tensor, tuple[int, int, int]]:

@@ -28,10 +28,9 @@ TASK = tiny_task("classification")
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def make_learner(adapter: str, norm: str, conv: bool = True) -> fsl.Learner:
-    backbone = (
-        Conv4(TASK, channels=4, blocks=1, norm=norm) if conv else Mlp(TASK, hidden=(6,), norm=norm)
-    )
+def make_learner(adapter: str, norm: str, conv: bool = True, **options) -> fsl.Learner:
+    options = {"channels": 4, "blocks": 1, **options}
+    backbone = Conv4(TASK, norm=norm, **options) if conv else Mlp(TASK, hidden=(6,), norm=norm)
     adapter = GradientSteps(TASK, backbone) if adapter == "steps" else NearestCentroid(TASK)
     adapter.unused, adapter.scalar = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
     learner = fsl.Learner(backbone, adapter)
@@ -95,6 +94,48 @@ def test_what_would_be_compiled_is_the_loop(norm, conv, needs):
     learner = make_learner("steps", norm, conv)
     compiled = compute(learner, Execution("compiled"), needs)
     assert_same(compiled, compute(learner, Execution(), needs))
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.parametrize(
+    ("norm", "adapter"), [("transductive", "steps"), ("none", "nearest-centroid")]
+)
+def test_compiled_strides_are_the_loop(norm, adapter):
+    """Second and later convolutions with a stride are products there."""
+    learner = make_learner(adapter, norm, blocks=2, downsample="stride")
+    assert_same(compute(learner, Execution("compiled")), compute(learner, Execution()))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "in_cache", "parts"),
+    [
+        (32, 8, [8] * 4),
+        (32, 20, [16] * 2),
+        (32, 99, [32]),
+        (8, 1, [8]),
+        pytest.param(37, 8, [37], id="no parts of one size"),
+    ],
+)
+def test_compiled_code_takes_parts_that_stay_in_the_cache(monkeypatch, tasks, in_cache, parts):
+    learner, found = make_learner("nearest-centroid", "none", conv=False), []
+    weights = sum(parameter.nbytes for parameter in learner.parameters())
+    monkeypatch.setattr("fsl_core.engine.modes._IN_CACHE", in_cache * weights)
+
+    def uncompiled(function, **_):
+        def call(parameters, episodes, *rest):
+            found.append(len(episodes.id))
+            return function(parameters, episodes, *rest)
+
+        return call
+
+    monkeypatch.setattr("torch.compile", uncompiled)
+    expected = compute(learner, Execution(), tasks=tasks)
+    assert_same(compute(learner, Execution("compiled"), tasks=tasks), expected)
+    assert_same(compute(learner, Execution("compiled"), {"gradients"}, tasks), expected)
+    assert found == parts * 2
+    found.clear()
+    compute(learner, Execution("compiled", chunk=5), tasks=tasks)
+    assert max(found) == 5  # what a recipe names
 
 
 def test_kernels_are_private_before_anything_is_compiled(monkeypatch):
