@@ -121,6 +121,11 @@ def embed_splits(experiment: Experiment, splits: Sequence[Split] = ()) -> Embedd
     for name in splits or SPLITS:
         try:
             pool = source.pool(name)
+            if not len(pool):
+                raise DataError(
+                    f"episodes {source.name!r}: split {name!r} has no items. Classes for it, or "
+                    "another split"
+                )
         except DataError as error:
             if splits:
                 raise

@@ -74,7 +74,8 @@ def embed(
     for note in frozen.notes:
         say(f"backbone: {note}")
     items, features = found.x.shape
-    say(f"{out}: {items} items of {len(found.classes)} classes, {features} features each")
+    classes = "1 class" if len(found.classes) == 1 else f"{len(found.classes)} classes"
+    say(f"{out}: {items} items of {classes}, {features} features each")
 
 
 def _recipe(source: Path, backbone: str | None, overrides: list[str], loaded: Loaded) -> Recipe:

@@ -190,6 +190,8 @@ class FeatureEpisodes(PooledEpisodes):
 
     def load(self, split: Split) -> LabelledPool:
         pool = self.items.pool(split)
+        if not len(pool):
+            return LabelledPool.from_classes([])
         key = content_key("features", pool.digest, self.backbone.digest)
 
         def build() -> LabelledPool:

@@ -96,6 +96,22 @@ def test_one_split_and_options_of_the_backbone(embed: Call, tmp_path: Path):
         assert set(file.get_tensor("split").tolist()) == {2}
 
 
+def test_a_folder_with_too_few_classes_for_three_splits(embed: Call, tmp_path: Path):
+    bars.make(tmp_path / "few", {"amber": 4, "blue": 5})
+    options = ["few", "--backbone", "patches", "--out", "x.safetensors"]
+    ended = embed(*options)
+    assert ended.code == 0, ended.err
+    assert "9 items of 2 classes" in ended.out
+    fault = "split '{}' has no items. Classes for it, or another split"
+    empty = re.findall(r"^note: left out: .*: split '(\w+)' has no items", ended.err, re.MULTILINE)
+    assert 1 <= len(empty) < 3
+    for split in ("train", "validation", "test"):
+        if split in empty:
+            refused(embed(*options, "--split", split), fault.format(split))
+        elif len(empty) == 1:
+            assert " items of 1 class, 8 " in embed(*options, "--split", split).out
+
+
 def test_what_cannot_be_embedded(embed: Call, pictures: Path, tmp_path: Path):
     out = ["--out", "x.safetensors"]
     refused(embed("pictures", *out), "pictures: a folder, and no backbone. --backbone NAME")
