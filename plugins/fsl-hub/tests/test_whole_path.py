@@ -1,10 +1,12 @@
 """One run from beginning to end: trained, tracked with MLflow and TensorBoard, pushed to a stand-in
-of the hub, and predicted from there."""
+of the hub, and predicted from there, by the commands of docs/sharing.md."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from sqlalchemy.engine import Engine
 
 from fsl_core.cli import main
 
+PAGE = Path(__file__).parents[3] / "docs" / "sharing.md"
 RECIPE = {
     "episodes": {"name": "glyphs", "n_way": 3, "n_shot": 2, "n_query": 2},
     "backbone": {"name": "conv4", "channels": 4},
@@ -45,6 +48,11 @@ def _quick_store():
     event.listen(Engine, "connect", careless)
     yield
     event.remove(Engine, "connect", careless)
+
+
+def as_ada(command: str) -> str:
+    """With the user of the stand-in, and the folder for the words in capitals."""
+    return re.sub(r"\b[A-Z]{2,}\b", "pictures", command.replace("user/", "ada/"))
 
 
 def draw(folder: Path) -> None:
@@ -75,8 +83,9 @@ def test_trained_tracked_pushed_and_predicted(hub, tmp_path: Path, monkeypatch, 
         return out
 
     Path("recipe.yaml").write_text(json.dumps(RECIPE))
-    fsl("run", "recipe.yaml", "--out", "run")
-    result = json.loads(Path("run/result.json").read_text())
+    run = Path("runs/5w1s-maml")
+    fsl("run", "recipe.yaml", "--out", run)
+    result = json.loads((run / "result.json").read_text())
 
     from mlflow import MlflowClient
 
@@ -89,15 +98,15 @@ def test_trained_tracked_pushed_and_predicted(hub, tmp_path: Path, monkeypatch, 
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = EventAccumulator("run/tensorboard").Reload()
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert board.Scalars("test/accuracy")[-1].value == pytest.approx(result["accuracy"])
     assert "figures/worst-episodes" in board.Tags()["images"]
 
-    fsl("push", "run", "ada/glyphs", "--licence", "mit")
     draw(Path("pictures"))
-    given = ("--support", "pictures", "--query", "pictures", "--out")
-    fsl("predict", "hf:ada/glyphs", *given, "there.csv")
-    fsl("predict", "run", *given, "here.csv")
+    push, predict = re.findall(r"^fsl (.*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    fsl(*shlex.split(as_ada(push)))
+    fsl(*shlex.split(as_ada(predict)), "--out", "there.csv")
+    fsl("predict", run, "--support", "pictures", "--query", "pictures", "--out", "here.csv")
     assert Path("there.csv").read_text() == Path("here.csv").read_text()
     with Path("there.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 9
