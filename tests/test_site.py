@@ -107,3 +107,33 @@ def test_a_site_loads_nothing_from_elsewhere(made, tmp_path: Path):
     links.without_shim(tmp_path)
     assert links.look(tmp_path).faults == []
     assert 'src="iframe-worker.js"' in (tmp_path / "a.html").read_text()
+
+
+def test_named_lines_of_a_docstring_are_a_list(made):
+    text = """Does it.
+
+x: (n, 2) numbers;
+   of any size.
+y, z:   the rest. Values: two.
+    longer.
+Raises ValueError: for others.
+
+    y: shown as it is
+
+Sources: Vinyals et al. 2016."""
+    assert (
+        made("docstrings").as_list(text)
+        == """Does it.
+
+- `x`: (n, 2) numbers;
+  of any size.
+- `y`, `z`: the rest. Values: two.
+  longer.
+
+Raises ValueError: for others.
+
+    y: shown as it is
+
+Sources: Vinyals et al. 2016."""
+    )
+    assert made("docstrings").as_list("Does it:\nname: a word.") == "Does it:\n\n- `name`: a word."

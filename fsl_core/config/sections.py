@@ -117,7 +117,7 @@ class ExecutionOptions(_Section):
         Count | None,
         Field(
             description="tasks batched together at most by vmap and compiled; null: what half of "
-            "the memory holds"
+            "the memory holds, and compiled code on a CPU parts that stay in its cache"
         ),
     ] = None
     precision: Annotated[

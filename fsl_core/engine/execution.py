@@ -19,8 +19,8 @@ class Execution:
                (torch.func.vmap); `compiled` is that computation through torch.compile.
     workers:   tasks computed at the same time by threads of their own, each on one core; of `loop`
                on a CPU.
-    chunk:     tasks batched together at most, which bounds memory; None: all; of `vmap` and
-               `compiled`.
+    chunk:     tasks batched together at most, which bounds memory; None: all, or on a CPU as many
+               as compiled code holds in its cache; of `vmap` and `compiled`.
     precision: `float32` computes in the type of the parameters; `bf16` under autocast, with
                weights, statistics, losses and updates in float32; `tf32`, on a GPU, rounds what
                goes into convolutions and products to 10 bits.
