@@ -17,7 +17,8 @@ PYTEST := -m pytest --quiet -n 2 --dist worksteal
 # what plugins may change is tested with them: commands, sweeps, races, recipes, packages. All other
 # tests of core see the same with plugins and without, and run once, where core is alone
 NEED_PLUGINS := $(addprefix tests/,benchmarks cli sweeping) $(patsubst %,tests/test_%.py,\
-    annotations defaults first_page newcomer new_plugin recipes site stranger wheels)
+    annotations defaults first_page newcomer new_plugin readers_pages recipes site \
+    stranger wheels)
 SHARED := tests/__init__.py tests/__pycache__ tests/conftest.py tests/parts
 CORE_ALONE := $(filter-out $(NEED_PLUGINS) $(SHARED),$(wildcard tests/*))
 WITH_PLUGINS := $(NEED_PLUGINS) tests/engine/test_installed_adapters.py plugins README.md docs
