@@ -67,11 +67,13 @@ class Row:
     @property
     def processors(self) -> list[str]:
         """What trained them: the GPU, or else the processor."""
-        found = (
-            _trained_by(read_json(run.directory / ENVIRONMENT, Environment))
-            for run in self.runs.values()
-        )
-        return list(dict.fromkeys(found))
+        found: dict[str, None] = {}
+        for run in self.runs.values():
+            environment = read_json(run.directory / ENVIRONMENT, Environment)
+            for part in ({}, *environment.get("went_on", [])):
+                environment |= part
+                found[_trained_by(environment)] = None
+        return list(found)
 
     def mean(self, key: str) -> float:
         """Over the runs, of a number of their results."""

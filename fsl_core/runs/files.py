@@ -67,11 +67,14 @@ class Environment(Record):
     recipe:       the run's name.
     plugin_files: sha256 of each one-file plugin, by its path.
     sweep:        the name of the sweep that it belongs to, if any.
+    went_on:      where the run was resumed in another environment: `at` which step, and what of it
+                  had changed.
     """
 
     recipe: str
     plugin_files: PluginFiles
     sweep: str = ""
+    went_on: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class StepsChange(Record):

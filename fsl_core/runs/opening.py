@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from filelock import Timeout
@@ -22,7 +23,7 @@ from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
 from fsl_core.engine.choice import Choice
 from fsl_core.engine.devices import processor
-from fsl_core.engine.execution import Mode
+from fsl_core.engine.execution import Mode, Precision
 from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.errors import RunError
 from fsl_core.files.locks import only_one
@@ -71,7 +72,7 @@ class _Chosen(Record):
     reason: str
     workers: Some = 1
     chunk: Annotated[int, Field(gt=0)] | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     checkpoint_gradients: bool = False
     seconds_measured: dict[str, float | None] = Field(default_factory=dict)  # null: it failed
     when: str = ""
@@ -221,12 +222,59 @@ def open_run(
                 held.enter_context(_only_writer(directory))
                 if steps is not None:
                     run.change_steps()
+                _keep_where_it_goes_on(run, environment, loaded)
             run.steps_changed = changes_of_steps(directory)
             return run
 
         run = ranks.in_turn(opened)
         _require_alike(ranks, run.recipe)
         yield run
+
+
+def _keep_where_it_goes_on(run: Run, environment: dict[str, Any], loaded: Loaded) -> None:
+    """Add to environment.json what is not as it was when the run was last computed, and tell it.
+
+    A run with no step done is computed whole where it goes on.
+    """
+    assert run.directory is not None
+    try:
+        step = run.kept_step()
+    except RunError:  # a damaged checkpoint, which is told where it is restored
+        return
+    if run.records.result() is not None or not step:
+        return
+    now = {**describe_environment(loaded.plugins), "device": str(run.device)}
+    earlier = environment.get("went_on", [])
+    before = reduce(_laid_over, earlier, environment)
+    known = [key for key in now if key in before]  # what an earlier version did not keep is unknown
+    changed = {key: new for key in known if (new := _changed(before[key], now[key])) != {}}
+    if changed:
+        kept = {**environment, "went_on": [*earlier, {"at": step, **changed}]}
+        write_atomically(run.directory / ENVIRONMENT, to_json(kept, ENVIRONMENT, indent=2) + "\n")
+        run.notes.append(
+            f"from step {step} on computed in another environment: {', '.join(changed)} in "
+            f"{ENVIRONMENT}, so that the numbers may differ from those of one machine by rounding"
+        )
+
+
+def _changed(before: Any, now: Any) -> Any:
+    """What is new; of mappings the keys of both that are, since a package more changes nothing.
+
+    An empty mapping if nothing is.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        return {key: now[key] for key in now if key in before and before[key] != now[key]}
+    return {} if before == now else now
+
+
+def _laid_over(environment: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **environment,
+        **{
+            key: {**environment[key], **new} if isinstance(new, dict) else new
+            for key, new in change.items()
+        },
+    }
 
 
 def _require_run(directory: Path) -> None:

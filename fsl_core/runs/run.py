@@ -276,7 +276,13 @@ class Run:
     def kept_step(self) -> int:
         """The step that a resume goes on from; 0 if there is no checkpoint."""
         which = self._kept()
-        return self.records.progress_of(which)["step"] if which else 0
+        if which is None:
+            return 0
+        try:
+            return check_record(self.records.progress_of(which), _Progress)["step"]
+        except ValueError as error:
+            where = self.records.named(which)
+            raise RunError(f"{where}: {error}. A checkpoint of this run") from error
 
     def _kept(self) -> str | None:
         return next((which for which in CHECKPOINTS if self.records.has(which)), None)
