@@ -141,14 +141,29 @@ def test_published_figures_stand_beside_their_method(rows: list[Row]):
     assert told.endswith("the same protocol)")
 
 
-def test_a_run_that_was_ended_early_is_one_of_its_recipe(rows: list[Row]):
-    row = _named(rows, "omniglot-5w1s-maml-finn")
+def test_a_run_that_was_ended_early_is_one_of_its_recipe(
+    recipes: dict[Path, Recipe], tmp_path: Path
+):
+    name = "omniglot-5w1s-maml-finn"
+    shutil.copytree(RUNS / name, tmp_path / name)
+    recipe, result = tmp_path / name / "recipe.yaml", tmp_path / name / "result.json"
+    recipe.write_text(recipe.read_text().replace("steps: 60000", "steps: 26938"))
+    change = {"at": 26938, "from": 60000, "to": 26938, "differs": []}
+    told = {**json.loads(result.read_text()), "steps": 26938, "steps_changed": [change]}
+    result.write_text(json.dumps(told))
+    (row,) = read_rows(tmp_path, load().catalogue, recipes)
     assert row.file == Path("recipes/omniglot/5w1s-maml-finn.yaml")
     assert row.recipe.sections.outer.steps == 60000
     of = {"adapter": "maml"}
     figure = {"of": of, "figure": "98.7", "source": "A 2017", "standing": "paper text"}
     (told,) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
     assert told.endswith("the same protocol, 26938 of its 60000 steps)")
+
+
+def test_a_run_that_went_on_elsewhere_names_both(rows: list[Row]):
+    gpu, processor = _named(rows, "omniglot-5w1s-maml-finn").processors
+    assert gpu == "a GPU"
+    assert "Xeon" in processor
 
 
 def test_every_recipe_without_a_figure_is_listed(recipes: dict[Path, Recipe], root: Path):
