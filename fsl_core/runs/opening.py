@@ -268,13 +268,12 @@ def _changed(before: Any, now: Any) -> Any:
 
 
 def _laid_over(environment: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **environment,
-        **{
-            key: {**environment[key], **new} if isinstance(new, dict) else new
-            for key, new in change.items()
-        },
-    }
+    """The environment with a change of it, of mappings key by key."""
+    over = dict(environment)
+    for key, new in change.items():
+        old = environment.get(key)
+        over[key] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
+    return over
 
 
 def _require_run(directory: Path) -> None:
