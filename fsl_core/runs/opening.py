@@ -243,7 +243,9 @@ def _keep_where_it_goes_on(run: Run, environment: dict[str, Any], loaded: Loaded
         return
     if run.records.result() is not None or not step:
         return
-    now = {**describe_environment(loaded.plugins), "device": str(run.device)}
+    # One-file plugins have digests of their own, and are found in another way now.
+    packaged = [plugin for plugin in loaded.plugins if plugin.version]
+    now = {**describe_environment(packaged), "device": str(run.device)}
     earlier = environment.get("went_on", [])
     before = reduce(_laid_over, earlier, environment)
     known = [key for key in now if key in before]  # what an earlier version did not keep is unknown
