@@ -42,6 +42,23 @@ _IN_CACHE = 4 << 20
 """Bytes of weights of the tasks' own, of which a task holds several sets and its maps beside."""
 
 
+def at_a_time(execution: Execution, tasks: int, parameters: Sequence[Tensor]) -> int:
+    """How many of these tasks `vmap` or `compiled` batches together.
+
+    Where a recipe names no chunk, compiled code on a CPU takes parts that stay in its cache. They
+    are of one size, because each size is compiled by itself.
+
+    parameters: the trained ones of the learner.
+    """
+    if execution.chunk:
+        return min(execution.chunk, tasks)
+    if execution.mode != "compiled" or parameters[0].is_cuda:
+        return tasks
+    most = max(_FEW_TASKS, _IN_CACHE // sum(parameter.nbytes for parameter in parameters))
+    sizes = [size for size in range(_FEW_TASKS, tasks + 1) if tasks % size == 0]
+    return max((size for size in sizes if size <= most), default=tasks)
+
+
 class Tasks(NamedTuple):
     """What tasks came to, in the order of the batch; detached.
 
@@ -237,7 +254,7 @@ class Vmap:
         return tensor.split(self._at_a_time(len(tensor)))
 
     def _at_a_time(self, tasks: int) -> int:
-        return min(self.execution.chunk or tasks, tasks)
+        return at_a_time(self.execution, tasks, self.parameters)
 
     def _chunks(self, episodes: Episode) -> Iterator[Episode]:
         if self._at_a_time(len(episodes.id)) == len(episodes.id):
@@ -268,19 +285,6 @@ class Compiled(Vmap):
         batched.summed = _compiled(batched.summed, on_gpu)
         batched.each = _compiled(batched.each, on_gpu)
         return batched
-
-    def _at_a_time(self, tasks: int) -> int:
-        """Where a recipe names no chunk, a CPU takes parts that stay in its cache.
-
-        Parts of one size: each size would be compiled by itself.
-        """
-        wanted, first = super()._at_a_time(tasks), self.parameters[0]
-        if self.execution.chunk or first.is_cuda:
-            return wanted
-        weights = sum(parameter.nbytes for parameter in self.parameters)
-        most = max(_FEW_TASKS, _IN_CACHE // weights)
-        sizes = [size for size in range(_FEW_TASKS, tasks + 1) if tasks % size == 0]
-        return max((size for size in sizes if size <= most), default=tasks)
 
     def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
         with plain_attention():  # around the compiler, which cannot trace this context

@@ -53,8 +53,8 @@ def keep_run(directory: Path, out: Path) -> Path:
     result = {k: v for k, v in read_result(directory).items() if k != "per_class"}
     environment = read_json(directory / ENVIRONMENT, Environment)
     for part in (environment, *environment.get("went_on", [])):
-        if "platform" in part or part is environment:
-            part["platform"] = str(part.get("platform", "")).partition("-")[0]
+        if "platform" in part:
+            part["platform"] = str(part["platform"]).partition("-")[0]
     recipe = without_places(read_document(directory / RECIPE).data)
     metrics = (directory / METRICS).read_text(encoding="utf-8").splitlines()
     thinned = thin([record for line in metrics if (record := parse_record(line))])

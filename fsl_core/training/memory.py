@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fsl_core.engine.memory import is_out_of_memory
+from fsl_core.engine.modes import at_a_time, trained
 from fsl_core.errors import RunError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _remedy(run: Run) -> str:
         several = execution is not None and execution.workers > 1
         fewer = "execution.workers: 1, which takes one task at a time, or a" if several else "A"
         return f"{fewer} smaller backbone, smaller items, or fewer of them in an episode"
-    at_once = min(execution.chunk or tasks, tasks)
+    at_once = at_a_time(execution, tasks, trained(run.experiment.learner))
     if at_once == 1:
         return "A smaller backbone, smaller items, or fewer of them in an episode"
     chunk = max(1, at_once // 4)

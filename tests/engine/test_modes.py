@@ -13,6 +13,7 @@ from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
+from fsl_core.engine.modes import at_a_time
 from fsl_core.nn.norms import NORM_POLICIES
 from fsl_core.testing import (
     GradientSteps,
@@ -133,6 +134,7 @@ def test_compiled_code_takes_parts_that_stay_in_the_cache(monkeypatch, tasks, in
     assert_same(compute(learner, Execution("compiled"), tasks=tasks), expected)
     assert_same(compute(learner, Execution("compiled"), {"gradients"}, tasks), expected)
     assert found == parts * 2
+    assert at_a_time(Execution("compiled"), tasks, [*learner.parameters()]) == parts[0]
     found.clear()
     compute(learner, Execution("compiled", chunk=5), tasks=tasks)
     assert max(found) == 5  # what a recipe names
