@@ -66,7 +66,7 @@ TOOLS = {
         "engine.soundness",
         "engine.workers",
     }
-    | {"blame", "errors", "hooks.loader", "runs.opening", "text"},
+    | {"blame", "errors", "hooks.loader", "runs.environment", "runs.opening", "text"},
 }
 
 

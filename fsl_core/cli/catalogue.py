@@ -342,8 +342,8 @@ def doctor(no_plugin: NoPlugin = [], plugins_dir: PluginsDir = None, as_json: Js
 
     from fsl_core.data.cache import data_root
     from fsl_core.files.private import cache_dir
+    from fsl_core.runs.environment import describe_environment
     from fsl_core.runs.files import to_json
-    from fsl_core.runs.opening import describe_environment
 
     loaded = load_plugins(no_plugin, plugins_dir)
     report = describe_environment(loaded.plugins)

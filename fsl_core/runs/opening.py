@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +20,6 @@ from fsl_core.config.matrix import recipe_digest
 from fsl_core.config.recipe import Recipe, check_document
 from fsl_core.config.sections import SECTIONS
 from fsl_core.engine.choice import Choice
-from fsl_core.engine.devices import processor
 from fsl_core.engine.execution import Mode, Precision
 from fsl_core.engine.ranks import ALONE, Ranks
 from fsl_core.errors import RunError
@@ -30,7 +27,6 @@ from fsl_core.files.locks import only_one
 from fsl_core.files.writing import UNFINISHED, remove_unfinished
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.hooks.observers import Observers
-from fsl_core.hooks.plugin import Plugin
 from fsl_core.hooks.trust import RecordedPlugins
 from fsl_core.runs.begun import (
     changes_of_steps,
@@ -38,6 +34,7 @@ from fsl_core.runs.begun import (
     refuse_edited,
     write_recipe,
 )
+from fsl_core.runs.environment import describe_environment, keep_where_it_goes_on
 from fsl_core.runs.fetching import here
 from fsl_core.runs.files import (
     BEGUN,
@@ -222,60 +219,13 @@ def open_run(
                 held.enter_context(_only_writer(directory))
                 if steps is not None:
                     run.change_steps()
-                _keep_where_it_goes_on(run, environment, loaded)
+                keep_where_it_goes_on(run, environment, loaded)
             run.steps_changed = changes_of_steps(directory)
             return run
 
         run = ranks.in_turn(opened)
         _require_alike(ranks, run.recipe)
         yield run
-
-
-def _keep_where_it_goes_on(run: Run, environment: dict[str, Any], loaded: Loaded) -> None:
-    """Add to environment.json what is not as it was when the run was last computed, and tell it.
-
-    A run with no step done is computed whole where it goes on.
-    """
-    assert run.directory is not None
-    try:
-        step = run.kept_step()
-    except RunError:  # a damaged checkpoint, which is told where it is restored
-        return
-    if run.records.result() is not None or not step:
-        return
-    # One-file plugins have digests of their own, and are found in another way now.
-    packaged = [plugin for plugin in loaded.plugins if plugin.version]
-    now = {**describe_environment(packaged), "device": str(run.device)}
-    earlier = environment.get("went_on", [])
-    before = reduce(_laid_over, earlier, environment)
-    known = [key for key in now if key in before]  # what an earlier version did not keep is unknown
-    changed = {key: new for key in known if (new := _changed(before[key], now[key])) != {}}
-    if changed:
-        kept = {**environment, "went_on": [*earlier, {"at": step, **changed}]}
-        write_atomically(run.directory / ENVIRONMENT, to_json(kept, ENVIRONMENT, indent=2) + "\n")
-        run.notes.append(
-            f"from step {step} on computed in another environment: {', '.join(changed)} in "
-            f"{ENVIRONMENT}, so that the numbers may differ from those of one machine by rounding"
-        )
-
-
-def _changed(before: Any, now: Any) -> Any:
-    """What is new; of mappings the keys of both that are, since a package more changes nothing.
-
-    An empty mapping if nothing is.
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        return {key: now[key] for key in now if key in before and before[key] != now[key]}
-    return {} if before == now else now
-
-
-def _laid_over(environment: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """The environment with a change of it, of mappings key by key."""
-    over = dict(environment)
-    for key, new in change.items():
-        old = environment.get(key)
-        over[key] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
-    return over
 
 
 def _require_run(directory: Path) -> None:
@@ -365,20 +315,3 @@ def _refuse_used(directory: Path, recipe: Recipe) -> None:
         f"{directory}: holds an unfinished run of this recipe. `fsl resume {directory}` continues "
         "it, or give another --out"
     )
-
-
-def describe_environment(plugins: Iterable[Plugin]) -> dict[str, Any]:
-    """Versions, machine and plugins, for results and bug reports."""
-    packages = ("fsl-core", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "plugins": {
-            p.name: p.origin for p in plugins if p.status == "ok" and p.distribution != "fsl-core"
-        },
-    }

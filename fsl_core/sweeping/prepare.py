@@ -11,8 +11,9 @@ from fsl_core.config.matrix import Cell
 from fsl_core.data.work import each
 from fsl_core.errors import FslError, RunError
 from fsl_core.hooks.loader import Loaded
+from fsl_core.runs.environment import describe_environment
 from fsl_core.runs.files import IN_USE, RECIPE
-from fsl_core.runs.opening import describe_environment, prepare_run
+from fsl_core.runs.opening import prepare_run
 from fsl_core.sweeping.jobs import Job
 from fsl_core.text import name_of
 

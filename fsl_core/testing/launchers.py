@@ -12,7 +12,8 @@ import fsl_core as fsl
 from fsl_core.config.document import Document
 from fsl_core.config.recipe import check_document
 from fsl_core.hooks.loader import load
-from fsl_core.runs.opening import describe_environment, prepare_run
+from fsl_core.runs.environment import describe_environment
+from fsl_core.runs.opening import prepare_run
 
 RECIPE: dict[str, Any] = {
     "episodes": {"name": "glyphs", "n_way": 2, "n_shot": 1, "n_query": 1},

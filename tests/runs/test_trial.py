@@ -11,7 +11,8 @@ import fsl_core as fsl
 from fsl_core.config.recipe import read_recipe
 from fsl_core.errors import DivergedError, RunError
 from fsl_core.hooks.loader import Loaded
-from fsl_core.runs.opening import describe_environment, prepare_run
+from fsl_core.runs.environment import describe_environment
+from fsl_core.runs.opening import prepare_run
 from fsl_core.runs.trial import TrialRecord, describe, is_done, read_trial, read_validated
 
 RECORD = TrialRecord("plain", [3], {"outer.optimizer.lr": 0.01})

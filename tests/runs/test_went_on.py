@@ -14,7 +14,7 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.engine.execution import Precision
 from fsl_core.errors import Interrupted, RunError
 from fsl_core.hooks.loader import Loaded
-from fsl_core.runs import opening
+from fsl_core.runs import environment
 from fsl_core.runs.keeping import keep_run
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.stopping import Stop
@@ -49,7 +49,7 @@ def begun(toy_recipe: Path, toy_plugins: Loaded, tmp_path: Path) -> Path:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch):
     """Another machine with another torch."""
-    here = opening.describe_environment
+    here = environment.describe_environment
 
     def move(processor: str, torch_version: str = "3.0") -> None:
         def there(plugins):
@@ -57,7 +57,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch):
             packages = {**found["packages"], "torch": torch_version}
             return {**found, "processor": processor, "packages": packages}
 
-        monkeypatch.setattr(opening, "describe_environment", there)
+        monkeypatch.setattr(environment, "describe_environment", there)
 
     return move
 
