@@ -226,10 +226,13 @@ def test_nothing_is_tracked_unless_it_is_named(library: Library, tmp_path: Path,
 
 
 def test_weights_and_biases_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("wandb", reason="wandb is not installed, so a stand-in alone was told")
+    wandb = pytest.importorskip(
+        "wandb", reason="wandb is not installed, so a stand-in alone was told"
+    )
     monkeypatch.setenv("FSL_TRACKER", "wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     result = run(tmp_path / "run")
+    wandb.teardown()  # its own process writes on after a run ended; a user's ends as Python does
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
     found = list(kept(file.read_bytes()))
     rows = [history(record) for record in found if record.HasField("history")]
