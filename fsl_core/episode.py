@@ -141,10 +141,13 @@ class TaskShape:
         return "accuracy" if self.kind == "classification" else "mse"
 
     def score(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """Share of right answers, or mean squared error in squared units of y; a scalar."""
+        """Share of right answers, or mean squared error in squared units of y.
+
+        A scalar; of a batch of episodes, whose tensors have leading axes, one for each of them.
+        """
         if self.kind == "classification":
             return (prediction.argmax(-1) == y).to(prediction.dtype).mean(-1)
-        return F.mse_loss(prediction, y)
+        return (prediction - y).square().mean((-2, -1))
 
 
 def one_hot(y: Tensor, n_way: int) -> Tensor:

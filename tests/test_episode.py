@@ -56,6 +56,15 @@ def test_losses_and_scores():
     ) == ("mse", 2.5)
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_episodes_that_are_scored_together_score_as_each_by_itself(kind: str):
+    shape = fsl.TaskShape(kind, 3, 1, 2, (2,), 3)
+    predictions = torch.randn(4, 6, 3)
+    y = torch.randint(3, (4, 6)) if kind == "classification" else torch.randn(4, 6, 3)
+    each = [shape.score(p, labels) for p, labels in zip(predictions, y, strict=True)]
+    torch.testing.assert_close(shape.score(predictions, y), torch.stack(each), rtol=0, atol=1e-6)
+
+
 def test_what_is_not_written_says_so():
     with pytest.raises(
         NotImplementedError,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -167,11 +167,12 @@ class Run:
 
     def resolved_recipe(self) -> dict[str, Any]:
         """The whole recipe as plain data, in a copy."""
-        return deepcopy(self._resolved)
+        # Observers ask at every step, and this takes a quarter of the time of `deepcopy`.
+        return cast(dict[str, Any], pickle.loads(self._resolved))
 
     @cached_property
-    def _resolved(self) -> dict[str, Any]:
-        return self.recipe.resolved()
+    def _resolved(self) -> bytes:
+        return pickle.dumps(self.recipe.resolved())
 
     def predict_episodes(
         self, split: Literal["validation", "test"], indices: Sequence[int]
