@@ -32,7 +32,7 @@ STAGES = [
     ("source, learner, weighting", "fsl_core.assembly.preflight", "preflight"),
     ("tried parts", "fsl_core.runs.opening", "new_run"),
     ("run directory", "fsl_core.training.outer_loop", "train"),
-    ("checkpoints, metrics", "fsl_core.training.outer_loop", "judge"),
+    ("checkpoints, metrics", "fsl_core.training.judging", "judge"),
     ("result, episodes", "fsl_core.reporting.report", "write_report"),
     ("report", "", ""),
 ]

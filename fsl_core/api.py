@@ -54,7 +54,7 @@ from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.prepare import prepare
 from fsl_core.sweeping.schedule import only_writer
 from fsl_core.sweeping.start import Settings, start
-from fsl_core.training.outer_loop import judge
+from fsl_core.training.judging import judge
 from fsl_core.training.outer_loop import train as train_run
 from fsl_core.weighting import TaskWeighting
 

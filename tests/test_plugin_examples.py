@@ -18,7 +18,8 @@ from fsl_core.testing import (
     HypergradientContract,
     WeightingContract,
 )
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)

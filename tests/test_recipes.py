@@ -22,7 +22,8 @@ from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
 from fsl_core.sweeping.plan import plan_sweep
 from fsl_core.sweeping.search import checked_metric
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 from tests.parts import own_data
 
 ROOT = Path(__file__).parent.parent

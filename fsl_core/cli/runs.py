@@ -132,7 +132,7 @@ def evaluate(
     from fsl_core.engine.ranks import join
     from fsl_core.errors import RunError
     from fsl_core.runs.opening import open_run
-    from fsl_core.training.outer_loop import evaluate_run, state_of
+    from fsl_core.training.judging import evaluate_run, state_of
 
     if split not in SPLITS:
         raise RunError(f"--split {split}: no such split. One of {', '.join(SPLITS)}")

@@ -11,8 +11,8 @@ from fsl_core.errors import RunError
 from fsl_core.runs.files import ENVIRONMENT, Environment, read_json
 from fsl_core.runs.keeping import without_places
 from fsl_core.runs.run import Run
+from fsl_core.training.judging import state_of
 from fsl_core.training.mode_choice import workers_of
-from fsl_core.training.outer_loop import state_of
 
 
 def judge_on_benchmark(

@@ -21,7 +21,8 @@ from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.errors import PluginError
 from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.opening import new_run, open_run, prepare_run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 PARTS = Path(__file__).parents[1] / "parts" / "preflight"
 PLUGINS = sorted(PARTS.glob("[!_]*.py"))

@@ -16,7 +16,8 @@ from fsl_core.predicting import exporting
 from fsl_core.predicting import pictures as reading
 from fsl_core.reporting.predictions import Predictions
 from fsl_core.runs.opening import new_run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 RECIPE = """\
 seed: 0

@@ -18,7 +18,8 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import Loaded
 from fsl_core.reporting.statistics import two_level
 from fsl_core.runs.opening import new_run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 from tests.parts.command_line import Call
 
 

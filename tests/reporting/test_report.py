@@ -20,7 +20,8 @@ from fsl_core.reporting.mosaics import show_episodes
 from fsl_core.reporting.report import write_report
 from fsl_core.reporting.scores import chance_of
 from fsl_core.runs.opening import new_run, open_run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 GLYPHS = [

@@ -34,7 +34,8 @@ from fsl_core.reporting.sweep_report import write_sweep_report
 from fsl_core.runs.opening import new_run
 from fsl_core.sweeping.jobs import make_jobs
 from fsl_core.sweeping.plan import Plan, plan_sweep
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 MATRIX = """\
 matrix:

@@ -20,7 +20,8 @@ from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.begun import differences
 from fsl_core.runs.opening import new_run, open_run, prepare_run
 from fsl_core.runs.run import Run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 PROGRESS = """

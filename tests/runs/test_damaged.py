@@ -21,7 +21,8 @@ from fsl_core.reporting.scores import read_scores
 from fsl_core.runs.files import check_files
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.sweeping.jobs import last_step
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 SHORT = ["outer.steps=2", "outer.validate_every=2", "evaluate.episodes=4"]

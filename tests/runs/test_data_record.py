@@ -21,7 +21,8 @@ from fsl_core.errors import DataError, RunError
 from fsl_core.hooks.loader import load
 from fsl_core.runs.data_record import data_changes, keep_data_record, refuse_other_data
 from fsl_core.runs.opening import new_run, open_run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 USED = ("train", "test")

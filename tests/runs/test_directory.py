@@ -19,7 +19,8 @@ from fsl_core.files.writing import UNFINISHED
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.files import check_files, is_file
 from fsl_core.runs.opening import new_run, open_run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 SHORT = ["outer.steps=2", "outer.validate_every=2", "evaluate.episodes=4"]

@@ -27,7 +27,8 @@ from fsl_core.runs.files import writing
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.run import Run
 from fsl_core.sweeping.jobs import make_jobs
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 SHORT = [

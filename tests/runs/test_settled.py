@@ -19,7 +19,8 @@ from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs import checkpoints
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.run import Run
-from fsl_core.training.outer_loop import judge, state_of, train
+from fsl_core.training.judging import judge, state_of
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 WARMING = '''

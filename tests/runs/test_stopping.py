@@ -16,7 +16,8 @@ from fsl_core.runs.checkpoints import progress_of
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.run import Run
 from fsl_core.runs.stopping import Stop
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 RARELY = ("outer.checkpoint_every=100", "outer.schedule=cosine")

@@ -18,7 +18,8 @@ from fsl_core.runs import environment
 from fsl_core.runs.keeping import keep_run
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.stopping import Stop
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 

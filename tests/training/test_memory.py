@@ -13,7 +13,7 @@ from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import RunError, TrainingError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.runs.opening import new_run
-from fsl_core.training import outer_loop
+from fsl_core.training import judging, outer_loop
 
 CPU = torch.device("cpu")
 SMALLER = "A smaller backbone, smaller items, or fewer of them in an episode"
@@ -103,9 +103,9 @@ def test_an_evaluation_that_does_not_fit(
     )
     with new_run(tmp_path / "run", recipe, toy_plugins, CPU, []) as run:
         outer_loop.train(run)
-        monkeypatch.setattr(outer_loop, "evaluate", too_large)
+        monkeypatch.setattr(judging, "evaluate", too_large)
         with pytest.raises(RunError, match=rf"^evaluation on test: not enough memory\. {SMALLER}$"):
-            outer_loop.judge(run)
+            judging.judge(run)
 
 
 def test_other_errors_stay_as_they_are(

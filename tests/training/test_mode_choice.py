@@ -21,8 +21,9 @@ from fsl_core.hooks.loader import Loaded, load
 from fsl_core.runs.opening import new_run, open_run, read_choice
 from fsl_core.runs.run import Run
 from fsl_core.training import mode_choice as execution
+from fsl_core.training.judging import judge
 from fsl_core.training.mode_choice import choose_execution, kept_execution, tune_execution
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.outer_loop import train
 
 CPU = torch.device("cpu")
 AUTO = ("execution.mode=auto", "outer.validate_every=0", "outer.steps=4", "evaluate.episodes=4")

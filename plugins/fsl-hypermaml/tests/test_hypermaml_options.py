@@ -16,7 +16,8 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
 from fsl_core.testing import TinyBackbone, double_precision, tiny_episodes, tiny_task
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 from fsl_hypermaml import HyperMaml
 from fsl_hypermaml.warmup import gradient_share
 

@@ -15,7 +15,8 @@ from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run
 from fsl_core.testing import double_precision, tiny_episodes, tiny_task
 from fsl_core.testing.tiny import TinyBackbone
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 from fsl_kernel_closed_form import KernelClosedForm, MetaRkhsI, MetaRkhsII, Ridge
 
 RECIPE = """\

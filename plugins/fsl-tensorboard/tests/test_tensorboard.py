@@ -20,7 +20,8 @@ from fsl_core.config.recipe import read_recipe
 from fsl_core.hooks.loader import load
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.runs.run import Run
-from fsl_core.training.outer_loop import judge, train
+from fsl_core.training.judging import judge
+from fsl_core.training.outer_loop import train
 
 RECIPE = """\
 episodes: {name: sinusoid, n_shot: 5, n_query: 5}
