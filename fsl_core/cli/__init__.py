@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -106,6 +108,7 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):  # a file name that is not UTF-8 must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     prepare_process()  # before anything imports torch, which reads the environment then
+    atexit.register(gc.freeze)  # else Python looks through all there is, for most of a second
     try:
         with report_to(_report_work), _one_of_several():
             app()

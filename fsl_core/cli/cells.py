@@ -8,7 +8,7 @@ from importlib import import_module
 
 IMPORTED = (
     "fsl_core.cli",  # first: it settles what torch reads when it is imported
-    "fsl_core.api",  # it brings scipy.stats, a third of the time of a tiny run
+    "fsl_core.api",
     "fsl_core.reporting.progress",
     "fsl_core.engine.memory",
     "fsl_core.reporting.report",

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]  # it ships no types
+
+# scipy is imported where it is called: scipy.stats takes half as long as torch, and every run that
+# could be compared imports this module.
 
 MIN_METHODS, MIN_BLOCKS = 3, 11
 """Below, chi-square does not approximate Friedman's statistic (Demsar 2006, section 3.2.2)."""
@@ -43,14 +45,16 @@ def paired_difference(
     >>> round(paired_difference(first, second).difference, 3)
     0.1
     """
+    from scipy import special  # type: ignore[import-untyped]  # it ships no types
+
     differences = np.asarray(second, float) - np.asarray(first, float)
     n, mean = len(differences), float(differences.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     if error <= 1e-15 * max(1.0, abs(mean)):  # the same difference on every episode
         p, interval = float(mean == 0), 0.0
     else:
-        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-        interval = float(stats.t.ppf(0.975, n - 1)) * error
+        p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
+        interval = float(special.stdtrit(n - 1, 0.975)) * error
     better = differences if higher_is_better else -differences
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
     return PairedDifference(mean, interval, p, wins, n - wins - losses, losses, n)
@@ -149,6 +153,8 @@ def holm(p: list[float]) -> list[float]:
 
 def ranks(scores: np.ndarray, higher_is_better: bool = True) -> np.ndarray:
     """Ranks along the last axis, 1 for the best; equal scores share the mean of their ranks."""
+    from scipy import stats  # type: ignore[import-untyped]
+
     return stats.rankdata(-scores if higher_is_better else scores, axis=-1)
 
 
@@ -194,6 +200,8 @@ def mean_ranks(scores: np.ndarray, higher_is_better: bool = True) -> MeanRanks:
         raise ValueError(f"{blocks} blocks, and Friedman's test needs {MIN_BLOCKS}")
     if (scores == scores[:, :1]).all():
         raise ValueError("all methods have equal scores in every block")
+    from scipy import stats
+
     p = float(stats.friedmanchisquare(*scores.T).pvalue)
     studentized = float(stats.studentized_range.ppf(0.95, k, np.inf))
     critical = studentized / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * blocks))
