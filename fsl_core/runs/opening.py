@@ -212,7 +212,9 @@ def open_run(
             )
             loaded = load(files=plugins, recorded=recorded, no_plugin=no_plugin)
             recipe = _recipe_of(directory, loaded, steps, on)
-            run = _assemble(directory, environment["recipe"], recipe, loaded, device, ranks)
+            run = _assemble(
+                directory, environment["recipe"], recipe, loaded, device, ranks, trains=write
+            )
             run.choice, run.started_from = read_choice(directory), read_start(directory)
             run.sweep = environment.get("sweep", "")
             if write and ranks.first:
@@ -250,13 +252,16 @@ def _assemble(
     loaded: Loaded,
     device: torch.device | str,
     ranks: Ranks,
+    trains: bool = True,
 ) -> Run:
+    """A run of the recipe's parts, without an optimizer if it is opened to be judged or used."""
     records: Records = InMemory()
     if directory is not None:
         refuse_name(directory)
         records = InDirectory(directory) if ranks.first else OfFirstRank(directory)
     experiment = build_experiment(recipe, device)
-    optimizer = build_optimizer(recipe, experiment)
+    # Its first optimizer makes torch import its compiler, which takes a second.
+    optimizer = build_optimizer(recipe, experiment) if trains else None
     return Run(
         records,
         name,

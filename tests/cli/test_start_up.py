@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import fsl_core as fsl
 
 SLOW = ("matplotlib", "pandas", "scipy", "sklearn", "torch._dynamo", "torchvision")
 LOAD = f"""
@@ -27,3 +30,28 @@ def test_what_a_run_imports_leaves_out_statistics():
     code = "import sys, fsl_core.api; sys.exit('scipy.stats' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=600)
     assert ended.returncode == 0
+
+
+def test_a_run_that_is_judged_again_needs_no_compiler(tmp_path: Path):
+    """`torch._dynamo` takes a second, and the first optimizer imports it."""
+    recipe = {
+        "episodes": {"name": "glyphs", "n_way": 2, "n_shot": 1, "n_query": 1},
+        "backbone": {"name": "conv4", "channels": 2},
+        "adapter": {"name": "nearest-centroid"},
+        "outer": {"steps": 0},
+        "evaluate": {"episodes": 2},
+    }
+    fsl.run(recipe, out=tmp_path / "run", device="cpu", progress=False)
+    code = f"""
+import sys
+sys.argv = ["fsl", "eval", {str(tmp_path / "run")!r}, "--device", "cpu", "--quiet"]
+from fsl_core.cli import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, "torch._dynamo" in sys.modules)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert ended.stdout.splitlines()[-1] == "True False", ended.stderr
