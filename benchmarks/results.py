@@ -9,6 +9,7 @@ the pages of docs/results/ in place, between lines such as
     <!-- results: glyphs-* short -->         with fewer columns
     <!-- results: omniglot-* on mnist -->    on a source of `evaluate.on`
     <!-- results: glyphs-* minus NAME -->    paired differences
+    <!-- results: curves glyphs-* -->        their learning curves, as a figure beside the page
     <!-- results: expected glyphs/* -->      what recipes without a kept run expect
     <!-- results: without -->                recipes whose `expect:` is empty
     <!-- results: sweep glyphs-more -->      a sweep that is kept in docs/results/sweeps/
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import matrix
+from benchmarks import curves, matrix
 from benchmarks.kept import ROOT, RUNS, Row, of_one_set, read_recipes, read_rows
 from fsl_core.config.document import read_document
 from fsl_core.config.recipe import Recipe
@@ -38,20 +39,20 @@ from fsl_core.reporting.statistics import holm, over_seeds, paired_difference, t
 
 PUBLISHED = ROOT / "docs" / "results" / "published.yaml"
 PLACE = re.compile(r"(<!-- results: (.+?) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
-WITHOUT, EXPECTED, SWEEP = "without", "expected", "sweep"
+WITHOUT, EXPECTED, SWEEP, CURVES = "without", "expected", "sweep", "curves"
 
 
 def main() -> None:
     catalogue = load().catalogue
     recipes = read_recipes(catalogue)
     for path, text in written(read_rows(RUNS, catalogue, recipes), recipes).items():
-        if path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print(path.relative_to(ROOT))
 
 
 def written(rows: Sequence[Row], recipes: Mapping[Path, Recipe]) -> dict[Path, str]:
-    """The text of every page with tables, as it has to be.
+    """The text of every page with tables and of their figures, as they have to be.
 
     SystemExit names the kept runs that a recipe's `expect:` does not allow.
     """
@@ -65,7 +66,14 @@ def written(rows: Sequence[Row], recipes: Mapping[Path, Recipe]) -> dict[Path, s
     }
     published = read_document(PUBLISHED).data["figures"]
     pages = [ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
-    return {page: filled(page, rows, published, others) for page in pages}
+    texts = {page: filled(page, rows, published, others) for page in pages}
+    return texts | {
+        file: curves.drawn(Asked(words[1:], rows).rows, file)
+        for page, text in texts.items()
+        for words in (found[2].split() for found in PLACE.finditer(text))
+        if words[0] == CURVES
+        for file in [page.parent / curves.file_of(words[1:])]
+    }
 
 
 def filled(
@@ -85,6 +93,8 @@ def filled(
             made = "\n".join(f"- `{name}`" for name, expect in others.items() if not expect)
         elif words[0] == EXPECTED:
             made = expectations(words[1], others).markdown()
+        elif words[0] == CURVES:
+            made = f"![Learning curves of the runs above]({curves.file_of(words[1:])})"
         elif words[0] == SWEEP:
             made = matrix.table(matrix.SWEEPS / words[1])
         else:

@@ -7,10 +7,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from benchmarks import curves
 from benchmarks.kept import RUNS, Row, read_recipes, read_rows
 from benchmarks.results import Asked, filled, published_of, written
 from fsl_core.config.recipe import Recipe
@@ -129,6 +131,20 @@ def test_differences_are_paired(rows: list[Row], tmp_path: Path):
     assert cells[1].startswith(f"{difference:+.3f} ± ")
     assert cells[4] == ""  # one seed each
     assert over_seeds(base.scores, other.scores) is None
+
+
+def test_curves_are_drawn_again_if_their_numbers_changed(rows: list[Row], tmp_path: Path):
+    chosen, name = Asked(["omniglot-*-finn"], rows).rows, "omniglot-5w1s-maml-finn"
+    file = tmp_path / curves.file_of(["omniglot-*-finn"])
+    steps, wrong = curves.series(RUNS / name, "accuracy")
+    first = json.loads((RUNS / name / "metrics.jsonl").read_text().splitlines()[0])
+    assert (steps[0], wrong[0]) == (first["step"], 1 - first["accuracy"])
+    text = curves.drawn(chosen, file)
+    assert name in "".join(ElementTree.fromstring(text).itertext())
+    file.write_text(text + "<!-- by another matplotlib -->")
+    assert curves.drawn(chosen, file) == file.read_text()
+    file.write_text("<!-- of other numbers -->")
+    assert curves.drawn(chosen, file) == text
 
 
 def test_published_figures_stand_beside_their_method(rows: list[Row]):
