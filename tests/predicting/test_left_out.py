@@ -102,8 +102,9 @@ def test_of_many_pictures_the_same_300_are_left_out(monkeypatch):
     monkeypatch.setattr(left_out, "MOST", 400)
     everything = leave_one_out(learner(Centroid(TASK)), support)
     assert len(everything.y) == 400
-    kept = (everything.probabilities[:, None] == first.probabilities).all(-1).any(1)
-    assert kept.sum() == 300
+    # Others are computed beside them, and how many there are may change the last bits.
+    apart = (everything.probabilities[:, None] - first.probabilities).abs().amax(-1)
+    assert (apart.amin(0) < 1e-9).all()
 
 
 def said(right: int, wrong: int, classes: int = 2) -> LeftOut:
