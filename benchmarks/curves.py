@@ -34,11 +34,7 @@ def drawn(rows: Sequence[Row], file: Path) -> str:
     So another version of matplotlib, which draws them otherwise, changes nothing.
     """
     accuracy = rows[0].first.metric == "accuracy"
-    shown = {
-        f"{row.names[i]}": series(RUNS / row.names[i], row.first.metric)
-        for row in rows
-        for i in range(len(row.names))
-    }
+    shown = {name: series(RUNS / name, row.first.metric) for row in rows for name in row.names}
     numbers = json.dumps([accuracy, shown]).encode()
     told = f"<!-- of {hashlib.blake2b(numbers, digest_size=8).hexdigest()} -->\n"
     if file.is_file() and (text := file.read_text(encoding="utf-8")).startswith(told):

@@ -176,7 +176,7 @@ def _outer_step(
 
     def scores(tasks: Tasks) -> list[float]:
         found = tasks.predictions
-        if isinstance(found, Tensor):  # of one shape: all at once, for small tasks are quicker
+        if isinstance(found, Tensor):  # all of one shape: small tasks take long one by one
             return task.score(found, groups[0].episodes.query.y).tolist()
         labels = in_order(groups, (group.episodes.query.y for group in groups))
         return [float(task.score(p, y)) for p, y in zip(found, labels, strict=True)]
