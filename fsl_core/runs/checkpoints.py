@@ -168,19 +168,39 @@ def _read(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, Any]]:
 def read_tensors(path: Path, weights: bool = True) -> tuple[Tensors, dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
+    safetensors opens a file twice. If a run in training replaces it meanwhile, it is read again.
+
     weights: False leaves the tensors out.
     Raises ValueError if the file is damaged.
     """
+    while True:
+        before = _identity(path)
+        try:
+            found = _read_once(path, weights)
+        except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if _identity(path) == before:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise ValueError(" ".join(reason.split()).rstrip(".")) from error
+        else:
+            if _identity(path) == before:
+                return found
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when another file takes this place; None if nothing can be seen there."""
     try:
-        with reading(path):
-            path.open("rb").close()  # safetensors does not tell which error it was
-        with safe_open(path, framework="pt") as file:
-            names = file.keys() if weights else ()
-            tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(" ".join(reason.split()).rstrip(".")) from error
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_once(path: Path, weights: bool) -> tuple[Tensors, dict[str, str]]:
+    with reading(path):
+        path.open("rb").close()  # safetensors does not tell which error it was
+    with safe_open(path, framework="pt") as file:
+        names = file.keys() if weights else ()
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
 def _damaged(path: Path, reason: str) -> RunError:

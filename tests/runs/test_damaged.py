@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fsl_core.errors import FslError
 from fsl_core.hooks.loader import Loaded
 from fsl_core.predicting.adapting import load_predictor
 from fsl_core.reporting.scores import read_scores
+from fsl_core.runs import checkpoints
 from fsl_core.runs.files import check_files
 from fsl_core.runs.opening import new_run, open_run
 from fsl_core.sweeping.jobs import last_step
@@ -389,3 +391,38 @@ def test_what_is_told_of_a_result_never_breaks(call, run: Path):
     assert ended.code == 0
     assert "norm \\x07red, " in ended.out
     assert call("report", "run").code == 0
+
+
+@pytest.mark.parametrize("ends", ["an error", "what the old file said"])
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
+    ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run in training does so. Seen as the error once, on a busy machine."""
+    file, other = tmp_path / "last.safetensors", tmp_path / "other"
+    save_file({"a": torch.zeros(2)}, file, {"is": "old"})
+    save_file({"a": torch.ones(90)}, other, {"is": "new"})
+
+    def meanwhile(path: Path, framework: str):
+        opened = safe_open(path, framework=framework)
+        if other.exists():
+            os.replace(other, file)
+            if ends == "an error":
+                raise RuntimeError("size <1360> is smaller than the required mapping size <1376>")
+        return opened
+
+    monkeypatch.setattr(checkpoints, "safe_open", meanwhile)
+    tensors, metadata = checkpoints.read_tensors(file)
+    assert (len(tensors["a"]), metadata) == (90, {"is": "new"})
+
+
+def test_a_checkpoint_that_cannot_be_mapped_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_file({"a": torch.zeros(2)}, tmp_path / "last.safetensors")
+
+    def refuses(*_: object, **__: object):
+        raise RuntimeError("mmap: not\n possible.")
+
+    monkeypatch.setattr(checkpoints, "safe_open", refuses)
+    with pytest.raises(ValueError, match=r"^mmap: not possible$"):
+        checkpoints.read_tensors(tmp_path / "last.safetensors")
