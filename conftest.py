@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -30,6 +31,11 @@ from fsl_core.sweeping.search import checked_metric
 prepare_process()
 os.environ["FSL_CACHE"] = mkdtemp(prefix="fsl-tests-")
 atexit.register(shutil.rmtree, os.environ["FSL_CACHE"], ignore_errors=True)
+
+
+# What is started in the background of a shell ignores Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
