@@ -32,10 +32,12 @@ prepare_process()
 os.environ["FSL_CACHE"] = mkdtemp(prefix="fsl-tests-")
 atexit.register(shutil.rmtree, os.environ["FSL_CACHE"], ignore_errors=True)
 
-
-# What is started in the background of a shell ignores Ctrl-C, and so would all that it starts.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background ignores Ctrl-C, what nohup starts ignores the terminal's
+# end, and so would all that a test starts.
+for name, handler in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}.items():
+    number = getattr(signal, name, None)  # Windows knows no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
