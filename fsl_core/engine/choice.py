@@ -15,17 +15,26 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
+from fsl_core.adapter import Adapter
 from fsl_core.data.groups import Group, as_groups
 from fsl_core.data.work import each
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.memory import is_out_of_memory
 from fsl_core.engine.meta_gradient import MetaGradient
-from fsl_core.engine.traces import NotCopiableError, Traces, copied, find_traces, random_state_kept
+from fsl_core.engine.traces import (
+    NotCopiableError,
+    Traces,
+    copied,
+    count_ways,
+    find_traces,
+    random_state_kept,
+)
 from fsl_core.episode import Episode, Loss
 from fsl_core.errors import RunError
+from fsl_core.hypergradient import Hypergradient
 from fsl_core.learner import Learner
 from fsl_core.text import first_line
 from fsl_core.weighting import TaskWeighting
@@ -39,12 +48,17 @@ COMPILE_SECONDS = 60.0
 COMPILE_GAIN = 3.0
 """How many times faster a compiled step may be expected to be."""
 
+MOMENTS, APART = 16, 0.01
+"""At how many moments of training it is looked whether tasks change, at each three times so far
+apart. torch takes a number of an adapter for a constant, and stops after eight variants."""
+
 NAMED = "the recipe names it"
 _EXECUTIONS, _TEXT = TypeAdapter(Execution), TypeAdapter(str)
 _SECONDS = TypeAdapter(dict[str, float | None])
 _INEXACT = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
 _FORWARD_MODE = "the adapter differentiates in forward mode, which one thread at a time can do"
 _SHAPES = "episodes have several shapes, and each would be compiled by itself"
+_DRIFTS = "it changes with the progress of training, and each step would be compiled anew"
 _RANDOM = "a task draws random numbers, and chance would decide which thread gets which"
 
 
@@ -145,14 +159,42 @@ class Setting:
         moved = next((traces.moved for traces in found if traces.moved), None)
         return Traces(moved, any(traces.random for traces in found))
 
+    @cached_property
+    def drifts(self) -> bool:
+        """Whether tasks are computed in another way at every step for some part of training.
+
+        Such as while an adapter switches slowly from one method to another. A switch at once is
+        not meant. Raises NotCopiableError with the reason.
+        """
+        if not _is_told_of_progress(self.learner):
+            return False
+        learner, (episode, _) = self._tried(self.copied())
+
+        def loss_of() -> Tensor:
+            return learner.objective(episode, self.loss)[0]
+
+        starts = [number / MOMENTS for number in range(MOMENTS)]
+        near = [(start, start + APART, start + 2 * APART) for start in starts]
+        return any(count_ways(learner, moments, loss_of) == len(moments) for moments in near)
+
     def _traces_at(self, progress: float) -> Traces:
+        learner, episodes = self._tried(replace(self, progress=progress).copied())
+        return find_traces(
+            learner, episodes, lambda learner, episode: learner.objective(episode, self.loss)
+        )
+
+    def _tried(self, parts: Setting) -> tuple[Learner, tuple[Episode, Episode]]:
+        """The learner of the most frequent shape, with the first and last episode of that."""
         group = max(self.groups, key=lambda group: len(group.places))
         episodes = group.episodes.unbatch()
-        return find_traces(
-            replace(self, progress=progress).copied().fitted(group.task),
-            [episodes[0], episodes[-1]],
-            lambda learner, episode: learner.objective(episode, self.loss),
-        )
+        return parts.fitted(group.task), (episodes[0], episodes[-1])
+
+
+def _is_told_of_progress(learner: Learner) -> bool:
+    told = [type(learner.adapter).on_progress is not Adapter.on_progress]
+    if learner.hypergradient is not None:
+        told.append(type(learner.hypergradient).on_progress is not Hypergradient.on_progress)
+    return any(told)
 
 
 def why_not_vectorized(learner: Learner) -> str | None:
@@ -238,7 +280,9 @@ def _measured(loop: Choice, setting: Setting, steps: int, measure_workers: bool)
     if found * MARGIN < seconds:
         best, seconds, reason = vmap, found, "all tasks as one batch were fastest"
         repays = steps * seconds * (1 - 1 / COMPILE_GAIN) > COMPILE_SECONDS
-        if repays and not setting.varies:
+        if repays and not setting.varies and setting.drifts:
+            reason = f"{reason}; not compiled: {_DRIFTS}"
+        elif repays and not setting.varies:
             compiled = replace(vmap, mode="compiled")
             if trials.measure(compiled) * MARGIN < seconds:
                 best, reason = compiled, "a long run of small operations repays compiling"
@@ -268,6 +312,8 @@ def _correction(wanted: Execution, setting: Setting) -> tuple[Execution, str] | 
         return _alone(wanted, _moved(traces))
     if wanted.mode == "loop":
         return _alone(wanted, _RANDOM) if traces.random else None
+    if wanted.mode == "compiled" and setting.drifts:
+        return replace(wanted, mode="vmap"), f"vmap instead of compiled: {_DRIFTS}"
     failure = _Trials(setting).failure(wanted)
     return _loop(wanted, f"it failed: {failure}") if failure else None
 

@@ -22,6 +22,7 @@ from fsl_core.engine.execution import Execution
 from fsl_core.engine.fitting import Fitting
 from fsl_core.engine.workers import Workers
 from fsl_core.episode import Episode, Loss
+from fsl_core.errors import RunError
 from fsl_core.learner import Learner
 from fsl_core.nn.attention import plain_attention
 from fsl_core.nn.forward import checkpointed
@@ -295,6 +296,12 @@ class Compiled(Vmap):
             return super().each(groups, seed)
 
 
+_MANY_VARIANTS = (
+    "execution compiled: the adapter computes in a new way at every step, and torch stopped after "
+    "eight. execution.mode: vmap; numbers that change in training as tensors, in buffers"
+)
+
+
 def _compiled(function: Callable[..., T], on_gpu: bool) -> Callable[..., T]:
     """Compiled apart from every other learner's function.
 
@@ -310,11 +317,17 @@ def _compiled(function: Callable[..., T], on_gpu: bool) -> Callable[..., T]:
     mode = "reduce-overhead" if on_gpu else None
     compiled = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
 
-    def played(*arguments: object) -> T:
-        # The next call writes its results to the same places.
-        return cast(T, tree_map(torch.clone, compiled(*arguments)))
+    def told(*arguments: object) -> T:
+        try:
+            found = compiled(*arguments)
+        except Exception as error:  # its class has no public name
+            if type(error).__name__ == "FailOnRecompileLimitHit":
+                raise RunError(_MANY_VARIANTS) from error
+            raise
+        # On a GPU the next call writes its results to the same places.
+        return cast(T, tree_map(torch.clone, found) if on_gpu else found)
 
-    return cast(Callable[..., T], played if on_gpu else compiled)
+    return told
 
 
 class _Objective(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -21,6 +22,9 @@ from fsl_core.text import first_line
 
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray)
 Task = Callable[[Learner, Episode], object]
+
+ROUNDING = 2e-6
+"""Sums in another order differ by less, in float32 and of losses near one."""
 
 
 class NotCopiableError(Exception):
@@ -81,6 +85,21 @@ def find_traces(learner: Learner, episodes: Sequence[Episode], task: Task) -> Tr
             draws |= _Comparison().first(state, _random_state()) is not None
             moved = moved or _Comparison().first(before, probe)
     return Traces(moved, draws)
+
+
+def count_ways(learner: Learner, moments: Sequence[float], loss_of: Callable[[], Tensor]) -> int:
+    """How many different losses `loss_of()` of the learner has, told of these moments of training.
+
+    The learner is left at the last moment. Equal are losses that differ by rounding alone.
+    """
+    losses = []
+    for moment in moments:
+        with random_state_kept():
+            learner.on_progress(moment)
+            losses.append(float(loss_of().detach()))
+    losses.sort()
+    far = [b - a > ROUNDING * max(1.0, abs(b)) for a, b in itertools.pairwise(losses)]
+    return 1 + sum(far)
 
 
 def _random_state() -> list[Any]:

@@ -40,6 +40,9 @@ from fsl_core.episode import TaskShape
 from fsl_core.errors import RecipeError, RunError
 from fsl_core.runs.run import Run
 
+RULES = 2
+"""One more when `fsl_core.engine.choice` chooses otherwise: what was kept is measured again."""
+
 AGAIN = "`fsl tune-execution RECIPE` measures again"
 
 
@@ -259,6 +262,7 @@ class _Question:
             },
             "meta_batch_size": recipe.sections.outer.meta_batch_size,
             "steps_at_least": self._steps_at_least,
+            "rules": RULES,
             "execution": whole["execution"],
             "machine": _machine(self.device),
             "versions": {

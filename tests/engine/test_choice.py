@@ -185,6 +185,64 @@ class Remembers(NearestCentroid):
         return value, prediction
 
 
+class Told(NearestCentroid):
+    """Multiplies its loss by a number that depends on the share of training done."""
+
+    def __init__(self, task, factor):
+        super().__init__(task)
+        self.factor, self.now = factor, 1.0
+
+    def on_progress(self, progress):
+        self.now = self.factor(progress)
+
+    def objective(self, backbone, episode, loss):
+        value, prediction = super().objective(backbone, episode, loss)
+        return value * self.now, prediction
+
+
+def told(factor) -> fsl.Learner:
+    return fsl.Learner(Mlp(TASK), Told(TASK, factor))
+
+
+SLOWLY = {
+    "from the start": lambda progress: max(1.0, 2 - 20 * progress),
+    "in the middle": lambda progress: min(max(progress, 0.4), 0.5),
+    "always": lambda progress: 1 + progress,
+}
+AT_ONCE = {
+    "never": lambda progress: 2.0,
+    "after a warm-up": lambda progress: 1.0 if progress < 0.1 else 3.0,
+    "in three phases": lambda progress: 1.0 + (progress > 0.3) + (progress > 0.6),
+}
+
+
+@pytest.mark.parametrize("factor", SLOWLY.values(), ids=SLOWLY)
+def test_what_changes_at_every_step_is_not_compiled(factor, monkeypatch):
+    """Numbers of an adapter are constants to torch, which would compile at each step."""
+    why = "it changes with the progress of training, and each step would be compiled anew"
+    learner = told(factor)
+    before = torch.get_rng_state()
+    named = settle(Execution("compiled"), setting_of(learner))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert learner.adapter.now == 1.0
+    assert (named.execution, named.reason) == (
+        Execution("vmap"),
+        f"vmap instead of compiled: {why}",
+    )
+    free = chosen(learner, monkeypatch, TIMES, steps=10_000)
+    assert (free.execution, free.reason) == (
+        Execution("vmap"),
+        f"all tasks as one batch were fastest; not compiled: {why}",
+    )
+    assert "compiled" not in free.seconds
+
+
+@pytest.mark.parametrize("factor", AT_ONCE.values(), ids=AT_ONCE)
+def test_what_changes_at_once_is_compiled(factor, monkeypatch):
+    found = chosen(told(factor), monkeypatch, TIMES, steps=10_000)
+    assert found.execution == Execution("compiled")
+
+
 class Counts(fsl.TaskWeighting):
     """A weighting that remembers how often it was asked."""
 

@@ -14,6 +14,7 @@ from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.modes import at_a_time
+from fsl_core.errors import RunError
 from fsl_core.nn.norms import NORM_POLICIES
 from fsl_core.testing import (
     GradientSteps,
@@ -158,6 +159,35 @@ def test_any_number_of_learners_is_compiled_in_one_process():
         for _ in range(4):
             learner = make_learner("nearest-centroid", "none", conv=False)
             assert_same(compute(learner, Execution("compiled")), compute(learner, Execution()))
+
+
+class Counted(NearestCentroid):
+    """Its loss depends on a number that every step changes."""
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.number = 0.0
+
+    def objective(self, backbone, episode, loss):
+        value, prediction = super().objective(backbone, episode, loss)
+        return value * self.number, prediction
+
+
+@pytest.mark.usefixtures("captured_only")
+def test_an_adapter_that_is_another_one_at_each_step_is_told_in_one_line():
+    learner = fsl.Learner(Mlp(TASK), Counted(TASK))
+    step = MetaGradient(learner, Uneven(), TASK.loss, Execution("compiled"))
+    message = r"^execution compiled: the adapter computes in a new way at every step, .* vmap;"
+
+    def at(number: float) -> None:
+        learner.adapter.number = number
+        step(tiny_episodes(TASK, 4))
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        at(1.0)
+        at(2.0)
+        with pytest.raises(RunError, match=message):
+            at(3.0)
 
 
 @pytest.mark.parametrize("norm", ["support", "ordinary"])
