@@ -49,8 +49,8 @@ COMPILE_GAIN = 3.0
 """How many times faster a compiled step may be expected to be."""
 
 MOMENTS, APART = 16, 0.01
-"""At how many moments of training it is looked whether tasks change, at each three times so far
-apart. torch takes a number of an adapter for a constant, and stops after eight variants."""
+"""Moments of training at which a task is tried, each time at three steps so far apart (shares of
+training). A change that lasts for 0.09 of training is found wherever it lies."""
 
 NAMED = "the recipe names it"
 _EXECUTIONS, _TEXT = TypeAdapter(Execution), TypeAdapter(str)
@@ -58,7 +58,7 @@ _SECONDS = TypeAdapter(dict[str, float | None])
 _INEXACT = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
 _FORWARD_MODE = "the adapter differentiates in forward mode, which one thread at a time can do"
 _SHAPES = "episodes have several shapes, and each would be compiled by itself"
-_DRIFTS = "it changes with the progress of training, and each step would be compiled anew"
+_DRIFTS = "it changes at every step, and torch would compile it again each time"
 _RANDOM = "a task draws random numbers, and chance would decide which thread gets which"
 
 
@@ -163,8 +163,9 @@ class Setting:
     def drifts(self) -> bool:
         """Whether tasks are computed in another way at every step for some part of training.
 
-        Such as while an adapter switches slowly from one method to another. A switch at once is
-        not meant. Raises NotCopiableError with the reason.
+        Such as while an adapter switches slowly from one method to another. torch takes a number
+        of an adapter for a constant, compiles again, and stops after eight variants. A switch at
+        once is not meant. Raises NotCopiableError with the reason.
         """
         if not _is_told_of_progress(self.learner):
             return False

@@ -297,7 +297,7 @@ class Compiled(Vmap):
 
 
 _MANY_VARIANTS = (
-    "execution compiled: the adapter computes in a new way at every step, and torch stopped after "
+    "execution compiled: tasks are computed in a new way at every step, and torch stopped after "
     "eight. execution.mode: vmap; numbers that change in training as tensors, in buffers"
 )
 

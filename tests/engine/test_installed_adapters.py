@@ -11,7 +11,7 @@ from fsl_core.builtin.conv4 import Conv4
 from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.torchvision_models import Torchvision
 from fsl_core.builtin.uniform import Uniform
-from fsl_core.engine.choice import why_not_vectorized
+from fsl_core.engine.choice import Setting, why_not_vectorized
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.errors import PluginError
@@ -100,6 +100,26 @@ def test_what_would_be_compiled_is_the_loop(name):
     assert not checks.differences(
         found, checks.meta_batch(learner, TASK.loss, Execution(), episodes)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "drifts"),
+    [
+        ("hypermaml", {}, True),
+        ("hypermaml", {"switch": 0.0}, False),
+        ("maml", {"inner_steps": 3, "multi_step_loss": 0.15}, True),
+        ("maml", {}, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_changes_at_every_step_is_known_and_not_compiled(name, options, drifts, dtype):
+    if name not in ADAPTERS:
+        pytest.skip(f"{name} is not installed")
+    learner = make_learner(name, Mlp(TASK, hidden=(6,)), **options).to(dtype)
+    (support_x, support_y), (query_x, query_y), ids = tiny_episodes(TASK, 3)
+    support = fsl.LabelledSet(support_x.to(dtype), support_y)
+    episodes = fsl.Episode(support, fsl.LabelledSet(query_x.to(dtype), query_y), ids)
+    assert Setting(learner, Uniform(), episodes, TASK.loss).drifts == drifts
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ class Counted(NearestCentroid):
 def test_an_adapter_that_is_another_one_at_each_step_is_told_in_one_line():
     learner = fsl.Learner(Mlp(TASK), Counted(TASK))
     step = MetaGradient(learner, Uneven(), TASK.loss, Execution("compiled"))
-    message = r"^execution compiled: the adapter computes in a new way at every step, .* vmap;"
+    message = r"^execution compiled: tasks are computed in a new way at every step, .* vmap;"
 
     def at(number: float) -> None:
         learner.adapter.number = number
