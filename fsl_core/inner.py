@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fsl_core.nn.arithmetic import without_autocast
-from fsl_core.nn.forward import checkpointed, transformed
+from fsl_core.nn.forward import checkpointed
 from fsl_core.nn.functional import Weights
+from fsl_core.nn.transforms import transformed
 
 Step = Callable[[Weights, Weights, int, Weights], Weights]
 """(phi, gradient, k, outer) -> the next phi."""

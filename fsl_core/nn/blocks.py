@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsl_core.nn.arithmetic import autocast_type, without_autocast
-from fsl_core.nn.forward import transformed
 from fsl_core.nn.norms import Norm, NormPolicy
 from fsl_core.nn.passes import NormPoolRelu, ProductPoolRelu, normalising, product
+from fsl_core.nn.transforms import transformed
 
 _FEW_COLUMNS = 32
 """Columns of the matrix of patches: up to three channels under a 3x3 filter."""

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fsl_core.nn.norms import current_reference, support_reference
+from fsl_core.nn.transforms import transformed
 
 
 class _OfThread(threading.local):
@@ -36,18 +37,6 @@ def checkpointed(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _state.checkpointed = outer
-
-
-def transformed() -> bool:
-    """Whether the caller runs within torch.func or torch.compile.
-
-    Both see through plain operations only: they have no rule for an autograd function of ours or
-    for a checkpoint.
-    """
-    # torch has no public question for this. A version without the private one is answered with
-    # "yes", which costs speed and is never wrong.
-    active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-    return torch.compiler.is_compiling() or active()
 
 
 def call_with(

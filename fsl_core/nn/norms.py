@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fsl_core.errors import FslError, ShapeError
 from fsl_core.nn.arithmetic import autocast_type
+from fsl_core.nn.transforms import transformed
 
 NormPolicy = Literal["transductive", "support", "running", "ordinary", "group", "none"]
 _FEW_VALUES = 8192
@@ -39,6 +40,7 @@ class _ReferenceOfThread(threading.local):
 
     support:      the items that policy `support` takes its statistics from.
     query:        the items that policy `ordinary` takes them from, too.
+    together:     features of both, and of what they were computed; None: not yet.
     leading_rows: how many rows of the present batch statistics are taken from.
     collect:      layers with averages move them.
     any_order:    layers use operations whose derivatives of every order are exact.
@@ -47,9 +49,33 @@ class _ReferenceOfThread(threading.local):
     def __init__(self) -> None:
         self.support: Tensor | None = None
         self.query: Tensor | None = None
+        self.together: _Together | None = None
         self.leading_rows: int | None = None
         self.collect = False
         self.any_order = False
+
+
+class _Together:
+    """Features of support and query set, (n_support + n_query, feature_dim), from one call.
+
+    by: all that they follow from, besides the two sets.
+    """
+
+    def __init__(self, features: Tensor, by: list[Any]):
+        self.features, self._by = features, by
+        self._spent = spent = list[bool]()
+        if features.requires_grad:
+            # The hook knows the list alone: with the features in it the graph would hold itself.
+            features.register_hook(lambda gradient: spent.append(True))
+
+    def serves(self, by: list[Any]) -> bool:
+        """Not after a gradient was taken, which may leave no graph for the next one."""
+        # Tensors are the same or not: to compare their numbers would take time, and be no answer.
+        return not self._spent and len(by) == len(self._by) and all(map(_same, by, self._by))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, int) and a == b)
 
 
 _reference = _ReferenceOfThread()
@@ -68,12 +94,12 @@ def support_reference(support_x: Tensor | None, query_x: Tensor | None = None) -
 
     support_x, query_x: (n, *input_shape); None: from nothing, as outside of any such context.
     """
-    outer = current_reference()
-    _reference.support, _reference.query = support_x, query_x
+    outer = (*current_reference(), _reference.together)
+    _reference.support, _reference.query, _reference.together = support_x, query_x, None
     try:
         yield
     finally:
-        _reference.support, _reference.query = outer
+        _reference.support, _reference.query, _reference.together = outer
 
 
 @contextmanager
@@ -355,7 +381,8 @@ class NormedBackbone(nn.Module):
     Under policy `support` a batch other than the support set is computed together with the support
     set, under the same weights, and the support rows are dropped. No statistic is kept from one
     call to the next. Under `ordinary`, in training, either set is computed together with the other
-    one, which is twice the work of one call for both.
+    one; within a task one call serves both, for as long as the weights are the same. Under
+    torch.func and with weights of a task's own either set takes a call, which is twice the work.
     """
 
     feature_dim: int
@@ -393,13 +420,30 @@ class NormedBackbone(nn.Module):
 
     def _among(self, support: Tensor, query: Tensor, x: Tensor) -> Tensor:
         """Features of x, normalised by support and query set."""
-        both, n = torch.cat([support, query]), len(support)
+        n = len(support)
         if x is support:
-            return self.features(both)[:n]
+            return self._of_both(support, query)[:n]
         if x is query:
-            return self.features(both)[n:]
+            return self._of_both(support, query)[n:]
+        both = torch.cat([support, query])
         with _statistics_from(len(both)):
             return self.features(torch.cat([both, x]))[len(both) :]
+
+    def _of_both(self, support: Tensor, query: Tensor) -> Tensor:
+        if transformed():  # tensors of one transform are nothing to the next
+            return self.features(torch.cat([support, query]))
+        known = _reference.together
+        if known is None or not known.serves(self._follow_from(support)):
+            features = self.features(torch.cat([support, query]))
+            # Looked at after the call, which may have moved a buffer.
+            known = _reference.together = _Together(features, self._follow_from(support))
+        return known.features
+
+    def _follow_from(self, support: Tensor) -> list[Any]:
+        tensors = [*self.parameters(), *self.buffers()]
+        changes = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        modes = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _reference.any_order]
+        return [self, autocast_type(support.device), *modes, *changes, *tensors]
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import warnings
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -226,6 +227,61 @@ def test_ordinary_is_batch_norm_of_torch_in_training_and_evaluation(generator):
     theirs.eval()
     with support_reference(support_x, query_x):
         torch.testing.assert_close(net(query_x), theirs(query_x), rtol=1e-11, atol=1e-12)
+
+
+def test_ordinary_takes_one_call_for_both_sets_while_nothing_changes(generator, monkeypatch):
+    net, rows = make_net("ordinary"), []
+    features = net.features
+    monkeypatch.setattr(net, "features", lambda x: (rows.append(len(x)), features(x))[1])
+    (support_x,), _, (query_x,), _ = make_tasks(1, generator)
+
+    def calls(*between) -> int:
+        """Calls for the support and then the query set, with these steps in between."""
+        rows.clear()
+        with support_reference(support_x, query_x):
+            support = net(support_x)
+            for step in between:
+                step(support)
+            query = net(query_x)
+            query.sum().backward()  # the graph is there
+        assert set(rows) == {15}
+        with support_reference(support_x.clone(), query_x):
+            torch.testing.assert_close(query, net(query_x), rtol=1e-12, atol=1e-12)
+        return len(rows) - 1
+
+    def moves(support):
+        with torch.no_grad():
+            net.conv1.weight *= 1.5
+
+    assert calls() == 1
+    assert calls(lambda support: support.sum().backward()) == 2  # and leaves no graph
+    assert calls(moves) == 2
+    assert calls(lambda support: setattr(net, "head", nn.Linear(6, 3))) == 2
+    with torch.no_grad(), support_reference(support_x, query_x):
+        net(support_x)
+        with torch.enable_grad():
+            assert net(query_x).requires_grad
+    rows.clear()
+    other = torch.randn(query_x.shape, generator=generator)
+    for query in (query_x, other):  # of one task no other one hears
+        with support_reference(support_x, query):
+            net(query)
+    assert rows == [15, 15]
+
+
+def test_no_graph_of_both_sets_outlives_its_task(generator):
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor.detach()  # an output would hold its own graph
+            saved.add(self)
+
+    net, saved = make_net("ordinary"), WeakSet()
+    (support_x,), _, (query_x,), _ = make_tasks(1, generator)
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        with support_reference(support_x, query_x):
+            net(support_x)
+            assert len(saved) > 0
+        assert len(saved) == 0
 
 
 def test_transductive_queries_depend_on_each_other(generator):
