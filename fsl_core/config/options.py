@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -103,7 +103,9 @@ class Component:
     @cached_property
     def options(self) -> type[BaseModel]:
         """The pydantic model of a recipe section that names this component."""
-        return _options_model(self)
+        known = isinstance(self.factory, Hashable)
+        make = _options_model if known else _options_model.__wrapped__
+        return make(self.kind, self.name, self.factory)
 
     @cached_property
     def lists(self) -> tuple[str, ...]:
@@ -160,14 +162,15 @@ def _is_sources(metadata: Any) -> bool:
     return any(isinstance(mark, Sources) for mark in metadata)
 
 
-def _options_model(component: Component) -> type[BaseModel]:
-    where = f"{component.kind} {component.name!r}"
+@lru_cache(maxsize=1024)  # each command of a test or a notebook loads all plugins again
+def _options_model(kind: Kind, name: str, factory: Callable[..., Any]) -> type[BaseModel]:
+    where = f"{kind} {name!r}"
     fields: dict[str, Any] = {
-        "name": (Literal[component.name], ...),
-        **fields_of(component.factory, INJECTED[component.kind], where),
-        **SHARED.get(component.kind, {}),
+        "name": (Literal[name], ...),
+        **fields_of(factory, INJECTED[kind], where),
+        **SHARED.get(kind, {}),
     }
-    if component.kind == "episodes" and (taken := sorted(ENTRY_KEYS.keys() & fields.keys())):
+    if kind == "episodes" and (taken := sorted(ENTRY_KEYS.keys() & fields.keys())):
         raise TypeError(
             f"{where}: argument {taken[0]!r}. Another word: in a list of sources it is a key of "
             "every source"
@@ -176,9 +179,9 @@ def _options_model(component: Component) -> type[BaseModel]:
         extra="forbid", protected_namespaces=(), validate_default=False, allow_inf_nan=False
     )
     return create_model(
-        f"{component.kind}.{component.name}",
+        f"{kind}.{name}",
         __config__=config,
-        __doc__=component.doc or None,
+        __doc__=inspect.getdoc(factory) or None,
         **fields,
     )
 
