@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fsl_core.reporting import figures
 from fsl_core.reporting.figures import bins_of, label
@@ -40,8 +41,22 @@ def test_numbers_of_an_axis_are_plain():
         assert shown <= set(texts)
         assert "mathdefault" not in drawn
     assert not {"0.5", "1.5"} & set(
-        re.findall(r">([^<]*)</text>", figures.trials([0, 1, 2], [1, 3, 2], "score", True))
+        re.findall(r">([^<]*)</text>", figures.trials([0, 1, 2], [10, 30, 20], "score", True))
     )
+
+
+@pytest.mark.parametrize(
+    ("scale", "start"), [(1, 0), (1e-5, 0), (1e-5, 0.693), (2e6, 1e7), (-3, 0), (1e-3, -12.34)]
+)
+def test_there_is_room_for_all_numbers(scale: float, start: float):
+    values = [start + scale * share for share in (0.0, 0.3, 1.0)]
+    records = [{"step": 10**6 * i, "loss": value} for i, value in enumerate(values)]
+    figure = figures.draw_curve(records, [], "loss")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    taken = figure.get_tightbbox(canvas.get_renderer())
+    width, height = figure.get_size_inches()
+    assert min(taken.x0, taken.y0, width - taken.x1, height - taken.y1) >= 0
 
 
 def test_figures_do_not_depend_on_the_settings_of_matplotlib():
