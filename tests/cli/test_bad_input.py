@@ -441,14 +441,24 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs as they were when they had just ended: each test damages a copy of its own."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def as_it_ended(runs: Path, call: Call, out: str, *arguments: str) -> None:
+    """A finished run in the folder `out`; only the first test of a process trains it."""
+    if not (runs / out).exists():
+        assert call("run", "toy.yaml", *arguments, "--out", out).code == 0
+        shutil.copytree(out, runs / out)
+    else:
+        shutil.copytree(runs / out, out)
+
+
 @pytest.fixture
-def finished(call: Call, tmp_path: Path) -> Path:
-    assert (
-        call(
-            "run", "toy.yaml", *options("outer.steps=6", "evaluate.episodes=4"), "--out", "out"
-        ).code
-        == 0
-    )
+def finished(call: Call, runs: Path, tmp_path: Path) -> Path:
+    as_it_ended(runs, call, "out", *options("outer.steps=6", "evaluate.episodes=4"))
     return tmp_path / "out"
 
 
@@ -537,14 +547,9 @@ def test_a_run_directory_in_use(call: Call, finished: Path):
 
 
 @pytest.fixture
-def trained(call: Call, pictures: Path) -> Path:
+def trained(call: Call, runs: Path, pictures: Path) -> Path:
     """A run on pictures, with class folders to predict from."""
-    assert (
-        call(
-            "run", "toy.yaml", *QUICK, *CONV4, *options(f"episodes={PICTURES}"), "--out", "trained"
-        ).code
-        == 0
-    )
+    as_it_ended(runs, call, "trained", *QUICK, *CONV4, *options(f"episodes={PICTURES}"))
     (pictures.parent / "empty").mkdir()
     return pictures.parent
 
