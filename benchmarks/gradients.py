@@ -71,7 +71,7 @@ def published(settings: Settings) -> dict:
         problems.published,
         tasks=32,
         float32_limit=math.inf,
-        slow_to_start=True,
+        slow_to_start=not settings.quick,  # compiling its code takes a minute, for a smoke test
         bf16=True,
         **_few(settings),
     )
