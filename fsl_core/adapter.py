@@ -124,7 +124,8 @@ class Adapter(nn.Module):
         """Called before each outer step with the share of training done, from 0 to below 1.
 
         When weights are judged, in validation or from a checkpoint, the last call was that of the
-        last step that made them.
+        last step that made them. Numbers that change at every step belong into a buffer
+        (`persistent=False`): compiled code takes those of an attribute for constants.
         """
 
     def on_step(self, ids: Tensor) -> None:

@@ -165,7 +165,8 @@ class Setting:
 
         Such as while an adapter switches slowly from one method to another. torch takes a number
         of an adapter for a constant, compiles again, and stops after eight variants. A switch at
-        once is not meant. Raises NotCopiableError with the reason.
+        once is not meant, nor one by a number in a buffer, which is an input. Raises
+        NotCopiableError with the reason.
         """
         if not _is_told_of_progress(self.learner):
             return False

@@ -90,13 +90,20 @@ def find_traces(learner: Learner, episodes: Sequence[Episode], task: Task) -> Tr
 def count_ways(learner: Learner, moments: Sequence[float], loss_of: Callable[[], Tensor]) -> int:
     """How many different losses `loss_of()` of the learner has, told of these moments of training.
 
-    The learner is left at the last moment. Equal are losses that differ by rounding alone.
+    Buffers stay as they are at the first moment: a compiler takes their numbers as an input. The
+    learner is left at the last moment, but for them. Equal are losses that differ by rounding
+    alone.
     """
-    losses = []
+    losses, first = [], None
     for moment in moments:
-        with random_state_kept():
+        with random_state_kept(), torch.no_grad():
             learner.on_progress(moment)
-            losses.append(float(loss_of().detach()))
+            buffers = list(learner.buffers())
+            first = first or [buffer.clone() for buffer in buffers]
+            for buffer, value in zip(buffers, first, strict=True):
+                buffer.copy_(value)
+            with torch.enable_grad():
+                losses.append(float(loss_of().detach()))
     losses.sort()
     far = [b - a > ROUNDING * max(1.0, abs(b)) for a, b in itertools.pairwise(losses)]
     return 1 + sum(far)

@@ -40,7 +40,7 @@ from fsl_core.episode import TaskShape
 from fsl_core.errors import RecipeError, RunError
 from fsl_core.runs.run import Run
 
-RULES = 2
+RULES = 3
 """One more when `fsl_core.engine.choice` chooses otherwise: what was kept is measured again."""
 
 AGAIN = "`fsl tune-execution RECIPE` measures again"

@@ -243,6 +243,27 @@ def test_what_changes_at_once_is_compiled(factor, monkeypatch):
     assert found.execution == Execution("compiled")
 
 
+def test_what_changes_by_the_numbers_of_a_buffer_is_compiled(monkeypatch):
+    """A tensor is an input of compiled code, and no constant."""
+
+    class InBuffer(Told):
+        def __init__(self, task, factor):
+            super().__init__(task, factor)
+            self.now = None
+            self.register_buffer("factor_now", torch.zeros(()))
+
+        def on_progress(self, progress):
+            self.factor_now.fill_(self.factor(progress))
+
+        def objective(self, backbone, episode, loss):
+            value, prediction = NearestCentroid.objective(self, backbone, episode, loss)
+            return value * self.factor_now, prediction
+
+    learner = fsl.Learner(Mlp(TASK), InBuffer(TASK, SLOWLY["always"]))
+    found = chosen(learner, monkeypatch, TIMES, steps=10_000)
+    assert found.execution == Execution("compiled")
+
+
 def test_random_numbers_are_no_change(monkeypatch):
     """Each try draws the same, so dropout is not taken for an adapter that changes."""
     learner = told(lambda progress: 2.0)

@@ -102,24 +102,45 @@ def test_what_would_be_compiled_is_the_loop(name):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "drifts"),
-    [
-        ("hypermaml", {}, True),
-        ("hypermaml", {"switch": 0.0}, False),
-        ("maml", {"inner_steps": 3, "multi_step_loss": 0.15}, True),
-        ("maml", {}, False),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_what_changes_at_every_step_is_known_and_not_compiled(name, options, drifts, dtype):
+def gradients_of(learner: fsl.Learner) -> list[torch.Tensor]:
+    """Copies; zeros where nothing depends on a parameter."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]
+
+
+MOVING = [  # and at least how many different losses there are at 8 moments of training
+    ("hypermaml", {}, 5),
+    ("hypermaml", {"inner_steps": 2, "gradient_target": "universal"}, 5),
+    ("hypermaml", {"inner_steps": 2, "repeat_delta": "each-step"}, 5),
+    ("hypermaml", {"switch": 0.0}, 2),
+    ("maml", {"inner_steps": 3, "multi_step_loss": 0.9}, 7),
+    ("maml", {}, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "least"), MOVING)
+@pytest.mark.usefixtures("captured_only")
+def test_numbers_that_move_with_training_are_no_constants_of_compiled_code(name, options, least):
     if name not in ADAPTERS:
         pytest.skip(f"{name} is not installed")
-    learner = make_learner(name, Mlp(TASK, hidden=(6,)), **options).to(dtype)
-    (support_x, support_y), (query_x, query_y), ids = tiny_episodes(TASK, 3)
-    support = fsl.LabelledSet(support_x.to(dtype), support_y)
-    episodes = fsl.Episode(support, fsl.LabelledSet(query_x.to(dtype), query_y), ids)
-    assert Setting(learner, Uniform(), episodes, TASK.loss).drifts == drifts
+    learner, episodes = (
+        make_learner(name, Mlp(TASK, hidden=(6,)), **options),
+        tiny_episodes(TASK, 3),
+    )
+    assert not Setting(learner, Uniform(), episodes, TASK.loss).drifts
+    step, plain = (
+        MetaGradient(learner, Uniform(), TASK.loss, execution)
+        for execution in (Execution("compiled"), Execution())
+    )
+    losses = set()
+    with torch._dynamo.config.patch(recompile_limit=3):  # one for each phase of training
+        for moment in range(8):
+            learner.on_progress(moment / 8)
+            found, expected = (
+                [compute(episodes).losses, *gradients_of(learner)] for compute in (step, plain)
+            )
+            torch.testing.assert_close(found, expected)
+            losses.add(round(float(found[0].sum()), 6))
+    assert len(losses) >= least
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ class HyperMamlContract(AdapterContract):
         of each class."""
         n_way, features = adapter.task.n_way, adapter.head.in_features
         flat = isinstance(adapter.hypernetwork, Flat)
-        for rows in (*adapter.head.parameters(), *adapter.buffers()):
+        of_classes = [buffer for buffer in adapter.buffers() if buffer.dim()]
+        for rows in (*adapter.head.parameters(), *of_classes):
             rows[permutation] = rows.clone()
         for net in adapter.hypernetwork.children():
             read = net[0].weight.unflatten(

@@ -22,6 +22,8 @@ Predictions = Literal["universal", "stale"]
 GradientTarget = Literal["fast", "universal"]
 RepeatDelta = Literal["once", "each-step"]
 EvaluateWith = Literal["current", "hypernetwork"]
+Phase = Literal["gradient", "both", "hypernetwork"]
+"""What makes the update: p = 1, between, or p = 0."""
 
 
 @fsl.validated
@@ -54,6 +56,8 @@ class HyperMaml(fsl.Adapter):
     """
 
     name = "hypermaml"
+    of_gradient: Tensor  # while both make the update: the factor of a step's gradient,
+    of_update: Tensor  # and that of H's displacement
     previous_weight: Tensor  # with `predictions: stale`: the head of the task before
     previous_bias: Tensor
 
@@ -214,18 +218,21 @@ class HyperMaml(fsl.Adapter):
         if predictions == "stale":
             self.register_buffer("previous_weight", self.head.weight.detach().clone())
             self.register_buffer("previous_bias", self.head.bias.detach().clone())
-        self._progress = 0.0
+        # Tensors: a compiler would take numbers that move with training for constants.
+        self.register_buffer("of_gradient", torch.zeros(()), persistent=False)
+        self.register_buffer("of_update", torch.zeros(()), persistent=False)
+        self.on_progress(0.0)
 
     def inner_problem(
         self, backbone: nn.Module, support: fsl.LabelledSet
     ) -> fsl.InnerProblem | None:
         """The gradient steps of the head, for as long as they alone make the update."""
-        if self._share() < 1 or self.gradient_target == "universal":
+        if self._phase() != "gradient" or self.gradient_target == "universal":
             return None
         net = fsl.Functional(backbone, self.head)
         outer = {name: w for name, w in net.weights.items() if name.startswith("backbone.")}
         head = Head(self.head.weight, self.head.bias)
-        return self._descent(net.features, support, head, outer, 1.0, None)
+        return self._descent(net.features, support, head, outer, None)
 
     def adapt(self, backbone: nn.Module, support: fsl.LabelledSet) -> fsl.Predictor:
         return self.trajectory(backbone, support)[-1]
@@ -273,6 +280,12 @@ class HyperMaml(fsl.Adapter):
 
     def on_progress(self, progress: float) -> None:
         self._progress = progress
+        p = self._trained_share()
+        self._trained_phase = _phase_of(p)
+        self.of_gradient.fill_(-p * self.inner_lr)
+        self.of_update.fill_(
+            (1 - p) / (1 if self.repeat_delta == "each-step" else self.inner_steps)
+        )
 
     @property
     def settled(self) -> bool:
@@ -291,7 +304,7 @@ class HyperMaml(fsl.Adapter):
         return torch.tensor(self._progress, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self._progress = float(state)
+        self.on_progress(float(state))
 
     def extra_repr(self) -> str:
         method = f"labels={self.labels}, operator={self.operator}"
@@ -303,8 +316,9 @@ class HyperMaml(fsl.Adapter):
     def _evaluated_share(self) -> float:
         return 0.0 if self.evaluate_with == "hypernetwork" else self._trained_share()
 
-    def _share(self) -> float:
-        return self._trained_share() if self.training else self._evaluated_share()
+    def _phase(self) -> Phase:
+        trained = self.training or self.evaluate_with == "current"
+        return self._trained_phase if trained else "hypernetwork"
 
     def _adapted(self, features: Tensor, y: Tensor) -> tuple[list[Head], Head | None]:
         """The head before, between and after its steps, and H's output.
@@ -312,13 +326,13 @@ class HyperMaml(fsl.Adapter):
         None instead of H's output if gradient steps alone make the update.
         """
         head = Head(self.head.weight, self.head.bias)
-        p = self._share()
-        update = None if p == 1 else self.hypernetwork(self._rows(head, features, y))
+        phase = self._phase()
+        update = None if phase == "gradient" else self.hypernetwork(self._rows(head, features, y))
         displacement = None if update is None else self._displacement(head, update)
-        if p == 0 and displacement is not None:
+        if phase == "hypernetwork" and displacement is not None:
             return [head, _sum(head, displacement)], update
         known = fsl.LabelledSet(features, y)
-        problem = self._descent(lambda outer, x: x, known, head, {}, p, displacement)
+        problem = self._descent(lambda outer, x: x, known, head, {}, displacement)
         if self.gradient_target == "universal" and not self.first_order:
             # With constant gradients it makes no difference which head they are taken at.
             steps = steps_from_start(
@@ -337,22 +351,21 @@ class HyperMaml(fsl.Adapter):
         support: fsl.LabelledSet,
         head: Head,
         outer: Weights,
-        p: float,
         displacement: Head | None,
     ) -> fsl.InnerProblem:
         """The gradient steps of the head, each with its part of H's update.
 
         features: (outer, items) -> (n, feature_dim).
         """
-        part = (1 - p) / (1 if self.repeat_delta == "each-step" else self.inner_steps)
 
         def predict(phi: Weights, outer: Weights, x: Tensor) -> Tensor:
             return Head(**phi).logits(features(outer, x))
 
         def step(phi: Weights, gradient: Weights, k: int, outer: Weights) -> Weights:
-            fast = _sum(Head(**phi), Head(**gradient), -p * self.inner_lr)
-            fast = fast if displacement is None else _sum(fast, displacement, part)
-            return fast._asdict()
+            if displacement is None:
+                return _sum(Head(**phi), Head(**gradient), -self.inner_lr)._asdict()
+            fast = _sum(Head(**phi), Head(**gradient), self.of_gradient)
+            return _sum(fast, displacement, self.of_update)._asdict()
 
         return fsl.InnerProblem(
             start=head._asdict(),
@@ -403,7 +416,11 @@ class HyperMaml(fsl.Adapter):
         self.previous_bias.copy_(head.bias)
 
 
-def _sum(head: Head, step: Head, factor: float = 1.0) -> Head:
+def _phase_of(p: float) -> Phase:
+    return "gradient" if p == 1 else "hypernetwork" if p == 0 else "both"
+
+
+def _sum(head: Head, step: Head, factor: float | Tensor = 1.0) -> Head:
     return Head(head.weight + factor * step.weight, head.bias + factor * step.bias)
 
 

@@ -75,6 +75,7 @@ class Maml(fsl.Adapter):
 
     name = "maml"
     unequal_shots = True
+    loss_shares: Tensor  # with `multi_step_loss`: what the query loss after each step counts
 
     def __init__(
         self,
@@ -284,7 +285,10 @@ class Maml(fsl.Adapter):
             if self.vectorizable
             else InnerOptimizer(inner_optimizer, inner_lr, options, len(self.fast_names), groups)
         )
-        self._progress = 0.0
+        if multi_step_loss is not None:
+            # A tensor: a compiler would take numbers that move with training for constants.
+            self.register_buffer("loss_shares", torch.ones(inner_steps), persistent=False)
+        self.on_progress(0.0)
         if head_start == "zero":
             _start_at_zero(self.head, self.fast_names)
 
@@ -350,14 +354,13 @@ class Maml(fsl.Adapter):
             value = loss(predict(episode.support.x), episode.support.y)
             with torch.no_grad():
                 return value, predict(episode.query.x)
-        shares = self._loss_shares()
-        if shares is None:
+        if not (self.all_steps_count and self.training):
             return super().objective(backbone, episode, loss)
         predictions = [
             predict(episode.query.x) for predict in self.trajectory(backbone, episode.support)[1:]
         ]
         losses = torch.stack([loss(prediction, episode.query.y) for prediction in predictions])
-        return losses @ losses.new_tensor(shares), predictions[-1]
+        return losses @ self.loss_shares.to(losses), predictions[-1]
 
     def unrolled_only(self) -> str:
         if self.multi_step_loss is not None:
@@ -376,20 +379,13 @@ class Maml(fsl.Adapter):
         )
 
     def on_progress(self, progress: float) -> None:
-        self._progress = progress
-
-    def _loss_shares(self) -> list[float] | None:
-        """Weights of the query losses after each step, or None if only the last one counts."""
-        steps = self.inner_steps
-        if (
-            self.multi_step_loss is None
-            or not self.training
-            or steps < 2
-            or self._progress >= self.multi_step_loss
-        ):
-            return None
-        early = max(1 - self._progress / self.multi_step_loss, SMALLEST_SHARE) / steps
-        return [early] * (steps - 1) + [1 - early * (steps - 1)]
+        """Settle what the query loss after each step counts, while others than the last one do."""
+        steps, until = self.inner_steps, self.multi_step_loss
+        self.all_steps_count = until is not None and steps > 1 and progress < until
+        if until is not None and self.all_steps_count:
+            early = max(1 - progress / until, SMALLEST_SHARE) / steps
+            shares = [early] * (steps - 1) + [1 - early * (steps - 1)]
+            self.loss_shares.copy_(self.loss_shares.new_tensor(shares))
 
     def _steps(self, steps: int, proximal: float) -> Steps:
         last = steps - 1 if self.proximal_steps == "last" else None
