@@ -29,6 +29,9 @@ class Adapter(nn.Module):
     transductive: predictions depend on the other unlabelled queries.
     unequal_shots: the classes of a support set may differ in their number of items, which `adapt`
                   knows from the labels alone and not from `task.n_shot`.
+    keeps_backbone: in training it computes the features of support and query set by the backbone as
+                  it is, each once, and changes nothing of it in between. Under norm policy
+                  `ordinary` one call then serves both, in half of the time.
     training_free: option sets with which it needs no training, such as on features of a pretrained
                   network; `fsl predict` without a run tries each.
     order:        what the meta-gradient claims to be: 2 exact, 1 with the inner loop's second
@@ -40,6 +43,7 @@ class Adapter(nn.Module):
     threadable: bool = True
     transductive: bool = False
     unequal_shots: bool = False
+    keeps_backbone: bool = False
     training_free: ClassVar[Sequence[Mapping[str, Any]]] = ()
     order: int = 2
 

@@ -62,7 +62,15 @@ class Learner(nn.Module):
 
     def objective(self, episode: Episode, loss: Loss) -> tuple[Tensor, Tensor]:
         """`Hypergradient.objective` of one episode, or `Adapter.objective` without one."""
-        with support_reference(episode.support.x, episode.query.x), plain_attention():
+        alone = self.hypergradient is None
+        with (
+            support_reference(
+                episode.support.x,
+                episode.query.x,
+                shared=alone and self.adapter.keeps_backbone,
+            ),
+            plain_attention(),
+        ):
             if self.hypergradient is None:
                 return self.adapter.objective(self.backbone, episode, loss)
             return self.hypergradient.objective(self.adapter, self.backbone, episode, loss)

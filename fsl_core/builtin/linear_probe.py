@@ -32,6 +32,7 @@ class LinearProbe(fsl.Adapter):
     """
 
     name = "linear-probe"
+    keeps_backbone = True
     unequal_shots = True
     training_free = ({"power": 0.5}, {"power": 0.5, "c": 10.0})
 

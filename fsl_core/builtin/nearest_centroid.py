@@ -31,6 +31,7 @@ class NearestCentroid(fsl.Adapter):
     """
 
     name = "nearest-centroid"
+    keeps_backbone = True
     unequal_shots = True
     training_free = (
         {"distance": "cosine", "temperature": 10.0},

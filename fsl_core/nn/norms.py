@@ -40,6 +40,7 @@ class _ReferenceOfThread(threading.local):
 
     support:      the items that policy `support` takes its statistics from.
     query:        the items that policy `ordinary` takes them from, too.
+    shared:       one call computes both, for whoever asks for either.
     together:     features of both, and of what they were computed; None: not yet.
     leading_rows: how many rows of the present batch statistics are taken from.
     collect:      layers with averages move them.
@@ -49,6 +50,7 @@ class _ReferenceOfThread(threading.local):
     def __init__(self) -> None:
         self.support: Tensor | None = None
         self.query: Tensor | None = None
+        self.shared = False
         self.together: _Together | None = None
         self.leading_rows: int | None = None
         self.collect = False
@@ -87,19 +89,24 @@ def current_reference() -> tuple[Tensor | None, Tensor | None]:
 
 
 @contextmanager
-def support_reference(support_x: Tensor | None, query_x: Tensor | None = None) -> Iterator[None]:
+def support_reference(
+    support_x: Tensor | None, query_x: Tensor | None = None, *, shared: bool = False
+) -> Iterator[None]:
     """Within this context, layers of policy `support` take their statistics from support_x.
 
     In training, those of policy `ordinary` take them from support_x and query_x together.
 
     support_x, query_x: (n, *input_shape); None: from nothing, as outside of any such context.
+    shared: policy `ordinary` computes both sets by one call in training. Whoever says so leaves the
+        backbone as it is in between: weights, attributes, hooks and the two sets.
     """
-    outer = (*current_reference(), _reference.together)
-    _reference.support, _reference.query, _reference.together = support_x, query_x, None
+    outer = (*current_reference(), _reference.shared, _reference.together)
+    _reference.support, _reference.query = support_x, query_x
+    _reference.shared, _reference.together = shared, None
     try:
         yield
     finally:
-        _reference.support, _reference.query, _reference.together = outer
+        _reference.support, _reference.query, _reference.shared, _reference.together = outer
 
 
 @contextmanager
@@ -381,8 +388,8 @@ class NormedBackbone(nn.Module):
     Under policy `support` a batch other than the support set is computed together with the support
     set, under the same weights, and the support rows are dropped. No statistic is kept from one
     call to the next. Under `ordinary`, in training, either set is computed together with the other
-    one; within a task one call serves both, for as long as the weights are the same. Under
-    torch.func and with weights of a task's own either set takes a call, which is twice the work.
+    one, which is twice the work of one call for both. For an adapter that `keeps_backbone` one
+    call serves both, but under torch.func.
     """
 
     feature_dim: int
@@ -422,15 +429,16 @@ class NormedBackbone(nn.Module):
         """Features of x, normalised by support and query set."""
         n = len(support)
         if x is support:
-            return self._of_both(support, query)[:n]
+            return self._of_both(support, query)[:n].clone()  # a change in place is no other set's
         if x is query:
-            return self._of_both(support, query)[n:]
+            return self._of_both(support, query)[n:].clone()
         both = torch.cat([support, query])
         with _statistics_from(len(both)):
             return self.features(torch.cat([both, x]))[len(both) :]
 
     def _of_both(self, support: Tensor, query: Tensor) -> Tensor:
-        if transformed():  # tensors of one transform are nothing to the next
+        # Tensors of one transform are nothing to the next.
+        if not _reference.shared or transformed():
             return self.features(torch.cat([support, query]))
         known = _reference.together
         if known is None or not known.serves(self._follow_from(support)):
@@ -442,8 +450,10 @@ class NormedBackbone(nn.Module):
     def _follow_from(self, support: Tensor) -> list[Any]:
         tensors = [*self.parameters(), *self.buffers()]
         changes = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        wanted = [tensor.requires_grad for tensor in tensors]
         modes = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _reference.any_order]
-        return [self, autocast_type(support.device), *modes, *changes, *tensors]
+        modes += [module.training for module in self.modules()]
+        return [self, autocast_type(support.device), *modes, *wanted, *changes, *tensors]
 
 
 @contextmanager

@@ -229,16 +229,16 @@ def test_ordinary_is_batch_norm_of_torch_in_training_and_evaluation(generator):
         torch.testing.assert_close(net(query_x), theirs(query_x), rtol=1e-11, atol=1e-12)
 
 
-def test_ordinary_takes_one_call_for_both_sets_while_nothing_changes(generator, monkeypatch):
+def test_ordinary_takes_one_call_for_both_sets_where_it_may(generator, monkeypatch):
     net, rows = make_net("ordinary"), []
     features = net.features
     monkeypatch.setattr(net, "features", lambda x: (rows.append(len(x)), features(x))[1])
     (support_x,), _, (query_x,), _ = make_tasks(1, generator)
 
-    def calls(*between) -> int:
+    def calls(*between, shared: bool = True) -> int:
         """Calls for the support and then the query set, with these steps in between."""
         rows.clear()
-        with support_reference(support_x, query_x):
+        with support_reference(support_x, query_x, shared=shared):
             support = net(support_x)
             for step in between:
                 step(support)
@@ -253,18 +253,21 @@ def test_ordinary_takes_one_call_for_both_sets_while_nothing_changes(generator, 
         with torch.no_grad():
             net.conv1.weight *= 1.5
 
+    assert calls(shared=False) == 2
     assert calls() == 1
+    assert calls(lambda support: support.detach().zero_()) == 1  # the numbers are the caller's own
     assert calls(lambda support: support.sum().backward()) == 2  # and leaves no graph
     assert calls(moves) == 2
     assert calls(lambda support: setattr(net, "head", nn.Linear(6, 3))) == 2
-    with torch.no_grad(), support_reference(support_x, query_x):
+    assert calls(lambda support: net.norm1.eval()) == 2
+    with torch.no_grad(), support_reference(support_x, query_x, shared=True):
         net(support_x)
         with torch.enable_grad():
             assert net(query_x).requires_grad
     rows.clear()
     other = torch.randn(query_x.shape, generator=generator)
     for query in (query_x, other):  # of one task no other one hears
-        with support_reference(support_x, query):
+        with support_reference(support_x, query, shared=True):
             net(query)
     assert rows == [15, 15]
 
@@ -278,7 +281,7 @@ def test_no_graph_of_both_sets_outlives_its_task(generator):
     net, saved = make_net("ordinary"), WeakSet()
     (support_x,), _, (query_x,), _ = make_tasks(1, generator)
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        with support_reference(support_x, query_x):
+        with support_reference(support_x, query_x, shared=True):
             net(support_x)
             assert len(saved) > 0
         assert len(saved) == 0

@@ -45,6 +45,7 @@ class GradientFlow(fsl.Adapter):
     """
 
     name = "gradient-flow"
+    keeps_backbone = True
     unequal_shots = True
 
     def __init__(

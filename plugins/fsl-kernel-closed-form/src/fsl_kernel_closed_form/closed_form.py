@@ -49,6 +49,7 @@ class KernelClosedForm(fsl.Adapter):
     """
 
     name = "kernel-closed-form"
+    keeps_backbone = True
     unequal_shots = True
 
     def __init__(

@@ -34,6 +34,7 @@ class Ridge(fsl.Adapter):
     """
 
     name = "ridge"
+    keeps_backbone = True
     unequal_shots = True
     training_free = ({"learn_scale": False},)
 

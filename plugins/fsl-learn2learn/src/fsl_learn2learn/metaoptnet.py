@@ -26,6 +26,7 @@ class L2lMetaOptNet(fsl.Adapter):
     """
 
     name = "l2l-metaoptnet"
+    keeps_backbone = True
     unequal_shots = True
     vectorizable = False
 
