@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
@@ -103,9 +103,13 @@ class Component:
     @cached_property
     def options(self) -> type[BaseModel]:
         """The pydantic model of a recipe section that names this component."""
-        known = isinstance(self.factory, Hashable)
-        make = _options_model if known else _options_model.__wrapped__
-        return make(self.kind, self.name, self.factory)
+        parts = (self.kind, self.name, self.factory)
+        # A class may be changed in place, as IPython's autoreload does.
+        signature = tuple(map(str, _parameters(self.factory)))
+        try:
+            return _options_model(*parts, signature)
+        except TypeError:  # a factory without a hash; or no schema, and it is said again
+            return _options_model.__wrapped__(*parts, signature)
 
     @cached_property
     def lists(self) -> tuple[str, ...]:
@@ -163,7 +167,10 @@ def _is_sources(metadata: Any) -> bool:
 
 
 @lru_cache(maxsize=1024)  # each command of a test or a notebook loads all plugins again
-def _options_model(kind: Kind, name: str, factory: Callable[..., Any]) -> type[BaseModel]:
+def _options_model(
+    kind: Kind, name: str, factory: Callable[..., Any], signature: tuple[str, ...]
+) -> type[BaseModel]:
+    """signature: that of the factory, by which what is kept is found again."""
     where = f"{kind} {name!r}"
     fields: dict[str, Any] = {
         "name": (Literal[name], ...),

@@ -45,8 +45,11 @@ class Fitting:
             self._twins[key] = _Twin(self.learner, self._made(task))
         twin = self._twins[key]
         twin.follow()
-        if self._progress is not None:
-            twin.learner.adapter.on_progress(self._progress)
+        progress = self._progress
+        if progress is not None and progress != twin.told:
+            # Not again: threads may be computing with what it was told.
+            twin.told = progress
+            twin.learner.adapter.on_progress(progress)
         return twin.learner
 
     def of(self, learner: Learner) -> Fitting:
@@ -82,6 +85,7 @@ class _Twin:
 
     def __init__(self, original: Learner, learner: Learner):
         self.original, self.learner = original, learner
+        self.told: float | None = None  # the progress
         self._pairs = [
             (module, learner.get_submodule(name)) for name, module in original.named_modules()
         ]

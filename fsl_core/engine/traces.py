@@ -94,14 +94,16 @@ def count_ways(learner: Learner, moments: Sequence[float], loss_of: Callable[[],
     learner is left at the last moment, but for them. Equal are losses that differ by rounding
     alone.
     """
-    losses, first = [], None
+    losses, first = [], dict[str, Tensor]()
     for moment in moments:
         with random_state_kept(), torch.no_grad():
             learner.on_progress(moment)
-            buffers = list(learner.buffers())
-            first = first or [buffer.clone() for buffer in buffers]
-            for buffer, value in zip(buffers, first, strict=True):
-                buffer.copy_(value)
+            buffers = dict(learner.named_buffers())
+            first = first or {name: buffer.clone() for name, buffer in buffers.items()}
+            for name, buffer in buffers.items():
+                # A buffer of another shape, or with numbers that share their place, counts as seen.
+                if buffer.is_contiguous() and name in first and first[name].shape == buffer.shape:
+                    buffer.copy_(first[name])
             with torch.enable_grad():
                 losses.append(float(loss_of().detach()))
     losses.sort()

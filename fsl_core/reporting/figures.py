@@ -18,12 +18,14 @@ from fsl_core.text import printable
 GREY = "#888888"
 LIGHT_BLUE, BLUE, ORANGE = "#4c9be8", "#1f6fc4", "#e07b39"
 GAP = "\u00a0\u00a0"  # a browser leaves out plain spaces at the end of a text
-_ROOM = (0.95, 0.5, 0.15, 0.25)
+_ROOM = (1.0, 0.5, 0.3, 0.25)
 """Inches left of axes, below, right and above: for eight digits, and for a common exponent."""
 LABEL = 32  # characters of a name in a figure; the tables on its page have it in full
 
-as_named = rc_context({"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none"})
-"""Names are drawn as they are: no dollar begins a formula, and the page's reader finds a font.
+as_named = rc_context(
+    {"text.parse_math": False, "text.usetex": False, "svg.fonttype": "none", "font.size": 10}
+)
+"""Names are drawn as they are, in one size: no dollar begins a formula, and a page has fonts.
 
 It holds while a figure is made and while it is drawn: labels of ticks are made late.
 """

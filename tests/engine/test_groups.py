@@ -184,8 +184,11 @@ def test_a_twin_follows_its_learner():
             self.register_buffer("own", torch.arange(task.n_way), persistent=False)
             self.told = 0.0
 
+            self.times = 0
+
         def on_progress(self, progress):
             self.told = progress
+            self.times += 1
 
     def build(task):
         return fsl.Learner(TinyBackbone(), Counts(task))
@@ -204,6 +207,7 @@ def test_a_twin_follows_its_learner():
     assert fitted(tiny_task(n_way=4)).adapter.count is learner.adapter.count
     assert not twin.adapter.training
     assert twin.adapter.told == learner.adapter.told == 0.5
+    assert fitted(tiny_task(n_way=4)).adapter.times == 1  # threads may be computing with it
     assert len(twin.adapter.own) == 4
     pairs = zip(twin.parameters(), learner.parameters(), strict=True)
     assert all(own is other for own, other in pairs)

@@ -102,6 +102,22 @@ def test_what_would_be_compiled_is_the_loop(name):
     )
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_one_call_for_both_sets_gives_what_two_give(name):
+    learner = make_learner(name, Conv4(TASK, channels=4, blocks=1, norm="ordinary"))
+    if not learner.adapter.keeps_backbone:
+        pytest.skip(f"{name} does not claim it")
+    calls, features = [], learner.backbone.features
+    learner.backbone.features = lambda x: (calls.append(len(x)), features(x))[1]
+    together, episodes = [], tiny_episodes(TASK, 3)
+    for keeps in (True, False):
+        learner.adapter.keeps_backbone = keeps
+        calls.clear()
+        together.append(checks.meta_batch(learner, TASK.loss, Execution(), episodes))
+        assert len(calls) == (3 if keeps else 6)
+    assert not checks.differences(*together)
+
+
 def gradients_of(learner: fsl.Learner) -> list[torch.Tensor]:
     """Copies; zeros where nothing depends on a parameter."""
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.parameters()]

@@ -13,7 +13,13 @@ from torch import nn
 
 import fsl_core as fsl
 from fsl_core.builtin.nearest_centroid import NearestCentroid
-from fsl_core.engine.traces import NotCopiableError, Traces, find_traces, random_state_kept
+from fsl_core.engine.traces import (
+    NotCopiableError,
+    Traces,
+    count_ways,
+    find_traces,
+    random_state_kept,
+)
 from fsl_core.testing import tiny_episodes, tiny_task
 
 TASK = tiny_task("classification")
@@ -123,3 +129,39 @@ def test_what_a_task_does_not_find_is_no_trace(what):
 def test_modules_that_cannot_be_copied_say_why():
     with pytest.raises(NotCopiableError, match="cannot pickle 'generator' object"):
         traces((i for i in range(3)), lambda m: None)
+
+
+def put(adapter: fsl.Adapter, value: torch.Tensor | None) -> None:
+    adapter.moving = value
+
+
+@pytest.mark.parametrize(
+    ("start", "tell", "ways"),
+    [
+        (torch.ones(()), lambda adapter, p: adapter.moving.fill_(p), 1),
+        (torch.ones(()), lambda adapter, p: put(adapter, torch.tensor(p)), 1),
+        (torch.ones(()), lambda adapter, p: put(adapter, torch.ones(round(10 * p))), 3),
+        (None, lambda adapter, p: put(adapter, None if p < 0.15 else torch.tensor(p)), 2),
+        (torch.ones(1).expand(4), lambda adapter, p: None, 1),
+        (torch.ones(()), lambda adapter, p: setattr(adapter, "number", p), 3),
+    ],
+    ids=["filled", "put in", "of other shapes", "absent at first", "in one place", "a number"],
+)
+def test_numbers_of_a_buffer_are_no_other_way_of_computing(start, tell, ways):
+    """Compiled code takes them as an input, unless their shape is another one."""
+
+    class Moves(NearestCentroid):
+        number = 1.0
+
+        def on_progress(self, progress):
+            tell(self, progress)
+
+    adapter = Moves(TASK)
+    adapter.register_buffer("moving", start)
+    learner = fsl.Learner(Backbone(None, lambda held: None), adapter)
+
+    def loss_of() -> torch.Tensor:
+        moving = 1.0 if adapter.moving is None else adapter.moving.sum()
+        return torch.as_tensor(adapter.number * moving)
+
+    assert count_ways(learner, [0.1, 0.2, 0.3], loss_of) == ways

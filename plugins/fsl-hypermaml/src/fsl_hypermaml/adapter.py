@@ -56,6 +56,7 @@ class HyperMaml(fsl.Adapter):
     """
 
     name = "hypermaml"
+    keeps_backbone = True
     of_gradient: Tensor  # while both make the update: the factor of a step's gradient,
     of_update: Tensor  # and that of H's displacement
     previous_weight: Tensor  # with `predictions: stale`: the head of the task before
@@ -221,7 +222,7 @@ class HyperMaml(fsl.Adapter):
         # Tensors: a compiler would take numbers that move with training for constants.
         self.register_buffer("of_gradient", torch.zeros(()), persistent=False)
         self.register_buffer("of_update", torch.zeros(()), persistent=False)
-        self.on_progress(0.0)
+        HyperMaml.on_progress(self, 0.0)  # not that of a class derived from it, which is unfinished
 
     def inner_problem(
         self, backbone: nn.Module, support: fsl.LabelledSet
@@ -304,7 +305,8 @@ class HyperMaml(fsl.Adapter):
         return torch.tensor(self._progress, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.on_progress(float(state))
+        if float(state) != self._progress:
+            self.on_progress(float(state))
 
     def extra_repr(self) -> str:
         method = f"labels={self.labels}, operator={self.operator}"

@@ -288,7 +288,7 @@ class Maml(fsl.Adapter):
         if multi_step_loss is not None:
             # A tensor: a compiler would take numbers that move with training for constants.
             self.register_buffer("loss_shares", torch.ones(inner_steps), persistent=False)
-        self.on_progress(0.0)
+        Maml.on_progress(self, 0.0)  # not that of a class derived from it, which is unfinished
         if head_start == "zero":
             _start_at_zero(self.head, self.fast_names)
 
