@@ -266,6 +266,26 @@ class AdapterContract(AdapterExecutions):
                 f"frozen weights, {mode}: adapts_frozen = True is claimed, and they stay. Drop it"
             )
 
+    def test_backbone_is_kept(self, kind: Kind) -> None:
+        learner, task, episode = self._setting((kind, "ordinary"))
+        if not learner.adapter.keeps_backbone:
+            pytest.skip("not claimed: keeps_backbone")
+        computed = []
+        for claimed in (True, False):
+            learner.adapter.keeps_backbone = claimed
+            loss = checks.seeded(learner.objective, episode, task.loss)[0].detach()
+            gradients = meta_gradient(learner, task, episode)
+            zero = torch.zeros(())  # where a parameter is not reached
+            slopes = {name: zero if g is None else g for name, g in gradients.items()}
+            computed.append({"loss": loss, **slopes})
+        together, apart = computed
+        wrong = checks.differences(together, apart)
+        assert not wrong, (
+            f"keeps_backbone: with one call for the features of both sets, {wrong[0]}. No "
+            "change of the backbone between its calls (weights, attributes, hooks), or "
+            "keeps_backbone = False"
+        )
+
     def test_checkpoint_is_the_whole_state(self, case: Case) -> None:
         first, _, episode = self._setting(case)
         second = self._learner(case, seed=1)

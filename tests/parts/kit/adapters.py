@@ -452,6 +452,21 @@ class OnTheCpu(NearestCentroid):
         return lambda x: predictor(x) * scale
 
 
+class ConditionsItsBackbone(NearestCentroid):
+    """What it reads of the support set is to change the features of the queries."""
+
+    keeps_backbone = True
+
+    def adapt(self, backbone, support):
+        gain = 1 + backbone(support.x).mean().tanh()
+        hook = backbone.linear.register_forward_hook(lambda layer, inputs, out: gain * out)
+        try:
+            predictor = super().adapt(backbone, support)
+        finally:
+            hook.remove()
+        return predictor
+
+
 FAULTS = [
     (DetachedFeatures, "gradient_reaches_every_parameter"),
     (NoGradInAdapt, "gradient_is_that_of_finite_differences"),
@@ -478,6 +493,7 @@ FAULTS = [
     (AffineNormUnderVmap, "every_execution_equals_the_loop"),
     (DropoutHidesNothing, "every_execution_equals_the_loop"),
     (ChangesFrozenWeights, "frozen_weights_stay"),
+    (ConditionsItsBackbone, "backbone_is_kept"),
     (NoSuper, "claims"),
     (NotAnAdapter, "claims"),
     (KeepsAGraphInEvaluation, "evaluation_keeps_no_graph"),
