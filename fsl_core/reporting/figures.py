@@ -37,7 +37,7 @@ def axes(
     """A figure with one pair of axes; size in inches.
 
     numbers: the ticks of both are numbers, for which the room is known. Every other text has to be
-        measured first, which takes three times as long as drawing.
+        measured first, which takes five times as long as drawing.
     """
     figure = Figure(figsize=size, layout=None if numbers else "constrained")
     if numbers:
