@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Annotated
 
@@ -53,22 +54,17 @@ class R2d2(fsl.NormedBackbone):
                 f"Pictures, (channels, height, width), of {SMALLEST}x{SMALLEST} pixels or more"
             )
         channels, height, width = task.input_shape
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise((channels, *widths))
-        )
-        self.norms = nn.ModuleList(fsl.Norm(norm, filters) for filters in widths)
-        self.dropout, self.slope = nn.Dropout(dropout), slope
+        block = partial(fsl.ConvBlock, norm=norm, init="torch", slope=slope)
+        first, second, third, fourth = pairwise((channels, *widths))
+        self.maps = nn.Sequential(block(*first), block(*second), block(*third))
+        self.last = block(*fourth, pool_stride=1)
+        self.dropout = nn.Dropout(dropout)
         self.feature_dim = ((height >> 3) - 1) * ((width >> 3) - 1) * (widths[2] + widths[3])
 
     def features(self, x: Tensor) -> Tensor:
-        maps = self._block(1, self._block(0, x))
-        third = self.dropout(self._block(2, maps))
-        fourth = self.dropout(self._block(3, third, stride=1))
+        third = self.dropout(self.maps(x))
+        fourth = self.dropout(self.last(third))
         return torch.cat([F.max_pool2d(third, 2, stride=1).flatten(1), fourth.flatten(1)], dim=1)
-
-    def _block(self, i: int, x: Tensor, stride: int = 2) -> Tensor:
-        maps = self.norms[i](self.convs[i](x))
-        return F.leaky_relu(F.max_pool2d(maps, 2, stride), self.slope)
 
 
 @fsl.hookimpl

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fsl_core.nn.arithmetic import autocast_type, without_autocast
 from fsl_core.nn.norms import Norm, NormPolicy
-from fsl_core.nn.passes import NormPoolRelu, ProductPoolRelu, normalising, product
+from fsl_core.nn.passes import After, NormPoolRelu, ProductPoolRelu, normalising, product
 from fsl_core.nn.transforms import transformed
 
 _FEW_COLUMNS = 32
@@ -22,7 +22,7 @@ _FEW_COLUMNS = 32
 
 
 Downsample = Literal["pool", "stride"]
-Start = Literal["kaiming", "xavier"]
+Start = Literal["kaiming", "xavier", "torch"]
 
 
 class ConvBlock(nn.Module):
@@ -36,9 +36,9 @@ class ConvBlock(nn.Module):
     - Pooling comes before the ReLU, which it commutes with.
     - Under a norm that subtracts a mean over items the convolution's bias cancels. It is not added
       and so gets no gradient.
-    - Under policy `transductive` on a CPU the norm of a first layer is put into its filters, and in
-      later layers norm, ReLU and pooling are one operation, whose first and second derivatives are
-      exact (beyond those see `derivatives_of_any_order`).
+    - On a CPU, where a norm takes its statistics from all items of a call, the norm of a first
+      layer is put into its filters, and in later layers norm, ReLU and pooling are one operation,
+      whose first and second derivatives are exact (beyond those see `derivatives_of_any_order`).
     - Under autocast maps are bfloat16; mean, variance, scale and shift stay float32.
 
     downsample: `stride` halves height and width by the stride of the convolution, and nothing is
@@ -46,8 +46,10 @@ class ConvBlock(nn.Module):
         TensorFlow's SAME: an even size is padded on its right or lower side alone.
     init:       of the filters; `kaiming`: normal with variance 2 / (9 * channels); `xavier`:
         uniform with variance 2 / (9 * (channels_in + channels)), by Glorot and Bengio 2010,
-        AISTATS 9:249. The bias starts at zero.
+        AISTATS 9:249. The bias starts at zero. `torch`: both as torch draws them.
     norm_scale: False: the norm shifts and does not scale.    norm_eps: added to its variance.
+    slope:      of the ReLU below zero.
+    pool_stride: 1: the poolings overlap, (n, channels_in, h, w) -> (n, channels, h - 1, w - 1).
     """
 
     def __init__(
@@ -60,16 +62,19 @@ class ConvBlock(nn.Module):
         init: Start = "kaiming",
         norm_scale: bool = True,
         norm_eps: float = 1e-5,
+        slope: float = 0.0,
+        pool_stride: Literal[1, 2] = 2,
     ):
         super().__init__()
-        self.strided = downsample == "stride"
+        self.strided, self.after = downsample == "stride", After(pool_stride, slope)
         self.conv = nn.Conv2d(channels_in, channels, 3, padding=1)
         if init == "xavier":
             nn.init.xavier_uniform_(self.conv.weight)
-        else:
+        elif init == "kaiming":
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
+        if init != "torch":
+            assert self.conv.bias is not None
+            nn.init.zeros_(self.conv.bias)
         self.norm = Norm(norm, channels, eps=norm_eps, affine=norm_scale or "shift")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,17 +82,22 @@ class ConvBlock(nn.Module):
         compiling = torch.compiler.is_compiling()
         ours = x.device.type == "cpu" and (self.strided or not compiling)
         by_patches = ours and self.conv.weight[0].numel() <= _FEW_COLUMNS
-        if ours and self.norm.over_the_batch_alone:
+        if ours and self.norm.over_the_batch_alone(len(x)):
             dtype = autocast_type(x.device) or x.dtype
             with without_autocast(x.device):
-                if by_patches:
+                if by_patches and not self.norm.collects:
                     return self._of_normalising_filters(x)
                 if not self.strided and not transformed():
-                    return self._in_few_passes(x, dtype)
+                    return self._in_few_passes(x, dtype, by_patches)
         if ours and compiling and not by_patches:
-            return F.relu(self.norm(self._by_rows(x)))
-        maps = self.norm(self._convolve(x, by_patches))
-        return F.relu(maps if self.strided else F.max_pool2d(maps, 2))
+            return self._ended(self.norm(self._by_rows(x)))
+        return self._ended(self.norm(self._convolve(x, by_patches)))
+
+    def _ended(self, maps: Tensor) -> Tensor:
+        """Pooled and through the ReLU."""
+        stride, slope = self.after
+        pooled = maps if self.strided else F.max_pool2d(maps, 2, stride)
+        return F.leaky_relu(pooled, slope) if slope else F.relu(pooled)
 
     def _of_normalising_filters(self, x: Tensor) -> Tensor:
         """Without a pass for the norm: it is in the filters, of which the maps are linear.
@@ -99,15 +109,20 @@ class ConvBlock(nn.Module):
         norm.check(patches.t())
         filters = normalising(patches, self._filters(), norm.scale, norm.shift, norm.eps)
         if not (self.strided or transformed() or x.requires_grad):
-            return ProductPoolRelu.apply(patches, filters, size)
-        maps = product(patches, filters, size)
-        return F.relu(maps if self.strided else F.max_pool2d(maps, 2))
+            return ProductPoolRelu.apply(patches, filters, size, self.after)
+        return self._ended(product(patches, filters, size))
 
-    def _in_few_passes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        x = x.to(dtype, memory_format=torch.channels_last)
-        maps = F.conv2d(x, self.conv.weight.to(dtype), padding=1)
-        self.norm.check(maps)
-        return NormPoolRelu.apply(maps, self.norm.scale, self.norm.shift, self.norm.eps)
+    def _in_few_passes(self, x: Tensor, dtype: torch.dtype, by_patches: bool) -> Tensor:
+        norm = self.norm
+        if not by_patches:
+            x = x.to(dtype, memory_format=torch.channels_last)
+        maps = self._convolve(x, by_patches)
+        norm.check(maps)
+        out, mean, var = NormPoolRelu.apply(maps, norm.scale, norm.shift, norm.eps, self.after)
+        if norm.collects:
+            count = maps.numel() // maps.shape[1]
+            norm.move_averages(var * (count / (count - 1)), mean)
+        return out
 
     def _convolve(self, x: Tensor, by_patches: bool) -> Tensor:
         bias = self._bias()
@@ -137,7 +152,7 @@ class ConvBlock(nn.Module):
 
     def _bias(self) -> Tensor | None:
         """None where a norm takes it away again."""
-        return None if self.norm.policy in ("transductive", "support") else self.conv.bias
+        return None if self.norm.takes_away else self.conv.bias
 
     def _filters(self) -> Tensor:
         """(9 * channels_in, channels)."""

@@ -18,7 +18,7 @@ from fsl_core.nn.arithmetic import autocast_type
 from fsl_core.nn.transforms import transformed
 
 NormPolicy = Literal["transductive", "support", "running", "ordinary", "group", "none"]
-_FEW_VALUES = 8192
+FEW_VALUES = 8192
 """Values of a channel up to which torch's batch_norm adds them up exactly enough."""
 
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
@@ -220,10 +220,10 @@ class Norm(nn.Module):
         if self._by_averages:
             mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
             return (x - mean) * torch.rsqrt(var + self.eps)
-        rows = self._rows_of_statistics(x)
+        rows = self._rows_of_statistics(len(x))
         self.check(x, rows)
-        if self.policy in AVERAGED and _reference.collect:
-            self._move_averages(x)
+        if self.collects:
+            self.move_averages(*torch.var_mean(x, _all_but_channels(x)))
         if rows < x.shape[0] or _reference.any_order:
             # Plain operations: they take statistics of some of the rows, which batch_norm cannot,
             # and autograd knows their derivatives of every order.
@@ -237,9 +237,27 @@ class Norm(nn.Module):
         return (self.policy == "running" or judging) and not _reference.collect
 
     @property
-    def over_the_batch_alone(self) -> bool:
-        """Statistics are those of the batch, and no derivative beyond the second is needed."""
-        return self.policy == "transductive" and not _reference.any_order
+    def collects(self) -> bool:
+        """Whether its averages are moved by the batch that it normalises."""
+        return self.policy in AVERAGED and _reference.collect
+
+    @property
+    def takes_away(self) -> bool:
+        """Whether it subtracts a mean over items, and with it a bias before it.
+
+        Not while averages are moved, which are those of maps with the bias.
+        """
+        trained = self.policy == "ordinary" and self.training and not _reference.collect
+        return trained or self.policy in ("transductive", "support")
+
+    def over_the_batch_alone(self, items: int) -> bool:
+        """Whether statistics are those of all items of a call of so many.
+
+        Not where derivatives beyond the second are needed.
+        """
+        if self.policy in ("group", "none") or self._by_averages or _reference.any_order:
+            return False
+        return self._rows_of_statistics(items) == items
 
     def check(self, x: Tensor, rows: int | None = None) -> None:
         """Raise ShapeError if the first `rows` rows of x, or all, have one value per channel."""
@@ -249,12 +267,12 @@ class Norm(nn.Module):
                 "A batch of two or more"
             )
 
-    def _rows_of_statistics(self, x: Tensor) -> int:
+    def _rows_of_statistics(self, items: int) -> int:
         if self.policy not in ("support", "ordinary"):
-            return x.shape[0]
+            return items
         if _reference.leading_rows is None:
             if self.policy == "ordinary":
-                return x.shape[0]
+                return items
             raise FslError(
                 "norm: policy 'support' in a layer outside of a NormedBackbone. "
                 "A subclass of it that writes `features`"
@@ -262,8 +280,8 @@ class Norm(nn.Module):
         return _reference.leading_rows
 
     @torch.no_grad()
-    def _move_averages(self, x: Tensor) -> None:
-        var, mean = torch.var_mean(x, _all_but_channels(x))
+    def move_averages(self, var: Tensor, mean: Tensor) -> None:
+        """var: without bias, as all others estimate it from a sample."""
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
 
@@ -287,7 +305,7 @@ def normalise_over_batch(x: Tensor, eps: float) -> Tensor:
 
 def few_values(x: Tensor) -> bool:
     """Whether a channel has so few values that torch's batch_norm adds them up exactly enough."""
-    return x.numel() <= _FEW_VALUES * x.shape[1]
+    return x.numel() <= FEW_VALUES * x.shape[1]
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

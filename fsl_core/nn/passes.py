@@ -6,40 +6,53 @@ channel is float32 then, and computed in it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsl_core.nn.norms import few_values
+from fsl_core.nn.norms import FEW_VALUES, few_values
 
 _ALL_BUT_CHANNELS = (0, 2, 3)
 _ALL = [True, True, True]
+_PARTS = (2, 4, 8, 16, 32, 64)
+
+
+class After(NamedTuple):
+    """What follows the norm: 2x2 max-pooling of this stride, and a ReLU of this slope below 0."""
+
+    stride: int = 2
+    slope: float = 0.0
 
 
 class NormPoolRelu(torch.autograd.Function):
-    """relu(max_pool(norm(maps) * scale + shift)), normalised over the batch.
+    """relu(max_pool(norm(maps) * scale + shift)), normalised over the batch; mean and variance.
 
     It pools before it normalises. The affine map of a channel keeps the order of its values, or
     turns it round if its scale is negative; such a channel is turned round for the pooling.
-    So only a quarter of the numbers is normalised.
+    So only a quarter of the numbers is normalised. Mean and variance have no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, maps: Tensor, scale: Tensor, shift: Tensor, eps: float, after: After
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean, variance = _moments(maps, scale)
-        pooled, places = _pooled(maps, scale)
-        out = F.batch_norm(pooled, mean, variance, scale, shift, eps=eps).relu_()
+        pooled, places = _pooled(maps, scale, after.stride)
+        out = F.batch_norm(pooled, mean, variance, scale, shift, eps=eps)
+        F.leaky_relu_(out, after.slope) if after.slope else out.relu_()
         rate = (variance + eps).rsqrt()
         ctx.save_for_backward(maps, scale, mean, rate, pooled, places, out)
-        return out
+        ctx.after = after
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # The derivatives of a derivative need rules of their own: mean, rate and pooled maps are
         # functions of the maps, and have no graph here.
-        return *_NormPoolReluBackward.apply(grad, *ctx.saved_tensors), None
+        return *_NormPoolReluBackward.apply(grad, *ctx.saved_tensors, ctx.after), None, None
 
 
 class _NormPoolReluBackward(torch.autograd.Function):
@@ -63,15 +76,18 @@ class _NormPoolReluBackward(torch.autograd.Function):
         pooled: Tensor,
         places: Tensor,
         out: Tensor,
+        after: After,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad = _through_relu(grad, out)
+        ctx.after = after
+        grad = _through_relu(grad, out, after)
         if _by_kernel(maps, scale):
             # eps is in the rate.
+            spread = _unpooled(grad, maps, places, after)
             found = torch.ops.aten.native_batch_norm_backward(
-                _unpooled(grad, maps, places), maps, scale, None, None, mean, rate, True, 0.0, _ALL
+                spread, maps, scale, None, None, mean, rate, True, 0.0, _ALL
             )
         else:
-            found = _summed_over_pooled(grad, maps, scale, mean, rate, pooled, places)
+            found = _summed_over_pooled(grad, maps, scale, mean, rate, pooled, places, after)
         ctx.save_for_backward(grad, maps, scale, mean, rate, pooled, places, out, *found[1:])
         return found
 
@@ -100,9 +116,9 @@ class _NormPoolReluBackward(torch.autograd.Function):
         to_maps = torch.addcmul(
             _per_channel(rate * (slope * mean - of_mean)), maps, _per_channel(-rate * slope)
         ).addcmul_(of_maps, _per_channel(rate * own))
-        to_maps += _unpooled(grad * _per_channel(rate * lift), maps, places)
-        to_grad = _through_relu(to_grad.to(grad.dtype), out)
-        return to_grad, to_maps.to(maps.dtype), rate * of_rate, *[None] * 5
+        to_maps += _unpooled(grad * _per_channel(rate * lift), maps, places, ctx.after)
+        to_grad = _through_relu(to_grad.to(grad.dtype), out, ctx.after)
+        return to_grad, to_maps.to(maps.dtype), rate * of_rate, *[None] * 6
 
 
 class ProductPoolRelu(torch.autograd.Function):
@@ -113,15 +129,20 @@ class ProductPoolRelu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, patches: Tensor, filters: Tensor, size: tuple[int, int, int]) -> Tensor:
-        out, places = F.max_pool2d(product(patches, filters, size), 2, return_indices=True)
-        ctx.save_for_backward(patches, places, out.relu_())
-        ctx.size = size
+    def forward(
+        ctx: Any, patches: Tensor, filters: Tensor, size: tuple[int, int, int], after: After
+    ) -> Tensor:
+        maps = product(patches, filters, size)
+        out, places = F.max_pool2d(maps, 2, after.stride, return_indices=True)
+        F.leaky_relu_(out, after.slope) if after.slope else out.relu_()
+        ctx.save_for_backward(patches, places, out)
+        ctx.size, ctx.after = size, after
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, _ProductPoolReluBackward.apply(grad, *ctx.saved_tensors, ctx.size), None
+        found = _ProductPoolReluBackward.apply(grad, *ctx.saved_tensors, ctx.size, ctx.after)
+        return None, found, None, None
 
 
 class _ProductPoolReluBackward(torch.autograd.Function):
@@ -135,19 +156,20 @@ class _ProductPoolReluBackward(torch.autograd.Function):
         places: Tensor,
         out: Tensor,
         size: tuple[int, int, int],
+        after: After,
     ) -> Tensor:
         ctx.save_for_backward(patches, places, out)
-        ctx.size = size
+        ctx.size, ctx.after = size, after
         # A layout to fill, of which no value is read.
         maps = grad.new_empty(*size, grad.shape[1]).permute(0, 3, 1, 2)
-        grad = _unpooled(_through_relu(grad, out), maps, places)
+        grad = _unpooled(_through_relu(grad, out, after), maps, places, after)
         return patches @ grad.permute(0, 2, 3, 1).flatten(0, 2)
 
     @staticmethod
     def backward(ctx: Any, of_filters: Tensor) -> tuple[Tensor | None, ...]:
         patches, places, out = ctx.saved_tensors
         chosen = _chosen(product(patches, of_filters, ctx.size), places)
-        return _through_relu(chosen, out), *[None] * 4
+        return _through_relu(chosen, out, ctx.after), *[None] * 5
 
 
 def product(
@@ -187,13 +209,27 @@ def _by_kernel(maps: Tensor, scale: Tensor) -> bool:
     return maps.dtype != scale.dtype or few_values(maps)
 
 
+def _parts(rows: int) -> int | None:
+    """Into how many equal parts rows are cut, so that each has few enough values to add up."""
+    return next((n for n in _PARTS if rows <= n * FEW_VALUES and rows % n == 0), None)
+
+
 def _moments(maps: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel, in the type of its scale."""
     if _by_kernel(maps, scale):
         # Averages that are not moved: their type is that of the result.
         return torch.batch_norm_update_stats(maps, scale, scale, 0.0)
-    mean = maps.mean(_ALL_BUT_CHANNELS)
-    return mean, (maps - _per_channel(mean)).square_().mean(_ALL_BUT_CHANNELS)
+    rows = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    parts = _parts(len(rows))
+    if parts is None:
+        mean = rows.mean(0)
+        return mean, (rows - mean).square_().mean(0)
+    # One call adds up each part of a channel as a channel of its own.
+    each = scale.repeat(parts)
+    found = torch.batch_norm_update_stats(rows.reshape(len(rows) // parts, -1), each, each, 0.0)
+    means, variances = (values.view(parts, -1) for values in found)
+    mean = means.mean(0)
+    return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
 def _summed_over_pooled(
@@ -204,6 +240,7 @@ def _summed_over_pooled(
     rate: Tensor,
     pooled: Tensor,
     places: Tensor,
+    after: After,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """to_maps, to_scale, to_shift of a grad that went through the ReLU."""
     count = maps.numel() // maps.shape[1]
@@ -214,16 +251,16 @@ def _summed_over_pooled(
     to_maps = torch.addcmul(
         _per_channel(-gain * to_shift / count - slope * mean), maps, _per_channel(slope)
     )
-    to_maps += _unpooled(grad * _per_channel(gain), maps, places)
+    to_maps += _unpooled(grad * _per_channel(gain), maps, places, after)
     return to_maps, to_scale, to_shift
 
 
-def _pooled(maps: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _pooled(maps: Tensor, scale: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Of four values each the one that is largest after the norm, and its place."""
     if not bool((scale < 0).any()):
-        return F.max_pool2d(maps, 2, return_indices=True)
+        return F.max_pool2d(maps, 2, stride, return_indices=True)
     sign = _per_channel(torch.where(scale < 0, -1.0, 1.0).to(maps))
-    pooled, places = F.max_pool2d(maps * sign, 2, return_indices=True)
+    pooled, places = F.max_pool2d(maps * sign, 2, stride, return_indices=True)
     return pooled * sign, places
 
 
@@ -235,16 +272,19 @@ def _chosen(maps: Tensor, places: Tensor) -> Tensor:
     return rows.gather(1, at).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-# Two private operations, the backward passes of ReLU and of pooling: torch has no public call that
-# goes back through a ReLU by its result, or through a pooling by its places.
-def _through_relu(grad: Tensor, out: Tensor) -> Tensor:
+# Three private operations, the backward passes of two ReLUs and of pooling: torch has no public
+# call that goes back through a ReLU by its result, or through a pooling by its places.
+def _through_relu(grad: Tensor, out: Tensor, after: After) -> Tensor:
+    if after.slope:
+        return torch.ops.aten.leaky_relu_backward(grad, out, after.slope, True)
     return torch.ops.aten.threshold_backward(grad, out, 0)
 
 
-def _unpooled(grad: Tensor, maps: Tensor, places: Tensor) -> Tensor:
+def _unpooled(grad: Tensor, maps: Tensor, places: Tensor, after: After) -> Tensor:
     """Maps that hold grad at the places of a pooling of `maps`, and zero elsewhere."""
+    stride = [after.stride, after.stride]
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        grad.to(maps.dtype), maps, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+        grad.to(maps.dtype), maps, [2, 2], stride, [0, 0], [1, 1], False, places
     )
 
 

@@ -34,11 +34,11 @@ def test_values_are_those_of_torchs_layers_in_training_and_evaluation():
     encoder = R2d2(replace(TASK, input_shape=(2, 17, 24)), widths=(3, 4, 5, 6))
     support, query = torch.randn(4, 2, 17, 24), torch.randn(6, 2, 17, 24)
     third, fourth = nn.Sequential(), nn.Sequential()
-    for i, (conv, norm) in enumerate(zip(encoder.convs, encoder.norms, strict=True)):
-        part = fourth if i == 3 else third
-        layers = (conv, nn.BatchNorm2d(conv.out_channels), nn.MaxPool2d(2, 1 if i == 3 else 2))
-        layers[1].load_state_dict({"weight": norm.scale, "bias": norm.shift}, strict=False)
-        part.extend([*layers, nn.LeakyReLU(0.1)])
+    blocks = [*encoder.maps, encoder.last]
+    for i, block in enumerate(blocks):
+        part, norm = fourth if i == 3 else third, nn.BatchNorm2d(block.conv.out_channels)
+        norm.load_state_dict({"weight": block.norm.scale, "bias": block.norm.shift}, strict=False)
+        part.extend([block.conv, norm, nn.MaxPool2d(2, 1 if i == 3 else 2), nn.LeakyReLU(0.1)])
 
     def theirs(x):
         maps = third(x)
@@ -49,8 +49,8 @@ def test_values_are_those_of_torchs_layers_in_training_and_evaluation():
     torch.testing.assert_close(learner(fsl.LabelledSet(support, torch.arange(4)), query), expected)
     for module in (third, fourth, learner):
         module.eval()
-    for norm, layer in zip(encoder.norms, [*third, *fourth][1::4], strict=True):
-        norm.running_mean, norm.running_var = layer.running_mean, layer.running_var
+    for block, layer in zip(blocks, [*third, *fourth][1::4], strict=True):
+        block.norm.running_mean, block.norm.running_var = layer.running_mean, layer.running_var
     found = learner(fsl.LabelledSet(support, torch.arange(4)), query)
     torch.testing.assert_close(found, theirs(torch.cat([support, query])))
 

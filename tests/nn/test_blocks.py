@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fsl_core as fsl
 from fsl_core.nn import passes
-from fsl_core.nn.norms import NORM_POLICIES
+from fsl_core.nn.norms import NORM_POLICIES, collect_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("float64")
 class Blocks(fsl.NormedBackbone):
     """One block after a first one, (n, channels, 9, 10) -> (n, 4 * 2 * 2)."""
 
-    def __init__(self, norm, channels):
+    def __init__(self, norm, channels, **options):
         super().__init__(norm)
-        self.first, self.second = fsl.ConvBlock(channels, 8, norm), fsl.ConvBlock(8, 8, norm)
+        self.first = fsl.ConvBlock(channels, 8, norm, **options)
+        self.second = fsl.ConvBlock(8, 8, norm, **options)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.add_(0.7 * torch.randn_like(parameter))  # scales of both signs
@@ -45,7 +46,9 @@ def plain(net: Blocks):
                 for key, value in mine.items()
                 if key.startswith("norm.")
             }
-            x = F.max_pool2d(F.relu(functional_call(block.norm, norms, (maps,))), 2)
+            stride, slope = block.after
+            x = functional_call(block.norm, norms, (maps,))
+            x = F.max_pool2d(F.leaky_relu(x, slope), 2, stride)
         return x.flatten(1)
 
     return features
@@ -53,10 +56,11 @@ def plain(net: Blocks):
 
 def meta_gradients(features, weights, support_x, query_x):
     """Of a random read-out of the features after one gradient step on another."""
-    readout = torch.linspace(-1, 1, 32).to(support_x)
 
     def loss(weights, x):
-        return (features(weights, x) @ readout).square().mean()
+        found = features(weights, x)
+        readout = torch.linspace(-1, 1, found.shape[1]).to(x)
+        return (found @ readout / readout.norm()).square().mean()
 
     inner = torch.autograd.grad(
         loss(weights, support_x), list(weights.values()), create_graph=True, allow_unused=True
@@ -72,7 +76,7 @@ def meta_gradients(features, weights, support_x, query_x):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5], ids="{} channels".format)
-@pytest.mark.parametrize("norm", ["transductive", "running", "group", "none"])
+@pytest.mark.parametrize("norm", ["transductive", "running", "ordinary", "group", "none"])
 def test_a_block_is_its_four_layers_with_second_derivatives(norm, channels):
     net = Blocks(norm, channels)
     weights = dict(net.named_parameters())
@@ -82,10 +86,42 @@ def test_a_block_is_its_four_layers_with_second_derivatives(norm, channels):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_a_block_that_adds_up_in_passes_of_its_own_is_the_same(monkeypatch):
+@pytest.mark.parametrize("options", [{"slope": 0.1}, {"pool_stride": 1}], ids=str)
+@pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
+@pytest.mark.parametrize("norm", ["transductive", "ordinary", "none"])
+def test_a_block_may_leak_and_its_poolings_overlap(norm, channels, options):
+    net = Blocks(norm, channels, **options)
+    weights = dict(net.named_parameters())
+    support_x, query_x = torch.randn(4, channels, 9, 10), torch.randn(6, channels, 9, 10)
+    found = meta_gradients(lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x)
+    expected = meta_gradients(plain(net), weights, support_x, query_x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["running", "ordinary"])
+@pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
+def test_averages_of_a_block_are_those_of_torch(channels, norm):
+    """They move by maps that have the bias, which training leaves out."""
+    net, x = Blocks(norm, channels), torch.randn(4, channels, 9, 10)
+    layers = nn.Sequential()
+    for block in (net.first, net.second):
+        layer = nn.BatchNorm2d(8)
+        layer.load_state_dict({"weight": block.norm.scale, "bias": block.norm.shift}, strict=False)
+        layers.extend([block.conv, layer, nn.ReLU(), nn.MaxPool2d(2)])
+    with torch.no_grad(), collect_statistics():
+        torch.testing.assert_close(net(x), layers(x).flatten(1))
+    for block, layer in zip((net.first, net.second), layers[1::4], strict=True):
+        torch.testing.assert_close(block.norm.running_mean, layer.running_mean)
+        torch.testing.assert_close(block.norm.running_var, layer.running_var)
+    torch.testing.assert_close(net.eval()(x), layers.eval()(x).flatten(1))
+
+
+@pytest.mark.parametrize("parts", [(), (2,), (4,)], ids="{} parts".format)
+def test_a_block_that_adds_up_in_parts_or_passes_of_its_own_is_the_same(monkeypatch, parts):
     net = Blocks("transductive", 5)
     weights = dict(net.named_parameters())
     support_x, query_x = torch.randn(4, 5, 9, 10), torch.randn(6, 5, 9, 10)
+    monkeypatch.setattr(passes, "_PARTS", parts)
     monkeypatch.setattr(passes, "few_values", lambda maps: False)
     found = meta_gradients(lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x)
     expected = meta_gradients(plain(net), weights, support_x, query_x)
