@@ -35,7 +35,7 @@ class ConvBlock(nn.Module):
       cannot tell.
     - Pooling comes before the ReLU, which it commutes with.
     - Under a norm that subtracts a mean over items the convolution's bias cancels. It is not added
-      and so gets no gradient.
+      and so gets no gradient. A norm by averages is put into the filters.
     - On a CPU, where a norm takes its statistics from all items of a call, the norm of a first
       layer is put into its filters, and in later layers norm, ReLU and pooling are one operation,
       whose first and second derivatives are exact (beyond those see `derivatives_of_any_order`).
@@ -89,9 +89,9 @@ class ConvBlock(nn.Module):
                     return self._of_normalising_filters(x)
                 if not self.strided and not transformed():
                     return self._in_few_passes(x, dtype, by_patches)
-        if ours and compiling and not by_patches:
-            return self._ended(self.norm(self._by_rows(x)))
-        return self._ended(self.norm(self._convolve(x, by_patches)))
+        rows = ours and compiling and not by_patches
+        maps = self._by_rows(x) if rows else self._convolve(x, by_patches)
+        return self._ended(maps if self.norm.by_averages else self.norm(maps))
 
     def _ended(self, maps: Tensor) -> Tensor:
         """Pooled and through the ReLU."""
@@ -107,7 +107,7 @@ class ConvBlock(nn.Module):
         norm = self.norm
         patches, size = _patches(x.to(self.conv.weight.dtype), self.strided, ones=True)
         norm.check(patches.t())
-        filters = normalising(patches, self._filters(), norm.scale, norm.shift, norm.eps)
+        filters = normalising(patches, _columns(self.conv.weight), norm.scale, norm.shift, norm.eps)
         if not (self.strided or transformed() or x.requires_grad):
             return ProductPoolRelu.apply(patches, filters, size, self.after)
         return self._ended(product(patches, filters, size))
@@ -125,13 +125,13 @@ class ConvBlock(nn.Module):
         return out
 
     def _convolve(self, x: Tensor, by_patches: bool) -> Tensor:
-        bias = self._bias()
+        weight, bias = self._weights()
         if by_patches:
-            patches, size = _patches(x.to(self.conv.weight.dtype), self.strided)
-            return product(patches, self._filters(), size, bias)
+            patches, size = _patches(x.to(weight.dtype), self.strided)
+            return product(patches, _columns(weight), size, bias)
         # Under torch.func autocast does not reach a CPU's convolutions.
         dtype = autocast_type(x.device) or x.dtype
-        x, weight = x.to(dtype), self.conv.weight.to(dtype)
+        x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         if self.strided:
             x = F.pad(x, _same_at_stride_two(*x.shape[2:]))
@@ -145,19 +145,25 @@ class ConvBlock(nn.Module):
         backward pass, and the layouts that it copies, take twice as long as patches and products.
         """
         dtype = autocast_type(x.device) or x.dtype
-        bias = self._bias()
+        weight, bias = self._weights()
         rows = _rows(x.to(dtype).permute(0, 2, 3, 1))
-        filters = self.conv.weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
+        filters = weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
         return F.linear(rows, filters, bias if bias is None else bias.to(dtype)).permute(0, 3, 1, 2)
 
-    def _bias(self) -> Tensor | None:
-        """None where a norm takes it away again."""
-        return None if self.norm.takes_away else self.conv.bias
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        """Filters and bias. Averages of the norm, which are constants, are put into them."""
+        weight, bias, norm = self.conv.weight, self.conv.bias, self.norm
+        if norm.by_averages:
+            gain, offset = norm.by_channel()
+            assert bias is not None
+            return weight * gain.view(-1, 1, 1, 1), torch.addcmul(offset, bias, gain)
+        return weight, None if norm.takes_away else bias
 
-    def _filters(self) -> Tensor:
-        """(9 * channels_in, channels)."""
-        # A copy: through a transposed view the gradient would come from a far slower product.
-        return self.conv.weight.flatten(1).t().contiguous()
+
+def _columns(filters: Tensor) -> Tensor:
+    """(channels, channels_in, 3, 3) -> (9 * channels_in, channels)."""
+    # A copy: through a transposed view the gradient would come from a far slower product.
+    return filters.flatten(1).t().contiguous()
 
 
 def _same_at_stride_two(height: int, width: int) -> list[int]:

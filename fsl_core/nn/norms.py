@@ -202,6 +202,9 @@ class Norm(nn.Module):
         if self.policy == "none":
             return x
         per_channel = (1, -1) + (1,) * (x.dim() - 2)
+        if self.by_averages:
+            gain, offset = self.by_channel()
+            return torch.addcmul(offset.view(per_channel), x, gain.view(per_channel))
         return torch.addcmul(
             self.shift.view(per_channel),
             self._normalise(x, per_channel),
@@ -217,9 +220,6 @@ class Norm(nn.Module):
                 )
             # Under vmap group_norm refuses maps that are channels-last.
             return F.group_norm(x.contiguous(), self.groups, eps=self.eps)
-        if self._by_averages:
-            mean, var = self.running_mean.view(per_channel), self.running_var.view(per_channel)
-            return (x - mean) * torch.rsqrt(var + self.eps)
         rows = self._rows_of_statistics(len(x))
         self.check(x, rows)
         if self.collects:
@@ -231,8 +231,14 @@ class Norm(nn.Module):
             return (x - mean) * torch.rsqrt(var + self.eps)
         return normalise_over_batch(x, self.eps)
 
+    def by_channel(self) -> tuple[Tensor, Tensor]:
+        """What averages make of it: gain and offset, (channels,) each, of x * gain + offset."""
+        gain = self.scale * torch.rsqrt(self.running_var + self.eps)
+        return gain, self.shift - self.running_mean * gain
+
     @property
-    def _by_averages(self) -> bool:
+    def by_averages(self) -> bool:
+        """Whether it normalises by averages of the past."""
         judging = self.policy == "ordinary" and not self.training
         return (self.policy == "running" or judging) and not _reference.collect
 
@@ -255,7 +261,7 @@ class Norm(nn.Module):
 
         Not where derivatives beyond the second are needed.
         """
-        if self.policy in ("group", "none") or self._by_averages or _reference.any_order:
+        if self.policy in ("group", "none") or self.by_averages or _reference.any_order:
             return False
         return self._rows_of_statistics(items) == items
 
