@@ -104,9 +104,9 @@ def _our_run(race: dict) -> dict[str, Any]:
         plugins.mkdir()
         shutil.copy(ROOT / "benchmarks" / "stopwatch.py", plugins)
         options = ["--plugins-dir", str(plugins), "--out", str(Path(folder) / "run")]
-        told = _fsl("run", race, options, {"FSL_STOPWATCH": stopwatch})
+        done = _fsl("run", race, options, {"FSL_STOPWATCH": stopwatch})
         if not out.is_file():
-            raise LeftOut(f"fsl run: {told}")
+            raise LeftOut(f"fsl run: {_last_line(done)}")
         found = json.loads(out.read_text("utf-8"))
     if not found["reached"]:
         raise LeftOut(f"ours ended with {found['accuracy']:.3f} after {found['steps']} steps")
@@ -116,15 +116,19 @@ def _our_run(race: dict) -> dict[str, Any]:
 def _tuned(race: dict) -> float:
     """Seconds in which `mode: auto` measures, as it does once for a recipe and a machine."""
     started = time.perf_counter()
-    _fsl("tune-execution", race, [], {})
+    done = _fsl("tune-execution", race, [], {})
+    if done.returncode:
+        raise LeftOut(f"fsl tune-execution: {_last_line(done)}")
     return time.perf_counter() - started
 
 
-def _fsl(command: str, race: dict, options: list[str], environment: dict[str, str]) -> str:
-    """The last line that it said; an interrupted run has done its work."""
+def _fsl(
+    command: str, race: dict, options: list[str], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A command with the settings of a race. What interrupts a run has done its work."""
     settings = [part for text in race["overrides"] for part in ("-s", text)]
     threads = {"OMP_NUM_THREADS": str(race["threads"])}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "fsl_core", command, race["recipe"], *settings, *options],
         capture_output=True,
         text=True,
@@ -132,7 +136,6 @@ def _fsl(command: str, race: dict, options: list[str], environment: dict[str, st
         cwd=ROOT,
         env=os.environ | threads | environment,
     )
-    return _last_line(done)
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -68,6 +69,13 @@ def test_a_run_stops_at_the_accuracy_and_says_if_it_does_not_get_there(race: dic
     assert own["episode_set"] == accuracy.train_peer({**race, "accuracy": 0.0})["episode_set"]
     with pytest.raises(LeftOut, match=r"ours ended with 0\.\d+ after 4 steps"):
         accuracy._our_run(race)
+
+
+def test_what_stops_the_measuring_before_a_race_is_said(monkeypatch: pytest.MonkeyPatch):
+    ended = CompletedProcess([], 1, "", "measuring\nepisodes 'omniglot': no zip file\n")
+    monkeypatch.setattr(accuracy, "_fsl", lambda *_: ended)
+    with pytest.raises(LeftOut, match=r"^fsl tune-execution: episodes 'omniglot': no zip file$"):
+        accuracy._tuned({})
 
 
 def test_a_loop_that_did_not_get_there_gives_a_bound():
