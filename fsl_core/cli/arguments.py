@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,9 +58,37 @@ RecipeOrKept = Annotated[
         readable=False,
     ),
 ]
+
+
+def there(found: str, fitting: str) -> Callable[[Any], Any]:
+    """A callback that says at once that nothing is there: to load what reads it takes seconds.
+
+    Addresses such as hf:user/name are somewhere else, and pass.
+    """
+
+    def check(given: Path | list[Path] | None) -> Path | list[Path] | None:
+        from fsl_core.errors import RunError
+        from fsl_core.files.paths import store_and_address
+
+        for path in given if isinstance(given, list) else [given] if given else []:
+            with suppress(OSError):  # what cannot be looked at is for what reads it to say
+                if not path.exists() and store_and_address(path) == ("", ""):
+                    raise RunError(f"{path}: {found}. {fitting}")
+        return given
+
+    return check
+
+
+run_there = there("no run here, and nothing else", "A directory that `fsl run` made")
 RunDirectory = Annotated[  # whether it can be read is for what reads it to say, in one line
     Path,
-    typer.Argument(metavar="RUN", help="directory of a run", show_default=False, readable=False),
+    typer.Argument(
+        metavar="RUN",
+        help="directory of a run",
+        callback=run_there,
+        show_default=False,
+        readable=False,
+    ),
 ]
 Overrides = Annotated[
     list[str],

@@ -20,6 +20,7 @@ from fsl_core.cli.arguments import (
     check_checkpoint,
     choose_device,
     recorded_plugins,
+    run_there,
     say,
 )
 
@@ -46,7 +47,9 @@ def add_commands(app: typer.Typer) -> None:
 def reuse(
     directories: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="directories of runs", show_default=False),
+        typer.Argument(
+            metavar="RUN...", help="directories of runs", callback=run_there, show_default=False
+        ),
     ],
     layers: Annotated[
         list[str],

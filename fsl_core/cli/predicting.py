@@ -20,6 +20,7 @@ from fsl_core.cli.arguments import (
     check_checkpoint,
     choose_device,
     recorded_plugins,
+    run_there,
     warn,
 )
 from fsl_core.cli.labelling import OF_PHOTOGRAPHS, USUAL_NETWORK, share_of_greys, without_run
@@ -44,6 +45,7 @@ Trained = Annotated[
     typer.Argument(
         metavar="RUN",
         help="directory of a run, an address such as hf:user/name, or a file of --save",
+        callback=run_there,
         show_default=False,
         readable=False,
     ),

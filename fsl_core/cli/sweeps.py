@@ -45,6 +45,7 @@ SweptRecipe = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="recipe file (YAML) with a `matrix:`, or a name that `fsl recipes` lists",
+        callback=lambda given: given and find_recipe_file(given),
         show_default=False,
         readable=False,
     ),
@@ -154,18 +155,17 @@ def sweep(
     elif worker:
         _work(worker, jobs or 1, settings)
     elif recipe:
-        file = find_recipe_file(recipe)
-        files = sweep_tables.paper_files(latex, csv, [file])
-        loaded = load_plugins(no_plugin, plugins_dir, file, no_local_plugin)
+        files = sweep_tables.paper_files(latex, csv, [recipe])
+        loaded = load_plugins(no_plugin, plugins_dir, recipe, no_local_plugin)
         context.with_resource(granting(loaded.files))
-        plan = _plan(file, loaded, overrides, launcher, jobs)
-        directory = out or Path("runs") / f"{name_of(file)}-sweep"
+        plan = _plan(recipe, loaded, overrides, launcher, jobs)
+        directory = out or Path("runs") / f"{name_of(recipe)}-sweep"
         if stop:
             _stop(plan, directory, settings)
             return
         queue = _run_all(plan, directory, loaded, settings, prepare)
         if not prepare:
-            _collect(plan, queue, directory, (file, overrides), files, as_json, raw_csv)
+            _collect(plan, queue, directory, (recipe, overrides), files, as_json, raw_csv)
 
 
 def _refuse_mixed(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fsl_core.cli.arguments import say
+from fsl_core.cli.arguments import say, there
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def watch(
         typer.Argument(
             metavar="RUN|SWEEP",
             help="directory of a run, a sweep or a search, or a folder of them",
+            callback=there("no such folder", "A run, a sweep, a search, or a folder of runs"),
             show_default=False,
             readable=False,
         ),

@@ -564,7 +564,10 @@ PREDICT = ["predict", "trained", "--support", "pictures/train", "--query", "pict
             ["predict", "trained", "--query", "pictures/test"],
             "--support: absent. A folder with one folder of labelled pictures",
         ),
-        (["predict", "absent", *PREDICT[2:]], "absent: no run here (recipe.yaml is absent). "),
+        (
+            ["predict", "absent", *PREDICT[2:]],
+            "absent: no run here, and nothing else. A directory ",
+        ),
         (
             ["predict", "toy.yaml", "--query", "pictures"],
             "toy.yaml: not a whole file of `fsl predict --save` (",

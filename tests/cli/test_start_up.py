@@ -55,3 +55,28 @@ finally:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600
     )
     assert ended.stdout.splitlines()[-1] == "True False", ended.stderr
+
+
+def test_that_nothing_is_there_is_said_before_torch_is_loaded(tmp_path: Path):
+    """Else the one line would come after two seconds."""
+    commands = ("run", "sweep", "search", "resume", "eval", "report", "reuse", "patterns", "watch")
+    code = f"""
+import sys
+from contextlib import suppress
+from fsl_core.cli import main
+for words in [*({commands!r}), "keep --out kept", "predict --query . --support ."]:
+    sys.argv = ["fsl", *words.split(), "absent"]
+    with suppress(SystemExit):
+        main()
+print(sys.modules.keys() & {{"torch", "numpy"}})
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        cwd=tmp_path,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert ended.stdout == "set()\n", ended.stderr
+    assert len([line for line in ended.stderr.splitlines() if line.startswith("absent: ")]) == 11
