@@ -82,7 +82,7 @@ class ConvBlock(nn.Module):
         compiling = torch.compiler.is_compiling()
         ours = x.device.type == "cpu" and (self.strided or not compiling)
         by_patches = ours and self.conv.weight[0].numel() <= _FEW_COLUMNS
-        if ours and self.norm.over_the_batch_alone(len(x)):
+        if ours and self.norm.over_the_batch_alone(x.shape[0]):
             dtype = autocast_type(x.device) or x.dtype
             with without_autocast(x.device):
                 if by_patches and not self.norm.collects:

@@ -220,7 +220,7 @@ class Norm(nn.Module):
                 )
             # Under vmap group_norm refuses maps that are channels-last.
             return F.group_norm(x.contiguous(), self.groups, eps=self.eps)
-        rows = self._rows_of_statistics(len(x))
+        rows = self._rows_of_statistics(x.shape[0])
         self.check(x, rows)
         if self.collects:
             self.move_averages(*torch.var_mean(x, _all_but_channels(x)))
