@@ -45,7 +45,6 @@ Trained = Annotated[
     typer.Argument(
         metavar="RUN",
         help="directory of a run, an address such as hf:user/name, or a file of --save",
-        callback=run_there,
         show_default=False,
         readable=False,
     ),
@@ -162,6 +161,7 @@ def predict(
     places = query, out, html, save, export
     wanted = Wanted(*places, serve, unknown_below, skip_unreadable, raw_csv)
     _check_named(trained, backbone, weights, adapter, checkpoint)
+    run_there(trained)
     outputs = wanted.check("--query", [trained, support, weights])
     if backbone is None:
         options = recorded_plugins(no_plugin, plugins_dir, trust_plugins)

@@ -58,7 +58,7 @@ def test_reuse_writes_a_table_a_figure_and_json(in_process: Call, run: Path):
 
 
 def test_reuse_of_two_runs_needs_a_folder(in_process: Call, run: Path, tmp_path: Path):
-    ended = in_process("reuse", run, tmp_path / "run2")
+    ended = in_process("reuse", run, tmp_path)
     assert ended.code == 2
     assert ended.err == "fsl reuse: 2 runs. --out DIR for their files\n"
 
