@@ -253,7 +253,7 @@ def recipe_link(row: Row, page: Path) -> str:
 
 
 def published_of(row: Row, published: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Published figures of the same method, data and shape, each with its standing."""
+    """Published figures of the same method, data and shape in test, each with its standing."""
     if row.first.label is not None:  # on other data
         return
     sections = row.recipe.sections
@@ -261,9 +261,10 @@ def published_of(row: Row, published: Sequence[dict[str, Any]]) -> Iterator[str]
         "episodes": sections.episodes.name,
         "adapter": sections.adapter.name,
         "hypergradient": sections.outer.hypergradient.name,
+        "backbone": sections.backbone.name,
         "frozen": sections.backbone.frozen,
-        "n_way": getattr(sections.episodes, "n_way", None),
-        "n_shot": getattr(sections.episodes, "n_shot", None),
+        "n_way": sections.evaluate.n_way or getattr(sections.episodes, "n_way", None),
+        "n_shot": sections.evaluate.n_shot or getattr(sections.episodes, "n_shot", None),
     }
     for figure in published:
         if all(facts[key] == value for key, value in figure["of"].items()):
