@@ -226,7 +226,8 @@ def cells_of(row: Row, page: Path, published: Sequence[dict[str, Any]]) -> dict[
     seconds = row.mean("training_seconds")
     trained = "not trained"
     if outer.steps:
-        trained = f"{result['steps']} of {outer.meta_batch_size} tasks"
+        tasks = "1 task" if outer.meta_batch_size == 1 else f"{outer.meta_batch_size} tasks"
+        trained = f"{result['steps']} of {tasks}"
     return {
         **short_cells(row, page),
         "episodes": f"{result['episodes']} of `{result['episode_set'][:8]}`",

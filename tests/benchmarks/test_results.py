@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import curves
 from benchmarks.kept import RUNS, Row, read_recipes, read_rows
-from benchmarks.results import Asked, filled, published_of, written
+from benchmarks.results import Asked, cells_of, filled, published_of, written
 from fsl_core.config.recipe import Recipe
 from fsl_core.config.sections import Catalogue, Expected
 from fsl_core.hooks.loader import load
@@ -155,6 +155,15 @@ def test_published_figures_stand_beside_their_method(rows: list[Row]):
     assert told == "98.7 (A 2017; paper text; another protocol)"
     (told,) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
     assert told.endswith("the same protocol)")
+
+
+def test_what_is_published_belongs_to_the_shape_in_test(rows: list[Row]):
+    """R2-D2 is trained on 20 classes with 1 to 9 shots, and judged on 5 with one."""
+    of = {"n_way": 5, "n_shot": 1, "backbone": "r2d2"}
+    figure = {"of": of, "figure": "60", "source": "A 2017", "standing": "paper text"}
+    row = _named(rows, "cifar-fs-r2d2-64")
+    assert len([*published_of(row, [figure, {**figure, "of": {**of, "n_way": 20}}])]) == 1
+    assert cells_of(row, RUNS / "index.md", [])["steps"].endswith(" of 1 task")
 
 
 def test_a_run_that_was_ended_early_is_one_of_its_recipe(
