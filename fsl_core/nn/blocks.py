@@ -48,7 +48,7 @@ class ConvBlock(nn.Module):
         uniform with variance 2 / (9 * (channels_in + channels)), by Glorot and Bengio 2010,
         AISTATS 9:249. The bias starts at zero. `torch`: both as torch draws them.
     norm_scale: False: the norm shifts and does not scale.    norm_eps: added to its variance.
-    slope:      of the ReLU below zero.
+    slope:      of the ReLU below zero; ValueError if negative, which pooling does not commute with.
     pool_stride: 1: the poolings overlap, (n, channels_in, h, w) -> (n, channels, h - 1, w - 1).
     """
 
@@ -66,6 +66,8 @@ class ConvBlock(nn.Module):
         pool_stride: Literal[1, 2] = 2,
     ):
         super().__init__()
+        if slope < 0:
+            raise ValueError(f"slope: {slope}. Zero or more")
         self.strided, self.after = downsample == "stride", After(pool_stride, slope)
         self.conv = nn.Conv2d(channels_in, channels, 3, padding=1)
         if init == "xavier":

@@ -287,7 +287,7 @@ class Norm(nn.Module):
 
     @torch.no_grad()
     def move_averages(self, var: Tensor, mean: Tensor) -> None:
-        """var: without bias, as all others estimate it from a sample."""
+        """var: squares divided by one less than the number of values, as torch has it."""
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
 

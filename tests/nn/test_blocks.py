@@ -98,6 +98,22 @@ def test_a_block_may_leak_and_its_poolings_overlap(norm, channels, options):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_a_negative_slope_is_refused():
+    with pytest.raises(ValueError, match=r"^slope: -0\.1\. Zero or more$"):
+        fsl.ConvBlock(1, 4, "none", slope=-0.1)
+
+
+def test_many_values_are_added_up_exactly_enough():
+    """In float32; torch's kernel alone is off by 1e-5 and more."""
+    maps = (2 + torch.randn(40, 8, 64, 64)).to(torch.float32, memory_format=torch.channels_last)
+    scale = torch.ones(8, dtype=torch.float32)
+    exact = torch.var_mean(maps.double(), (0, 2, 3), correction=0)
+    mean, var = passes._moments(maps, scale)
+    torch.testing.assert_close((var.double(), mean.double()), exact, rtol=4e-6, atol=1e-6)
+    _, alone = torch.batch_norm_update_stats(maps, scale, scale, 0.0)
+    assert (alone / exact[0] - 1).abs().max() > 1e-5
+
+
 @pytest.mark.parametrize("norm", ["running", "ordinary"])
 @pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
 def test_averages_of_a_block_are_those_of_torch(channels, norm):

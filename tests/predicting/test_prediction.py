@@ -254,7 +254,7 @@ def test_who_does_not_take_unequal_shots_gets_as_many_of_each_class(make, pictur
     assert torch.equal(predictor.probabilities(images), fewer.probabilities(images))
 
 
-@pytest.mark.parametrize("norm", ["group", "support"])
+@pytest.mark.parametrize("norm", ["group", "support", "ordinary"])
 def test_exported(make, pictures: Path, norm: str):
     predictor = fsl.adapt_to_folder(make(norm=norm), pictures / "support")
     images = predictor.read(pictures / "query").images
