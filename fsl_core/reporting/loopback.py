@@ -52,7 +52,7 @@ class LoopbackServer:
     def serve(self) -> None:
         """Answer until `close` is called, or an exception such as Ctrl-C arrives."""
         try:
-            self._server.serve_forever()
+            self._server.serve_forever(poll_interval=0.05)  # `close` waits for no longer
         finally:
             self._server.server_close()
 

@@ -58,7 +58,7 @@ class Stand(BaseHTTPRequestHandler):
 def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Stand]]:
     handler = type("Handler", (Stand,), {"seen": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         handler.address = f"127.0.0.1:{server.server_port}"
         monkeypatch.setenv("PIP_INDEX_URL", f"http://{handler.address}/simple/")

@@ -71,9 +71,11 @@ class Job:
         """Send SIGTERM, and SIGKILL later to a command that does not end."""
         if self._started.wait(PATIENCE):
             self._process.terminate()
-            later = threading.Timer(PATIENCE, self._process.kill)
-            later.daemon = True
-            later.start()
+            threading.Thread(target=self._kill_later, daemon=True).start()
+
+    def _kill_later(self) -> None:
+        if not self._over.wait(PATIENCE):
+            self._process.kill()
 
 
 def _end_this_actor() -> None:
