@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ class Row:
     @cached_property
     def first(self) -> RunScores:
         return next(iter(self.runs.values()))
+
+    def is_named(self, pattern: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in self.names)
 
     def on(self, label: str | None) -> Row:
         """The same on a further source of `evaluate.on`."""

@@ -6,7 +6,7 @@ Reads the runs that `fsl keep` wrote to docs/results/runs/ and writes the tables
 the pages of docs/results/ in place, between lines such as
 
     <!-- results: glyphs-* -->               a row for each recipe
-    <!-- results: glyphs-* short -->         with fewer columns
+    <!-- results: glyphs-* short -->         with fewer columns (an empty one is always left out)
     <!-- results: omniglot-* on mnist -->    on a source of `evaluate.on`
     <!-- results: glyphs-* minus NAME -->    paired differences
     <!-- results: curves glyphs-* -->        their learning curves, as a figure beside the page
@@ -130,12 +130,14 @@ class Asked:
                 del patterns[at : at + 2]
         self.short, self.label = "short" in patterns, options.get("on")
         chosen = [
-            (i, row.on(self.label))
-            for row in rows
-            for i, pattern in enumerate(patterns)
-            if any(fnmatchcase(name, pattern) for name in row.names)
+            row
+            for pattern in patterns
+            for row in sorted(
+                (row.on(self.label) for row in rows if row.is_named(pattern)), key=_better
+            )
         ]
-        self.rows = _by_sets([row for _, row in sorted(chosen, key=_best_first)])
+        # rows that were judged on the same episodes stand together
+        self.rows = [row for group in of_one_set(chosen) for row in sorted(group, key=_better)]
         self.base = [row for row in self.rows if options.get("minus") in row.names]
         if not chosen or ("minus" in options and not self.base):
             raise SystemExit(f"results: {' '.join(words)}: no such kept run. Names in {RUNS.name}/")
@@ -144,13 +146,12 @@ class Asked:
         if self.base:
             return self._differences(self.base[0])
         best = self._best()
-        cells = [
-            short_cells(row, page) if self.short else cells_of(row, page, published)
-            for row in self.rows
-        ]
-        score = list(cells[0]).index(self.rows[0].first.metric)
+        of = short_cells if self.short else cells_of
+        cells = [of(row, page, published) for row in self.rows]
+        headings = [name for name in cells[0] if any(row[name] for row in cells)]
+        score = headings.index(self.rows[0].first.metric)
         bold = {(i, score) for i, row in enumerate(self.rows) if row.names in best}
-        return PaperTable(list(cells[0]), [list(row.values()) for row in cells], bold)
+        return PaperTable(headings, [[row[name] for name in headings] for row in cells], bold)
 
     def _best(self) -> set[tuple[str, ...]]:
         """Names of the rows that are best, or tied with it, among several on the same episodes."""
@@ -183,15 +184,8 @@ class Asked:
         return PaperTable([*headings, "over seeds and episodes (seeds)"], rows)
 
 
-def _by_sets(rows: Sequence[Row]) -> list[Row]:
-    """Rows that were judged on the same episodes stand together."""
-    return [row for group in of_one_set(rows) for row in group]
-
-
-def _best_first(item: tuple[int, Row]) -> tuple[int, float]:
-    """In the order of the patterns, and for each the best first."""
-    pattern, row = item
-    return pattern, -row.score if row.first.higher_is_better else row.score
+def _better(row: Row) -> float:
+    return -row.score if row.first.higher_is_better else row.score
 
 
 def _mean(row: Row) -> np.ndarray:
@@ -209,13 +203,22 @@ def method_of(row: Row) -> str:
     return ", ".join(parts)
 
 
-def short_cells(row: Row, page: Path) -> dict[str, str]:
+def short_cells(row: Row, page: Path, published: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The columns that tell what was reached, and by what."""
-    metric = row.first.metric
+    return {
+        **_reached(row, page),
+        "published": "; ".join(
+            f"{figure['figure']} ({figure['source']}; {protocol})"
+            for figure, protocol in published_of(row, published)
+        ),
+    }
+
+
+def _reached(row: Row, page: Path) -> dict[str, str]:
     return {
         "method": method_of(row),
         "recipe": recipe_link(row, page),
-        metric: f"{row.score:.3f} ± {row.interval:.3f}",
+        row.first.metric: f"{row.score:.3f} ± {row.interval:.3f}",
         "seeds": ", ".join(row.runs),
     }
 
@@ -229,14 +232,17 @@ def cells_of(row: Row, page: Path, published: Sequence[dict[str, Any]]) -> dict[
         tasks = "1 task" if outer.meta_batch_size == 1 else f"{outer.meta_batch_size} tasks"
         trained = f"{result['steps']} of {tasks}"
     return {
-        **short_cells(row, page),
+        **_reached(row, page),
         "episodes": f"{result['episodes']} of `{result['episode_set'][:8]}`",
         "norm": judging.norm_in_short,
         "queries": str(judging.n_query),
         "steps": trained,
         "training": f"{seconds:.0f} s" if outer.steps else "",
         "processor": ", ".join(row.processors),
-        "published": "; ".join(published_of(row, published)),
+        "published": "; ".join(
+            f"{figure['figure']} ({figure['source']}; {figure['standing']}; {protocol})"
+            for figure, protocol in published_of(row, published)
+        ),
     }
 
 
@@ -253,8 +259,10 @@ def recipe_link(row: Row, page: Path) -> str:
     return f"{shown} {' '.join(runs)}"
 
 
-def published_of(row: Row, published: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Published figures of the same method, data and shape in test, each with its standing."""
+def published_of(
+    row: Row, published: Sequence[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Published figures of the same method, data and shape in test; by which protocol this is."""
     if row.first.label is not None:  # on other data
         return
     sections = row.recipe.sections
@@ -273,7 +281,7 @@ def published_of(row: Row, published: Sequence[dict[str, Any]]) -> Iterator[str]
             protocol = "the same protocol" if same else "another protocol"
             if same and (steps := row.first.result["steps"]) < sections.outer.steps:
                 protocol += f", {steps} of its {sections.outer.steps} steps"
-            yield f"{figure['figure']} ({figure['source']}; {figure['standing']}; {protocol})"
+            yield figure, protocol
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import curves
 from benchmarks.kept import RUNS, Row, read_recipes, read_rows
-from benchmarks.results import Asked, cells_of, filled, published_of, written
+from benchmarks.results import Asked, cells_of, filled, published_of, short_cells, written
 from fsl_core.config.recipe import Recipe
 from fsl_core.config.sections import Catalogue, Expected
 from fsl_core.hooks.loader import load
@@ -151,10 +151,24 @@ def test_published_figures_stand_beside_their_method(rows: list[Row]):
     of = {"episodes": "glyphs", "n_way": 5, "adapter": "hypermaml"}
     figure = {"of": of, "figure": "98.7", "source": "A 2017", "standing": "paper text"}
     row = _named(rows, NAME)
-    (told,) = published_of(row, [figure, {**figure, "of": {**of, "n_way": 20}}])
+    figures = [figure, {**figure, "of": {**of, "n_way": 20}}]
+    told = cells_of(row, RUNS / "index.md", figures)["published"]
     assert told == "98.7 (A 2017; paper text; another protocol)"
-    (told,) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
-    assert told.endswith("the same protocol)")
+    told = short_cells(row, RUNS / "index.md", figures)["published"]
+    assert told == "98.7 (A 2017; another protocol)"
+    ((_, protocol),) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
+    assert protocol == "the same protocol"
+
+
+def test_a_column_that_is_empty_in_every_row_is_left_out(rows: list[Row]):
+    of = {"episodes": "glyphs", "n_way": 5, "adapter": "hypermaml"}
+    figure = {"of": of, "figure": "98.7", "source": "A 2017", "standing": "paper text"}
+    asked = Asked(["glyphs-5w1s-fiml", "glyphs-5w1s-hypermaml", "short"], rows)
+    page = RUNS / "index.md"
+    assert asked.table(page, []).headings == ["method", "recipe", "accuracy", "seeds"]
+    table = asked.table(page, [figure])
+    assert table.headings[-1] == "published"
+    assert sorted(row[-1] for row in table.rows) == ["", "98.7 (A 2017; another protocol)"]
 
 
 def test_what_is_published_belongs_to_the_shape_in_test(rows: list[Row]):
@@ -181,8 +195,8 @@ def test_a_run_that_was_ended_early_is_one_of_its_recipe(
     assert row.recipe.sections.outer.steps == 60000
     of = {"adapter": "maml"}
     figure = {"of": of, "figure": "98.7", "source": "A 2017", "standing": "paper text"}
-    (told,) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
-    assert told.endswith("the same protocol, 26938 of its 60000 steps)")
+    ((_, protocol),) = published_of(row, [{**figure, "protocol": row.file.as_posix()}])
+    assert protocol == "the same protocol, 26938 of its 60000 steps"
 
 
 def test_a_run_that_went_on_elsewhere_names_both(rows: list[Row]):
