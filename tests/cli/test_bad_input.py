@@ -443,17 +443,17 @@ def test_cifar_fs_absent_or_damaged(call: Call, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs as they were when they had just ended: each test damages a copy of its own."""
+    """Runs as they were when they had just ended, and their plugin: each test damages a copy."""
     return tmp_path_factory.mktemp("runs")
 
 
 def as_it_ended(runs: Path, call: Call, out: str, *arguments: str) -> None:
     """A finished run in the folder `out`; only the first test of a process trains it."""
     if not (runs / out).exists():
-        assert call("run", "toy.yaml", *arguments, "--out", out).code == 0
-        shutil.copytree(out, runs / out)
-    else:
-        shutil.copytree(runs / out, out)
+        for name in ("toy.yaml", "fslplugin.py"):  # of the first test, whose folder goes with it
+            shutil.copyfile(name, runs / name)
+        assert call("run", runs / "toy.yaml", *arguments, "--out", runs / out).code == 0
+    shutil.copytree(runs / out, out)
 
 
 @pytest.fixture
