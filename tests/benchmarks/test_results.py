@@ -134,8 +134,8 @@ def test_differences_are_paired(rows: list[Row], tmp_path: Path):
 
 
 def test_curves_are_drawn_again_if_their_numbers_changed(rows: list[Row], tmp_path: Path):
-    chosen, name = Asked(["omniglot-*-finn"], rows).rows, "omniglot-5w1s-maml-finn"
-    file = tmp_path / curves.file_of(["omniglot-*-finn"])
+    chosen, name = Asked(["omniglot-5w1s-*-finn"], rows).rows, "omniglot-5w1s-maml-finn"
+    file = tmp_path / curves.file_of(["omniglot-5w1s-*-finn"])
     steps, wrong = curves.series(RUNS / name, "accuracy")
     first = json.loads((RUNS / name / "metrics.jsonl").read_text().splitlines()[0])
     assert (steps[0], wrong[0]) == (first["step"], 1 - first["accuracy"])
