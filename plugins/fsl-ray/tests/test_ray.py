@@ -54,6 +54,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for thread in set(threading.enumerate()) - before:  # they call what is replaced here
         thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.usefixtures("alone")
