@@ -64,10 +64,10 @@ def _value(name: str, tf32: bool) -> Any:
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """The type that autocast computes products in on this device; None: it is not enabled."""
+    # The compiler of torch 2.11 cannot trace torch.amp.is_autocast_available.
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
+    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None
 
 
 @contextmanager

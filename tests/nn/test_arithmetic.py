@@ -7,7 +7,7 @@ from torch import nn
 import fsl_core as fsl
 from fsl_core.builtin.nearest_centroid import NearestCentroid
 from fsl_core.data import features
-from fsl_core.nn.arithmetic import _rounding, arithmetic
+from fsl_core.nn.arithmetic import _rounding, arithmetic, autocast_type
 from fsl_core.testing import tiny_episodes
 from fsl_core.training import outer_loop
 
@@ -91,3 +91,23 @@ def test_a_backbone_is_computed_within_it_outside_of_a_learner_too(
         group = fsl.Group(task, tiny_episodes(task, 2), (0, 1))
         outer_loop.move_running_statistics(learner, [group])
     assert not within
+
+
+def untraceable(kind: str) -> bool:
+    raise AssertionError("the compiler of torch 2.11 stops at torch.amp.is_autocast_available")
+
+
+@pytest.mark.parametrize(("enabled", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_the_type_of_autocast_is_told_inside_what_is_compiled(monkeypatch, enabled, expected):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def as_computed(x: torch.Tensor) -> torch.Tensor:
+        return x.to(autocast_type(x.device) or x.dtype)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled):
+        assert as_computed(torch.ones(2)).dtype == (expected or torch.float32)
+
+
+def test_a_device_without_autocast_has_no_type_of_it():
+    assert autocast_type(torch.device("meta")) is None

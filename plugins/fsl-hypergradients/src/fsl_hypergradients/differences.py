@@ -54,7 +54,7 @@ class FiniteDifference(Estimate):
         dtypes = {weight.dtype for weight in problem.start.values()}
         small = [str(dtype) for dtype in dtypes if torch.finfo(dtype).bits < 32]
         device = next(iter(problem.start.values())).device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             small.append(str(torch.get_autocast_dtype(device)))
         if not small:
             return ""
