@@ -33,10 +33,11 @@ def set_seed(seed: int) -> None:
     That one looks for devices that are not there, and notes from where it was called. This takes
     0.2 ms, and up to 5 ms deep in a stack of calls.
     """
+    torch.default_generator.manual_seed(seed)
     if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
+        device = torch.get_device_module()
+        seed_all = getattr(device, "manual_seed_all", None) or device.manual_seed  # Apple's has one
+        seed_all(seed)
 
 
 @contextmanager
