@@ -5,8 +5,9 @@ Each mode gives the terms of the weighted sum of the tasks' gradients, or the gr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import NamedTuple, Protocol, TypeVar, cast
 
@@ -296,6 +297,14 @@ class Compiled(Vmap):
             return super().each(groups, seed)
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without what torch says when it compiles for a GPU: to round, which is ours to decide."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*(TensorFloat32 tensor cores|Online softmax)")
+        yield
+
+
 _MANY_VARIANTS = (
     "execution compiled: tasks are computed in a new way at every step, and torch stopped after "
     "eight. execution.mode: vmap; numbers that change in training as tensors, in buffers"
@@ -316,14 +325,18 @@ def _compiled(function: Callable[..., T], on_gpu: bool) -> Callable[..., T]:
     own = FunctionType(apart.__code__.replace(), globals(), "apart", None, apart.__closure__)
     mode = "reduce-overhead" if on_gpu else None
     compiled = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
+    begins = on_gpu
 
     def told(*arguments: object) -> T:
+        nonlocal begins
         try:
-            found = compiled(*arguments)
+            with _without_advice() if begins else nullcontext():
+                found = compiled(*arguments)
         except Exception as error:  # its class has no public name
             if type(error).__name__ == "FailOnRecompileLimitHit":
                 raise RunError(_MANY_VARIANTS) from error
             raise
+        begins = False
         # On a GPU the next call writes its results to the same places.
         return cast(T, tree_map(torch.clone, found) if on_gpu else found)
 

@@ -6,6 +6,7 @@ starting operations. See "The convolution block" in docs/performance.md.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +20,9 @@ from fsl_core.nn.transforms import transformed
 
 _FEW_COLUMNS = 32
 """Columns of the matrix of patches: up to three channels under a 3x3 filter."""
+
+_FEW_NUMBERS = 1 << 18
+"""In the patches of one picture, which a GPU then has to hold: 16x16 maps of up to 113 channels."""
 
 
 Downsample = Literal["pool", "stride"]
@@ -39,6 +43,8 @@ class ConvBlock(nn.Module):
     - On a CPU, where a norm takes its statistics from all items of a call, the norm of a first
       layer is put into its filters, and in later layers norm, ReLU and pooling are one operation,
       whose first and second derivatives are exact (beyond those see `derivatives_of_any_order`).
+    - Compiled for a GPU, convolutions of small maps are patches times filters, and pooling is
+      comparisons. cuDNN computes a convolution with weights of each task's own task by task.
     - Under autocast maps are bfloat16; mean, variance, scale and shift stay float32.
 
     downsample: `stride` halves height and width by the stride of the convolution, and nothing is
@@ -91,14 +97,16 @@ class ConvBlock(nn.Module):
                     return self._of_normalising_filters(x)
                 if not self.strided and not transformed():
                     return self._in_few_passes(x, dtype, by_patches)
-        rows = ours and compiling and not by_patches
-        maps = self._by_rows(x) if rows else self._convolve(x, by_patches)
+        rows = self._few_numbers(x) if _is_gpu(x) else ours and not by_patches
+        maps = self._by_rows(x) if compiling and rows else self._convolve(x, by_patches)
         return self._ended(maps if self.norm.by_averages else self.norm(maps))
 
     def _ended(self, maps: Tensor) -> Tensor:
         """Pooled and through the ReLU."""
         stride, slope = self.after
-        pooled = maps if self.strided else F.max_pool2d(maps, 2, stride)
+        by_comparisons = torch.compiler.is_compiling() and _is_gpu(maps)
+        pool = _largest_of_four if by_comparisons else partial(F.max_pool2d, kernel_size=2)
+        pooled = maps if self.strided else pool(maps, stride=stride)
         return F.leaky_relu(pooled, slope) if slope else F.relu(pooled)
 
     def _of_normalising_filters(self, x: Tensor) -> Tensor:
@@ -141,16 +149,21 @@ class ConvBlock(nn.Module):
         return F.conv2d(x, weight, bias, padding=1)
 
     def _by_rows(self, x: Tensor) -> Tensor:
-        """The strided convolution as one product for each task.
+        """The convolution as one product for each task.
 
-        A compiler calls a convolution with weights of each task's own as one of as many groups. Its
-        backward pass, and the layouts that it copies, take twice as long as patches and products.
+        A compiler calls a convolution with weights of each task's own as one of as many groups. On
+        a CPU its backward pass, and the layouts that it copies, take twice as long as patches and
+        products where it is strided; on a GPU all of it takes three times as long.
         """
         dtype = autocast_type(x.device) or x.dtype
         weight, bias = self._weights()
-        rows = _rows(x.to(dtype).permute(0, 2, 3, 1))
+        rows = _rows(x.to(dtype).permute(0, 2, 3, 1), self.strided)
         filters = weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
         return F.linear(rows, filters, bias if bias is None else bias.to(dtype)).permute(0, 3, 1, 2)
+
+    def _few_numbers(self, x: Tensor) -> bool:
+        places = x.shape[2] * x.shape[3] // (4 if self.strided else 1)
+        return places * self.conv.weight[0].numel() <= _FEW_NUMBERS
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
         """Filters and bias. Averages of the norm, which are constants, are put into them."""
@@ -173,18 +186,42 @@ def _same_at_stride_two(height: int, width: int) -> list[int]:
     return [width % 2, 1, height % 2, 1]
 
 
-def _rows(x: Tensor) -> Tensor:
-    """The patches under a strided 3x3 filter, channels-last, one row for each place.
+def _rows(x: Tensor, strided: bool) -> Tensor:
+    """The patches under a 3x3 filter, channels-last, one row for each place.
 
-    (n, h, w, channels) -> (n, ceil(h / 2), ceil(w / 2), 9 * channels).
+    (n, h, w, channels) -> (n, h, w, 9 * channels); strided: (n, ceil(h / 2), ceil(w / 2), ...).
     """
+    stride, frame = (2, _same_at_stride_two(*x.shape[1:3])) if strided else (1, [1, 1, 1, 1])
+    x = F.pad(x, [0, 0, *frame])
     height, width = x.shape[1:3]
-    x = F.pad(x, [0, 0, *_same_at_stride_two(height, width)])
-    high, wide = (height + 1) // 2, (width + 1) // 2
     taps = [
-        x[:, i : i + 2 * high - 1 : 2, j : j + 2 * wide - 1 : 2] for i in range(3) for j in range(3)
+        x[:, i : height - 2 + i : stride, j : width - 2 + j : stride]
+        for i in range(3)
+        for j in range(3)
     ]
     return torch.cat(taps, -1)
+
+
+def _largest_of_four(maps: Tensor, stride: int) -> Tensor:
+    """F.max_pool2d(maps, 2, stride), which takes the first of equals, and a nan if there is one.
+
+    A compiler fuses comparisons with what is beside them, and keeps a pass for max_pool2d.
+    """
+    maps = maps.permute(0, 2, 3, 1)  # as they lie
+    height, width = maps.shape[1:3]
+    upper, lower = (
+        _larger(row[:, :, 0 : width - 1 : stride], row[:, :, 1:width:stride])
+        for row in (maps[:, 0 : height - 1 : stride], maps[:, 1:height:stride])
+    )
+    return _larger(upper, lower).permute(0, 3, 1, 2)
+
+
+def _larger(first: Tensor, second: Tensor) -> Tensor:
+    return torch.where((first >= second) | first.isnan(), first, second)
+
+
+def _is_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
 
 
 def _patches(x: Tensor, strided: bool, ones: bool = False) -> tuple[Tensor, tuple[int, int, int]]:

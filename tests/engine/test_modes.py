@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ import fsl_core as fsl
 from fsl_core.builtin.conv4 import Conv4
 from fsl_core.builtin.mlp import Mlp
 from fsl_core.builtin.nearest_centroid import NearestCentroid
+from fsl_core.engine import modes
 from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import MetaGradient
 from fsl_core.engine.modes import at_a_time
@@ -109,6 +112,16 @@ def test_compiled_strides_are_the_loop(norm, adapter):
     assert_same(compute(learner, Execution("compiled")), compute(learner, Execution()))
 
 
+@pytest.mark.usefixtures("captured_only")
+def test_what_would_be_compiled_for_a_gpu_is_the_loop(monkeypatch):
+    """Convolutions are products there, and pooling is comparisons."""
+    learner = make_learner("steps", "transductive", blocks=2)
+    learner.adapter.inner_steps = 1
+    expected = compute(learner, Execution())
+    monkeypatch.setattr("fsl_core.nn.blocks._is_gpu", lambda x: True)
+    assert_same(compute(learner, Execution("compiled")), expected)
+
+
 @pytest.mark.parametrize(
     ("tasks", "in_cache", "parts"),
     [
@@ -140,6 +153,24 @@ def test_compiled_code_takes_parts_that_stay_in_the_cache(monkeypatch, tasks, in
     found.clear()
     compute(learner, Execution("compiled", chunk=5), tasks=tasks)
     assert max(found) == 5  # what a recipe names
+
+
+def test_torchs_advice_to_round_is_not_passed_on_from_a_gpu(monkeypatch):
+    said = ["TensorFloat32 tensor cores are not enabled", "\nOnline softmax is disabled", "other"]
+
+    def advising(function, **_):
+        def call(*arguments):
+            for text in said:
+                warnings.warn(text, UserWarning, stacklevel=1)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr("torch.compile", advising)
+    compiled = modes._compiled(lambda x: x, on_gpu=True)
+    with warnings.catch_warnings(record=True) as heard:
+        compiled(torch.ones(1))
+    assert [str(warning.message) for warning in heard] == ["other"]
 
 
 def test_kernels_are_private_before_anything_is_compiled(monkeypatch):

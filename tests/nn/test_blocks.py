@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import fsl_core as fsl
-from fsl_core.nn import passes
+from fsl_core.nn import blocks, passes
 from fsl_core.nn.norms import NORM_POLICIES, collect_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -142,6 +142,57 @@ def test_a_block_that_adds_up_in_parts_or_passes_of_its_own_is_the_same(monkeypa
     found = meta_gradients(lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x)
     expected = meta_gradients(plain(net), weights, support_x, query_x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Blocks compute as they do where they are compiled for a GPU."""
+    monkeypatch.setattr(blocks, "_is_gpu", lambda x: True)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    "options", [{}, {"slope": 0.1, "pool_stride": 1}, {"downsample": "stride"}]
+)
+@pytest.mark.parametrize("norm", ["transductive", "group", "running"])
+def test_patches_and_comparisons_are_convolutions_and_pooling(monkeypatch, norm, options):
+    net = Blocks(norm, 5, **options).train(norm != "running")  # by averages, if it has some
+    weights = dict(net.named_parameters())
+    support_x, query_x = torch.randn(4, 5, 9, 10), torch.randn(6, 5, 9, 10)
+
+    def of_the_net():
+        return meta_gradients(
+            lambda w, x: functional_call(net, w, (x,)), weights, support_x, query_x
+        )
+
+    found = of_the_net()
+    monkeypatch.setattr(blocks, "_is_gpu", lambda x: False)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: False)
+    torch.testing.assert_close(found, of_the_net(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("side", "by_rows"), [(16, True), (64, False)])
+def test_patches_that_would_fill_a_gpu_are_not_made(monkeypatch, side, by_rows):
+    block, taken = fsl.ConvBlock(8, 4, "transductive"), []
+    ordinary = blocks._rows
+    monkeypatch.setattr(blocks, "_rows", lambda *given: taken.append(given) or ordinary(*given))
+    block(torch.randn(2, 8, side, side))
+    assert bool(taken) == by_rows
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(7, 6), (2, 3)])
+def test_the_largest_of_four_is_that_of_torch_also_of_equals_and_nan(stride, size):
+    maps = torch.randint(3, (2, 3, *size)).double()
+    maps[0, 1, 1, 1] = torch.nan
+    maps.requires_grad_()
+    found, expected = blocks._largest_of_four(maps, stride), F.max_pool2d(maps, 2, stride)
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=0, atol=0)
+    of = torch.randn_like(found)
+    slopes = [torch.autograd.grad(pooled, maps, of)[0] for pooled in (found, expected)]
+    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize("channels", [1, 5], ids="{} channels".format)
