@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -292,7 +293,9 @@ def cast(episode: fsl.Episode, to: torch.dtype | str) -> fsl.Episode:
 def on_device(device: str) -> Iterator[None]:
     """Turn what torch says of tensors on two devices into an assertion."""
     try:
-        with pretended_gpu() if device == PRETENDED else nullcontext():
+        with pretended_gpu() if device == PRETENDED else nullcontext(), warnings.catch_warnings():
+            # Of the first product in a thread of gradients, which torch then sets up.
+            warnings.filterwarnings("ignore", "Attempting to run cuBLAS", UserWarning)
             yield
     except NotImplementedError as error:
         pytest.skip(f"not run: {first_line(error)}")
