@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 
-import torch
 from torch import Tensor
 
 from benchmarks import ours
@@ -13,11 +13,18 @@ from benchmarks.peers import BASELINES, LIBRARIES, NAMES, meta_gradient_of
 from benchmarks.problems import Problem
 from benchmarks.race import LeftOut
 from fsl_core.engine.devices import multiplies_bfloat16
+from fsl_core.engine.execution import Precision
 
 Gradients = Callable[[], list[Tensor]]
 """Computes and returns a meta-gradient, one tensor a parameter."""
 
-BFLOAT16 = "bf16, workers of ours"
+_OF_OURS = " of ours"
+
+FEWER_DIGITS: dict[str, list[tuple[Precision, ours.Name]]] = {
+    "cpu": [("bf16", "workers")],
+    "cuda": [("tf32", "compiled"), ("bf16", "compiled")],
+}
+"""Ours with fewer digits than float32, on each kind of device."""
 
 
 def contenders(
@@ -41,11 +48,16 @@ def contenders(
     return entered, left_out
 
 
-def enter_bfloat16(
+def enter_fewer_digits(
     problem: Problem, entered: dict[str, Gradients], left_out: dict[str, str]
 ) -> None:
-    """Ours with fewer digits: no rival of float32, and not held to the others' numbers."""
-    _enter(entered, left_out, BFLOAT16, partial(_bfloat16, problem))
+    """Ours with fewer digits: no rival of float32, and not held to the others' numbers.
+
+    They are called `<precision>, <execution> of ours`.
+    """
+    for precision, execution in FEWER_DIGITS[problem.episodes.support.x.device.type]:
+        prepare = partial(_own, problem, execution, precision)
+        _enter(entered, left_out, f"{precision}, {execution}{_OF_OURS}", prepare)
 
 
 def contender(problem: Problem, name: str) -> Gradients:
@@ -53,8 +65,9 @@ def contender(problem: Problem, name: str) -> Gradients:
     for execution in ours.EXECUTIONS:
         if name == f"ours, {execution}":
             return _own(problem, execution)
-    if name == BFLOAT16:
-        return _bfloat16(problem)
+    for precision, execution in chain(*FEWER_DIGITS.values()):
+        if name == f"{precision}, {execution}{_OF_OURS}":
+            return _own(problem, execution, precision)
     module = next(module for module in (*LIBRARIES, *BASELINES) if name_of(module) == name)
     return meta_gradient_of(module, problem)
 
@@ -64,15 +77,11 @@ def name_of(module: str) -> str:
     return NAMES[module]
 
 
-def _own(problem: Problem, execution: ours.Name) -> Gradients:
-    return ours.prepare(problem.learner, problem.episodes, problem.loss, execution)
-
-
-def _bfloat16(problem: Problem) -> Gradients:
-    if not multiplies_bfloat16(torch.device("cpu")):
-        raise LeftOut("this processor has no units for bfloat16")
-    learner, episodes, loss = problem.learner, problem.episodes, problem.loss
-    return ours.prepare(learner, episodes, loss, "workers", precision="bf16")
+def _own(problem: Problem, execution: ours.Name, precision: Precision = "float32") -> Gradients:
+    learner, episodes = problem.learner, problem.episodes
+    if precision == "bf16" and not multiplies_bfloat16(episodes.support.x.device):
+        raise LeftOut("no units for bfloat16 here")
+    return ours.prepare(learner, episodes, problem.loss, execution, precision=precision)
 
 
 def _enter(

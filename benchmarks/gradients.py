@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import problems
-from benchmarks.contenders import contenders, enter_bfloat16, name_of
+from benchmarks.contenders import contenders, enter_fewer_digits, name_of
 from benchmarks.contestant import Contestant
 from benchmarks.peers import LIBRARIES, torch_func
 from benchmarks.problems import Problem
@@ -40,7 +40,12 @@ def sinusoid(settings: Settings) -> dict:
 def omniglot(settings: Settings) -> dict:
     """MAML, Conv4-64, 28x28, 5-way 1-shot 15-query, 16 tasks, 1 step, second order."""
     return _section(
-        settings, problems.omniglot, tasks=16, float32_limit=math.inf, bf16=True, **_small(settings)
+        settings,
+        problems.omniglot,
+        tasks=16,
+        float32_limit=math.inf,
+        fewer_digits=True,
+        **_small(settings),
     )
 
 
@@ -51,7 +56,7 @@ def omniglot_5(settings: Settings) -> dict:
         problems.omniglot,
         tasks=16,
         float32_limit=math.inf,
-        bf16=True,
+        fewer_digits=True,
         steps=5,
         **_small(settings),
     )
@@ -72,7 +77,7 @@ def published(settings: Settings) -> dict:
         tasks=32,
         float32_limit=math.inf,
         slow_to_start=not settings.quick,  # compiling its code takes a minute, for a smoke test
-        bf16=True,
+        fewer_digits=True,
         **_few(settings),
     )
 
@@ -102,6 +107,7 @@ def _on_gpu(settings: Settings, make: Callable[..., Problem], tasks: int, **size
         tasks,
         device="cuda",
         slow_to_start=True,
+        fewer_digits=True,
         float32_limit=math.inf,
         **sizes,
     )
@@ -122,7 +128,7 @@ def _section(
     device: str = "cpu",
     slow_to_start: bool = False,
     float32_limit: float = FLOAT32_LIMIT,
-    bf16: bool = False,
+    fewer_digits: bool = False,
     **sizes,
 ) -> dict:
     tasks = 3 if settings.quick else tasks
@@ -132,8 +138,8 @@ def _section(
     problem = make(tasks=tasks, **sizes).to(torch.float32, device)
     agreement["float32"] = agree(problem, float32_limit, slow_to_start)
     entered, left_out = contenders(problem, slow_to_start)
-    if bf16:
-        enter_bfloat16(problem, entered, left_out)
+    if fewer_digits:
+        enter_fewer_digits(problem, entered, left_out)
     rates = machine_rates(device)
     with ExitStack() as processes:
         works: dict[str, Work] = {**entered}

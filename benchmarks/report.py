@@ -40,8 +40,8 @@ The other libraries' network has `BatchNorm2d(track_running_stats=False)`, ours 
 `norm: transductive`. Both normalise by the current batch and give the same numbers. The characters
 of the Omniglot-shaped races are `glyphs`. Drawing and training use Omniglot itself. `torch alone`
 and `JAX alone` are what a user writes without a library for few-shot learning; no aim but the one
-that names JAX counts them. `bf16, workers of ours` rounds maps to 8 bits: it is shown beside
-float32 and counts for none.
+that names JAX counts them. What ends in `of ours` rounds more than float32 does, `bf16` to 8 bits
+and `tf32` to 10: it is shown beside float32 and counts for none.
 """
 
 

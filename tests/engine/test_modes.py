@@ -168,7 +168,7 @@ def test_torchs_advice_to_round_is_not_passed_on_from_a_gpu(monkeypatch):
 
     monkeypatch.setattr("torch.compile", advising)
     compiled = modes._compiled(lambda x: x, on_gpu=True)
-    with warnings.catch_warnings(record=True) as heard:
+    with pytest.warns(UserWarning, match="other") as heard:
         compiled(torch.ones(1))
     assert [str(warning.message) for warning in heard] == ["other"]
 
