@@ -94,6 +94,9 @@ class MetaGradient:
     ) -> MetaBatchResult:
         """Compute a batch of episodes and set `.grad`; gradients already there are dropped.
 
+        Where no gradient reaches it is zero and not None, so that an optimizer, which passes over
+        None, takes the same step whatever computed the batch.
+
         batch: groups of one shape each; or episodes of the shape that the learner is for, where
             every tensor has a leading (meta_batch_size,) axis. Those of this rank, `ranks.part`.
         ids:   of the whole meta-batch; None: this process computes all of it.
@@ -121,7 +124,8 @@ class MetaGradient:
         found = self._computed(work, len(ids), aside, lambda: total.reached)
         gradients = total.of_all(found.reached, self._holders(ids))
         for parameter, gradient in zip(self._trained, gradients, strict=True):
-            parameter.grad = None if gradient is None else gradient.view_as(parameter)
+            reached = torch.zeros_like(parameter) if gradient is None else gradient
+            parameter.grad = reached.view_as(parameter)
         return MetaBatchResult(found.losses, found.predictions, weights, None, found.said)
 
     def _weigh_gradients(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fsl_core as fsl
+from fsl_core.engine.execution import Execution
 from fsl_core.engine.meta_gradient import meta_gradient
 
 
@@ -75,8 +76,7 @@ def by_hand(
 
 def assert_equal_gradients(learner: fsl.Learner, expected: list[torch.Tensor]) -> None:
     for parameter, gradient in zip(learner.parameters(), expected, strict=True):
-        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14)
 
 
 def test_weights_that_depend_on_nothing():
@@ -84,6 +84,16 @@ def test_weights_that_depend_on_nothing():
     result = meta_gradient(learner, Fixed(), episodes, F.cross_entropy)
     assert_equal_gradients(learner, by_hand(learner, episodes, result.weights))
     assert result.predictions.shape == (3, 6, 2)
+
+
+@pytest.mark.parametrize("mode", ["loop", "vmap"])
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"losses"})], ids=str)
+def test_where_no_gradient_reaches_it_is_zero_for_an_optimizer_to_count(mode, needs):
+    """Adam corrects its averages by the steps in which a parameter had a gradient."""
+    learner, episodes = case()
+    learner.adapter.unused = nn.Parameter(torch.ones(2).double())
+    meta_gradient(learner, ByLoss(needs).double(), episodes, F.cross_entropy, Execution(mode))
+    assert learner.adapter.unused.grad.tolist() == [0, 0]
 
 
 def test_weights_that_depend_on_the_losses():
