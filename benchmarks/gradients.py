@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from statistics import median
 
@@ -149,6 +150,10 @@ def _section(
                 contestant = Contestant(make.__name__, sizes_of_all, device, name)
                 works[name] = processes.enter_context(contestant)
         works |= {name: work for name, (work, _) in rates.items()}
+        if device != "cpu" and not settings.quick:
+            # Compiling takes minutes, and such a machine has cores for all.
+            with ThreadPoolExecutor(len(works)) as pool:
+                list(pool.map(lambda work: work(), works.values()))
         seconds = race(works, settings.budget, settings.rounds, settings.block)
     result = summary({name: seconds[name] for name in entered}, left_out)
     operations = _operations(make(tasks=1, **sizes)) * tasks
