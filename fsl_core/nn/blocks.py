@@ -44,7 +44,7 @@ class ConvBlock(nn.Module):
       layer is put into its filters, and in later layers norm, ReLU and pooling are one operation,
       whose first and second derivatives are exact (beyond those see `derivatives_of_any_order`).
     - Compiled for a GPU, convolutions of small maps are patches times filters, and pooling is
-      comparisons. cuDNN computes a convolution with weights of each task's own task by task.
+      comparisons. For weights of each task's own cuDNN is slow, or takes task after task.
     - Under autocast maps are bfloat16; mean, variance, scale and shift stay float32.
 
     downsample: `stride` halves height and width by the stride of the convolution, and nothing is
