@@ -128,6 +128,21 @@ def test_vmap_alone_is_left_out_where_it_is_wrong():
         torch_func_vmap.maml(model, None, None, 0.1, 1)
 
 
+def test_ours_with_fewer_digits_is_found_by_its_name():
+    try:
+        problem = PROBLEMS["one step"]().to(torch.float32)
+    except LeftOut as reason:
+        pytest.skip(str(reason))
+    entered, left_out = {}, {}
+    contenders.enter_fewer_digits(problem, entered, left_out)
+    assert [*entered, *left_out] == ["bf16, workers of ours"]
+    exact = contenders.contender(problem, "ours, loop")
+    for name, work in entered.items():  # none where the processor has no such units
+        found = [g.clone() for g in contenders.contender(problem, name)()]
+        assert all(torch.equal(a, b) for a, b in zip(found, work(), strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(found, exact(), strict=True))
+
+
 def test_no_gpu_is_said():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -1,6 +1,7 @@
 """What holds for every contract of the kit."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fsl_core.testing import (
     EpisodesContract,
     HypergradientContract,
     WeightingContract,
+    checks,
     double_precision,
 )
 from tests.parts.kit import (
@@ -54,3 +56,12 @@ def test_the_default_dtype_and_generator_are_restored():
         raise ZeroDivisionError
     assert torch.get_default_dtype() == torch.float32
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_torch_says_of_its_threads_on_a_gpu_is_no_failure():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with checks.on_device("cuda"):
+            warnings.warn("Attempting to run cuBLAS, but there was no context", stacklevel=1)
+            with pytest.raises(UserWarning, match="other"):
+                warnings.warn("other", stacklevel=1)
