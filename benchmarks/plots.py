@@ -63,7 +63,7 @@ def _ratios(results: dict, out: Path) -> str:
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as long as ours (line: 95 % interval; red: target)")
+    axes.set_xlabel("times as long as ours\n(line: 95 % interval; red: target)")
     return _save(figure, out, "speed-ratios.svg")
 
 
