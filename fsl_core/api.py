@@ -17,6 +17,7 @@ from fsl_core.assembly.by_hand import by_hand
 from fsl_core.assembly.embedding import frozen_backbone
 from fsl_core.config.document import Overrides
 from fsl_core.config.matrix import read_matrix
+from fsl_core.config.outer import adam
 from fsl_core.config.recipe import Recipe, read_recipe
 from fsl_core.config.shipped import find_recipe
 from fsl_core.config.yaml_text import to_yaml
@@ -259,7 +260,7 @@ def train(
     if not learned:
         raise RunError("fsl.train: nothing to train. A parameter that requires a gradient")
     learned += [p for p in chosen.parameters() if p.requires_grad]
-    rule = optimizer or torch.optim.Adam(learned, lr=0.001)
+    rule = optimizer or adam(learned, lr=0.001)
     begun = Run(
         InMemory(),
         "fsl.train",

@@ -5,7 +5,9 @@ torch is imported when an optimizer is built: a command that only checks a recip
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -27,6 +29,20 @@ Schedule = Callable[[int, int], float]
 """(steps done, steps in all) -> factor on the optimizer's step size."""
 
 
+@cache
+def _without_compiler(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """The same optimizer without torch's wrappers for code that compiles it, which ours never does.
+
+    Its first one imports torch's compiler: a second of every process that trains.
+    """
+    from torch import no_grad
+
+    wrapped = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    own = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    step = no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {**own, "step": step, "__doc__": kind.__doc__})
+
+
 def adam(
     parameters: Iterable[Tensor],
     lr: Rate = 0.001,
@@ -37,7 +53,9 @@ def adam(
     """Adam (Kingma and Ba 2015, arXiv:1412.6980)."""
     from torch.optim import Adam
 
-    return Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return _without_compiler(Adam)(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
 
 
 def adamw(
@@ -50,7 +68,9 @@ def adamw(
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     from torch.optim import AdamW
 
-    return AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return _without_compiler(AdamW)(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
 
 
 def sgd(
@@ -67,7 +87,7 @@ def sgd(
     """Stochastic gradient descent, with (Nesterov) momentum by option."""
     from torch.optim import SGD
 
-    return SGD(
+    return _without_compiler(SGD)(
         parameters,
         lr=lr,
         momentum=momentum,
@@ -87,7 +107,9 @@ def rmsprop(
     """RMSprop (Hinton's lecture 6e)."""
     from torch.optim import RMSprop
 
-    return RMSprop(parameters, lr=lr, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
+    return _without_compiler(RMSprop)(
+        parameters, lr=lr, alpha=alpha, momentum=momentum, weight_decay=weight_decay
+    )
 
 
 def constant() -> Schedule:
