@@ -127,18 +127,29 @@ def _draw_rows(drawn: Axes, rows: Sequence[ClassRow]) -> None:
     Queries that were mistaken have a frame and the number of the class they were taken for.
     """
     beyond = 1 + max(len(row.support) for row in rows)
-    for y, row in enumerate(rows):
-        placed = [*enumerate(row.support), *enumerate(row.queries, beyond)]
-        for x, picture in placed:
-            ends = (x, x + 0.92, y + 0.92, y)
-            drawn.imshow(np.asarray(picture.image), cmap="gray", vmin=0, vmax=255, extent=ends)
-            if picture.predicted is not None:
-                corner, told = (x, y), str(picture.predicted)
-                frame = Rectangle(corner, 0.92, 0.92, edgecolor=ORANGE, fill=False, linewidth=1.5)
-                drawn.add_patch(frame)
-                drawn.text(x + 0.05, y + 0.05, told, color=ORANGE, fontsize=7, va="top")
     width = beyond + max(len(row.queries) for row in rows)
-    drawn.set(xlim=(0, width), ylim=(len(rows), 0), xticks=[], aspect="equal")
+    placed = [
+        (x, y, picture)
+        for y, row in enumerate(rows)
+        for x, picture in [*enumerate(row.support), *enumerate(row.queries, beyond)]
+    ]
+    size = np.array(placed[0][2].image.size[::-1])  # of every picture
+    cell = np.ceil(size / 0.92).astype(int)
+    # One image: matplotlib takes a millisecond or two for each that it draws.
+    whole = np.full((*(cell * [len(rows), width]), 3), 255, dtype=np.uint8)
+    high, wide = size / cell
+    for x, y, picture in placed:
+        top, left = cell * [y, x]
+        pixels = np.asarray(picture.image.convert("RGB"))
+        whole[top : top + size[0], left : left + size[1]] = pixels
+        if picture.predicted is not None:
+            corner, told = (x, y), str(picture.predicted)
+            frame = Rectangle(corner, wide, high, edgecolor=ORANGE, fill=False, linewidth=1.5)
+            drawn.add_patch(frame)
+            drawn.text(x + 0.05, y + 0.05, told, color=ORANGE, fontsize=7, va="top")
+    drawn.imshow(whole, extent=(0, width, len(rows), 0))
+    # In the middle it would get too little room for the names: that is measured from the box.
+    drawn.set(xlim=(0, width), ylim=(len(rows), 0), xticks=[], aspect="equal", anchor="E")
     drawn.set_yticks([i + 0.46 for i in range(len(rows))], [label(row.name) for row in rows])
     for spine in drawn.spines.values():
         spine.set_visible(False)

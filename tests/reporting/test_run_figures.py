@@ -69,6 +69,12 @@ def test_a_run_on_pictures_has_all_of_them(figures_of, tmp_path: Path):
     assert orange > 50  # frames of mistakes
 
 
+def test_names_of_classes_are_whole(figures_of, tmp_path: Path):
+    wide = {"episodes": {**GLYPHS["episodes"], "n_way": 5, "n_query": 8}}
+    worst = pixels(figures_of({**GLYPHS, **wide}, tmp_path / "run")["worst-episodes"])
+    assert worst[:, :2].min() > 200  # nothing reaches the edge
+
+
 def test_many_classes_leave_a_matrix_that_can_be_read(figures_of, tmp_path: Path):
     confusion = figures_of({**GLYPHS, "evaluate": {"episodes": 60}}, tmp_path / "run")["confusion"]
     assert max(pixels(confusion).shape) < 1400
