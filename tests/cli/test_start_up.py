@@ -16,6 +16,17 @@ print(*(name for name in {SLOW!r} if name in sys.modules))
 """
 
 
+def in_a_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        cwd=folder,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
 def test_loading_every_plugin_imports_nothing_slow():
     """Those that need one of these import it when they are asked for something."""
     ended = subprocess.run(
@@ -52,14 +63,7 @@ for words in ("run recipe.yaml --out run", "eval run"):
         main()
     print("torch" in sys.modules, "torch._dynamo" in sys.modules)
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        cwd=tmp_path,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    ended = in_a_process(code, tmp_path)
     assert ended.stdout.splitlines().count("True False") == 2, ended.stdout + ended.stderr
     assert (tmp_path / "run" / "result.json").is_file()
 
@@ -77,13 +81,6 @@ for words in [*({commands!r}), "keep --out kept", "predict --query . --support .
         main()
 print(sys.modules.keys() & {{"torch", "numpy"}})
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        cwd=tmp_path,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    ended = in_a_process(code, tmp_path)
     assert ended.stdout == "set()\n", ended.stderr
     assert len([line for line in ended.stderr.splitlines() if line.startswith("absent: ")]) == 11
