@@ -82,10 +82,14 @@ def for_each(
 
     def chunk(start: int) -> int:
         end = min(start + size, n)
-        for i in range(start, end):
-            if stop.is_set():  # of large pictures a chunk takes long, and Ctrl-C is to end it
-                break
-            work(i)
+        try:
+            for i in range(start, end):
+                if stop.is_set():  # of large pictures a chunk takes long, and Ctrl-C is to end it
+                    break
+                work(i)
+        except BaseException:
+            stop.set()  # here, for results are waited for in their order
+            raise
         return end - start
 
     with reported(what, n) as advance:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,15 +52,16 @@ def test_threads_share_the_work():
 def test_what_is_raised_ends_the_others_and_reaches_the_reporter(
     told: list, threads: int, error: type[BaseException]
 ):
-    done = []
+    n, done = 1000 * threads, []
 
     def work(i: int) -> None:
-        if i == 1:
+        if i == n - 999:  # in the last chunk; that of the first one is waited for before it
             raise error
+        time.sleep(0.01)  # the others would take ten seconds, on a busy machine at least
         done.append(i)
 
     with pytest.raises(error):
-        for_each(work, 1000, "failing", threads, size=10)
+        for_each(work, n, "failing", threads, size=1000)
     assert told[-1] is error
     assert len(done) < 900
 

@@ -71,7 +71,8 @@ def end(how):
 def thread():
     """What is to happen at the end happens: threads are waited for, then atexit."""
     atexit.register(print, "at exit")
-    threading.Thread(target=lambda: (time.sleep(0.1), print("from a thread"))).start()
+    main = threading.main_thread()
+    threading.Thread(target=lambda: (main.join(), print("from a thread"))).start()
     print("from the main thread", end=", ")
 
 
