@@ -119,7 +119,7 @@ def _train(
 
     recipe = find_recipe_file(given)
     loaded = load_plugins(no_plugin, plugins_dir, recipe)
-    return run_recipe(recipe, loaded, overrides, None, device)[1]
+    return run_recipe(recipe, loaded, overrides, None, device, None)[1]
 
 
 def _judge(

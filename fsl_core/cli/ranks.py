@@ -47,7 +47,7 @@ def _start(context: typer.Context, wanted: int | None) -> int | None:
                 "Either torchrun or --processes"
             )
     elif wanted is not None and wanted > 1:
-        raise typer.Exit(launch(wanted, sys.argv[1:]))
+        raise typer.Exit(launch(wanted, sys.argv[1:], threads_of(wanted)))
     return wanted
 
 
@@ -57,17 +57,22 @@ Processes = Annotated[
         "--processes",
         metavar="N",
         min=1,
-        help="share the tasks of each step among N processes of this machine",
+        help="share the tasks of each step among N processes of this machine (default: one for "
+        "each worker of a long run)",
         callback=_start,
         is_eager=True,  # before any other argument is looked at: the processes do that
     ),
 ]
 
 
-def launch(count: int, arguments: Sequence[str]) -> int:
-    """Run `fsl` with these arguments as `count` ranks; returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="fsl-ranks-") as folder:
-        started = [_Rank(number, count, arguments, Path(folder)) for number in range(count)]
+def launch(count: int, arguments: Sequence[str], threads: int) -> int:
+    """Run `fsl` with these arguments as `count` ranks; returns the exit code.
+
+    threads: of each rank.
+    """
+    with tempfile.TemporaryDirectory(prefix="fsl-ranks-") as temporary:
+        folder = Path(temporary)
+        started = [_Rank(number, count, arguments, folder, threads) for number in range(count)]
         try:
             with _forwarded(started):
                 cause = _wait(started)
@@ -84,7 +89,9 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 class _Rank:
     """A process. The first one has the terminal; what others write to stderr goes to a file."""
 
-    def __init__(self, number: int, count: int, arguments: Sequence[str], folder: Path):
+    def __init__(
+        self, number: int, count: int, arguments: Sequence[str], folder: Path, threads: int
+    ):
         self.number, self.count, self._output = number, count, folder / f"{number}.txt"
         environment = {
             **os.environ,
@@ -92,9 +99,11 @@ class _Rank:
             "LOCAL_RANK": str(number),
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
-            "OMP_NUM_THREADS": str(threads_of(count)),
+            "OMP_NUM_THREADS": str(threads),
             STORE: str(folder / "store"),
         }
+        if sys.platform == "linux":  # the name of a container's host may have no address
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
         command = [sys.executable, "-m", "fsl_core", *arguments]
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(

@@ -64,8 +64,10 @@ def run(
     """Train and evaluate a recipe."""
     with _json_alone(as_json):
         loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
-        result, directory = run_recipe(recipe, loaded, overrides, out, device)
-    _print_result(result, directory, as_json)
+        options = None if processes else _options(device, no_plugin, plugins_dir, as_json)
+        result, directory = run_recipe(recipe, loaded, overrides, out, device, options)
+    if result is not None:
+        _print_result(result, directory, as_json)
 
 
 def resume(
@@ -97,7 +99,12 @@ def resume(
         if result is None:
             opened.restore_last()
             with _json_alone(as_json):
-                result = _complete(opened)
+                # What is noted of other steps is known to this process alone.
+                count = 1 if processes or steps else _processes_for(opened)
+                result = _complete(opened) if count == 1 else None
+    if result is None:
+        _go_on(directory, count, _options(device, no_plugin, plugins_dir, as_json))
+        return
     _print_result(result, None if "split" in result else directory, as_json)
 
 
@@ -175,6 +182,7 @@ def reproduce(
     from fsl_core.engine.ranks import join
     from fsl_core.errors import RecipeError
     from fsl_core.reporting.scores import figure_of
+    from fsl_core.runs.files import read_result
 
     loaded = _load(no_plugin, plugins_dir, recipe, no_local_plugin)
     expected = join().in_turn(
@@ -185,8 +193,12 @@ def reproduce(
             f"{recipe}: no `expect:`, so there is nothing to compare a result with. "
             "{accuracy: {value: …, tolerance: …}}"
         )
-    result, directory = run_recipe(recipe, loaded, overrides, out, device)
-    _print_result(result, directory, as_json=False)
+    options = None if processes else _options(device, no_plugin, plugins_dir, as_json=False)
+    result, directory = run_recipe(recipe, loaded, overrides, out, device, options)
+    if result is None:
+        result = read_result(directory)
+    else:
+        _print_result(result, directory, as_json=False)
     missed = False
     for key, wanted in expected.items():
         figure = figure_of(result, key)
@@ -263,8 +275,13 @@ def run_recipe(
     overrides: list[str],
     out: Path | None,
     device: str,
-) -> tuple[dict[str, Any], Path]:
-    """Train and judge a recipe; its result, and where it is."""
+    options: list[str] | None,
+) -> tuple[dict[str, Any] | None, Path]:
+    """Train and judge a recipe; its result, and where it is.
+
+    options: of `fsl resume`, which completes a long run in several processes and tells its result;
+             that is None then. None: this process completes it, or those that are there already.
+    """
     from fsl_core.config.recipe import read_recipe
     from fsl_core.engine.ranks import join
     from fsl_core.runs.opening import new_run
@@ -274,7 +291,40 @@ def run_recipe(
     directory = out or Path(ranks.told(lambda: str(_free_directory(_run_name(recipe_file)))))
     wanted = choose_device(device, ranks)
     with new_run(directory, recipe, loaded, wanted, files, ranks) as started:
-        return _complete(started), directory
+        count = 1 if options is None else _processes_for(started)
+        if count == 1:
+            return _complete(started), directory
+    _go_on(directory, count, options or [])
+    return None, directory
+
+
+def _options(
+    device: str, no_plugin: list[str], plugins_dir: Path | None, as_json: bool
+) -> list[str]:
+    """What `fsl resume` has to be told as well, to complete a run as this command would."""
+    # This process has asked already whether to trust them, and imported them.
+    told = ["--device", device, "--trust-plugins"]
+    told += [word for name in no_plugin for word in ("--no-plugin", name)]
+    told += ["--plugins-dir", str(plugins_dir)] if plugins_dir else []
+    return told + (["--json"] if as_json else [])
+
+
+def _processes_for(run: Run) -> int:
+    from fsl_core.training.outer_loop import processes_of
+
+    follow(run)  # a choice may be measured
+    return processes_of(run)
+
+
+def _go_on(directory: Path, count: int, options: list[str]) -> None:
+    """Complete a run in as many processes, each with as many threads as this one."""
+    import torch
+
+    from fsl_core.cli.ranks import launch
+
+    warn(f"{count} processes go on, one for each worker. `--processes 1` stays in one")
+    if code := launch(count, ["resume", str(directory), *options], torch.get_num_threads()):
+        raise typer.Exit(code)
 
 
 def _load(

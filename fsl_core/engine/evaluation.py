@@ -104,7 +104,7 @@ def evaluate(
     each_step: score the queries after each inner step too, which takes as many passes over them.
     workers: episodes at a time, on a core each. It is one on a GPU, and if a task leaves something
         behind that another one would find, such as moved buffers or random numbers drawn.
-    ranks: the processes that share the episodes, and all of which call this. Each takes a
+    ranks: the processes that share episodes and workers, and all of which call this. Each takes a
         contiguous part of them, as many as are drawn together or a multiple of it.
     Raises RunError at the first episode whose loss or score is not finite: no mean over it means
     anything.
@@ -115,13 +115,16 @@ def evaluate(
     with torch.no_grad():
         if not ranks.alone and ranks.told(lambda: judging.moves_something(episodes)):
             ranks = ALONE
+        judging.processes = ranks.count
         known = ranks.told(lambda: source.known_set(split, episodes, seed, judging.task))
         blocks = _blocks(episodes)
         own = ranks.part(len(blocks))
+        # Nobody judges meanwhile: it would take the cores of what is timed.
+        times = ranks.told(lambda: judging.adaptation_times(min(episodes, TIMED_EPISODES)))
         told = ranks.gather(
             lambda: judging.judge(blocks[own.start : own.stop], known is None, on_episode)
         )
-    return _put_together(told, judging.task, known)
+    return _put_together(told, judging.task, known, times)
 
 
 def share_of_episodes(ranks: Ranks, episodes: int) -> int:
@@ -144,11 +147,12 @@ class _Told(TypedDict):
     losses: list[float]
     sizes: dict[str, list[int]]
     prints: list[str]
-    times: list[float]
     confusion: list[tuple[str, str, int]]
 
 
-def _put_together(told: Sequence[_Told], task: TaskShape, known: str | None) -> Evaluation:
+def _put_together(
+    told: Sequence[_Told], task: TaskShape, known: str | None, times: Sequence[float]
+) -> Evaluation:
     rows = [row for each in told for row in each["rows"]]
     digest = hashlib.blake2b(digest_size=16)
     for each in told:
@@ -164,7 +168,7 @@ def _put_together(told: Sequence[_Told], task: TaskShape, known: str | None) -> 
         losses=[loss for each in told for loss in each["losses"]],
         after_steps=after_steps if len(after_steps) > 1 else [],
         episode_set=known or digest.hexdigest(),
-        adaptation_seconds=median(told[0]["times"]),
+        adaptation_seconds=median(times),
         sizes={name: [n for e in told for n in e["sizes"][name]] for name in told[0]["sizes"]},
         confusion=dict(sorted(confusion.items())),
     )
@@ -181,11 +185,12 @@ class _Judging:
     task: TaskShape
     each_step: bool
     workers: int
+    processes: int = 1
 
     def judge(self, blocks: Sequence[range], hashed: bool, on_episode: Callable[[], None]) -> _Told:
         """hashed: tell the digests of the episodes, too."""
         sizes = {name: list[int]() for name in _SIZES if _differs(self.task.varies, name)}
-        told = _Told(rows=[], losses=[], sizes=sizes, prints=[], times=[], confusion=[])
+        told = _Told(rows=[], losses=[], sizes=sizes, prints=[], confusion=[])
         way: tuple[bool, Workers] | None = None
         confusion = Confusion()
         for block in blocks:
@@ -193,9 +198,7 @@ class _Judging:
             if hashed:
                 told["prints"] += [self.source.fingerprint(g.episodes).hex() for g in groups]
             if way is None:
-                if block.start == 0:
-                    told["times"] = _adaptation_times(self.fitted, unbatch(groups)[:TIMED_EPISODES])
-                shared = _shared(self.fitted, groups[0], self.workers)
+                shared = _shared(self.fitted, groups[0], self.workers, self.processes)
                 way = self._together(groups[0]), shared
             predicted = self._judge_block(groups, told, *way, on_episode)
             names = self.source.classes_of(self.split, block, self.seed, self.task)
@@ -255,6 +258,11 @@ class _Judging:
         loss = float(self.task.loss(predictions[-1], episode.query.y))
         return Judged(scores, loss, predictions[-1].argmax(-1))
 
+    def adaptation_times(self, episodes: int) -> list[float]:
+        """Seconds of the first ones, one at a time."""
+        tasks = unbatch(self._drawn(range(episodes)))
+        return [_adaptation_time(self.fitted(shape), episode) for shape, episode in tasks]
+
     def moves_something(self, episodes: int) -> bool:
         """Whether an episode finds what the one before it left, so that one process judges all."""
         group = self._drawn(_blocks(episodes)[0])[0]
@@ -291,12 +299,13 @@ def _require_finite(where: str, loss: float, scores: Sequence[float]) -> None:
         )
 
 
-def _shared(fitted: Fitting, group: Group, workers: int) -> Workers:
+def _shared(fitted: Fitting, group: Group, workers: int, processes: int) -> Workers:
     """As many workers as can share the tasks without changing the result."""
     learner, episodes = fitted(group.task), group.episodes.unbatch()
     on_gpu = episodes[0].support.x.is_cuda
     alone = workers == 1 or on_gpu or not learner.adapter.threadable
-    return Workers(fitted.learner, 1 if alone or _leave_traces(learner, episodes) else workers)
+    one_by_one = alone or _leave_traces(learner, episodes)
+    return Workers(fitted.learner, 1 if one_by_one else workers, processes)
 
 
 def _leave_traces(learner: Learner, episodes: Sequence[Episode]) -> bool:
@@ -333,12 +342,6 @@ def predict_episodes(
         with torch.no_grad():
             prediction = fitted(shape).trajectory(episode)[-1](episode.query.x)
         yield episode, prediction
-
-
-def _adaptation_times(
-    fitted: Fitting, tasks: Sequence[tuple[TaskShape | None, Episode]]
-) -> list[float]:
-    return [_adaptation_time(fitted(shape), episode) for shape, episode in tasks]
 
 
 def _adaptation_time(learner: Learner, episode: Episode) -> float:

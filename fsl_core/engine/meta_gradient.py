@@ -83,7 +83,7 @@ class MetaGradient:
         self.weighting, self.execution, self.ranks = weighting, execution, ranks
         fitted = as_fitting(learner)
         self._trained, self._weightings_own = trained(fitted.learner), [*weighting.parameters()]
-        self._mode = make_mode(fitted, loss, execution)
+        self._mode = make_mode(fitted, loss, execution, ranks.count)
 
     def __call__(
         self,

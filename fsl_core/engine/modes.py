@@ -90,27 +90,27 @@ def trained(learner: Learner) -> list[nn.Parameter]:
     return [parameter for parameter in learner.parameters() if parameter.requires_grad]
 
 
-def make_mode(fitted: Fitting, loss: Loss, execution: Execution) -> Mode:
-    """The mode that an execution names, for one learner."""
+def make_mode(fitted: Fitting, loss: Loss, execution: Execution, processes: int = 1) -> Mode:
+    """The mode that an execution names, for one learner and one of as many processes."""
     if execution.precision == "bf16":
         loss = _of_singles(loss)
     if execution.mode == "loop":
-        return Loop(fitted, loss, execution)
+        return Loop(fitted, loss, execution, processes)
     return (Compiled if execution.mode == "compiled" else Vmap)(fitted, loss, execution)
 
 
 class Loop:
-    """One task after another, or as many at a time as there are workers.
+    """One task after another, or as many at a time as there are workers; processes share these.
 
     Terms come in the order of the tasks, so that the bits of the result do not depend on which
     worker is done first. Each task draws random numbers of its own, so they do not depend on which
     tasks the same process computed before.
     """
 
-    def __init__(self, fitted: Fitting, loss: Loss, execution: Execution):
+    def __init__(self, fitted: Fitting, loss: Loss, execution: Execution, processes: int = 1):
         self.fitted, self.loss, self.execution = fitted, loss, execution
         self.parameters = trained(fitted.learner)
-        self.workers = Workers(fitted.learner, execution.workers)
+        self.workers = Workers(fitted.learner, execution.workers, processes)
 
     def summed(self, groups: Groups, weights: Tensor, add: Add, seed: Seed) -> Tasks:
         def work(

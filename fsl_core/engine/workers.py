@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, repeat
+from math import ceil
 from threading import local
 from typing import TypeVar
 
@@ -34,20 +35,22 @@ class Workers:
 
     With a count of 1 it is the calling thread alone, on all its cores.
 
+    sharing: processes that share the workers, each of which has its part of the tasks.
+
     Each thread has a copy of the learner's modules: torch's stateless calls put weights into a
     module while it runs, where another thread would find them. The parameters and buffers are the
     learner's own, so gradients reach them from every thread.
     """
 
-    def __init__(self, learner: Learner, count: int = 1):
-        self.learner, self.count = learner, count
+    def __init__(self, learner: Learner, count: int = 1, sharing: int = 1):
+        self.learner, self.count = learner, ceil(count / sharing)
         self._of_thread = _OfThread()
         self._pool: ThreadPoolExecutor | None = None
-        if count > 1:
+        if count > 1:  # also for one of its own: a task has the bits of one core
             # torch keeps its number of threads for each thread: one core for each worker here, and
             # all cores, as before, for the thread that calls.
             self._pool = ThreadPoolExecutor(
-                count, "fsl-task", initializer=torch.set_num_threads, initargs=(1,)
+                self.count, "fsl-task", initializer=torch.set_num_threads, initargs=(1,)
             )
 
     def map(

@@ -48,7 +48,7 @@ AGAIN = "`fsl tune-execution RECIPE` measures again"
 
 def choose_execution(run: Run) -> Choice:
     """What the run has used so far, else what its recipe names, else what is kept or measured."""
-    if run.step > 0 and run.choice is not None:
+    if run.choice is not None:
         return run.choice
 
     def choose() -> dict[str, Any]:

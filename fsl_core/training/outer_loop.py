@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fsl_core.assembly.experiment import check_data, splits_in_use
 from fsl_core.data.groups import Group, ids_of, in_order
 from fsl_core.data.seeding import seed_torch
+from fsl_core.engine.choice import Choice
 from fsl_core.engine.meta_gradient import MetaBatchResult, MetaGradient
 from fsl_core.engine.modes import Tasks
 from fsl_core.engine.ranks import ALONE, Ranks
@@ -30,6 +32,25 @@ from fsl_core.training.conflict import gradient_conflict
 from fsl_core.training.judging import evaluate_run, state_of
 from fsl_core.training.memory import enough_memory
 from fsl_core.training.mode_choice import choose_execution, why_not_shared
+
+PROCESSES_PAY, MOST_PROCESSES = 120.0, 8
+"""Seconds of training from which it repays to start processes, which takes some five; and how many
+are started at most, each of which takes some hundred megabytes."""
+
+
+def processes_of(run: Run) -> int:
+    """How many processes would take less time than this one for what is left of a run.
+
+    They share the workers, if that repays their start. Workers of one process wait for each other
+    at every operation, because only one at a time has the interpreter. The bits are the same.
+    """
+    several = run.ranks.alone and run.directory is not None and dist.is_available()
+    if not several or run.step >= run.steps:
+        return 1
+    choice = _chosen(run)
+    execution, seconds = choice.execution, choice.seconds.get(str(choice.execution)) or 0.0
+    repays = (run.steps - run.step) * seconds >= PROCESSES_PAY
+    return min(execution.workers, MOST_PROCESSES) if repays else 1
 
 
 def train(run: Run) -> None:
@@ -148,10 +169,15 @@ def _keep_untrained(run: Run) -> None:
     run.save("last")
 
 
-def _prepare(run: Run) -> MetaGradient:
-    experiment = run.experiment
+def _chosen(run: Run) -> Choice:
     with enough_memory(run, "the first meta-batch", TrainingError):
         run.choice = choose_execution(run)
+    return run.choice
+
+
+def _prepare(run: Run) -> MetaGradient:
+    experiment, choice = run.experiment, _chosen(run)
+    with enough_memory(run, "the first meta-batch", TrainingError):
         reason = why_not_shared(run)
     if reason:
         run.notes.append(f"every process computes all tasks of a step: {reason}")
@@ -159,7 +185,7 @@ def _prepare(run: Run) -> MetaGradient:
         experiment.fitting,
         experiment.weighting,
         experiment.source.task.loss,
-        run.choice.execution,
+        choice.execution,
         ALONE if reason else run.ranks,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -51,6 +52,69 @@ def test_a_mistake_is_one_line(recipe, fsl):
     ended = fsl("run", "toy.yaml", "-s", "outer.stepz=3", "--processes", 2)
     told = "-s outer.stepz: section 'outer' has no such option. Did you mean 'steps'?\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", told)
+
+
+SHARED = ("-s", "execution.workers=2", "-s", "outer.meta_batch_size=4")
+SAME = ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "episodes.csv")
+
+
+STOPS = """\
+import os, signal
+
+@fsl.hookimpl
+def fsl_step_finished(step):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.fixture
+def long_from_the_start(monkeypatch):
+    monkeypatch.setattr("fsl_core.training.outer_loop.PROCESSES_PAY", 0.0)
+
+
+@pytest.mark.usefixtures("long_from_the_start")
+def test_a_long_run_goes_on_in_a_process_for_each_worker(recipe, in_process):
+    told = "2 processes go on, one for each worker. `--processes 1` stays in one\n"
+    ended = in_process("run", "toy.yaml", "--out", "several", *SHARED)
+    assert (ended.code, ended.out, ended.err) == (0, "", told)  # the first of them has said it
+    assert in_process("run", "toy.yaml", "--out", "one", *SHARED, "--processes", 1).code == 0
+    for name in (*SAME, "execution.json"):
+        assert (Path("several") / name).read_bytes() == (Path("one") / name).read_bytes(), name
+    counts = [json.loads(Path(run, "result.json").read_text()) for run in ("several", "one")]
+    assert [result.get("processes", 1) for result in counts] == [2, 1]
+
+    plugin = recipe.parent / "fslplugin.py"
+    whole = plugin.read_text()
+    plugin.write_text(f"{whole}\n\n{STOPS}")
+    stopped = in_process("run", "toy.yaml", "--out", "stopped", *SHARED, "--processes", 1)
+    assert stopped.code == 128 + signal.SIGINT
+    plugin.write_text(whole)
+    ended = in_process("resume", "stopped", "--trust-plugins")
+    assert (ended.code, ended.out, ended.err.endswith(told)) == (0, "", True)
+    for name in SAME:
+        assert (Path("stopped") / name).read_bytes() == (Path("one") / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("long_from_the_start")
+def test_what_several_processes_give_is_compared(recipe, in_process):
+    expect = "expect={accuracy: {value: 2, tolerance: 0.5}}"
+    ended = in_process("reproduce", "toy.yaml", "--out", "again", *SHARED, "-s", expect)
+    assert ended.code == 1
+    assert ended.out.startswith("NOT reproduced: accuracy 0.")
+
+
+def test_a_short_run_stays_in_one_process(recipe, in_process):
+    assert "processes go on" not in in_process("run", "toy.yaml", "--out", "short", *SHARED).err
+    assert "processes" not in json.loads(Path("short/result.json").read_text())
+
+
+@pytest.mark.usefixtures("long_from_the_start")
+def test_what_ends_the_processes_ends_the_command(recipe, in_process):
+    plugin = recipe.parent / "fslplugin.py"
+    plugin.write_text(f"{plugin.read_text()}\n\n{STOPS}")
+    assert in_process("run", "toy.yaml", "--out", "out", *SHARED).code == 128 + signal.SIGINT
+    assert progress_of(Path("out/checkpoints/last.safetensors"))["step"] == 7
 
 
 @pytest.fixture

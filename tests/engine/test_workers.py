@@ -9,7 +9,7 @@ import torch
 
 import fsl_core as fsl
 from fsl_core.builtin.nearest_centroid import NearestCentroid
-from fsl_core.engine.workers import gradient_nodes
+from fsl_core.engine.workers import Workers, gradient_nodes
 from fsl_core.testing import TinyBackbone, tiny_task
 
 SHARED = """
@@ -56,3 +56,11 @@ def test_what_requires_no_gradient_needs_no_node():
     assert len(nodes) == len(trained) > 0
     assert all(node.requires_grad for node in nodes)
     assert gradient_nodes(learner.requires_grad_(False)) == []
+
+
+def test_processes_share_workers_and_each_task_has_one_core():
+    learner = fsl.Learner(TinyBackbone(), NearestCentroid(tiny_task()))
+    for count, sharing, own in ((4, 1, 4), (4, 2, 2), (5, 2, 3), (2, 2, 1), (2, 3, 1), (1, 2, 1)):
+        workers = Workers(learner, count, sharing)
+        (threads,) = workers.map(lambda learner, item: torch.get_num_threads(), [None])
+        assert (workers.count, threads) == (own, 1 if count > 1 else torch.get_num_threads())

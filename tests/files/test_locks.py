@@ -25,9 +25,7 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "SILENCE", 0.6)
 
 
-def claimed_elsewhere(
-    path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.6
-) -> Claim:
+def claimed_elsewhere(path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.6) -> Claim:
     """A claim of another machine, whose processes nobody here can see."""
     with monkeypatch.context() as there:
         there.setattr("filelock._marker.host_name", lambda: "elsewhere")
