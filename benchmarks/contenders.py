@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
+from typing import cast
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from benchmarks import ours
 from benchmarks.peers import BASELINES, LIBRARIES, NAMES, meta_gradient_of
 from benchmarks.problems import Problem
 from benchmarks.race import LeftOut
+from benchmarks.ranks import Processes
 from fsl_core.engine.devices import multiplies_bfloat16
 from fsl_core.engine.execution import Precision
 
@@ -20,15 +22,15 @@ Gradients = Callable[[], list[Tensor]]
 
 _OF_OURS = " of ours"
 
-FEWER_DIGITS: dict[str, list[tuple[Precision, ours.Name]]] = {
-    "cpu": [("bf16", "workers")],
+FEWER_DIGITS: dict[str, list[tuple[Precision, str]]] = {
+    "cpu": [("bf16", "workers"), ("bf16", ours.PROCESSES)],
     "cuda": [("tf32", "compiled"), ("bf16", "compiled")],
 }
 """Ours with fewer digits than float32, on each kind of device."""
 
 
 def contenders(
-    problem: Problem, slow_to_start: bool
+    problem: Problem, slow_to_start: bool, processes: bool = False
 ) -> tuple[dict[str, Gradients], dict[str, str]]:
     """Everybody who can compute this meta-gradient; and why the others cannot.
 
@@ -43,6 +45,9 @@ def contenders(
             )
         else:
             _enter(entered, left_out, f"ours, {execution}", partial(_own, problem, execution))
+    if processes:
+        own = partial(_own, problem, ours.PROCESSES)
+        _enter(entered, left_out, f"ours, {ours.PROCESSES}", own)
     for name in (*LIBRARIES, *BASELINES):
         _enter(entered, left_out, name_of(name), partial(meta_gradient_of, name, problem))
     return entered, left_out
@@ -62,7 +67,7 @@ def enter_fewer_digits(
 
 def contender(problem: Problem, name: str) -> Gradients:
     """The one of this name; no other peer is imported."""
-    for execution in ours.EXECUTIONS:
+    for execution in (*ours.EXECUTIONS, ours.PROCESSES):
         if name == f"ours, {execution}":
             return _own(problem, execution)
     for precision, execution in chain(*FEWER_DIGITS.values()):
@@ -77,11 +82,14 @@ def name_of(module: str) -> str:
     return NAMES[module]
 
 
-def _own(problem: Problem, execution: ours.Name, precision: Precision = "float32") -> Gradients:
+def _own(problem: Problem, execution: str, precision: Precision = "float32") -> Gradients:
     learner, episodes = problem.learner, problem.episodes
     if precision == "bf16" and not multiplies_bfloat16(episodes.support.x.device):
         raise LeftOut("no units for bfloat16 here")
-    return ours.prepare(learner, episodes, problem.loss, execution, precision=precision)
+    if execution == ours.PROCESSES:
+        return Processes(learner, episodes, problem.loss, precision)
+    named = cast(ours.Name, execution)
+    return ours.prepare(learner, episodes, problem.loss, named, precision=precision)
 
 
 def _enter(

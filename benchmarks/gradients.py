@@ -135,10 +135,10 @@ def _section(
     tasks = 3 if settings.quick else tasks
     with _default_dtype(torch.float64):
         exact = make(tasks=min(tasks, CHECKED_TASKS), **sizes).to(torch.float64, device)
-        agreement = {"float64": agree(exact, FLOAT64_LIMIT, slow_to_start=False)}
+        agreement = {"float64": agree(exact, FLOAT64_LIMIT, False, not settings.quick)}
     problem = make(tasks=tasks, **sizes).to(torch.float32, device)
-    agreement["float32"] = agree(problem, float32_limit, slow_to_start)
-    entered, left_out = contenders(problem, slow_to_start)
+    agreement["float32"] = agree(problem, float32_limit, slow_to_start, not settings.quick)
+    entered, left_out = contenders(problem, slow_to_start, processes=not settings.quick)
     if fewer_digits:
         enter_fewer_digits(problem, entered, left_out)
     rates = machine_rates(device)
@@ -167,9 +167,11 @@ def _section(
     }
 
 
-def agree(problem: Problem, limit: float, slow_to_start: bool) -> dict[str, float]:
+def agree(
+    problem: Problem, limit: float, slow_to_start: bool, processes: bool = False
+) -> dict[str, float]:
     """`check_agreement` of everybody who can compute this meta-gradient."""
-    entered, _ = contenders(problem, slow_to_start)
+    entered, _ = contenders(problem, slow_to_start, processes)
     # Some give the same tensors at each call, and fill them again; some give arrays of their own.
     found = {name: [torch.from_dlpack(g).clone() for g in work()] for name, work in entered.items()}
     return check_agreement(found, limit)

@@ -27,6 +27,9 @@ EXECUTIONS: tuple[Name, ...] = get_args(Name)
 workers: a loop with as many as torch has threads.
 """
 
+PROCESSES = "processes"
+"""The workers as processes, as a long `fsl run` starts them; for races of meta-gradients."""
+
 SLOW_TO_START = frozenset({"compiled"})
 """Executions that take a minute before their first result.
 

@@ -28,7 +28,8 @@ races them.
   threads alone may choose another of two nearly equal pixels in pooling: that moves a gradient of
   nearest-centroid by 0.001, and one of MAML, with steps of 0.4, by up to 0.4.
 - **In turns.** Contenders take turns, one after the other in each round. For meta-gradients, each
-  is a process of its own, as its users have it. Ours has the memory settings of `fsl run`. In all
+  is a process of its own, as its users have it; `ours, processes` is one for each core, as a long
+  `fsl run` starts them. Ours has the memory settings of `fsl run`. In all
   of them, threads that wait for one another soon sleep, as in `fsl run`.
 - **Ratios.** A ratio is the median over rounds of the paired ratios, with its 95 % bootstrap
   interval.

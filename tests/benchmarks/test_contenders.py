@@ -53,7 +53,7 @@ def test_peers_agree_with_us_in_float64(problem: Problem, name: str):
 
 def test_a_second_call_gives_the_same(problem: Problem):
     """Contenders are called many times: nothing may add up, and no weight may move."""
-    found = contenders.contenders(problem, slow_to_start=False)[0]
+    found = contenders.contenders(problem, slow_to_start=False, processes=True)[0]
     assert len(found) > 1
     for name, work in found.items():
         first = [torch.from_dlpack(g).clone() for g in work()]
@@ -135,12 +135,24 @@ def test_ours_with_fewer_digits_is_found_by_its_name():
         pytest.skip(str(reason))
     entered, left_out = {}, {}
     contenders.enter_fewer_digits(problem, entered, left_out)
-    assert [*entered, *left_out] == ["bf16, workers of ours"]
+    assert {*entered, *left_out} == {"bf16, workers of ours", "bf16, processes of ours"}
     exact = contenders.contender(problem, "ours, loop")
     for name, work in entered.items():  # none where the processor has no such units
         found = [g.clone() for g in contenders.contender(problem, name)()]
         assert all(torch.equal(a, b) for a, b in zip(found, work(), strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(found, exact(), strict=True))
+
+
+def test_processes_give_the_bits_of_workers(monkeypatch: pytest.MonkeyPatch):
+    try:
+        problem = PROBLEMS["one step"]().to(torch.float32)
+    except LeftOut as reason:
+        pytest.skip(str(reason))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    workers, processes = (
+        contenders.contender(problem, f"ours, {name}") for name in ("workers", ours.PROCESSES)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(workers(), processes(), strict=True))
 
 
 def test_no_gpu_is_said():
