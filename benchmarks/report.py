@@ -29,8 +29,8 @@ races them.
   nearest-centroid by 0.001, and one of MAML, with steps of 0.4, by up to 0.4.
 - **In turns.** Contenders take turns, one after the other in each round. For meta-gradients, each
   is a process of its own, as its users have it; `ours, processes` is one for each core, as a long
-  `fsl run` starts them. Ours has the memory settings of `fsl run`. In all
-  of them, threads that wait for one another soon sleep, as in `fsl run`.
+  `fsl run` starts them; races before 2026-11-28 have none. Ours has the memory settings of `fsl
+  run`. In all of them, threads that wait for one another soon sleep, as in `fsl run`.
 - **Ratios.** A ratio is the median over rounds of the paired ratios, with its 95 % bootstrap
   interval.
 - **Times.** Milliseconds are of that machine alone. Compiling and warming up do not count.

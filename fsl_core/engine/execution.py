@@ -18,7 +18,7 @@ class Execution:
     mode:      `loop` takes one task after another; `vmap` all of them as one batched computation
                (torch.func.vmap); `compiled` is that computation through torch.compile.
     workers:   tasks computed at the same time by threads of their own, each on one core; of `loop`
-               on a CPU.
+               on a CPU. Processes of one run share them.
     chunk:     tasks batched together at most, which bounds memory; None: all, or on a CPU as many
                as compiled code holds in its cache; of `vmap` and `compiled`.
     precision: `float32` computes in the type of the parameters; `bf16` under autocast, with
