@@ -25,13 +25,14 @@ class Settings:
     def work(self, job: Prepared, launcher: Launcher) -> Work:
         """A run and the arguments of `fsl` that compute it.
 
-        What outlives the sweep is a worker, which claims the run by itself.
+        What outlives the sweep is a worker, which claims the run by itself. A run stays in one
+        process: the sweep shares the cores among runs.
         """
-        begin = ["sweep", "--worker"] if launcher.outlives else ["resume"]
-        options = ["--device", self.device]
-        options += [word for name in self.no_plugin for word in ("--no-plugin", name)]
+        begin, own = ["resume"], ["--processes", "1"]
         if launcher.outlives:
-            options += ["--take-over", f"{self.take_over:g}"]
+            begin, own = ["sweep", "--worker"], ["--take-over", f"{self.take_over:g}"]
+        options = ["--device", self.device, *own]
+        options += [word for name in self.no_plugin for word in ("--no-plugin", name)]
         return Work(job.run, (*begin, str(job.run), *options))
 
 

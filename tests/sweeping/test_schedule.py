@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -22,11 +23,12 @@ from fsl_core.runs.files import IN_USE
 from fsl_core.sweeping.jobs import CLAIM, FAILURE, Job, Prepared, find_jobs, last_step, make_jobs
 from fsl_core.sweeping.local import Local
 from fsl_core.sweeping.schedule import run_jobs
-from fsl_core.sweeping.start import stop
+from fsl_core.sweeping.start import Settings, stop
 
 PROGRAM = f"""
 import shutil, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def preload(options):
@@ -289,3 +291,13 @@ def test_jobs_that_a_sweep_has_left_are_stopped(tmp_path: Path):
     assert stop(jobs, queue) == 1
     assert (queue.stopped, queue.closed) == ([tmp_path / "left"], True)
     assert [(job.directory / LAUNCHED).exists() for job in jobs] == [True, False, False]
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_a_run_of_a_sweep_stays_in_one_process(tmp_path: Path, outlives: bool):
+    """What outlives the sweep is a sweep itself, and starts its run likewise."""
+    job, launcher = SimpleNamespace(run=tmp_path), SimpleNamespace(outlives=outlives)
+    arguments = Settings("cpu", ["x"], 7.0).work(job, launcher).arguments
+    begin = ("sweep", "--worker") if outlives else ("resume",)
+    own = ("--take-over", "7") if outlives else ("--processes", "1")
+    assert arguments == (*begin, str(tmp_path), "--device", "cpu", *own, "--no-plugin", "x")
