@@ -100,7 +100,7 @@ def test_a_long_run_goes_on_in_a_process_for_each_worker(recipe, in_process):
 def test_what_several_processes_give_is_compared(recipe, in_process):
     expect = "expect={accuracy: {value: 2, tolerance: 0.5}}"
     ended = in_process("reproduce", "toy.yaml", "--out", "again", *SHARED, "-s", expect)
-    assert ended.code == 1
+    assert (ended.code, "2 processes go on" in ended.err) == (1, True)
     assert ended.out.startswith("NOT reproduced: accuracy 0.")
 
 
