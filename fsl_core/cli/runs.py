@@ -322,7 +322,7 @@ def _go_on(directory: Path, count: int, options: list[str]) -> None:
 
     from fsl_core.cli.ranks import launch
 
-    warn(f"{count} processes go on, one for each worker. `--processes 1` stays in one")
+    warn(f"{count} processes go on, and share the workers. `--processes 1` stays in one")
     if code := launch(count, ["resume", str(directory), *options], torch.get_num_threads()):
         raise typer.Exit(code)
 

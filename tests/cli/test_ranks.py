@@ -75,7 +75,7 @@ def long_from_the_start(monkeypatch):
 
 @pytest.mark.usefixtures("long_from_the_start")
 def test_a_long_run_goes_on_in_a_process_for_each_worker(recipe, in_process):
-    told = "2 processes go on, one for each worker. `--processes 1` stays in one\n"
+    told = "2 processes go on, and share the workers. `--processes 1` stays in one\n"
     ended = in_process("run", "toy.yaml", "--out", "several", *SHARED)
     assert (ended.code, ended.out, ended.err) == (0, "", told)  # the first of them has said it
     assert in_process("run", "toy.yaml", "--out", "one", *SHARED, "--processes", 1).code == 0
